@@ -1,0 +1,36 @@
+# Two commands do everything: `make up` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS ?= engine,demo,dev
+STAMP := $(VENV)/.installed
+
+.PHONY: up down install check test e2e gen bench clean
+
+$(STAMP): pyproject.toml
+	@echo "==> installing into $(VENV) (extras: $(EXTRAS))"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Tandem needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade uv
+	@$(BIN)/uv pip install --python $(BIN)/python -e '.[$(EXTRAS)]'
+	@touch $(STAMP)
+
+install: $(STAMP) ## install into .venv
+
+up: $(STAMP) ## cluster, operator, real model, an answer
+	@$(BIN)/tandem up
+
+down: ## remove the cluster and everything that `up` started
+	@test ! -x $(BIN)/tandem || $(BIN)/tandem down
+
+check: $(STAMP) ## lint, types, layers, generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(STAMP) ## unit, integration and end-to-end tests
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,1 @@
+"""One machine, no GPU: the embedded cluster and what runs on it."""

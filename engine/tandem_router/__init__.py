@@ -1,0 +1,1 @@
+"""The router: text in, tokens to workers, text out."""

@@ -1,0 +1,1 @@
+"""Every op three times: torch reference, Triton kernel, benchmark."""

@@ -1,0 +1,1 @@
+"""The Tandem operator: InferenceService objects become pods, services, roles and status."""

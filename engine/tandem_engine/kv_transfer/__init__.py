@@ -1,0 +1,1 @@
+"""The hand-off: decode-led, leased, fenced movement of KV pages between workers."""

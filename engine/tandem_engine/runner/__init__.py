@@ -1,0 +1,1 @@
+"""Runners: what turns a batch of token positions into the next tokens, and owns every tensor."""

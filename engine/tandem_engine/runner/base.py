@@ -1,0 +1,105 @@
+"""The line between the torch-free half of a worker (scheduler, cache, hand-off) and its tensors."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tandem_wire.handoff import KVLayout
+from tandem_wire.messages import SamplingParams, TokenLogprobs
+
+
+@dataclass(slots=True)
+class BatchItem:
+    """The part of one sequence that runs in this step.
+
+    `tokens` are the ids at positions [start, start + len(tokens)): a prompt chunk, or one token of a
+    decode. KV for positions < start is already in the pages of `block_table`; this step writes the
+    rest. When `sample` is set, the runner returns the token that follows the last position.
+    `output_tokens` are the sequence's generated tokens so far (for penalties, min_tokens and the
+    sampler's position, which is `len(output_tokens)`).
+    """
+
+    rid: str
+    tokens: Sequence[int]
+    start: int
+    block_table: Sequence[int]
+    sample: bool
+    params: SamplingParams
+    prompt_tokens: Sequence[int] = ()
+    output_tokens: Sequence[int] = ()
+
+    @property
+    def end(self) -> int:
+        """Number of positions whose KV exists after this step."""
+        return self.start + len(self.tokens)
+
+
+@dataclass(slots=True)
+class Batch:
+    """One engine step: prompt chunks and decodes mixed, in the order of the results."""
+
+    items: list[BatchItem]
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    """Block copies (source, destination) to make before anything else (copy-on-write)."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Token positions computed in this step."""
+        return sum(len(item.tokens) for item in self.items)
+
+
+@dataclass(slots=True)
+class SampledToken:
+    """The token chosen for one item, with logprobs when its parameters ask for them."""
+
+    token: int
+    logprobs: TokenLogprobs | None = None
+
+
+class KVStore(ABC):
+    """KV pages as the hand-off sees them: packed bytes, no tensors.
+
+    Owned by the runner. The hand-off thread calls it while the core thread runs steps, so an
+    implementation must allow that for different blocks; who may touch which block is decided by
+    the block ledger: a block under export is pinned (its content is final), a block under import is
+    reserved for one request and read by nobody until the commit.
+    """
+
+    layout: KVLayout
+
+    @abstractmethod
+    def export_blocks(self, blocks: Sequence[int], layers: range) -> bytes | memoryview:
+        """Packed bytes [layer, K/V, page, head, token, dim] of `blocks` for a range of layers."""
+
+    @abstractmethod
+    def import_blocks(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
+        """Write bytes of that form into `blocks`. ValueError when the length doesn't fit."""
+
+    def shared_file(self) -> tuple[str, int] | None:
+        """(path, bytes) of a file that other processes may map to write pages, or None.
+
+        The file holds the whole cache as [layer, K/V, block, head, token, dim].
+        """
+        return None
+
+
+class Runner(ABC):
+    """Owns the weights, the KV tensors and the sampler of one worker.
+
+    The core calls `execute` from one thread only. Block numbers run from 0 to `num_blocks` - 1;
+    the runner never decides which block belongs to whom.
+    """
+
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    max_model_len: int
+    num_blocks: int
+    kv: KVStore
+
+    @abstractmethod
+    def execute(self, batch: Batch) -> list[SampledToken | None]:
+        """Run one step; one entry per item, None where `sample` was not set."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the runner holds; called once, after the last step."""

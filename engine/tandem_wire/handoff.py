@@ -1,0 +1,172 @@
+"""Messages between a decode worker and a prefill worker, at the prefill worker's bootstrap port.
+
+The decode worker (D) opens one control connection per prefill worker (P), kept for as long as both
+live. `Handshake` is answered by `HandshakeReply`; an unknown pairing is refused there. Then, per
+request: D sends `Prefill`; P pushes pages through the transport, tells of them by `ChunkPushed`,
+and ends with `Commit` or `PrefillFailed`. D may send `Fence` at any time; P answers `Fenced` once no
+write of that epoch can land any more. Both sides send `Beat` at an interval; silence for three
+intervals means that the peer is gone, which frees every lease of that connection.
+
+Data connections of the tcp transport come to the same port: their first frame is `DataHello`.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from tandem_wire.messages import PROTOCOL, SamplingParams, TokenLogprobs
+
+TransportName = Literal["shm", "tcp", "cudaIpc", "nixl", "mooncake"]
+
+
+class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
+    """How one worker keeps KV; both sides of a hand-off must agree on all of it.
+
+    A page holds `page_size` tokens of one layer's K or V, as [num_kv_heads, page_size, head_dim].
+    On the wire the pages of a layer group are packed [layer, K/V, page, head, token, dim].
+    """
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    page_size: int
+    dtype: str  # "float32" | "bfloat16" | "float16" | "float8_e4m3fn" | "uint8" (mock)
+    itemsize: int
+    tensor_parallel: int = 1
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page of one layer, K or V alone."""
+        return self.num_kv_heads * self.page_size * self.head_dim * self.itemsize
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block: the page of every layer, K and V."""
+        return 2 * self.num_layers * self.page_bytes
+
+
+class TransportOffer(msgspec.Struct, frozen=True):
+    """A transport that a side can do, with what the other needs to use it (opaque to others)."""
+
+    name: TransportName
+    details: dict[str, str | int] = {}
+
+
+class Handshake(msgspec.Struct, frozen=True, kw_only=True, tag="handshake"):
+    """The first frame of a control connection, D to P. `offers` come best first."""
+
+    worker_id: str
+    boot_id: str
+    session: str
+    compatibility_hash: str
+    layout: KVLayout
+    offers: list[TransportOffer]
+    heartbeat_seconds: float
+    protocol: int = PROTOCOL
+
+
+class HandshakeReply(msgspec.Struct, frozen=True, kw_only=True, tag="handshake_reply"):
+    """P's answer. With `error` set the pairing is refused and the connection closes."""
+
+    worker_id: str
+    boot_id: str
+    transport: TransportOffer | None = None
+    error: str = ""
+    remedy: str = ""
+
+
+class DataHello(msgspec.Struct, frozen=True, tag="data_hello"):
+    """The first frame of a tcp transport's data connection: which session it belongs to."""
+
+    session: str
+    stream: int
+
+
+class Prefill(msgspec.Struct, frozen=True, kw_only=True, tag="prefill"):
+    """D asks P for the KV of `tokens[num_skip_tokens:]`.
+
+    `blocks[i]` is D's block for token range [num_skip + i * page_size, ...): `num_skip_tokens` is a
+    multiple of the page size. `epoch` grows with every attempt of a rid. `lease_seconds`: P keeps
+    its pages for D no longer than this after the last heartbeat.
+    """
+
+    rid: str
+    epoch: int
+    tokens: list[int]
+    num_prompt_tokens: int
+    num_skip_tokens: int
+    blocks: list[int]
+    params: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
+    lease_seconds: float = 10.0
+
+
+class ChunkPushed(msgspec.Struct, frozen=True, tag="chunk"):
+    """Pages up to (not including) token `num_tokens` have been handed to the transport."""
+
+    rid: str
+    epoch: int
+    num_tokens: int
+
+
+class Commit(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
+    """All pages have landed. D checks the counts and the checksum before it decodes.
+
+    `checksum` is the sum modulo 2**64 of xxh3_64(packed bytes, seed=D's block number) over blocks,
+    so it doesn't depend on the order of arrival; 0 when checksums are off.
+    """
+
+    rid: str
+    epoch: int
+    num_tokens: int
+    num_bytes: int
+    checksum: int
+    first_token: int
+    first_logprobs: TokenLogprobs | None = None
+    num_cached_tokens: int = 0
+    prefill_seconds: float = 0.0
+    transfer_seconds: float = 0.0
+
+
+class PrefillFailed(msgspec.Struct, frozen=True, kw_only=True, tag="prefill_failed"):
+    """P will not deliver; nothing of this epoch will be written after this frame."""
+
+    rid: str
+    epoch: int
+    code: Literal["no_room", "too_long", "draining", "invalid", "transport", "internal"]
+    message: str
+
+
+class Fence(msgspec.Struct, frozen=True, tag="fence"):
+    """D gives up on (rid, epoch): P stops its work and answers when no write can land any more."""
+
+    rid: str
+    epoch: int
+
+
+class Fenced(msgspec.Struct, frozen=True, tag="fenced"):
+    """P's acknowledgement of a `Fence`; only now may D reuse the pages."""
+
+    rid: str
+    epoch: int
+
+
+class Beat(msgspec.Struct, frozen=True, tag="beat"):
+    """Heartbeat, both ways; D's beat renews the leases that P holds for it."""
+
+    draining: bool = False
+
+
+HandoffMessage = (
+    Handshake
+    | HandshakeReply
+    | DataHello
+    | Prefill
+    | ChunkPushed
+    | Commit
+    | PrefillFailed
+    | Fence
+    | Fenced
+    | Beat
+)

@@ -13,8 +13,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="Disaggregated LLM inference on Kubernetes: cluster, operator, engine and router.\n\n"
-    "Start with `tandem up`: it brings up a cluster on this machine, installs the operator, applies "
-    "a first InferenceService and asks the model a question.",
+    "Start with `tandem up`: it brings up a cluster on this machine, installs the operator, "
+    "applies a first InferenceService and asks the model a question.",
 )
 cluster_app = typer.Typer(no_args_is_help=True, help="The embedded Kubernetes cluster alone.")
 app.add_typer(cluster_app, name="cluster")

@@ -3,8 +3,8 @@
 The decode worker (D) opens one control connection per prefill worker (P), kept for as long as both
 live. `Handshake` is answered by `HandshakeReply`; an unknown pairing is refused there. Then, per
 request: D sends `Prefill`; P pushes pages through the transport, tells of them by `ChunkPushed`,
-and ends with `Commit` or `PrefillFailed`. D may send `Fence` at any time; P answers `Fenced` once no
-write of that epoch can land any more. Both sides send `Beat` at an interval; silence for three
+and ends with `Commit` or `PrefillFailed`. D may send `Fence` at any time; P answers `Fenced` once
+no write of that epoch can land any more. Both sides send `Beat` at an interval; silence for three
 intervals means that the peer is gone, which frees every lease of that connection.
 
 Data connections of the tcp transport come to the same port: their first frame is `DataHello`.

@@ -86,9 +86,12 @@ def test_logs_exec_and_port_forward(quickstart: Service) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [*quickstart.cluster.tool("kubectl"), "--kubeconfig"]
-    command += [str(quickstart.cluster.kubeconfig), "port-forward", f"service/{quickstart.name}"]
-    process = subprocess.Popen([*command, f"{port}:8000"], stdout=subprocess.DEVNULL)
+    command = quickstart.cluster.kubectl_argv(
+        "port-forward", f"service/{quickstart.name}", f"{port}:8000"
+    )
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, env=quickstart.cluster.environment()
+    )
     try:
 
         def healthy() -> bool:

@@ -14,9 +14,10 @@ import httpx
 
 from tandem_cli.console import console
 from tandem_cli.errors import CliError, NotRunning
+from tandem_cli.target import find_target, routes_services
 
 if TYPE_CHECKING:
-    from tandem_cli.target import Target
+    from tandem_local import Cluster
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,12 @@ def find_endpoint(
         base = url.rstrip("/").removesuffix("/v1")
         yield Endpoint(base, _first_model(base))
         return
-    from tandem_cli.target import find_target
-
     with find_service_endpoint(find_target(cluster, kubeconfig), service, namespace) as endpoint:
         yield endpoint
 
 
 @contextmanager
-def find_service_endpoint(target: "Target", name: str, namespace: str) -> Iterator[Endpoint]:
+def find_service_endpoint(target: "Cluster", name: str, namespace: str) -> Iterator[Endpoint]:
     """A URL that works from here: the ClusterIP where it can be reached, else a port-forward."""
     found = target.kubectl("get", "service", name, "-n", namespace, "-o", "json", check=False)
     if found.returncode:
@@ -68,7 +67,7 @@ def find_service_endpoint(target: "Target", name: str, namespace: str) -> Iterat
         )
     spec = json.loads(found.stdout)["spec"]
     port = spec["ports"][0]["port"]
-    if target.routes_services:
+    if routes_services(target):
         base = f"http://{spec['clusterIP']}:{port}"
         yield Endpoint(base, _first_model(base))
         return
@@ -77,13 +76,14 @@ def find_service_endpoint(target: "Target", name: str, namespace: str) -> Iterat
 
 
 @contextmanager
-def _forward(target: "Target", name: str, namespace: str, port: int) -> Iterator[str]:
+def _forward(target: "Cluster", name: str, namespace: str, port: int) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         local = probe.getsockname()[1]
-    command = [*target.tool("kubectl"), "--kubeconfig", str(target.kubeconfig)]
-    command += ["port-forward", "-n", namespace, f"service/{name}", f"{local}:{port}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    command = target.kubectl_argv(
+        "port-forward", "-n", namespace, f"service/{name}", f"{local}:{port}"
+    )
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=target.environment())
     try:
         yield f"http://127.0.0.1:{local}"
     finally:

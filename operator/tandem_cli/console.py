@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -15,6 +16,9 @@ from rich.progress import (
 )
 
 from tandem_cli.errors import CliError
+
+if TYPE_CHECKING:
+    from tandem_local import ProgressEvent
 
 console = Console(stderr=True, highlight=False)
 
@@ -46,6 +50,11 @@ class Steps:
         if self._printed.get(name, -1) < tenth:
             self._printed[name] = tenth
             console.print(f"{name}: {int(fraction * 100)} % {note}".rstrip())
+
+    def follow(self, event: "ProgressEvent") -> None:
+        """Show an event of the embedded cluster's progress."""
+        share = event.done / event.total if event.done is not None and event.total else 0.0
+        self.update(event.stage, share, event.message)
 
 
 @contextmanager

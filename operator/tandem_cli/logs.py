@@ -1,10 +1,8 @@
 """`tandem logs`: kubectl logs over a service's pods."""
 
-import os
-import sys
 from pathlib import Path
 
-from tandem_cli.target import find_target
+from tandem_cli.target import find_target, replace_process
 from tandem_cli.up import OPERATOR_NAMESPACE
 
 
@@ -25,11 +23,6 @@ def show_logs(
         selector = f"tandem.dev/service={service}"
     if role:
         selector += f",tandem.dev/role={role}"
-    command = [
-        *target.tool("kubectl"),
-        *("logs", "-n", namespace, "-l", selector, "--prefix", f"--tail={tail}"),
-        *("--all-containers", "--max-log-requests=64"),
-        *(["-f"] if follow else []),
-    ]
-    sys.stdout.flush()
-    os.execve(command[0], command, {**os.environ, "KUBECONFIG": str(target.kubeconfig)})
+    arguments = ["logs", "-n", namespace, "-l", selector, "--prefix", f"--tail={tail}"]
+    arguments += ["--all-containers", "--max-log-requests=64", *(["-f"] if follow else [])]
+    replace_process(target, "kubectl", arguments)

@@ -183,13 +183,17 @@ def cluster_kubeconfig(cluster: ClusterName = "tandem") -> None:
 
 
 def main() -> None:
-    """Entry point of the `tandem` command; a `CliError` becomes two lines and exit code 1."""
+    """Entry point of the `tandem` command; what a user can mend is told in two lines, exit 1."""
+    from tandem_cli.console import print_error
+    from tandem_local.errors import LocalError
+
     try:
         app()
     except CliError as error:
-        from tandem_cli.console import print_error
-
         print_error(error)
+        sys.exit(1)
+    except LocalError as error:
+        print_error(CliError(str(error)))
         sys.exit(1)
 
 

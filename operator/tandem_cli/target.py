@@ -5,33 +5,28 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tandem_cli.errors import CliError, NotRunning
+from tandem_cli.errors import CliError
 
 if TYPE_CHECKING:
+    from tandem_local import Cluster
+
+
+def find_target(cluster: str, kubeconfig: Path | None) -> "Cluster":
+    """The running cluster.
+
+    Raises tandem_local's ClusterNotFound when there is none, RequirementError when the file is
+    missing.
+    """
     from tandem_local import ExternalCluster, LocalCluster
 
-    Target = LocalCluster | ExternalCluster
+    return ExternalCluster(kubeconfig) if kubeconfig else LocalCluster.find(cluster)
 
 
-def find_target(cluster: str, kubeconfig: Path | None) -> "Target":
-    """The running cluster. NotRunning when there is none, CliError when the file is missing."""
-    from tandem_local import ExternalCluster, LocalCluster
+def routes_services(target: "Cluster") -> bool:
+    """Whether ClusterIPs can be reached from this machine, as those of the embedded cluster."""
+    from tandem_local import LocalCluster
 
-    if kubeconfig is not None:
-        if not kubeconfig.is_file():
-            raise CliError(
-                f"kubeconfig {kubeconfig} does not exist",
-                "give the path of a file, or unset TANDEM_KUBECONFIG to use the embedded cluster",
-            )
-        return ExternalCluster(kubeconfig)
-    found = LocalCluster.find(cluster)
-    if found is None:
-        raise NotRunning(
-            f"no embedded cluster named {cluster!r} is running",
-            "start it with `tandem up` (or `tandem cluster up`), or name an existing cluster with "
-            "--kubeconfig",
-        )
-    return found
+    return isinstance(target, LocalCluster)
 
 
 def passthrough(tool: str, arguments: list[str]) -> int:
@@ -39,13 +34,18 @@ def passthrough(tool: str, arguments: list[str]) -> int:
     name = os.environ.get("TANDEM_CLUSTER", "tandem")
     configured = os.environ.get("TANDEM_KUBECONFIG")
     target = find_target(name, Path(configured) if configured else None)
-    command = target.tool(tool)
-    environment = {**os.environ, "KUBECONFIG": str(target.kubeconfig)}
+    replace_process(target, tool, arguments)
+    return 0
+
+
+def replace_process(target: "Cluster", tool: str, arguments: list[str]) -> None:
+    """Become kubectl or helm; terminals, signals and exit code are then the tool's own."""
+    argv = target.kubectl_argv(*arguments) if tool == "kubectl" else target.helm_argv(*arguments)
     sys.stdout.flush()
-    os.execve(command[0], [*command, *arguments], environment)
+    os.execvpe(argv[0], argv, target.environment())
 
 
-def get_items(target: "Target", kind: str, *arguments: str) -> list[dict[str, Any]]:
+def get_items(target: "Cluster", kind: str, *arguments: str) -> list[dict[str, Any]]:
     """Objects of a kind, as kubectl prints them in JSON."""
     import json
 

@@ -11,7 +11,7 @@ from tandem_cli.errors import CliError
 from tandem_cli.target import repository_file
 
 if TYPE_CHECKING:
-    from tandem_cli.target import Target
+    from tandem_local import Cluster
 
 RELEASE = "tandem"
 OPERATOR_NAMESPACE = "tandem-system"
@@ -50,8 +50,7 @@ def bring_up(
     )
 
 
-def _start(cluster: str, kubeconfig: Path | None, steps: Steps) -> "Target":
-    from tandem_local.errors import LocalError
+def _start(cluster: str, kubeconfig: Path | None, steps: Steps) -> "Cluster":
 
     from tandem_local import ClusterSpec, LocalCluster, NodeSpec
 
@@ -60,13 +59,12 @@ def _start(cluster: str, kubeconfig: Path | None, steps: Steps) -> "Target":
 
         return find_target(cluster, kubeconfig)
     node = NodeSpec("node-0", resources={"nvidia.com/gpu": "8"})
-    try:
-        return LocalCluster.up(ClusterSpec(name=cluster, nodes=(node,)), progress=steps.update)
-    except LocalError as error:
-        raise CliError(str(error), error.remedy) from error
+    found = LocalCluster.up(ClusterSpec(name=cluster, nodes=(node,)), progress=steps.follow)
+    steps.update("start", 1.0, "cluster is ready")
+    return found
 
 
-def install_chart(target: "Target", chart: Path, steps: Steps) -> None:
+def install_chart(target: "Cluster", chart: Path, steps: Steps) -> None:
     """Install or upgrade the operator with the real helm, and wait until it runs."""
     steps.update("operator", 0.0, "helm upgrade --install")
     target.helm(
@@ -77,7 +75,7 @@ def install_chart(target: "Target", chart: Path, steps: Steps) -> None:
     steps.update("operator", 1.0, "installed")
 
 
-def wait_ready(target: "Target", service: dict[str, Any], timeout: int, steps: Steps) -> None:
+def wait_ready(target: "Cluster", service: dict[str, Any], timeout: int, steps: Steps) -> None:
     """Wait for condition Ready; shows the pools on the way and the reason if it never comes."""
     import json
 
@@ -127,7 +125,7 @@ def _service_of(manifest: Path) -> dict[str, Any]:
     )
 
 
-def _answer(target: "Target", service: dict[str, Any], prompt: str) -> None:
+def _answer(target: "Cluster", service: dict[str, Any], prompt: str) -> None:
     from tandem_cli.chat import ask_once, find_service_endpoint
 
     name, namespace = service["metadata"]["name"], service["metadata"].get("namespace", "default")

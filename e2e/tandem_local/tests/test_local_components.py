@@ -115,7 +115,7 @@ def test_prepared_files_agree_with_the_command_lines(
     assert kubelet["containerRuntimeEndpoint"] == f"unix://{folder.node(1).socket}"
     proxy = yaml.safe_load((folder.node(1).config / "kube-proxy.yaml").read_text())
     assert (proxy["mode"], proxy["hostnameOverride"]) == ("nftables", "node-1")
-    assert f"bind {PLAN.api}" in (folder.config / "Corefile").read_text()
+    assert f"ready {PLAN.api}:8181" in (folder.config / "Corefile").read_text()
 
 
 def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@
 
 from tandem_local.client import Cluster
 from tandem_local.cluster import ClusterAddresses, LocalCluster
+from tandem_local.display import shown_progress
 from tandem_local.errors import (
     BuildError,
     ClusterNotFound,
@@ -44,4 +45,5 @@ __all__ = [
     "SpecError",
     "StartError",
     "default_images",
+    "shown_progress",
 ]

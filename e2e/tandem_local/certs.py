@@ -1,7 +1,8 @@
 """The cluster's own certificates, made anew for every cluster.
 
-Two authorities: one for Kubernetes, one for etcd, so that no Kubernetes client certificate opens
-etcd. Names and groups are those that Kubernetes' own RBAC bootstrap policy expects.
+Three authorities: one for Kubernetes; one for etcd, so that no Kubernetes client certificate
+opens it; one for the API server as a proxy, so that no client can claim to be somebody else.
+Names and groups are those that Kubernetes' own RBAC bootstrap policy expects.
 """
 
 from __future__ import annotations
@@ -116,6 +117,11 @@ class Pki:
         return self.pair("etcd-ca")
 
     @property
+    def front_proxy_ca(self) -> Pair:
+        """The authority of the API server as a client of aggregated APIs."""
+        return self.pair("front-proxy-ca")
+
+    @property
     def service_accounts(self) -> Pair:
         """Public key (as `cert`) and private key that sign service-account tokens."""
         return Pair(self.folder / "sa.pub", self.folder / "sa.key")
@@ -128,6 +134,9 @@ def build_pki(folder: Path, plan: AddressPlan, nodes: Sequence[str]) -> Pki:
     local = IPv4Address("127.0.0.1")
     etcd.issue("etcd", Subject("etcd", dns=("localhost",), addresses=(local,), server=True))
     etcd.issue("apiserver-etcd-client", Subject("kube-apiserver-etcd-client"))
+
+    front = Authority("front-proxy-ca", folder)
+    front.issue("front-proxy-client", Subject("front-proxy-client"))
 
     ca = Authority("ca", folder)
     service = "kubernetes.default.svc"

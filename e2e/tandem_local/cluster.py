@@ -19,7 +19,7 @@ from tandem_local.build import find_binaries
 from tandem_local.client import Commands
 from tandem_local.components import prepare
 from tandem_local.errors import ClusterNotFound, LocalError, SpecError, StartError
-from tandem_local.folders import ClusterFolder, clusters_dir, locked
+from tandem_local.folders import ClusterFolder, cache_dir, clusters_dir, locked
 from tandem_local.images import merge_images, read_images, write_images
 from tandem_local.process import ProcessRef, end
 from tandem_local.progress import Progress, ProgressEvent, silent
@@ -265,7 +265,7 @@ def _is_live(state: ClusterState) -> bool:
 
 def _prepare(spec: ClusterSpec, folder: ClusterFolder, binaries: Binaries) -> None:
     # One at a time, or two clusters that start together would take the same range.
-    with locked(clusters_dir() / ".locks" / "addresses"):
+    with locked(cache_dir() / "locks" / "addresses"):
         taken = network.host_networks()
         for path in clusters_dir().glob("*/addresses.json"):
             taken.append(AddressPlan.from_json(path.read_text()).base)

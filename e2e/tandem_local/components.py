@@ -114,13 +114,8 @@ def build_components(
     parts.append(
         Component("kube-controller-manager", first, (cluster, "kube-controller-manager", *manager))
     )
-    parts.append(
-        Component(
-            "kube-scheduler",
-            first,
-            (cluster, "kube-scheduler", f"--config={folder.config / 'scheduler.yaml'}"),
-        )
-    )
+    scheduler = (cluster, "kube-scheduler", *_scheduler_flags(folder))
+    parts.append(Component("kube-scheduler", first, scheduler))
     for index, node in enumerate(spec.nodes):
         flags = _kubelet_flags(node.name, index, plan, folder)
         parts.append(Component("kubelet", node.name, (cluster, "kubelet", *flags)))
@@ -137,13 +132,13 @@ def build_components(
 def _etcd_flags(folder: ClusterFolder, pki: Pki) -> list[str]:
     etcd = pki.pair("etcd")
     return [
-        "--name=default",
+        "--name=tandem",
         f"--data-dir={folder.etcd}",
         "--listen-client-urls=https://127.0.0.1:2379",
         "--advertise-client-urls=https://127.0.0.1:2379",
         "--listen-peer-urls=http://127.0.0.1:2380",
         "--initial-advertise-peer-urls=http://127.0.0.1:2380",
-        "--initial-cluster=default=http://127.0.0.1:2380",
+        "--initial-cluster=tandem=http://127.0.0.1:2380",
         "--client-cert-auth",
         f"--trusted-ca-file={pki.etcd_ca.cert}",
         f"--cert-file={etcd.cert}",
@@ -157,6 +152,7 @@ def _etcd_flags(folder: ClusterFolder, pki: Pki) -> list[str]:
 def _api_flags(plan: AddressPlan, pki: Pki) -> list[str]:
     serving, etcd = pki.pair("apiserver"), pki.pair("apiserver-etcd-client")
     kubelet, accounts = pki.pair("apiserver-kubelet-client"), pki.service_accounts
+    front = pki.pair("front-proxy-client")
     return [
         "--bind-address=0.0.0.0",
         "--secure-port=6443",
@@ -172,6 +168,14 @@ def _api_flags(plan: AddressPlan, pki: Pki) -> list[str]:
         f"--etcd-cafile={pki.etcd_ca.cert}",
         f"--etcd-certfile={etcd.cert}",
         f"--etcd-keyfile={etcd.key}",
+        # Aggregated APIs (metrics-server and the like), and what the controllers look up.
+        f"--requestheader-client-ca-file={pki.front_proxy_ca.cert}",
+        "--requestheader-allowed-names=front-proxy-client",
+        "--requestheader-username-headers=X-Remote-User",
+        "--requestheader-group-headers=X-Remote-Group",
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+        f"--proxy-client-cert-file={front.cert}",
+        f"--proxy-client-key-file={front.key}",
         f"--kubelet-certificate-authority={pki.ca.cert}",
         f"--kubelet-client-certificate={kubelet.cert}",
         f"--kubelet-client-key={kubelet.key}",
@@ -230,6 +234,16 @@ def _kubelet_flags(name: str, index: int, plan: AddressPlan, folder: ClusterFold
         f"--cert-dir={files.kubelet / 'pki'}",
         f"--hostname-override={name}",
         f"--node-ip={plan.node(index)}",
+    ]
+
+
+def _scheduler_flags(folder: ClusterFolder) -> list[str]:
+    kubeconfig = folder.config / "kube-scheduler.kubeconfig"
+    return [
+        f"--config={folder.config / 'scheduler.yaml'}",
+        f"--authentication-kubeconfig={kubeconfig}",
+        f"--authorization-kubeconfig={kubeconfig}",
+        "--bind-address=127.0.0.1",
     ]
 
 
@@ -319,7 +333,6 @@ def _corefile(plan: AddressPlan, folder: ClusterFolder) -> str:
     kubeconfig = folder.config / "coredns.kubeconfig"
     return f"""\
 {CLUSTER_DOMAIN}:53 in-addr.arpa:53 ip6.arpa:53 {{
-    bind {plan.api}
     errors
     ready {plan.api}:{DNS_READY_PORT}
     kubernetes {CLUSTER_DOMAIN} in-addr.arpa ip6.arpa {{
@@ -328,13 +341,8 @@ def _corefile(plan: AddressPlan, folder: ClusterFolder) -> str:
         ttl 5
     }}
 }}
-# There is no way out of the cluster: say so at once, instead of letting a resolver wait.
-.:53 {{
-    bind {plan.api}
-    template ANY ANY {{
-        rcode NXDOMAIN
-    }}
-}}
+# No other zone: there is no way out of the cluster, and CoreDNS says so at once (REFUSED) instead
+# of letting a resolver wait.
 """
 
 

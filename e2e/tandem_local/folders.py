@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -136,7 +137,9 @@ class ClusterFolder:
     @property
     def lock(self) -> Path:
         """Held while the cluster is started or removed; outlives the folder itself."""
-        return self.root.parent / ".locks" / self.name
+        # In the cache even where TANDEM_STATE_DIR is not: nothing stays outside it.
+        digest = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
+        return cache_dir() / "locks" / f"{self.name}-{digest}"
 
     def node(self, index: int) -> NodeFolder:
         """The folder of the node with that index."""

@@ -138,6 +138,8 @@ def connect(name: str, plan: AddressPlan, holders: Sequence[int]) -> None:
             f"link add {POD_BRIDGE} address {_mac(1, index)} type bridge",
             f"addr add {plan.pod_gateway(index)}/{subnet.prefixlen} dev {POD_BRIDGE}",
             f"link set {POD_BRIDGE} up",
+            # kube-proxy rewrites what goes to a Service, but only once the kernel has a route.
+            f"route add {plan.services} dev {FABRIC}",
         ]
         batch += [
             f"route add {plan.pod_subnet(other)} via {plan.node(other)}"

@@ -47,15 +47,20 @@ class ImageEntry:
     """Environment of the image; the pod's own variables come on top."""
     working_dir: str = "/"
     """Directory in which the container starts."""
+    user: int | None = None
+    """Uid that the image's USER names; None: root, as in an image without one."""
 
     def to_table(self) -> dict[str, Any]:
         """The entry as procri reads it."""
-        return {
+        entry: dict[str, Any] = {
             "name": self.name,
             "entrypoint": list(self.entrypoint),
             "env": dict(self.env),
             "workingDir": self.working_dir,
         }
+        if self.user is not None:
+            entry["user"] = self.user
+        return entry
 
     @classmethod
     def from_table(cls, entry: Mapping[str, Any]) -> ImageEntry:
@@ -65,6 +70,7 @@ class ImageEntry:
             entrypoint=tuple(entry.get("entrypoint") or ()),
             env=dict(entry.get("env") or {}),
             working_dir=entry.get("workingDir") or "/",
+            user=entry.get("user"),
         )
 
 

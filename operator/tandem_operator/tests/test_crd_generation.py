@@ -53,6 +53,7 @@ def test_every_field_is_described(kind: Kind) -> None:
     for path, node in nodes(kind.object_schema()):
         if not path.endswith(("{}", "[]")) and path != ".metadata":
             assert node.get("description"), f"{kind.kind}{path} has no description"
+            assert "\n" not in node["description"], f"{kind.kind}{path} has more than one line"
 
 
 @kinds

@@ -56,7 +56,7 @@ class Condition(ApiObject):
     last_transition_time: datetime
     """When status last changed."""
     observed_generation: Annotated[int, Field(ge=0, le=2**53)]
-    """The metadata.generation that this judges; `kubectl wait` ignores a condition that is older."""
+    """The metadata.generation that this judges; `kubectl wait` ignores older conditions."""
 
 
 Conditions = Annotated[

@@ -30,9 +30,7 @@ def _convert(node: Schema, definitions: dict[str, Schema]) -> Schema:
         target = definitions[node["$ref"].rpartition("/")[2]]
         # The field's own description and default win over those of the class.
         return _convert({**target, **{k: v for k, v in node.items() if k != "$ref"}}, definitions)
-    if "x-kubernetes-int-or-string" in node:
-        return {key: value for key, value in node.items() if key not in _DROPPED}
-    if "anyOf" in node:
+    if "anyOf" in node and "x-kubernetes-int-or-string" not in node:
         (variant,) = [option for option in node["anyOf"] if option.get("type") != "null"]
         rest = {k: v for k, v in node.items() if k != "anyOf" and (k, v) != ("default", None)}
         return _convert({**variant, **rest}, definitions)

@@ -41,6 +41,7 @@ class FetchDone:
     num_cached_tokens: int
     num_bytes: int
     seconds: float
+    transport: str = ""  # TransportName that moved the pages
 
 
 @dataclass(frozen=True, slots=True)

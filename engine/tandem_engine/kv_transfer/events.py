@@ -43,6 +43,7 @@ class FetchDone:
     num_cached_tokens: int
     num_bytes: int
     seconds: float
+    transport: str = ""  # TransportName that moved the pages
 
 
 @dataclass(frozen=True, slots=True)

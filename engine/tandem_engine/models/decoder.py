@@ -78,9 +78,8 @@ class DecoderLayer:
     def _attend(self, x: torch.Tensor, angles: Angles, attention: AttentionBackend) -> torch.Tensor:
         spec, num_tokens = self.spec, x.shape[0]
         heads = self.qkv(x).view(num_tokens, -1, spec.head_dim)  # [T, H + 2 K, D]
-        query, key, value = heads.split(
-            (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads), dim=1
-        )
+        sizes = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+        query, key, value = torch.split(heads, sizes, dim=1)
         query = apply_rope(self.query_norm(query), *angles)
         key = apply_rope(self.key_norm(key), *angles)
         found = attention.attend(self.number, query, key, value)  # [T, H, D]

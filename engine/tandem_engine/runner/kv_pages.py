@@ -52,7 +52,7 @@ class HostKVStore(KVStore):
 
     def export_blocks(self, blocks: Sequence[int], layers: range) -> memoryview:
         chosen = self._pages[layers.start : layers.stop]
-        return memoryview(chosen.take(np.asarray(blocks, np.int64), axis=2)).cast("B")
+        return chosen.take(np.asarray(blocks, np.int64), axis=2).data.cast("B")
 
     def import_blocks(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
         chosen = self._pages[layers.start : layers.stop]

@@ -30,7 +30,7 @@ def write_parameters(
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors:
             assert (tuple(tensor.shape), tensor.dtype) == layout[name]
-            file.write(memoryview(tensor.contiguous().view(torch.uint8).numpy()))
+            file.write(tensor.contiguous().view(torch.uint8).numpy().data)
             written.append(name)
     assert written == list(layout)
 

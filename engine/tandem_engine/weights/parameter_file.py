@@ -1,0 +1,43 @@
+"""Parameters in our own form in one safetensors file: written as a stream, read by mapping it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import safe_open
+
+_NAMES: Final = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_ALIGNMENT: Final = 4096
+
+
+def write_parameters(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+) -> None:
+    """Write `tensors`, which must come in the order of `shapes`, holding one at a time."""
+    header: dict[str, object] = {}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    written: list[str] = []
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in tensors:
+            assert tuple(tensor.shape) == shapes[name]
+            assert tensor.dtype == dtype
+            file.write(memoryview(tensor.contiguous().view(torch.uint8).numpy()))
+            written.append(name)
+    assert written == list(shapes)
+
+
+def map_parameters(path: Path) -> dict[str, torch.Tensor]:
+    """Views of the mapped file; processes on one machine share its pages. Never write to them."""
+    with safe_open(str(path), framework="pt", device="cpu") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

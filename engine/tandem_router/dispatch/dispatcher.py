@@ -101,7 +101,17 @@ class Dispatcher:
         self._changed.set()
 
     def finished(self, sequence: Sequence) -> None:
-        """Forget it."""
+        """Forget it, and count its tokens."""
+        if sequence.name not in self._inflight:
+            return
+        if sequence.output:
+            self._metrics.sequence_done(
+                sequence.slo_class,
+                len(sequence.prompt),
+                sequence.num_cached_tokens,
+                len(sequence.output),
+                sequence.gaps,
+            )
         self._waiting.pop(sequence.name, None)
         self._inflight.pop(sequence.name, None)
         self._metrics.inflight(len(self._inflight))

@@ -174,7 +174,9 @@ class Sequence:
 
     def on_lost(self, reason: str, now: float) -> None:
         """The worker's connection is gone."""
-        self.last_trouble = f"lost worker {self.decode_worker or 'before its first token'}: {reason}"
+        self.last_trouble = (
+            f"lost worker {self.decode_worker or 'before its first token'}: {reason}"
+        )
         self._retry("decode" if self.output else "prefill", now)
 
     def _retry(self, stage: str, now: float, *, was_accepted: bool = True) -> None:

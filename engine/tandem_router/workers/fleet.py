@@ -101,9 +101,7 @@ class Fleet:
         self._tasks[key] = asyncio.create_task(link.run(), name=f"worker {address.name}")
 
     def _changed(self) -> None:
-        for key in [
-            key for key, link in self._links.items() if link.leaving and not link.running
-        ]:
+        for key in [key for key, link in self._links.items() if link.leaving and not link.running]:
             del self._links[key]
             self._tasks.pop(key).cancel()
         for listener in self._listeners:

@@ -139,9 +139,7 @@ class WorkerLink:
 
     def can_take(self, now: float) -> bool:
         """Connected, not draining, and the circuit is closed or due for a trial."""
-        return (
-            self.is_connected and not self.is_draining and self.breaker.allows(now, self.pong_at)
-        )
+        return self.is_connected and not self.is_draining and self.breaker.allows(now, self.pong_at)
 
     # --- requests ---------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The one Kubernetes client of the process: typed errors, plain dictionaries, no discovery.
 
-Every kind that the operator touches is listed in `KINDS`, so that what it can do is visible here and
-in the chart's rules, and start-up needs no discovery request.
+Every kind that the operator touches is listed in `KINDS`, so that what it can do is visible here
+and in the chart's rules, and start-up needs no discovery request.
 """
 
 import json

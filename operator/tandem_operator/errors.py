@@ -1,12 +1,12 @@
 """Errors of the operator, one tree.
 
-    OperatorError
-    ├── SpecError (ValueError)   an object's spec can't be read or served; the user mends it
-    ├── NotOwnedError            an object of that name exists and isn't ours
-    ├── ClusterError             the API server refused or couldn't be reached; carries the status
-    │   ├── MissingError         404
-    │   └── ConflictError        409
-    └── LeadershipLost           another replica holds the lease
+OperatorError
+├── SpecError (ValueError)   an object's spec can't be read or served; the user mends it
+├── NotOwnedError            an object of that name exists and isn't ours
+├── ClusterError             the API server refused or couldn't be reached; carries the status
+│   ├── MissingError         404
+│   └── ConflictError        409
+└── LeadershipLost           another replica holds the lease
 """
 
 

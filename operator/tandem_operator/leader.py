@@ -140,8 +140,7 @@ class Leader:
         return {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
-            "metadata": lease.get("metadata")
-            or {"name": self._name, "namespace": self._namespace},
+            "metadata": lease.get("metadata") or {"name": self._name, "namespace": self._namespace},
             "spec": {
                 "holderIdentity": self._identity,
                 "leaseDurationSeconds": max(1, round(self._times.duration)),

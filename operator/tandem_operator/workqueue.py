@@ -54,6 +54,10 @@ class WorkQueue:
         """Keys that are being worked on or wait."""
         return sum(1 for slot in self._slots.values() if slot.running or slot.wanted)
 
+    def known(self) -> list[Key]:
+        """Every key that is planned or worked on; a service that exists always is."""
+        return list(self._slots)
+
     def open(self) -> None:
         """Let passes start (this replica leads)."""
         self._open.set()

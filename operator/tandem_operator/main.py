@@ -27,6 +27,9 @@ from tandem_operator.watch import build_registry, build_settings
 from tandem_operator.worker_api import WorkerApi
 from tandem_operator.workqueue import WorkQueue
 
+KIND_SECONDS = 1.0
+"""Pause between two looks at whether a kind is served."""
+
 log = structlog.get_logger("tandem.main")
 
 
@@ -82,6 +85,8 @@ async def _lead(
             return 0
     else:
         queue.open()
+    if not await _unless_stopped(_kinds_served(config, cluster), stop):
+        return 0
     registry, settings = build_registry(queue, executor), build_settings()
     scope: dict[str, Any] = (
         {"namespaces": [config.namespace]} if config.namespace else {"clusterwide": True}
@@ -104,6 +109,18 @@ async def _lead(
         lost = isinstance(error, LeadershipLost)
         log.error("leadership lost" if lost else "the operator failed", error=repr(error))
     return 1 if failures else 0
+
+
+async def _kinds_served(config: Config, cluster: Cluster) -> None:
+    """Return when the API server serves our kinds: kopf looks for them only once."""
+    for kind in ("InferenceService", "WorkerPool", "AutoscalingPolicy"):
+        while True:
+            try:
+                await cluster.list(kind, config.namespace or None)
+                break
+            except ClusterError as error:
+                log.warning("kind is not served yet", kind=kind, error=str(error))
+                await asyncio.sleep(KIND_SECONDS)
 
 
 async def _resync(config: Config, cluster: Cluster, queue: WorkQueue) -> None:

@@ -55,8 +55,8 @@ class Condition(ApiObject):
     """Why, in a sentence that names the remedy."""
     last_transition_time: datetime
     """When status last changed."""
-    observed_generation: Annotated[int, Field(ge=0, le=2**53)] = 0
-    """The metadata.generation that this judges."""
+    observed_generation: Annotated[int, Field(ge=0, le=2**53)]
+    """The metadata.generation that this judges; `kubectl wait` ignores older conditions."""
 
 
 Conditions = Annotated[

@@ -65,9 +65,10 @@ def _type(schema: dict[str, Any]) -> str:
 
 
 def _default(schema: dict[str, Any]) -> str:
-    if "default" not in schema or schema["default"] == {}:
+    default = schema.get("default")
+    # The default of an object is what its fields' rows say.
+    if default is None or isinstance(default, dict):
         return ""
-    default = schema["default"]
     if default == []:
         return "none"
     if isinstance(default, list):

@@ -2,7 +2,9 @@
 
 Kubernetes wants every node to have a type, no `$ref`, no nullable unions, and defaults that are
 complete once nested defaults are applied. So references are inlined, `X | None` becomes X without a
-default, and the default of an object keeps only what differs from its fields' own defaults.
+default, and the default of an object keeps only what differs from its fields' own defaults. Where
+the object has CEL rules its default is whole, because the API server tries the rules on the default
+alone, before nested defaults are applied.
 """
 
 from typing import Any
@@ -28,9 +30,7 @@ def _convert(node: Schema, definitions: dict[str, Schema]) -> Schema:
         target = definitions[node["$ref"].rpartition("/")[2]]
         # The field's own description and default win over those of the class.
         return _convert({**target, **{k: v for k, v in node.items() if k != "$ref"}}, definitions)
-    if "x-kubernetes-int-or-string" in node:
-        return {key: value for key, value in node.items() if key not in _DROPPED}
-    if "anyOf" in node:
+    if "anyOf" in node and "x-kubernetes-int-or-string" not in node:
         (variant,) = [option for option in node["anyOf"] if option.get("type") != "null"]
         rest = {k: v for k, v in node.items() if k != "anyOf" and (k, v) != ("default", None)}
         return _convert({**variant, **rest}, definitions)
@@ -67,6 +67,8 @@ def _add_format(schema: Schema) -> None:
 def _sparse(default: Any, schema: Schema) -> Any:
     """`default` without what the nested schema's own defaults would fill in."""
     if isinstance(default, dict) and "properties" in schema:
+        if "x-kubernetes-validations" in schema:
+            return _without_nulls(default)
         fields = schema["properties"]
         return {
             name: _sparse(value, fields.get(name, {}))
@@ -77,6 +79,14 @@ def _sparse(default: Any, schema: Schema) -> Any:
     if isinstance(default, list | tuple):
         return [_sparse(item, schema.get("items", {})) for item in default]
     return default
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_nulls(item) for item in value]
+    return value
 
 
 _ORDER = (

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import typer
 from rich.table import Table
@@ -11,7 +13,7 @@ from tandem_cli.console import console, show_steps
 
 def start_cluster(name: str, nodes: int, gpus: int, rdma: int) -> None:
     """Bring up `nodes` nodes that advertise the given extended resources."""
-    from tandem_local import ClusterSpec, LocalCluster, NodeSpec
+    from tandem_local import ClusterSpec, LocalCluster, NodeSpec, default_images
 
     resources = {"nvidia.com/gpu": str(gpus)} if gpus else {}
     if rdma:
@@ -19,6 +21,7 @@ def start_cluster(name: str, nodes: int, gpus: int, rdma: int) -> None:
     spec = ClusterSpec(
         name=name,
         nodes=tuple(NodeSpec(f"node-{i}", resources=dict(resources)) for i in range(nodes)),
+        images=default_images(Path(sys.executable).parent),
     )
     with show_steps() as steps:
         cluster = LocalCluster.up(spec, progress=steps.follow)

@@ -171,6 +171,7 @@ class DecodeSide:
             num_cached_tokens=commit.num_cached_tokens,
             num_bytes=commit.num_bytes,
             seconds=seconds,
+            transport=session.inbound.name,
         )
 
     async def _transfer(

@@ -48,7 +48,7 @@ class TextTokenizer(ABC):
         return self.piece(token).decode("utf-8", "replace")
 
     def encode_prompt(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a plain prompt: with the begin-of-sequence token where the model wants it, once."""
+        """Ids of a plain prompt; the begin-of-sequence token once, where the model wants it."""
         tokens = self.encode(text)
         bos = self.bos_token_id
         if add_special_tokens and self.adds_bos and bos is not None and tokens[:1] != [bos]:

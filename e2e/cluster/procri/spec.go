@@ -44,6 +44,7 @@ func buildSpec(config *runtimeapi.ContainerConfig, image Image, podMounts []shim
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errConfig, err)
 	}
+	bounding |= 1 << readEverything
 	spec := &shim.Spec{
 		Mounts:          mounts,
 		ReadonlyRoot:    security.GetReadonlyRootfs(),
@@ -94,6 +95,9 @@ func buildProcess(config *runtimeapi.ContainerConfig, image Image) (*shim.Proces
 			return nil, fmt.Errorf("%w: %w", errConfig, err)
 		}
 		process.Ambient = append(process.Ambient, uintptr(number))
+	}
+	if process.User != 0 {
+		process.Ambient = append(process.Ambient, readEverything)
 	}
 	process.Env = buildEnv(config, image, home)
 	return process, nil

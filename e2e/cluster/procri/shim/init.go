@@ -10,10 +10,24 @@ import (
 // setupExit is the exit status of a shim that could not do its work.
 const setupExit = 128
 
+// entering is the second argument of the short step between the shim and a process of another user than root.
+const entering = Name + "-enter"
+
 func init() {
 	if len(os.Args) == 2 && os.Args[1] == Name {
 		serve()
 	}
+	if len(os.Args) > 3 && os.Args[1] == entering {
+		err := syscall.Exec(os.Args[2], os.Args[3:], os.Environ())
+		fmt.Fprintf(os.Stderr, "start %s: %v\n", os.Args[2], err)
+		os.Exit(setupExit)
+	}
+}
+
+// enter is the command that starts a program as another user. Ambient capabilities take effect with an exec, so a process
+// that may read everything must be there already when the kernel looks for a program below a folder of root's.
+func enter(path string, arguments []string) (program string, all []string) {
+	return "/proc/self/exe", append([]string{Name, entering, path}, arguments...)
 }
 
 // serve is the shim's main loop. It runs on the main thread, which Go locks to the main goroutine while packages are initialised:

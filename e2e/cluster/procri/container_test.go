@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -21,9 +22,9 @@ func TestContainerSeesItsPod(t *testing.T) {
 	check(t, err)
 	address := answer.Status.Network.Ip
 	got := n.output(pod, `hostname; cat /etc/hostname /etc/resolv.conf; ip -4 -o addr show eth0 | awk '{print $4}';
-		ip route | head -1; ping -c1 -W5 10.77.5.1 >/dev/null 2>&1 || true; stat -f -c %T /dev/shm; echo $$`, nil)
+		ip route | head -1; ping -c1 -W5 10.77.5.1 >/dev/null 2>&1 || true; stat -f -c %T /dev/shm; test $$ -lt 100 && echo own`, nil)
 	equal(t, got, "web-0\nweb-0\nsearch test.svc\nnameserver 10.96.0.10\noptions ndots:5\n"+address+"/28\n"+
-		"default via 10.77.5.1 dev eth0 \ntmpfs\n2\n")
+		"default via 10.77.5.1 dev eth0 \ntmpfs\nown\n")
 	if resolver, err := os.ReadFile("/etc/resolv.conf"); err == nil && strings.Contains(string(resolver), "test.svc") {
 		t.Fatal("the machine's resolv.conf was changed")
 	}
@@ -112,13 +113,29 @@ func TestIdentityAndLimits(t *testing.T) {
 		security.SupplementalGroups, security.NoNewPrivs = []int64{2000}, true
 		security.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"ALL"}}
 	})
-	equal(t, got, "65532\n65531\n65531 2000\n8192\n1\n0000000000000000\nout\n")
+	equal(t, got, "65532\n65531\n65531 2000\n8192\n0000000000000000\n1\nout\n")
 	got = n.output(pod, script, func(c *runtimeapi.ContainerConfig) {
 		c.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{
 			DropCapabilities: []string{"ALL"}, AddCapabilities: []string{"IPC_LOCK"},
 		}
 	})
-	equal(t, got, "0\n0\n0\nunlimited\n0\n0000000000004000\nout\n")
+	equal(t, got, "0\n0\n0\n"+highestMemlock(t)+"\n0000000000004000\n0\nout\n")
+}
+
+// highestMemlock is the limit that a container with IPC_LOCK gets, as `ulimit -l` prints it.
+func highestMemlock(t *testing.T) string {
+	t.Helper()
+	status, err := os.ReadFile("/proc/self/status")
+	check(t, err)
+	_, rest, _ := strings.Cut(string(status), "CapEff:\t")
+	effective, err := strconv.ParseUint(rest[:16], 16, 64)
+	check(t, err)
+	var limit unix.Rlimit
+	check(t, unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit))
+	if holds(effective, "SYS_RESOURCE") || limit.Max == unix.RLIM_INFINITY {
+		return "unlimited"
+	}
+	return strconv.FormatUint(limit.Max>>10, 10)
 }
 
 func TestExitCodesAndReasons(t *testing.T) {

@@ -41,7 +41,7 @@ func TestEnvironmentIsImageAndPodOnly(t *testing.T) {
 	got = n.output(pod, "", func(c *runtimeapi.ContainerConfig) {
 		c.Image.Image, c.Command = "tandem.local/echo:2.0", []string{"env"}
 	})
-	equal(t, got, "HOME=/root\nOTHER=image\nPATH="+defaultPath+"\nWHO=image\n")
+	equal(t, got, "HOME=/root\nHOSTNAME=web-0\nOTHER=image\nPATH="+defaultPath+"\nWHO=image\n")
 }
 
 func TestMountsReachAnyPath(t *testing.T) {

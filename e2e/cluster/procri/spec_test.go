@@ -21,14 +21,14 @@ func TestCommandIsKubernetes(t *testing.T) {
 		{[]string{"c"}, nil, []string{"c"}},
 		{[]string{"c"}, []string{"a"}, []string{"c", "a"}},
 	} {
-		process, err := buildProcess(&runtimeapi.ContainerConfig{Command: c.command, Args: c.args}, image)
+		process, err := buildProcess(&runtimeapi.ContainerConfig{Command: c.command, Args: c.args}, image, "pod")
 		check(t, err)
 		if !slices.Equal(process.Args, c.want) {
 			t.Errorf("%v and %v give %v", c.command, c.args, process.Args)
 		}
 		equal(t, process.Dir, "/image")
 	}
-	_, err := buildProcess(&runtimeapi.ContainerConfig{}, Image{})
+	_, err := buildProcess(&runtimeapi.ContainerConfig{}, Image{}, "pod")
 	if !errors.Is(err, errConfig) {
 		t.Fatalf("no command at all: %v", err)
 	}
@@ -39,7 +39,7 @@ func TestPodVariablesWin(t *testing.T) {
 	config := &runtimeapi.ContainerConfig{Envs: []*runtimeapi.KeyValue{
 		{Key: "A", Value: []byte("first")}, {Key: "A", Value: []byte("second")}, {Key: "PATH", Value: []byte("/p")},
 	}}
-	got := buildEnv(config, Image{Env: map[string]string{"A": "image", "B": "image"}}, "/h")
+	got := buildEnv(config, Image{Env: map[string]string{"A": "image", "B": "image"}}, map[string]string{"HOME": "/h", "PATH": defaultPath})
 	if want := []string{"A=second", "B=image", "HOME=/h", "PATH=/p"}; !slices.Equal(got, want) {
 		t.Fatalf("got %v", got)
 	}

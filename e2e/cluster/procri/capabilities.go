@@ -26,10 +26,6 @@ var defaultCapabilities = []string{
 // ipcLock lets a process lock as much memory as it wants.
 const ipcLock = "IPC_LOCK"
 
-// readEverything is the number of DAC_READ_SEARCH. Every container keeps it: an "image" is an environment somewhere on the
-// machine, often below a home folder that only its owner may enter, and a real image's files can be read by any user.
-const readEverything = 2
-
 // everyCapability is the mask that drops none.
 const everyCapability = ^uint64(0)
 

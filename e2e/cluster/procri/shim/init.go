@@ -4,36 +4,29 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"syscall"
 )
 
 // setupExit is the exit status of a shim that could not do its work.
 const setupExit = 128
 
-// entering is the second argument of the short step between the shim and a process of another user than root.
-const entering = Name + "-enter"
+// collectFrom is how much memory in bytes the shim may use before it collects garbage.
+const collectFrom = 24 << 20
 
 func init() {
 	if len(os.Args) == 2 && os.Args[1] == Name {
 		serve()
 	}
-	if len(os.Args) > 3 && os.Args[1] == entering {
-		err := syscall.Exec(os.Args[2], os.Args[3:], os.Environ())
-		fmt.Fprintf(os.Stderr, "start %s: %v\n", os.Args[2], err)
-		os.Exit(setupExit)
-	}
-}
-
-// enter is the command that starts a program as another user. Ambient capabilities take effect with an exec, so a process
-// that may read everything must be there already when the kernel looks for a program below a folder of root's.
-func enter(path string, arguments []string) (program string, all []string) {
-	return "/proc/self/exe", append([]string{Name, entering, path}, arguments...)
 }
 
 // serve is the shim's main loop. It runs on the main thread, which Go locks to the main goroutine while packages are initialised:
 // the bounding set and no_new_privs belong to a thread, and processes inherit those of the thread that starts them.
 func serve() {
 	syscall.CloseOnExec(Socket)
+	// A collection would read every global of the program into memory to find the shim's own few objects.
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(collectFrom)
 	buffer := make([]byte, MessageLimit)
 	tree := newTree()
 	for {

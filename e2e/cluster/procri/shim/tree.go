@@ -61,11 +61,7 @@ func (t *tree) spawn(id uint32, process *Process, descriptors []int) error {
 	if id != MainID && t.pids[MainID] == 0 {
 		return errors.New("the container's main process has ended")
 	}
-	program, arguments := path, process.Args
-	if process.User != 0 {
-		program, arguments = enter(path, process.Args)
-	}
-	pid, err := syscall.ForkExec(program, arguments, &syscall.ProcAttr{
+	pid, err := syscall.ForkExec(path, process.Args, &syscall.ProcAttr{
 		Dir: process.Dir, Env: process.Env, Files: files, Sys: attributes,
 	})
 	if err != nil {

@@ -240,6 +240,9 @@ def test_state_survives_the_file(tmp_path: Path) -> None:
     state.write(tmp_path / "state.json")
     assert ClusterState.read(tmp_path / "state.json") == state
     assert ClusterState.read(tmp_path / "none.json") is None
+    written = json.loads((tmp_path / "state.json").read_text())
+    (tmp_path / "old.json").write_text(json.dumps(written | {"boot": "before"}))
+    assert ClusterState.read(tmp_path / "old.json") is None, "its pids mean nothing now"
     assert state.processes() == [ProcessRef(12, 22), ProcessRef(11, 21)]
     found = state.find("kubelet", "node-0")
     assert found is not None

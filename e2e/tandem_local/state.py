@@ -67,7 +67,7 @@ class ClusterState:
             data = json.loads(path.read_text())
         except FileNotFoundError:
             return None
-        if data["boot"] != boot_id():
+        if data.get("boot", boot_id()) != boot_id():
             return None
         return cls(
             supervisor=ProcessRef.from_data(data["supervisor"]),

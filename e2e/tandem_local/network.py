@@ -23,9 +23,9 @@ POD_BRIDGE = "pods"
 FABRIC = "fabric"
 
 
-def host_link(name: str) -> str:
-    """Name of the cluster's veth on the host (at most 15 characters)."""
-    return "tdm" + hashlib.sha256(name.encode()).hexdigest()[:10]
+def host_link(folder: Path) -> str:
+    """Name of the veth on the host (at most 15 characters) of the cluster in `folder`."""
+    return "tdm" + hashlib.sha256(os.fsencode(folder)).hexdigest()[:10]
 
 
 def host_networks() -> list[IPv4Network]:
@@ -44,7 +44,7 @@ def enter(holder: int) -> list[str]:
     return ["nsenter", f"--target={holder}", "--net", "--mount", "--"]
 
 
-def connect(name: str, plan: AddressPlan, holders: Sequence[int]) -> None:
+def connect(folder: Path, plan: AddressPlan, holders: Sequence[int]) -> None:
     """Join the nodes to each other and to the host. The host's firewall is not touched."""
     first = holders[0]
     for index, holder in enumerate(holders):
@@ -73,7 +73,7 @@ def connect(name: str, plan: AddressPlan, holders: Sequence[int]) -> None:
         _ip_batch(batch, inside=holder)
         if index > 0:
             _ip_batch([f"link set n{index} master {FABRIC}", f"link set n{index} up"], inside=first)
-    link = host_link(name)
+    link = host_link(folder)
     _ip_batch([f"link add {link} type veth peer name host netns {first}"])
     _ip_batch([f"link set host master {FABRIC}", "link set host up"], inside=first)
     batch = [
@@ -85,9 +85,9 @@ def connect(name: str, plan: AddressPlan, holders: Sequence[int]) -> None:
     _ip_batch(batch)
 
 
-def disconnect(name: str) -> None:
+def disconnect(folder: Path) -> None:
     """Remove the cluster's veth from the host, and with it the host's routes."""
-    link = host_link(name)
+    link = host_link(folder)
     if not Path("/sys/class/net", link).exists():
         return
     try:

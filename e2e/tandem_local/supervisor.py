@@ -144,7 +144,7 @@ class Supervisor:
             )
             self._write()
         holders = [self.state.holders[node.name].pid for node in self.spec.nodes]
-        network.connect(self.spec.name, self.plan, holders)
+        network.connect(self.folder.root, self.plan, holders)
 
     def _boot(self) -> None:
         self._start("etcd", "kube-apiserver", "procri")

@@ -7,11 +7,14 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
 from tandem_local import ClusterSpec, ExternalCluster, LocalCluster, requirements, supervisor
+from tandem_local.addresses import AddressPlan
+from tandem_local.binaries import Binaries
 from tandem_local.client import Cluster, Commands
 from tandem_local.components import MARKER, Component
 from tandem_local.errors import (
@@ -137,6 +140,20 @@ def test_there_is_no_cluster_where_none_was_started(
     assert not LocalCluster.remove("none")
     with pytest.raises(ClusterNotFound, match="tandem cluster up"):
         LocalCluster.find("none")
+
+
+def test_a_proxy_of_the_machine_is_kept_out(
+    folder: ClusterFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.plan.write_text(AddressPlan(IPv4Network("10.222.0.0/16")).to_json())
+    folder.spec.write_text(ClusterSpec("c").to_json())
+    folder.binaries.write_text(Binaries(Path("/b"), Path("/d")).to_json())
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    monkeypatch.delenv("no_proxy", raising=False)
+    environment = LocalCluster(folder).environment()
+    assert environment["NO_PROXY"] == "localhost,10.222.0.0/16"
+    assert environment["no_proxy"] == "10.222.0.0/16"
+    assert environment["KUBECONFIG"] == str(folder.kubeconfig)
 
 
 def test_without_root_the_two_other_ways_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,13 @@ class WorkerServer:
             log.warning("no TANDEM_ADMIN_TOKEN: /admin is open to everyone who can reach it")
         self._announce({"event": "starting", **self._ports})
         http = _Http(
-            uvicorn.Config(self._admin.app, log_config=None, access_log=False, lifespan="off")
+            uvicorn.Config(
+                self._admin.app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=3,
+            )
         )
         serving = loop.create_task(http.serve(sockets=[http_socket]))
         try:

@@ -12,9 +12,9 @@ from tandem_wire.messages import SamplingParams, TokenLogprobs
 class BatchItem:
     """The part of one sequence that runs in this step.
 
-    `tokens` are the ids at positions [start, start + len(tokens)): a prompt chunk or one token of a
-    decode. KV for positions < start is already in the pages of `block_table`; this step writes the
-    rest. When `sample` is set, the runner returns the token that follows the last position.
+    `tokens` are the ids at positions [start, start + len(tokens)): a prompt chunk, or one token of
+    a decode. KV for positions < start is already in the pages of `block_table`; this step writes
+    the rest. When `sample` is set, the runner returns the token that follows the last position.
     `output_tokens` are the sequence's generated tokens so far (for penalties, min_tokens and the
     sampler's position, which is `len(output_tokens)`).
     """
@@ -70,6 +70,10 @@ class KVStore(ABC):
     @abstractmethod
     def export_blocks(self, blocks: Sequence[int], layers: range) -> bytes | memoryview:
         """Packed bytes [layer, K/V, page, head, token, dim] of `blocks` for a range of layers."""
+
+    def export_into(self, blocks: Sequence[int], layers: range, out: memoryview) -> None:
+        """The same into `out`, which has exactly the room; override it to save a copy."""
+        out[:] = self.export_blocks(blocks, layers)
 
     @abstractmethod
     def import_blocks(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:

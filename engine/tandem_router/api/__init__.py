@@ -1,0 +1,1 @@
+"""The HTTP surface: request validation, reply formats, endpoints."""

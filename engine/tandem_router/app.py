@@ -1,0 +1,47 @@
+"""The Starlette application: routes to handlers, and OpenAI-shaped 404s and 405s."""
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tandem_router.api import endpoints, service_endpoints
+from tandem_router.api.context import RouterContext
+from tandem_router.api.exchange import Endpoint, Handler
+from tandem_router.errors import MethodNotAllowed, NotFound, RouterError
+
+
+def build_app(context: RouterContext) -> Starlette:
+    """The application of one router; start and end of its parts are `router.Router`'s."""
+
+    def route(method: str, path: str, handler: Handler, *, public: bool = False) -> Route:
+        return Route(path, Endpoint(handler, context, public=public), methods=[method])
+
+    routes = [
+        route("POST", "/v1/chat/completions", endpoints.create_chat_completion),
+        route("POST", "/v1/completions", endpoints.create_completion),
+        route("POST", "/generate", endpoints.generate),
+        route("GET", "/v1/models", service_endpoints.list_models),
+        route("GET", "/v1/models/{model_id:path}", service_endpoints.get_model),
+        route("POST", "/tokenize", service_endpoints.tokenize),
+        route("POST", "/detokenize", service_endpoints.detokenize),
+        route("GET", "/health", service_endpoints.health, public=True),
+        route("GET", "/ready", service_endpoints.ready, public=True),
+        route("GET", "/metrics", service_endpoints.metrics, public=True),
+        route("GET", "/state", service_endpoints.state, public=True),
+    ]
+    return Starlette(routes=routes, exception_handlers={HTTPException: _explain})
+
+
+async def _explain(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException), "registered for this class alone"
+    answer: RouterError = NotFound(f"there is no {request.url.path} here")
+    if error.status_code == 405:
+        answer = MethodNotAllowed(f"{request.method} is not allowed for {request.url.path}")
+    return Response(
+        answer.body(),
+        status_code=error.status_code,
+        headers=error.headers,
+        media_type="application/json",
+    )

@@ -1,0 +1,50 @@
+"""What the router is told at its start; frozen."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+PolicyName = Literal["KvAware", "LeastLoaded", "RoundRobin"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SloClass:
+    """One class of `spec.slo.classes`."""
+
+    name: str
+    default: bool = False
+    ttft_seconds: float = 0.0  # 0: no objective
+    tbt_seconds: float = 0.0  # 0: no objective
+    priority: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig:
+    """All settings of one router."""
+
+    model_name: str  # the served name, what requests give as `model`
+    model: str  # URI of the model, for tokenizer and chat template
+    revision: str = ""
+    host: str = "0.0.0.0"
+    port: int = 8000
+    service: str = ""  # watch pods with the label tandem.dev/service=service
+    namespace: str = ""  # of those pods; empty: the router's own
+    workers: tuple[str, ...] = ()  # static HOST:PORT wire addresses instead of watching
+    policy: PolicyName = "LeastLoaded"
+    slo_classes: tuple[SloClass, ...] = ()
+    api_keys: frozenset[str] = frozenset()  # empty: no key needed
+    drain_seconds: float = 600.0  # how long SIGTERM lets streams finish
+    queue_seconds: float = 20.0  # how long a request without a worker waits before 429 or 503
+    failover_seconds: float = 120.0  # how long a started request waits for another worker
+    request_seconds: float = 3600.0  # no request lives longer than this
+    max_inflight: int = 8192  # sequences in this router; more are answered 429 at once
+    max_body_bytes: int = 32 << 20
+    heartbeat_seconds: float = 1.0
+    cache_dir: str = ""  # where converted tokenizers are kept; empty: the user's cache
+    router_id: str = field(default="router")
+
+    def slo_class(self, name: str | None) -> SloClass | None:
+        """The class with this name; without a name the default one; None when there is none."""
+        for candidate in self.slo_classes:
+            if candidate.name == name or (name is None and candidate.default):
+                return candidate
+        return None

@@ -1,0 +1,1 @@
+"""The life of a request: admission, placement, streaming, re-submission, the end."""

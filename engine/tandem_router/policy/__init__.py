@@ -1,0 +1,1 @@
+"""Which decode worker gets a request, and which prefill workers it may ask."""

@@ -1,0 +1,43 @@
+"""Stop strings across token boundaries."""
+
+from collections.abc import Sequence
+
+
+class StopMatcher:
+    """Passes text on until a stop string shows; holds back what may be the beginning of one.
+
+    `feed` returns (text that is safe to show, True once a stop string was found). The stop string
+    itself and everything after it is never returned.
+    """
+
+    __slots__ = ("_held", "_stops")
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        assert all(stops), "empty stop strings are refused at the API"
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def feed(self, text: str) -> tuple[str, bool]:
+        """Take new text; once True was returned, the matcher must not be fed any more."""
+        text = self._held + text
+        first = min((at for stop in self._stops if (at := text.find(stop)) >= 0), default=-1)
+        if first >= 0:
+            self._held = ""
+            return text[:first], True
+        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        cut = len(text) - keep
+        self._held = text[cut:]
+        return text[:cut], False
+
+    def flush(self) -> str:
+        """The held-back text, when generation ended for another reason."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a proper beginning of `stop`."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

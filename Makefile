@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= engine,demo,dev
 STAMP := $(VENV)/.installed
+GENERATE := $(BIN)/python -m tandem_operator.crds --output crds \
+	--chart charts/tandem/templates/crds --docs docs/api.md
 
 .PHONY: up down install check test e2e gen bench clean
 
@@ -28,6 +30,10 @@ check: $(STAMP) ## lint, types, layers, generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(GENERATE) --check
+
+gen: $(STAMP) ## CRDs, the chart's copies of them and docs/api.md from the models
+	$(GENERATE)
 
 test: $(STAMP) ## unit, integration and end-to-end tests
 	$(BIN)/python -m pytest

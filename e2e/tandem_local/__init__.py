@@ -1,1 +1,49 @@
-"""One machine, no GPU: the embedded cluster and what runs on it."""
+"""One machine, no GPU: the embedded cluster and what runs on it.
+
+`LocalCluster.up` starts a real Kubernetes cluster on this machine; see docs in `cluster.py`.
+`ExternalCluster` has the same surface for a cluster that a kubeconfig names.
+"""
+
+from tandem_local.client import Cluster
+from tandem_local.cluster import ClusterAddresses, LocalCluster
+from tandem_local.display import shown_progress
+from tandem_local.errors import (
+    BuildError,
+    ClusterNotFound,
+    CommandError,
+    LocalError,
+    RequirementError,
+    RootRequired,
+    SpecError,
+    StartError,
+)
+from tandem_local.external import ExternalCluster
+from tandem_local.images import default_images
+from tandem_local.progress import Progress, ProgressEvent
+from tandem_local.spec import ClusterSpec, ImageEntry, NodeSpec
+from tandem_local.status import ClusterStatus, ComponentStatus, NodeStatus
+
+__all__ = [
+    "BuildError",
+    "Cluster",
+    "ClusterAddresses",
+    "ClusterNotFound",
+    "ClusterSpec",
+    "ClusterStatus",
+    "CommandError",
+    "ComponentStatus",
+    "ExternalCluster",
+    "ImageEntry",
+    "LocalCluster",
+    "LocalError",
+    "NodeSpec",
+    "NodeStatus",
+    "Progress",
+    "ProgressEvent",
+    "RequirementError",
+    "RootRequired",
+    "SpecError",
+    "StartError",
+    "default_images",
+    "shown_progress",
+]

@@ -283,12 +283,21 @@ class Connection(asyncio.Protocol, Generic[T]):
         """Cut the connection without sending what waits; readers get `error`."""
         self._fail(error or ConnectionLost(f"the connection to {self.peer} was cut here"))
 
-    async def close(self) -> None:
-        """Send what waits, close, and return when the socket is gone."""
+    async def close(self, linger_seconds: float = 2.0) -> None:
+        """Send what waits, close, and return when the socket is gone.
+
+        A peer that doesn't take the rest within `linger_seconds` is cut off.
+        """
         self._flush()
         if self._transport is not None:
             self._transport.close()
-        await self.wait_closed()
+        try:
+            async with asyncio.timeout(linger_seconds):
+                await self.wait_closed()
+        except TimeoutError:
+            if self._transport is not None:
+                self._transport.abort()
+            await self.wait_closed()
 
     async def wait_closed(self) -> None:
         """Return when the socket is gone, for whatever reason."""

@@ -38,8 +38,14 @@ async def dial(
 class Listener(Generic[T]):
     """An open port and the connections that came to it. Made by `listen`."""
 
-    def __init__(self, server: asyncio.Server, connections: set[Connection[T]]) -> None:
+    def __init__(
+        self,
+        server: asyncio.Server,
+        connections: set[Connection[T]],
+        handlers: set[asyncio.Task[None]],
+    ) -> None:
         self._server = server
+        self._handlers = handlers
         self.connections = connections
         self.port: int = server.sockets[0].getsockname()[1]
 
@@ -48,9 +54,11 @@ class Listener(Generic[T]):
         self._server.close()
 
     async def close(self) -> None:
-        """Close the port and every connection."""
+        """Close the port and every connection, and wait for their handlers to return."""
         self._server.close()
         await asyncio.gather(*(connection.close() for connection in list(self.connections)))
+        if self._handlers:
+            await asyncio.wait(list(self._handlers))
 
 
 async def listen(
@@ -94,7 +102,7 @@ async def listen(
     server = await loop.create_server(
         lambda: Connection(decoder, on_open=opened, max_frame_bytes=max_frame_bytes), host, port
     )
-    return Listener(server, connections)
+    return Listener(server, connections, tasks)
 
 
 async def keep_alive(

@@ -113,8 +113,9 @@ class ChunkPushed(msgspec.Struct, frozen=True, tag="chunk"):
 class Commit(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
     """All pages have landed. D checks the counts and the checksum before it decodes.
 
-    `checksum` is the sum modulo 2**64 of xxh3_64(packed bytes, seed=D's block number) over blocks,
-    so it doesn't depend on the order of arrival; 0 when checksums are off.
+    `checksum` is the sum modulo 2**64 of xxh3_64(payload, seed=xxh3_64(D's block numbers as
+    little-endian uint32)) over the attempt's writes, so it doesn't depend on the order in which
+    they arrive, and notices bytes that went to other blocks; 0 when checksums are off.
     """
 
     rid: str
@@ -152,6 +153,32 @@ class Fenced(msgspec.Struct, frozen=True, tag="fenced"):
     epoch: int
 
 
+class PagesWritten(msgspec.Struct, frozen=True, tag="pages"):
+    """shm transport, P to D: `slot` of the ring holds `num_bytes` for D's `blocks`; D's turn."""
+
+    epoch: int
+    slot: int
+    blocks: list[int]
+    num_bytes: int
+
+
+class SlotFreed(msgspec.Struct, frozen=True, tag="slot"):
+    """shm transport, D to P: the bytes were taken (or dropped as stale); P may fill it again."""
+
+    slot: int
+
+
+class Probe(msgspec.Struct, frozen=True, tag="probe"):
+    """D asks for `num_blocks` blocks of a known pattern, sent as KV is; answered by `Commit`.
+
+    No block of either side is read or written: the pattern is made on P and checked on D.
+    `epoch` is one of the numbers that D's `Prefill` messages use; `Fence` works as for those.
+    """
+
+    epoch: int
+    num_blocks: int
+
+
 class Beat(msgspec.Struct, frozen=True, tag="beat"):
     """Heartbeat, both ways; D's beat renews the leases that P holds for it."""
 
@@ -168,5 +195,8 @@ HandoffMessage = (
     | PrefillFailed
     | Fence
     | Fenced
+    | PagesWritten
+    | SlotFreed
+    | Probe
     | Beat
 )

@@ -4,9 +4,11 @@ D is the decode side (asks for KV, owns the destination blocks), P the prefill s
 pushes). The core owns the block ledger; the hand-off never frees or allocates a block.
 """
 
+import threading
 from dataclasses import dataclass
 from typing import Protocol
 
+from tandem_engine.core.messages import ProbeRequest, ProbeResult
 from tandem_wire.handoff import Prefill
 from tandem_wire.messages import PrefillPeer, SamplingParams, TokenLogprobs
 
@@ -41,6 +43,7 @@ class FetchDone:
     num_cached_tokens: int
     num_bytes: int
     seconds: float
+    transport: str = ""  # TransportName that moved the pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +66,7 @@ class PrefillArrived:
 class PrefillDropped:
     """Hand-off → P core: nobody wants `key` any more (fence, dead peer, expired lease).
 
-    The core stops computing it and answers by `DropDone` when its blocks are no longer needed by
-    the hand-off's exports (that is at once: exports run in the hand-off thread and have ended).
+    The core stops computing it and unpins its blocks: the hand-off's exports of them have ended.
     """
 
     key: str
@@ -113,8 +115,10 @@ class FetchCancelled:
     rid: str
 
 
-ToHandoff = FetchRequest | FetchCancelled | PushChunk | PushFailed
-ToCore = FetchDone | FetchFailed | PrefillArrived | PrefillDropped | PushDone
+ToHandoff = FetchRequest | FetchCancelled | PushChunk | PushFailed | ProbeRequest
+ToCore = FetchDone | FetchFailed | PrefillArrived | PrefillDropped | PushDone | ProbeResult
+"""A `ProbeRequest` is answered by one `ProbeResult`; it touches no block of either side. Every
+`PrefillArrived` ends in exactly one `PushDone` or `PrefillDropped`, a `PushFailed` one too."""
 
 
 class Handoff(Protocol):
@@ -126,11 +130,17 @@ class Handoff(Protocol):
     def poll(self) -> list[ToCore]:
         """Everything that happened since the last call."""
 
-    def wake_on_event(self, wake: object) -> None:
-        """`wake.set()` (a threading.Event) is called whenever `poll` has something new."""
+    def wake_on_event(self, wake: threading.Event) -> None:
+        """`wake.set()` is called whenever `poll` has something new."""
 
     def num_leases(self) -> int:
         """Fetches and pushes that are not finished; a drain waits for zero."""
+
+    def counters(self) -> dict[str, float]:
+        """Totals since the start, by metric name without prefix, with labels where it has some."""
+
+    def gauges(self) -> dict[str, float]:
+        """Current values, named the same way."""
 
     def set_draining(self, draining: bool) -> None:
         """New `Prefill` messages are refused with `draining` while set."""

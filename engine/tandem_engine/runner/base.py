@@ -71,6 +71,10 @@ class KVStore(ABC):
     def export_blocks(self, blocks: Sequence[int], layers: range) -> bytes | memoryview:
         """Packed bytes [layer, K/V, page, head, token, dim] of `blocks` for a range of layers."""
 
+    def export_into(self, blocks: Sequence[int], layers: range, out: memoryview) -> None:
+        """The same into `out`, which has exactly the room; override it to save a copy."""
+        out[:] = self.export_blocks(blocks, layers)
+
     @abstractmethod
     def import_blocks(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
         """Write bytes of that form into `blocks`. ValueError when the length doesn't fit."""

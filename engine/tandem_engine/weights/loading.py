@@ -73,15 +73,15 @@ def _dequantised(
         from tandem_engine.weights.gguf_source import GgufSource
 
         source = GgufSource(read_gguf(path), spec)
-        shapes = {parameter.name: parameter.shape for parameter in parameters}
+        layout = {parameter.name: (parameter.shape, dtype) for parameter in parameters}
         tensors: Iterator[tuple[str, torch.Tensor]] = iterate_parameters(
             parameters, source, dtype, progress
         )
         factors = source.rope_factors()
         if factors is not None:
-            shapes[ROPE_FACTORS] = tuple(factors.shape)
-            tensors = chain(tensors, [(ROPE_FACTORS, factors.to(dtype))])
-        write_parameters(target, shapes, dtype, tensors)
+            layout[ROPE_FACTORS] = (tuple(factors.shape), torch.float32)
+            tensors = chain(tensors, [(ROPE_FACTORS, factors)])
+        write_parameters(target, layout, tensors)
 
     status = path.stat()
     identity = (path.resolve(), status.st_size, status.st_mtime_ns, str(dtype), _CACHE_VERSION)

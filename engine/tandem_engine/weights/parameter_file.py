@@ -14,14 +14,13 @@ _ALIGNMENT: Final = 4096
 
 def write_parameters(
     path: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    dtype: torch.dtype,
+    layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
     tensors: Iterable[tuple[str, torch.Tensor]],
 ) -> None:
-    """Write `tensors`, which must come in the order of `shapes`, holding one at a time."""
+    """Write `tensors`, one at a time, in the order of `layout` (shape and dtype by name)."""
     header: dict[str, object] = {}
     end = 0
-    for name, shape in shapes.items():
+    for name, (shape, dtype) in layout.items():
         start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
         header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
@@ -30,11 +29,10 @@ def write_parameters(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors:
-            assert tuple(tensor.shape) == shapes[name]
-            assert tensor.dtype == dtype
-            file.write(memoryview(tensor.contiguous().view(torch.uint8).numpy()))
+            assert (tuple(tensor.shape), tensor.dtype) == layout[name]
+            file.write(tensor.contiguous().view(torch.uint8).numpy().data)
             written.append(name)
-    assert written == list(shapes)
+    assert written == list(layout)
 
 
 def map_parameters(path: Path) -> dict[str, torch.Tensor]:

@@ -48,7 +48,7 @@ class SafetensorsDirectory(TensorSource):
                 self._open[path] = safe_open(str(path), framework="pt", device="cpu")
             except (OSError, SafetensorError) as error:
                 raise BadModelFileError(f"{path}: {error}", "download the model again") from error
-            for key in self._open[path].keys():  # noqa: SIM118: not a mapping
+            for key in self._open[path].keys():  # noqa: SIM118
                 self._place[_plain_name(key)] = (path, key)
 
     def names(self) -> Iterable[str]:

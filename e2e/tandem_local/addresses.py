@@ -1,0 +1,100 @@
+"""Address ranges: one /16 per cluster, so that several stand side by side.
+
+Of 10.X.0.0/16 the lower half is for pods (one /24 per node), 10.X.128.0/18 for Services, and
+10.X.255.0/24 is the fabric that joins nodes and host.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from tandem_local.errors import RequirementError
+
+# Away from what kubeadm, kind, k3s and Docker take by default.
+CANDIDATES = tuple(IPv4Network(f"10.{second}.0.0/16") for second in range(200, 244))
+
+
+@dataclass(frozen=True)
+class AddressPlan:
+    """Every address of a cluster follows from its /16."""
+
+    base: IPv4Network
+
+    @property
+    def pods(self) -> IPv4Network:
+        """The range of all pods."""
+        return next(self.base.subnets(new_prefix=17))
+
+    @property
+    def services(self) -> IPv4Network:
+        """The range of ClusterIPs."""
+        return IPv4Network((int(self.base.network_address) + (128 << 8), 18))
+
+    @property
+    def fabric(self) -> IPv4Network:
+        """The network that joins nodes and host."""
+        return IPv4Network((int(self.base.network_address) + (255 << 8), 24))
+
+    @property
+    def host(self) -> IPv4Address:
+        """The host's address in the fabric, which pods reach."""
+        return self.fabric[254]
+
+    @property
+    def api_service(self) -> IPv4Address:
+        """ClusterIP of the Service `kubernetes`."""
+        return self.services[1]
+
+    @property
+    def dns(self) -> IPv4Address:
+        """ClusterIP of the cluster's DNS."""
+        return self.services[10]
+
+    @property
+    def api(self) -> IPv4Address:
+        """Where the API server listens: the first node."""
+        return self.node(0)
+
+    @property
+    def api_url(self) -> str:
+        """The API server's address as clients write it."""
+        return f"https://{self.api}:6443"
+
+    def node(self, index: int) -> IPv4Address:
+        """The node's address in the fabric."""
+        return self.fabric[index + 1]
+
+    def pod_subnet(self, index: int) -> IPv4Network:
+        """The /24 of the node's pods."""
+        return IPv4Network((int(self.base.network_address) + (index << 8), 24))
+
+    def pod_gateway(self, index: int) -> IPv4Address:
+        """The node's own address in its pod subnet."""
+        return self.pod_subnet(index)[1]
+
+    def to_json(self) -> str:
+        """Serialise."""
+        return json.dumps({"base": str(self.base)})
+
+    @classmethod
+    def from_json(cls, text: str) -> AddressPlan:
+        """The inverse of `to_json`."""
+        return cls(IPv4Network(json.loads(text)["base"]))
+
+
+def choose_plan(taken: Iterable[IPv4Network]) -> AddressPlan:
+    """The first candidate that overlaps with nothing in `taken`.
+
+    Raises RequirementError where every candidate is taken.
+    """
+    busy = [network for network in taken if network.prefixlen > 0]
+    for candidate in CANDIDATES:
+        if not any(candidate.overlaps(network) for network in busy):
+            return AddressPlan(candidate)
+    raise RequirementError(
+        f"every range from {CANDIDATES[0]} to {CANDIDATES[-1]} is routed already; "
+        "remove a cluster (`tandem cluster down`) or a route"
+    )

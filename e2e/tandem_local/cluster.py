@@ -1,0 +1,305 @@
+"""LocalCluster: start, find, inspect, disturb and remove an embedded cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from tandem_local import network, teardown
+from tandem_local.addresses import AddressPlan, choose_plan
+from tandem_local.binaries import Binaries
+from tandem_local.build import find_binaries
+from tandem_local.client import Commands
+from tandem_local.components import prepare
+from tandem_local.errors import ClusterNotFound, LocalError, SpecError, StartError
+from tandem_local.folders import ClusterFolder, cache_dir, clusters_dir, locked
+from tandem_local.images import merge_images, read_images, write_images
+from tandem_local.process import ProcessRef, end
+from tandem_local.progress import Progress, ProgressEvent, silent
+from tandem_local.requirements import check_machine
+from tandem_local.spec import ClusterSpec, ImageEntry
+from tandem_local.state import ClusterState, Phase
+from tandem_local.status import ClusterStatus, ComponentStatus, NodeStatus
+
+READY_TIMEOUT_S = 180.0
+# The supervisor ends kubelets, containers and the rest, which takes procri's grace and a little.
+STOP_TIMEOUT_S = 30.0
+LOG_TAIL_LINES = 15
+
+
+@dataclass(frozen=True)
+class ClusterAddresses:
+    """Facts about the cluster's network."""
+
+    pods: IPv4Network
+    services: IPv4Network
+    dns: IPv4Address
+    host: IPv4Address
+    """The host as pods see it."""
+
+
+class LocalCluster(Commands):
+    """A running embedded cluster; several processes may hold one of these for the same cluster."""
+
+    def __init__(self, folder: ClusterFolder) -> None:
+        self._folder = folder
+        self._plan = AddressPlan.from_json(folder.plan.read_text())
+        self.spec = ClusterSpec.from_json(folder.spec.read_text())
+        binary = str(Binaries.from_json(folder.binaries.read_text()).cluster)
+        super().__init__(folder.kubeconfig, [binary, "kubectl"], [binary, "helm"])
+
+    @classmethod
+    def up(
+        cls,
+        spec: ClusterSpec,
+        progress: Progress = silent,
+        *,
+        timeout_s: float = READY_TIMEOUT_S,
+    ) -> LocalCluster:
+        """Start the cluster and return when it is Ready.
+
+        A live cluster of that name and of the same nodes is taken as it is, with the spec's
+        images added to its table; the remains of a crashed one are removed first.
+        Raises RequirementError, BuildError, SpecError or StartError; each says what to do.
+        """
+        check_machine(progress)
+        folder = ClusterFolder.of(spec.name)
+        with locked(folder.lock):
+            state = ClusterState.read(folder.state)
+            if state is not None and _is_live(state):
+                cluster = cls(folder)
+                cluster._adopt(spec)
+                cluster._wait_ready(progress, timeout_s)
+                return cluster
+            if folder.root.exists():
+                progress(ProgressEvent("start", f"removing what is left of {spec.name}"))
+                _remove(folder)
+            binaries = find_binaries(progress)
+            progress(ProgressEvent("start", "making certificates and configuration"))
+            _prepare(spec, folder, binaries)
+            _launch(folder)
+            cluster = cls(folder)
+            cluster._wait_ready(progress, timeout_s)
+            return cluster
+
+    @classmethod
+    def find(cls, name: str) -> LocalCluster:
+        """The live cluster of that name; ClusterNotFound where there is none."""
+        folder = ClusterFolder.of(name)
+        state = ClusterState.read(folder.state)
+        if state is None or not _is_live(state):
+            raise ClusterNotFound(name)
+        return cls(folder)
+
+    @classmethod
+    def all(cls) -> list[LocalCluster]:
+        """Every live cluster of this user, by name."""
+        found = []
+        for path in sorted(clusters_dir().glob("*/state.json")):
+            state = ClusterState.read(path)
+            if state is not None and _is_live(state):
+                found.append(cls(ClusterFolder(path.parent)))
+        return found
+
+    @staticmethod
+    def remove(name: str) -> bool:
+        """Remove the cluster of that name, live or crashed; False where there is nothing."""
+        folder = ClusterFolder.of(name)
+        with locked(folder.lock):
+            if not folder.root.exists():
+                return False
+            _remove(folder)
+            return True
+
+    def down(self) -> None:
+        """End every process of the cluster and remove its files."""
+        self.remove(self.name)
+
+    @property
+    def name(self) -> str:
+        """The cluster's name."""
+        return self._folder.name
+
+    @property
+    def addresses(self) -> ClusterAddresses:
+        """Ranges of pods and Services, address of the DNS, the host as pods see it."""
+        plan = self._plan
+        return ClusterAddresses(plan.pods, plan.services, plan.dns, plan.host)
+
+    @property
+    def logs(self) -> Path:
+        """The folder with one log per component."""
+        return self._folder.logs
+
+    def status(self) -> ClusterStatus:
+        """How the cluster and each of its processes are."""
+        state = self._state()
+        return ClusterStatus(
+            name=self.name,
+            phase=state.phase,
+            message=state.message,
+            supervisor_pid=state.supervisor.pid,
+            api_url=self._plan.api_url,
+            kubeconfig=self.kubeconfig,
+            nodes=tuple(
+                NodeStatus(
+                    node.name,
+                    str(self._plan.node(index)),
+                    str(self._plan.pod_subnet(index)),
+                    dict(node.resources),
+                )
+                for index, node in enumerate(self.spec.nodes)
+            ),
+            components=tuple(
+                ComponentStatus(
+                    name=c.name,
+                    node=c.node,
+                    pid=c.process.pid if c.process and c.process.alive() else None,
+                    restarts=c.restarts,
+                    rss_bytes=c.process.rss_bytes() if c.process else 0,
+                    log=self.logs / f"{c.name}-{c.node}.log",
+                )
+                for c in state.components
+            ),
+        )
+
+    def kill(self, component: str, node: str | None = None) -> int:
+        """SIGKILL one component; the supervisor starts it again. Returns the pid that died.
+
+        Raises LocalError where there is none of that name (on that node), or it is down now.
+        """
+        found = self._state().find(component, node)
+        if found is None:
+            known = sorted({c.name for c in self._state().components})
+            raise LocalError(f"no component {component!r} (on {node}); known: {', '.join(known)}")
+        if found.process is None or not found.process.signal(signal.SIGKILL):
+            raise LocalError(f"{component} on {found.node} is not running at this moment")
+        return found.process.pid
+
+    def container_pids(self, namespace: str, pod: str, container: str | None = None) -> list[int]:
+        """Host pids of the first processes of a pod's running containers."""
+        pids = []
+        for record in teardown.container_records(self._folder):
+            if (record["namespace"], record["pod"]) != (namespace, pod):
+                continue
+            if container is not None and record["name"] != container:
+                continue
+            pid = record["pid"]
+            if isinstance(pid, int) and pid > 0 and ProcessRef.of(pid) is not None:
+                pids.append(pid)
+        return pids
+
+    def add_image(self, *images: ImageEntry) -> None:
+        """Add to the image table, or replace entries of the same name; takes effect at once."""
+        table = self._folder.images
+        with locked(table.with_suffix(".lock")):
+            write_images(table, merge_images(read_images(table), images))
+
+    def _state(self) -> ClusterState:
+        state = ClusterState.read(self._folder.state)
+        if state is None:
+            raise ClusterNotFound(self.name)
+        return state
+
+    def _adopt(self, spec: ClusterSpec) -> None:
+        if spec.nodes != self.spec.nodes:
+            raise SpecError(
+                f"cluster {self.name} runs with other nodes; remove it first "
+                "(`tandem cluster down`) or choose another name"
+            )
+        self.add_image(*spec.images)
+
+    def _wait_ready(self, progress: Progress, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        said = ""
+        while True:
+            state = ClusterState.read(self._folder.state)
+            if state is not None and state.phase is Phase.READY:
+                progress(ProgressEvent("start", f"cluster {self.name} is Ready"))
+                return
+            if state is not None and state.message != said:
+                said = state.message
+                progress(ProgressEvent("start", said))
+            ended = state is not None and not state.supervisor.alive()
+            if ended or time.monotonic() > deadline:
+                raise self._start_error(state, timeout_s)
+            time.sleep(0.05)
+
+    def _start_error(self, state: ClusterState | None, timeout_s: float) -> StartError:
+        what = state.message if state is not None else "the supervisor did not start"
+        text = f"cluster {self.name} did not become Ready: {what} (after at most {timeout_s:.0f} s)"
+        for log in self._suspects(state):
+            text += f"\n\n{log}:\n" + tail(log, LOG_TAIL_LINES)
+        # Nothing may go on running; the logs stay for whoever looks, until the next `up`.
+        _stop(self._folder)
+        return StartError(text)
+
+    def _suspects(self, state: ClusterState | None) -> Iterable[Path]:
+        """Logs worth reading: of what died, else of what is waited for, and the supervisor's."""
+        names = []
+        if state is not None:
+            names = [f"{c.name}-{c.node}" for c in state.components if c.exit_code is not None]
+            if not names and "API" in state.message:
+                names = [f"kube-apiserver-{self.spec.nodes[0].name}"]
+            if not names and "nodes" in state.message:
+                names = [f"kubelet-{node.name}" for node in self.spec.nodes]
+        logs = [self.logs / f"{name}.log" for name in (*names, "supervisor")]
+        return [log for log in logs if log.exists()]
+
+
+def tail(log: Path, lines: int) -> str:
+    """The last lines of a log."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _is_live(state: ClusterState) -> bool:
+    return state.supervisor.alive() and state.phase in (Phase.STARTING, Phase.READY)
+
+
+def _prepare(spec: ClusterSpec, folder: ClusterFolder, binaries: Binaries) -> None:
+    # One at a time, or two clusters that start together would take the same range.
+    with locked(cache_dir() / "locks" / "addresses"):
+        taken = network.host_networks()
+        for path in clusters_dir().glob("*/addresses.json"):
+            taken.append(AddressPlan.from_json(path.read_text()).base)
+        plan = choose_plan(taken)
+        folder.root.mkdir(parents=True, mode=0o755)
+        folder.plan.write_text(plan.to_json())
+    folder.spec.write_text(spec.to_json())
+    folder.binaries.write_text(binaries.to_json())
+    write_images(folder.images, spec.images)
+    prepare(spec, plan, folder)
+
+
+def _launch(folder: ClusterFolder) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tandem_local.supervisor", str(folder.root)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        # The package may be importable only by way of this process's own path.
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    if done.returncode != 0:
+        raise StartError(f"the supervisor did not start:\n{done.stderr}")
+
+
+def _stop(folder: ClusterFolder) -> None:
+    state = ClusterState.read(folder.state)
+    if state is not None:
+        end([state.supervisor], grace_s=STOP_TIMEOUT_S)
+        state = ClusterState.read(folder.state)
+    teardown.end_processes(folder, state)
+
+
+def _remove(folder: ClusterFolder) -> None:
+    _stop(folder)
+    teardown.remove_files(folder)

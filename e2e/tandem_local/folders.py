@@ -1,0 +1,147 @@
+"""Where things lie: the per-user cache, and the folder of one cluster."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+# sun_path holds 108 bytes, the closing NUL among them.
+MAX_SOCKET_PATH = 107
+
+
+def cache_dir() -> Path:
+    """The per-user cache: ``$TANDEM_CACHE_DIR``, else ``~/.cache/tandem``."""
+    named = os.environ.get("TANDEM_CACHE_DIR")
+    if named:
+        return Path(named).absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tandem"
+
+
+def clusters_dir() -> Path:
+    """The parent of every cluster's folder: ``$TANDEM_STATE_DIR``, else in the cache."""
+    named = os.environ.get("TANDEM_STATE_DIR")
+    return Path(named).absolute() if named else cache_dir() / "clusters"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path` (made if absent), across processes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+@dataclass(frozen=True)
+class NodeFolder:
+    """The files of one node."""
+
+    root: Path
+
+    @property
+    def socket(self) -> Path:
+        """The CRI socket between kubelet and procri."""
+        return self.root / "cri.sock"
+
+    @property
+    def procri(self) -> Path:
+        """procri's own folder, container records included."""
+        return self.root / "procri"
+
+    @property
+    def kubelet(self) -> Path:
+        """The kubelet's root directory."""
+        return self.root / "kubelet"
+
+    @property
+    def config(self) -> Path:
+        """Configuration files of kubelet and kube-proxy."""
+        return self.root / "config"
+
+
+@dataclass(frozen=True)
+class ClusterFolder:
+    """The files of one cluster; nothing of it lies anywhere else."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, name: str) -> ClusterFolder:
+        """The folder of the cluster `name`, whether it exists or not."""
+        return cls(clusters_dir() / name)
+
+    @property
+    def name(self) -> str:
+        """The cluster's name."""
+        return self.root.name
+
+    @property
+    def spec(self) -> Path:
+        """The ClusterSpec it was started with."""
+        return self.root / "spec.json"
+
+    @property
+    def plan(self) -> Path:
+        """Its address range."""
+        return self.root / "addresses.json"
+
+    @property
+    def state(self) -> Path:
+        """What the supervisor last wrote."""
+        return self.root / "state.json"
+
+    @property
+    def binaries(self) -> Path:
+        """Which binaries it runs on."""
+        return self.root / "binaries.json"
+
+    @property
+    def images(self) -> Path:
+        """The image table that every node's procri reads."""
+        return self.root / "images.json"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's kubeconfig."""
+        return self.root / "kubeconfig"
+
+    @property
+    def pki(self) -> Path:
+        """Certificates and keys."""
+        return self.root / "pki"
+
+    @property
+    def config(self) -> Path:
+        """Configuration files of the control plane."""
+        return self.root / "config"
+
+    @property
+    def etcd(self) -> Path:
+        """etcd's data."""
+        return self.root / "etcd"
+
+    @property
+    def logs(self) -> Path:
+        """One log per component."""
+        return self.root / "logs"
+
+    @property
+    def lock(self) -> Path:
+        """Held while the cluster is started or removed; outlives the folder itself."""
+        # In the cache even where TANDEM_STATE_DIR is not: nothing stays outside it.
+        digest = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
+        return cache_dir() / "locks" / f"{self.name}-{digest}"
+
+    def node(self, index: int) -> NodeFolder:
+        """The folder of the node with that index."""
+        # Short, since the CRI socket lies in it.
+        return NodeFolder(self.root / f"n{index}")

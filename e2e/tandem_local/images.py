@@ -1,0 +1,72 @@
+"""The image table: which image names exist on the embedded cluster, and what they run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from tandem_local.components import SEARCH_PATH
+from tandem_local.spec import ImageEntry
+
+REGISTRY = "ghcr.io/tandem-inference"
+SHELL_IMAGE = "tandem.local/shell"
+# Image name and the console script that is its entry point, as in the Dockerfile.
+ENTRYPOINTS = {
+    "tandem-operator": "tandem-operator",
+    "tandem-router": "tandem-router",
+    "tandem-engine": "tandem-worker",
+}
+# Where models lie and how they are fetched: a user's own cache serves the pods too.
+PASSED_ON = (
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_HUB_OFFLINE",
+    "HF_ENDPOINT",
+    "HUGGINGFACE_HUB_CACHE",
+    "TANDEM_CACHE_DIR",
+    "XDG_CACHE_HOME",
+)
+
+
+def default_images(python_bin_dir: Path) -> tuple[ImageEntry, ...]:
+    """The project's own images, run from an installed environment, and a shell for tests.
+
+    `python_bin_dir` is the folder of the console scripts, e.g. ``.venv/bin``.
+    """
+    bin_dir = python_bin_dir.absolute()
+    environment = {
+        "PATH": f"{bin_dir}:{SEARCH_PATH}",
+        "HOME": str(Path.home()),
+        "LANG": "C.UTF-8",
+        "PYTHONUNBUFFERED": "1",
+        # Several workers share the machine's cores.
+        "OMP_NUM_THREADS": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
+    }
+    environment |= {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+    project = tuple(
+        ImageEntry(f"{REGISTRY}/{image}:*", (str(bin_dir / script),), environment)
+        for image, script in ENTRYPOINTS.items()
+    )
+    return (*project, ImageEntry(f"{SHELL_IMAGE}:*", (), environment))
+
+
+def write_images(path: Path, images: Iterable[ImageEntry]) -> None:
+    """Write the table in one step; procri reads it anew at each use."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps({"images": [image.to_table() for image in images]}, indent=2))
+    os.replace(fresh, path)
+
+
+def read_images(path: Path) -> tuple[ImageEntry, ...]:
+    """The table as it is."""
+    entries = json.loads(path.read_text())["images"]
+    return tuple(ImageEntry.from_table(entry) for entry in entries)
+
+
+def merge_images(old: Iterable[ImageEntry], new: Iterable[ImageEntry]) -> tuple[ImageEntry, ...]:
+    """`old` with `new` added; an entry of the same name is replaced."""
+    merged = {image.name: image for image in old}
+    merged.update({image.name: image for image in new})
+    return tuple(merged.values())

@@ -1,0 +1,128 @@
+"""What a cluster should be: its nodes, their extended resources, the images it knows."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tandem_local.errors import SpecError
+
+MAX_NODES = 100
+_DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """One node of the cluster."""
+
+    name: str
+    """Name of the Node object."""
+    resources: Mapping[str, str] = field(default_factory=dict)
+    """Extended resources to advertise, e.g. ``{"nvidia.com/gpu": "8"}``."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Labels of the Node object."""
+
+    def __post_init__(self) -> None:
+        _check_label("node name", self.name)
+        for resource in self.resources:
+            if "/" not in resource:
+                raise SpecError(
+                    f"node {self.name}: {resource!r} is no extended resource; "
+                    "name it with its domain, e.g. nvidia.com/gpu"
+                )
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """An image name and what runs when a container of that image starts."""
+
+    name: str
+    """Full name with tag; the tag ``*`` stands for any."""
+    entrypoint: tuple[str, ...] = ()
+    """Command of the image; empty: the pod's own command runs as it is."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment of the image; the pod's own variables come on top."""
+    working_dir: str = "/"
+    """Directory in which the container starts."""
+    user: int | None = None
+    """Uid that the image's USER names; None: root, as in an image without one."""
+
+    def to_table(self) -> dict[str, Any]:
+        """The entry as procri reads it."""
+        entry: dict[str, Any] = {
+            "name": self.name,
+            "entrypoint": list(self.entrypoint),
+            "env": dict(self.env),
+            "workingDir": self.working_dir,
+        }
+        if self.user is not None:
+            entry["user"] = self.user
+        return entry
+
+    @classmethod
+    def from_table(cls, entry: Mapping[str, Any]) -> ImageEntry:
+        """The inverse of `to_table`."""
+        return cls(
+            name=entry["name"],
+            entrypoint=tuple(entry.get("entrypoint") or ()),
+            env=dict(entry.get("env") or {}),
+            working_dir=entry.get("workingDir") or "/",
+            user=entry.get("user"),
+        )
+
+
+@dataclass(frozen=True)
+class ClusterSpec:
+    """A cluster: a name, one or several nodes, an image table."""
+
+    name: str = "tandem"
+    """Name of the cluster; one machine can hold several of different names."""
+    nodes: tuple[NodeSpec, ...] = field(default_factory=lambda: (NodeSpec("node-0"),))
+    """The nodes; the first one also hosts the control plane."""
+    images: tuple[ImageEntry, ...] = ()
+    """The images that exist; any other name is ErrImagePull."""
+
+    def __post_init__(self) -> None:
+        _check_label("cluster name", self.name)
+        names = [node.name for node in self.nodes]
+        if not names:
+            raise SpecError("a cluster has at least one node")
+        if len(names) > MAX_NODES:
+            raise SpecError(f"{len(names)} nodes wanted, {MAX_NODES} is the most")
+        if len(set(names)) != len(names):
+            raise SpecError(f"two nodes of one name among {', '.join(names)}")
+
+    def to_json(self) -> str:
+        """Serialise, nodes and images included."""
+        return json.dumps(
+            {
+                "name": self.name,
+                "nodes": [
+                    {"name": n.name, "resources": dict(n.resources), "labels": dict(n.labels)}
+                    for n in self.nodes
+                ],
+                "images": [image.to_table() for image in self.images],
+            },
+            indent=2,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> ClusterSpec:
+        """The inverse of `to_json`."""
+        data = json.loads(text)
+        return cls(
+            name=data["name"],
+            nodes=tuple(NodeSpec(n["name"], n["resources"], n["labels"]) for n in data["nodes"]),
+            images=tuple(ImageEntry.from_table(entry) for entry in data["images"]),
+        )
+
+
+def _check_label(what: str, name: str) -> None:
+    if not _DNS_LABEL.fullmatch(name):
+        raise SpecError(
+            f"{what} {name!r}: use 1 to 40 lower-case letters, digits and hyphens, "
+            "beginning and ending with a letter or a digit"
+        )

@@ -1,0 +1,103 @@
+"""What the supervisor knows, as a file that other processes read."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from tandem_local.process import ProcessRef
+
+
+class Phase(StrEnum):
+    """How far the cluster is."""
+
+    STARTING = "starting"
+    READY = "ready"
+    FAILED = "failed"
+    STOPPING = "stopping"
+
+
+@dataclass
+class ComponentState:
+    """One component as the supervisor sees it."""
+
+    name: str
+    node: str
+    process: ProcessRef | None = None
+    restarts: int = 0
+    exit_code: int | None = None
+
+
+@dataclass
+class ClusterState:
+    """The supervisor's own record; written whole at every change."""
+
+    supervisor: ProcessRef
+    phase: Phase = Phase.STARTING
+    message: str = ""
+    holders: dict[str, ProcessRef] = field(default_factory=dict)
+    components: list[ComponentState] = field(default_factory=list)
+
+    def processes(self) -> list[ProcessRef]:
+        """Every recorded process but the supervisor itself."""
+        running = [c.process for c in self.components if c.process is not None]
+        return running + list(self.holders.values())
+
+    def find(self, name: str, node: str | None = None) -> ComponentState | None:
+        """The component of that name, on that node if one is given."""
+        for component in self.components:
+            if component.name == name and node in (None, component.node):
+                return component
+        return None
+
+    def write(self, path: Path) -> None:
+        """Write the file in one step, so that a reader never sees half of it."""
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps(self._to_data(), indent=1))
+        os.replace(fresh, path)
+
+    @classmethod
+    def read(cls, path: Path) -> ClusterState | None:
+        """What was last written; None if there is nothing."""
+        try:
+            data = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        return cls(
+            supervisor=ProcessRef.from_data(data["supervisor"]),
+            phase=Phase(data["phase"]),
+            message=data["message"],
+            holders={n: ProcessRef.from_data(ref) for n, ref in data["holders"].items()},
+            components=[
+                ComponentState(
+                    name=c["name"],
+                    node=c["node"],
+                    process=ProcessRef.from_data(c["process"]) if c["process"] else None,
+                    restarts=c["restarts"],
+                    exit_code=c["exitCode"],
+                )
+                for c in data["components"]
+            ],
+        )
+
+    def _to_data(self) -> dict[str, Any]:
+        return {
+            "supervisor": self.supervisor.to_data(),
+            "phase": str(self.phase),
+            "message": self.message,
+            "holders": {node: ref.to_data() for node, ref in self.holders.items()},
+            "components": [
+                {
+                    "name": c.name,
+                    "node": c.node,
+                    "process": c.process.to_data() if c.process else None,
+                    "restarts": c.restarts,
+                    "exitCode": c.exit_code,
+                }
+                for c in self.components
+            ],
+        }

@@ -1,0 +1,247 @@
+"""Specifications, image tables, command lines and configuration files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tandem_local import network
+from tandem_local.addresses import AddressPlan
+from tandem_local.binaries import Binaries
+from tandem_local.bootstrap import (
+    bootstrap_objects,
+    is_ready,
+    missing_metadata,
+    missing_resources,
+)
+from tandem_local.components import MARKER, build_components, environment, prepare
+from tandem_local.errors import SpecError
+from tandem_local.folders import ClusterFolder
+from tandem_local.images import default_images, merge_images, read_images, write_images
+from tandem_local.process import ProcessRef
+from tandem_local.spec import ClusterSpec, ImageEntry, NodeSpec
+from tandem_local.state import ClusterState, ComponentState, Phase
+
+PLAN = AddressPlan(IPv4Network("10.210.0.0/16"))
+SPEC = ClusterSpec(
+    "two",
+    (
+        NodeSpec("node-0", {"nvidia.com/gpu": "8", "rdma/ib": "8"}, {"zone": "a"}),
+        NodeSpec("node-1"),
+    ),
+    (ImageEntry("x:1", ("/bin/x",), {"K": "V"}, "/tmp", 65532),),
+)
+BINARIES = Binaries(Path("/b/tandem-cluster"), Path("/b/coredns"))
+
+
+@pytest.fixture
+def folder() -> ClusterFolder:
+    # Not below tmp_path, whose length no Unix socket bears.
+    return ClusterFolder(Path("/c/two"))
+
+
+def test_spec_survives_json() -> None:
+    assert ClusterSpec.from_json(SPEC.to_json()) == SPEC
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ClusterSpec("Upper"),
+        lambda: ClusterSpec("../up"),
+        lambda: ClusterSpec("a", ()),
+        lambda: ClusterSpec("a", (NodeSpec("n"), NodeSpec("n"))),
+        lambda: ClusterSpec("a", tuple(NodeSpec(f"n{i}") for i in range(101))),
+        lambda: NodeSpec("node_0"),
+        lambda: NodeSpec("n", {"gpu": "1"}),
+    ],
+)
+def test_impossible_specs_are_refused(make: object) -> None:
+    assert callable(make)
+    with pytest.raises(SpecError):
+        make()
+
+
+def test_each_node_has_its_kubelet_proxy_and_runtime(folder: ClusterFolder) -> None:
+    parts = build_components(SPEC, PLAN, folder, BINARIES)
+    per_node = [(p.name, p.node) for p in parts]
+    for name in ("procri", "kubelet", "kube-proxy"):
+        assert [node for part, node in per_node if part == name] == ["node-0", "node-1"]
+    for name in ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "coredns"):
+        assert [node for part, node in per_node if part == name] == ["node-0"]
+    assert len({p.key for p in parts}) == len(parts)
+
+
+def test_the_runtime_serves_the_nodes_own_subnet(folder: ClusterFolder) -> None:
+    parts = build_components(SPEC, PLAN, folder, BINARIES)
+    [procri] = [p for p in parts if (p.name, p.node) == ("procri", "node-1")]
+    assert procri.argv[:2] == ("/b/tandem-cluster", "procri")
+    assert "--pod-cidr=10.210.1.0/24" in procri.argv
+    assert "--socket=/c/two/n1/cri.sock" in procri.argv
+    assert f"--dns={PLAN.dns}" in procri.argv
+    assert "--images=/c/two/images.json" in procri.argv
+
+
+def test_the_api_server_authorizes_by_node_and_rbac(folder: ClusterFolder) -> None:
+    [api] = [
+        p for p in build_components(SPEC, PLAN, folder, BINARIES) if p.name == "kube-apiserver"
+    ]
+    assert "--authorization-mode=Node,RBAC" in api.argv
+    assert not any(flag.startswith("--disable-admission-plugins") for flag in api.argv)
+    assert f"--service-cluster-ip-range={PLAN.services}" in api.argv
+
+
+def test_prepared_files_agree_with_the_command_lines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tandem_local.components.MAX_SOCKET_PATH", 4096)
+    folder = ClusterFolder(tmp_path / "two")
+    folder.root.mkdir()
+    prepare(SPEC, PLAN, folder)
+    for part in build_components(SPEC, PLAN, folder, BINARIES):
+        for flag in part.argv:
+            value = flag.partition("=")[2] or flag
+            if value.startswith(str(tmp_path)) and value.endswith(
+                (".yaml", ".kubeconfig", ".crt", ".key", ".pub", "Corefile")
+            ):
+                assert Path(value).is_file(), f"{part.key}: {flag}"
+    kubelet = yaml.safe_load((folder.node(1).config / "kubelet.yaml").read_text())
+    assert kubelet["clusterDNS"] == [str(PLAN.dns)]
+    assert kubelet["containerRuntimeEndpoint"] == f"unix://{folder.node(1).socket}"
+    proxy = yaml.safe_load((folder.node(1).config / "kube-proxy.yaml").read_text())
+    assert (proxy["mode"], proxy["hostnameOverride"]) == ("nftables", "node-1")
+    assert f"ready {PLAN.api}:8181" in (folder.config / "Corefile").read_text()
+
+
+def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
+    folder = ClusterFolder(tmp_path / ("x" * 120))
+    with pytest.raises(SpecError, match="TANDEM_STATE_DIR"):
+        prepare(SPEC, PLAN, folder)
+
+
+def test_nothing_of_the_callers_environment_leaks(
+    folder: ClusterFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "secret")
+    variables = environment(folder)
+    assert "SOME_TOKEN" not in variables
+    assert variables[MARKER] == "/c/two"
+
+
+def test_the_holder_script_is_a_valid_shell_script(tmp_path: Path) -> None:
+    script = network.holder_script(tmp_path / "with blank")
+    assert subprocess.run(["sh", "-nc", script], check=False).returncode == 0
+    assert script.endswith("exec sleep infinity")
+
+
+def test_link_names_fit_the_kernel_and_differ() -> None:
+    names = {network.host_link(name) for name in ("a", "b", "a" * 40)}
+    assert len(names) == 3
+    assert all(len(name) <= 15 for name in names)
+
+
+def test_default_images_run_the_consoles_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", "/models")
+    images = {image.name: image for image in default_images(Path("/v/bin"))}
+    engine = images["ghcr.io/tandem-inference/tandem-engine:*"]
+    assert engine.entrypoint == ("/v/bin/tandem-worker",)
+    assert engine.env["PATH"].startswith("/v/bin:")
+    assert engine.env["HF_HOME"] == "/models"
+    assert engine.env["PYTHONUNBUFFERED"] == "1"
+    assert images["ghcr.io/tandem-inference/tandem-router:*"].entrypoint == (
+        "/v/bin/tandem-router",
+    )
+    assert images["ghcr.io/tandem-inference/tandem-operator:*"].entrypoint == (
+        "/v/bin/tandem-operator",
+    )
+    assert images["tandem.local/shell:*"].entrypoint == ()
+
+
+def test_the_image_table_is_what_the_runtime_reads(tmp_path: Path) -> None:
+    path = tmp_path / "images.json"
+    write_images(path, SPEC.images)
+    assert json.loads(path.read_text()) == {
+        "images": [
+            {
+                "name": "x:1",
+                "entrypoint": ["/bin/x"],
+                "env": {"K": "V"},
+                "workingDir": "/tmp",
+                "user": 65532,
+            }
+        ]
+    }
+    assert read_images(path) == SPEC.images
+
+
+def test_images_of_the_same_name_are_replaced() -> None:
+    old = (ImageEntry("a:1", ("/old",)), ImageEntry("b:1"))
+    merged = merge_images(old, [ImageEntry("a:1", ("/new",)), ImageEntry("c:1")])
+    assert {image.name: image.entrypoint for image in merged} == {
+        "a:1": ("/new",),
+        "b:1": (),
+        "c:1": (),
+    }
+
+
+def node(**status: object) -> dict[str, object]:
+    return {"metadata": {"labels": {"zone": "a"}}, "spec": {"podCIDR": "x"}, "status": status}
+
+
+def test_resources_are_patched_until_both_parts_say_so() -> None:
+    spec = SPEC.nodes[0]
+    full = {"nvidia.com/gpu": "8", "rdma/ib": "8", "cpu": "2"}
+    assert missing_resources(node(), spec) == dict(spec.resources)
+    assert missing_resources(node(capacity=full, allocatable=full), spec) == {}
+    # What a kubelet writes when it registers anew.
+    zeroed = full | {"nvidia.com/gpu": "0"}
+    assert missing_resources(node(capacity=zeroed, allocatable=full), spec) == {
+        "nvidia.com/gpu": "8"
+    }
+
+
+def test_labels_and_pod_range_are_given_once() -> None:
+    fresh = {"metadata": {}, "spec": {}, "status": {}}
+    assert missing_metadata(fresh, SPEC.nodes[0], "10.0.0.0/24") == {
+        "metadata": {"labels": {"zone": "a"}},
+        "spec": {"podCIDR": "10.0.0.0/24", "podCIDRs": ["10.0.0.0/24"]},
+    }
+    assert missing_metadata(node(), SPEC.nodes[0], "10.0.0.0/24") is None
+
+
+def test_readiness_is_the_condition() -> None:
+    assert is_ready(node(conditions=[{"type": "Ready", "status": "True"}]))
+    assert not is_ready(node(conditions=[{"type": "Ready", "status": "Unknown"}]))
+    assert not is_ready(node())
+
+
+def test_dns_answers_at_the_address_that_pods_are_told() -> None:
+    [service] = [d for _, d in bootstrap_objects(PLAN) if d["kind"] == "Service"]
+    [endpoints] = [d for _, d in bootstrap_objects(PLAN) if d["kind"] == "EndpointSlice"]
+    assert service["spec"]["clusterIP"] == str(PLAN.dns)
+    assert endpoints["endpoints"][0]["addresses"] == [str(PLAN.api)]
+
+
+def test_state_survives_the_file(tmp_path: Path) -> None:
+    state = ClusterState(
+        supervisor=ProcessRef(10, 20),
+        phase=Phase.READY,
+        holders={"node-0": ProcessRef(11, 21)},
+        components=[
+            ComponentState("etcd", "node-0", ProcessRef(12, 22), restarts=3, exit_code=-9),
+            ComponentState("kubelet", "node-0"),
+        ],
+    )
+    state.write(tmp_path / "state.json")
+    assert ClusterState.read(tmp_path / "state.json") == state
+    assert ClusterState.read(tmp_path / "none.json") is None
+    assert state.processes() == [ProcessRef(12, 22), ProcessRef(11, 21)]
+    found = state.find("kubelet", "node-0")
+    assert found is not None
+    assert found.process is None
+    assert state.find("kubelet", "node-1") is None

@@ -1,0 +1,68 @@
+"""Fixtures of the end-to-end suites: a cluster, and namespaces in it.
+
+The embedded cluster is started once per session, unless TANDEM_KUBECONFIG names one that exists.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tandem_local import (
+    Cluster,
+    ClusterSpec,
+    ExternalCluster,
+    LocalCluster,
+    NodeSpec,
+    ProgressEvent,
+    default_images,
+)
+
+# Two sessions on one machine must not share a cluster that one of them disturbs.
+CLUSTER_NAME = os.environ.get("TANDEM_TEST_CLUSTER", f"e2e-{os.getpid()}")
+
+
+def say(event: ProgressEvent) -> None:
+    """Progress that pytest shows where a start fails."""
+    if event.done is None:
+        print(f"{event.stage}: {event.message}")
+
+
+@pytest.fixture(scope="session")
+def local_cluster() -> Iterator[LocalCluster]:
+    """An embedded cluster of two nodes; the first offers GPUs and RDMA devices."""
+    spec = ClusterSpec(
+        CLUSTER_NAME,
+        (
+            NodeSpec("node-0", {"nvidia.com/gpu": "8", "rdma/ib": "8"}),
+            NodeSpec("node-1"),
+        ),
+        default_images(Path(sys.executable).parent),
+    )
+    running = LocalCluster.up(spec, say)
+    yield running
+    running.down()
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Cluster:
+    """The cluster that TANDEM_KUBECONFIG names, else the embedded one."""
+    named = ExternalCluster.from_environment()
+    if named is not None:
+        return named
+    embedded: LocalCluster = request.getfixturevalue("local_cluster")
+    return embedded
+
+
+@pytest.fixture
+def namespace(local_cluster: LocalCluster) -> Iterator[str]:
+    """A namespace of the embedded cluster for one test."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    local_cluster.kubectl("create", "namespace", name)
+    yield name
+    local_cluster.kubectl("delete", "namespace", name, "--wait=false")

@@ -1,0 +1,153 @@
+"""An InferenceService under test: apply, wait, look, delete, all through the real kubectl."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from tests.waiting import wait_for
+
+
+def mock_manifest(
+    name: str, prefill: int = 1, decode: int = 2, profile: str = "tiny", **spec: Any
+) -> dict[str, Any]:
+    """A service of mock workers, small and quick to start."""
+    manifest: dict[str, Any] = {
+        "apiVersion": "tandem.dev/v1alpha1",
+        "kind": "InferenceService",
+        "metadata": {"name": name},
+        "spec": {
+            "model": {"uri": f"mock://{profile}", "name": name},
+            "prefill": {"replicas": prefill},
+            "decode": {"replicas": decode},
+            "router": {"replicas": 1},
+            "kvTransfer": {
+                "localPrefillTokens": 0,
+                "verify": {"mode": "Required", "minMegabytesPerSecond": 1},
+            },
+            "rollout": {"drainSeconds": 60},
+        },
+    }
+    for key, value in spec.items():
+        if isinstance(value, dict) and isinstance(manifest["spec"].get(key), dict):
+            manifest["spec"][key] = {**manifest["spec"][key], **value}
+        else:
+            manifest["spec"][key] = value
+    return manifest
+
+
+@dataclass
+class Service:
+    """One InferenceService in a cluster (`LocalCluster` or `ExternalCluster`)."""
+
+    cluster: Any
+    name: str
+    namespace: str = "default"
+
+    @classmethod
+    def apply(cls, cluster: Any, manifest: dict[str, Any], namespace: str = "default") -> "Service":
+        """kubectl apply; AssertionError with kubectl's words when it is refused."""
+        service = cls(cluster, manifest["metadata"]["name"], namespace)
+        done = cluster.kubectl(
+            "apply", "-n", namespace, "-f", "-", input=json.dumps(manifest), check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return service
+
+    def kubectl(self, *arguments: str, check: bool = True, timeout: float = 60) -> str:
+        """kubectl in the service's namespace; its standard output."""
+        done = self.cluster.kubectl(*arguments, "-n", self.namespace, check=check, timeout=timeout)
+        output: str = done.stdout
+        return output
+
+    def get(self, kind: str = "tisvc", name: str = "") -> dict[str, Any]:
+        """An object as a dict; {} when it doesn't exist."""
+        text = self.kubectl("get", kind, name or self.name, "-o", "json", "--ignore-not-found")
+        found: dict[str, Any] = json.loads(text) if text.strip() else {}
+        return found
+
+    def condition(self, kind: str) -> dict[str, Any]:
+        """A condition of the service by type; {} when it is not set yet."""
+        conditions = self.get().get("status", {}).get("conditions", [])
+        return next((c for c in conditions if c["type"] == kind), {})
+
+    def pool(self, role: str) -> dict[str, Any]:
+        """The pool's entry in status (role `Prefill` or `Decode`)."""
+        pools = self.get().get("status", {}).get("pools", [])
+        return next((p for p in pools if p["role"] == role), {})
+
+    def wait_ready(self, seconds: float = 180) -> "Service":
+        """Until Ready is True for the current generation; shows the status when it never is."""
+
+        def ready() -> bool:
+            seen = self.get()
+            status = seen.get("status", {})
+            return status.get("observedGeneration") == seen["metadata"]["generation"] and any(
+                c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", [])
+            )
+
+        try:
+            wait_for(f"{self.name} is Ready", ready, seconds)
+        except AssertionError as error:
+            status = json.dumps(self.get().get("status", {}), indent=1)
+            pods = self.kubectl("get", "pods", "-o", "wide")
+            raise AssertionError(f"{error}\n{status}\n{pods}") from None
+        return self
+
+    def wait_pool(self, role: str, ready: int, seconds: float = 120) -> None:
+        """Until the pool has exactly `ready` Ready workers, none starting and none draining."""
+
+        def settled() -> bool:
+            pods = self.pods(role.lower())
+            return len(pods) == ready and all(is_ready(pod) for pod in pods)
+
+        wait_for(f"{self.name} {role} has {ready} ready workers", settled, seconds)
+
+    def pods(self, role: str = "") -> list[dict[str, Any]]:
+        """Live pods of a role (`prefill`, `decode`, `router`; all when empty)."""
+        selector = f"tandem.dev/service={self.name}" + (f",tandem.dev/role={role}" if role else "")
+        items: list[dict[str, Any]] = json.loads(
+            self.kubectl("get", "pods", "-l", selector, "-o", "json")
+        )["items"]
+        return items
+
+    def pod_names(self, role: str) -> list[str]:
+        """Names of the pods of a role, sorted."""
+        return sorted(pod["metadata"]["name"] for pod in self.pods(role))
+
+    @property
+    def url(self) -> str:
+        """The router's address as seen from here (the ClusterIP of the embedded cluster)."""
+        return f"http://{self.get('service')['spec']['clusterIP']}:8000"
+
+    def worker_state(self, pod: dict[str, Any]) -> dict[str, Any]:
+        """`GET /state` of a worker."""
+        reply = httpx.get(f"http://{pod['status']['podIP']}:8100/state", timeout=10)
+        state: dict[str, Any] = reply.json()
+        return state
+
+    def leaked_blocks(self) -> dict[str, int]:
+        """Leaked blocks by worker, from each one's own ledger."""
+        workers = [p for p in self.pods() if p["metadata"]["labels"]["tandem.dev/role"] != "router"]
+        return {
+            p["metadata"]["name"]: self.worker_state(p)["ledger"]["leaked"]
+            for p in workers
+            if is_ready(p)
+        }
+
+    def delete(self, seconds: float = 90) -> None:
+        """kubectl delete, and wait until every pod is gone."""
+        self.kubectl(
+            "delete", "tisvc", self.name, "--ignore-not-found", f"--timeout={seconds:.0f}s",
+            timeout=seconds + 10,
+        )  # fmt: skip
+        wait_for(f"{self.name} leaves no pods", lambda: not self.pods(), 30)
+
+
+def is_ready(pod: dict[str, Any]) -> bool:
+    """Whether a pod's Ready condition is True and it isn't being deleted."""
+    if pod["metadata"].get("deletionTimestamp"):
+        return False
+    conditions = pod.get("status", {}).get("conditions", [])
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)

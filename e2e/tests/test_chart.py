@@ -1,0 +1,82 @@
+"""The chart, rendered and judged by the real helm and a real API server."""
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+CHART = Path(__file__).resolve().parents[2] / "charts/tandem"
+CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
+values = pytest.mark.parametrize("path", CI_VALUES, ids=lambda path: path.name)
+
+
+def render(tandem: Any, *arguments: str) -> list[dict[str, Any]]:
+    text = tandem.helm("template", "tandem", str(CHART), "-n", "tandem-system", *arguments).stdout
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+@values
+def test_lint(tandem: Any, path: Path) -> None:
+    tandem.helm("lint", "--strict", str(CHART), "-f", str(path))
+
+
+@values
+def test_the_api_server_takes_what_is_rendered(tandem: Any, path: Path) -> None:
+    documents = render(tandem, "-f", str(path))
+    # CRDs of others, and those that the installed release owns.
+    skipped = {"ServiceMonitor", "CustomResourceDefinition"}
+    known = [document for document in documents if document["kind"] not in skipped]
+    for document in known:
+        document["metadata"]["namespace"] = "default"
+        document["metadata"]["name"] = "chart-test"
+    tandem.kubectl(
+        "create", "--dry-run=server", "-f", "-", input=yaml.safe_dump_all(known)
+    )  # names of rules, selectors and probes are checked without anything being written
+
+
+def test_namespaced_installs_hold_no_cluster_rights(tandem: Any) -> None:
+    documents = render(tandem, "-f", str(CHART / "ci/namespaced-values.yaml"))
+    kinds = {document["kind"] for document in documents}
+    assert not {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"} & kinds
+    roles = {d["metadata"]["namespace"] for d in documents if d["kind"] == "Role"}
+    assert roles == {"team-a", "team-b", "tandem-system"}
+
+
+def test_the_pod_passes_the_restricted_standard(tandem: Any) -> None:
+    name = f"chart-restricted-{uuid.uuid4().hex[:8]}"
+    namespace = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {
+            "name": name,
+            "labels": {"pod-security.kubernetes.io/warn": "restricted"},
+        },
+    }
+    tandem.kubectl("apply", "-f", "-", input=yaml.safe_dump(namespace))
+    try:
+        (deployment,) = [d for d in render(tandem) if d["kind"] == "Deployment"]
+        deployment["metadata"]["namespace"] = name
+        done = tandem.kubectl(
+            "create", "--dry-run=server", "-f", "-", input=yaml.safe_dump(deployment)
+        )
+        assert "would violate PodSecurity" not in done.stderr
+    finally:
+        tandem.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("replicaz=2", "additional properties 'replicaz' not allowed"),
+        ("metrics.service.enabled=false,metrics.serviceMonitor.enabled=true", "needs metrics"),
+        ("serviceAccount.create=false", "serviceAccount.name is required"),
+    ],
+)
+def test_contradictory_values_are_refused(tandem: Any, setting: str, words: str) -> None:
+    done = tandem.helm("template", "tandem", str(CHART), "--set", setting, check=False)
+    assert done.returncode != 0
+    assert words in done.stderr

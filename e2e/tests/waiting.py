@@ -1,0 +1,19 @@
+"""Waiting for a condition with a deadline; the only place in these tests that pauses."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def wait_for(what: str, probe: Callable[[], T | None], seconds: float = 60.0) -> T:
+    """Poll `probe` until it returns something true; AssertionError with its last value if never."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = probe()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {seconds:.0f} s; last seen: {value!r}")
+        time.sleep(0.2)

@@ -1,0 +1,151 @@
+"""Finds blocks by the tokens they hold: a radix view over chained block hashes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+MAX_PARTIAL_CANDIDATES: Final = 16
+"""Children of a prefix that are compared token by token for a partial match."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one indexed block holds: `tokens` after the prefix whose hash is `parent`.
+
+    A full block has a hash of its own and can be a parent; a partial one (`hash` None) is the tail
+    of a finished sequence and can only be copied from.
+    """
+
+    parent: int
+    hash: int | None
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixMatch:
+    """Blocks that hold the start of a sequence.
+
+    `blocks` are full and may be shared; `partial_block`, if any, holds the next `num_partial`
+    tokens and must be copied before anything is written behind them.
+    """
+
+    blocks: list[int]
+    partial_block: int = -1
+    num_partial: int = 0
+
+
+class PrefixIndex:
+    """Blocks by chained hash and by parent; knows nothing about owners.
+
+    A hash is only trusted together with the tokens themselves, so a collision costs a recompute and
+    never a wrong answer.
+    """
+
+    def __init__(self, page_size: int) -> None:
+        self._page_size = page_size
+        self._entries: dict[int, Entry] = {}
+        self._by_hash: dict[int, int] = {}
+        self._children: dict[int, dict[int, None]] = {}
+        # Net changes since the last report; dicts, because order matters and lookups are frequent.
+        self._stored: dict[int, None] = {}
+        self._removed: dict[int, None] = {}
+
+    def __contains__(self, block: int) -> bool:
+        return block in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, block: int, entry: Entry) -> bool:
+        """Index `block`; False when it, or another block with the same content, already is."""
+        if block in self._entries or (entry.hash is not None and entry.hash in self._by_hash):
+            return False
+        if entry.hash is None and self._has_tail(entry):
+            return False
+        self._entries[block] = entry
+        self._children.setdefault(entry.parent, {})[block] = None
+        if entry.hash is not None:
+            self._by_hash[entry.hash] = block
+            if entry.hash in self._removed:
+                del self._removed[entry.hash]
+            else:
+                self._stored[entry.hash] = None
+        return True
+
+    def remove(self, block: int) -> None:
+        """Forget `block`, which is about to be overwritten."""
+        entry = self._entries.pop(block)
+        siblings = self._children[entry.parent]
+        del siblings[block]
+        if not siblings:
+            del self._children[entry.parent]
+        if entry.hash is not None:
+            del self._by_hash[entry.hash]
+            if entry.hash in self._stored:
+                del self._stored[entry.hash]
+            else:
+                self._removed[entry.hash] = None
+
+    def match(
+        self, tokens: Sequence[int], hashes: Sequence[int], salt: int, limit: int, *, partial: bool
+    ) -> PrefixMatch:
+        """The longest indexed prefix of `tokens`, at most `limit` tokens.
+
+        `hashes` are the chained hashes of the full blocks of `tokens`. With `partial` the match may
+        end inside a block.
+        """
+        page, parent = self._page_size, salt
+        blocks: list[int] = []
+        for number in range(min(len(hashes), limit // page)):
+            block = self._by_hash.get(hashes[number])
+            if block is None:
+                break
+            if self._entries[block].tokens != tuple(tokens[number * page : (number + 1) * page]):
+                break
+            blocks.append(block)
+            parent = hashes[number]
+        start = len(blocks) * page
+        if not partial or start >= limit:
+            return PrefixMatch(blocks)
+        wanted = tuple(tokens[start : min(start + page, limit)])
+        best_block, best = -1, 0
+        for block in islice(reversed(self._children.get(parent, {})), MAX_PARTIAL_CANDIDATES):
+            common = _common_length(self._entries[block].tokens, wanted)
+            if common > best:
+                best_block, best = block, common
+        return PrefixMatch(blocks, best_block, best)
+
+    def take_events(self) -> tuple[list[int], list[int]]:
+        """Hashes (stored, removed) since the last call; what came and went is in neither."""
+        stored, removed = list(self._stored), list(self._removed)
+        self._stored.clear()
+        self._removed.clear()
+        return stored, removed
+
+    def hashes(self) -> list[int]:
+        """Hashes of all full blocks, oldest first."""
+        return list(self._by_hash)
+
+    def _has_tail(self, entry: Entry) -> bool:
+        siblings = islice(reversed(self._children.get(entry.parent, {})), MAX_PARTIAL_CANDIDATES)
+        size = len(entry.tokens)
+        return any(self._entries[block].tokens[:size] == entry.tokens for block in siblings)
+
+    def find_fault(self) -> str:
+        """Empty when the three maps agree, else what is wrong."""
+        full = {block for block, entry in self._entries.items() if entry.hash is not None}
+        if set(self._by_hash.values()) != full or len(self._by_hash) != len(full):
+            return "prefix index: hashes and entries disagree"
+        if sum(len(blocks) for blocks in self._children.values()) != len(self._entries):
+            return "prefix index: children and entries disagree"
+        return ""
+
+
+def _common_length(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+    count = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

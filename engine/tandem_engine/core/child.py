@@ -1,0 +1,138 @@
+"""The core process itself: `python -m tandem_engine.core.child FD`, started by `CoreProcess`."""
+
+import importlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, cast
+
+import msgspec
+
+from tandem_engine.config import WorkerConfig
+from tandem_engine.core.engine_core import EngineCore, core_compatibility_hash
+from tandem_engine.core.framing import pack_frame, read_frame
+from tandem_engine.core.messages import CoreFailed, CoreLoading, FromCore, Shutdown, ToCore
+from tandem_engine.kv_transfer.service import start_handoff
+from tandem_engine.mock.runner import load_mock_runner
+from tandem_engine.runner.base import Runner
+
+ORPHAN_SECONDS: Final = 5.0
+"""How long a core whose server is gone may take to end by itself."""
+
+log = logging.getLogger(__name__)
+Progress = Callable[[str, float], None]
+
+
+class Pipe:
+    """The child's end of the socket pair; `send` may be called from any thread."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[ToCore] = msgspec.msgpack.Decoder(ToCore)
+        self._lock = threading.Lock()
+        self._open = True
+
+    def receive_config(self) -> WorkerConfig | None:
+        """The first frame; None when the server went away before it."""
+        payload = read_frame(self._connection)
+        return None if payload is None else msgspec.msgpack.decode(payload, type=WorkerConfig)
+
+    def send(self, message: FromCore) -> None:
+        """Send a frame; dropped when the server is gone, which `pump` has noticed too."""
+        with self._lock:
+            if not self._open:
+                return
+            try:
+                self._connection.sendall(pack_frame(self._encoder.encode(message)))
+            except (BrokenPipeError, ConnectionResetError):
+                self._open = False
+
+    def pump(self, post: Callable[[ToCore], None]) -> None:
+        """Post every frame until the server is gone, then see to it that this process ends."""
+        while (payload := read_frame(self._connection)) is not None:
+            post(self._decoder.decode(payload))
+        post(Shutdown())
+        time.sleep(ORPHAN_SECONDS)
+        os._exit(1)  # a step or a thread hangs; nobody is left to tell
+
+
+def load_worker_runner(config: WorkerConfig, progress: Progress) -> Runner:
+    """The mock, or the real runner; torch is imported only for the latter."""
+    if config.is_mock:
+        return load_mock_runner(config)
+    progress("importing", 0.0)
+    module = importlib.import_module("tandem_engine.runner.model_runner")
+    return cast(Runner, module.load_runner(config, progress))
+
+
+class Relay:
+    """Keeps what arrives while the model loads, for the core to come.
+
+    A `Shutdown` then, which is also what a lost server looks like, ends the process on the spot:
+    there is nothing to give back yet, and loading may take minutes.
+    """
+
+    def __init__(self) -> None:
+        self._core: EngineCore | None = None
+        self._early: list[ToCore] = []
+        self._lock = threading.Lock()
+
+    def post(self, message: ToCore) -> None:
+        """Pass a message on; thread-safe."""
+        with self._lock:
+            if self._core is not None:
+                self._core.post(message)
+            elif isinstance(message, Shutdown):
+                os._exit(0)
+            else:
+                self._early.append(message)
+
+    def connect(self, core: EngineCore) -> None:
+        """From now on everything goes to `core`."""
+        with self._lock:
+            self._core = core
+            for message in self._early:
+                core.post(message)
+
+
+def run_core(config: WorkerConfig, pipe: Pipe) -> int:
+    """Load, loop, end; the exit code."""
+    relay = Relay()
+    threading.Thread(target=pipe.pump, args=(relay.post,), name="pump", daemon=True).start()
+    try:
+        runner = load_worker_runner(config, lambda stage, part: pipe.send(CoreLoading(stage, part)))
+        handoff = start_handoff(config, runner.kv, core_compatibility_hash(config, runner))
+        core = EngineCore(config, runner, handoff, pipe.send)
+    except Exception as error:
+        log.exception("the core can't start")
+        pipe.send(CoreFailed(f"{type(error).__name__}: {error}"))
+        return 1
+    pipe.send(core.ready(handoff.bootstrap_port))
+    relay.connect(core)
+    try:
+        core.run()
+    except Exception:
+        return 1  # reported by the loop itself
+    return 0
+
+
+def main() -> None:
+    """Entry point of the child."""
+    # The server decides when this process ends; a signal to the whole group is meant for it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    pipe = Pipe(socket.socket(fileno=int(sys.argv[1])))
+    config = pipe.receive_config()
+    if config is not None:
+        sys.exit(run_core(config, pipe))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Errors of the worker.
+
+TandemEngineError
+├── ConfigError (ValueError)     a flag makes no sense; the message names it and the remedy
+├── LedgerError                  a block has no owner or two: a bug, the core stops
+├── CorruptKVError               pages don't hold the KV of their tokens (mock runner)
+└── CoreDiedError                the core process ended although nobody asked it to
+"""
+
+
+class TandemEngineError(Exception):
+    """Root of the tree."""
+
+
+class ConfigError(TandemEngineError, ValueError):
+    """A flag or an environment variable makes no sense; the user can mend it."""
+
+
+class LedgerError(TandemEngineError):
+    """The block ledger's invariants don't hold any more."""
+
+
+class CorruptKVError(TandemEngineError):
+    """KV pages hold something else than the KV of the tokens they stand for."""
+
+
+class CoreDiedError(TandemEngineError):
+    """The core process is gone."""

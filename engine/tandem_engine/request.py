@@ -1,0 +1,135 @@
+"""One request inside the core, from its arrival to its one end."""
+
+from enum import Enum, auto
+
+from tandem_engine.cache.ledger import Holding
+from tandem_engine.runner.base import BatchItem
+from tandem_wire.messages import PrefillPeer, SamplingParams
+
+
+class Kind(Enum):
+    """Whom a request belongs to."""
+
+    ROUTED = auto()  # a router's: tokens are streamed back
+    REMOTE = auto()  # a decode worker's: the prompt's KV and one token are pushed
+
+
+class State(Enum):
+    """Where a request is. WAITING → (FETCHING →) PREFILL → DECODE or PUSHING → DONE."""
+
+    WAITING = auto()  # holds no blocks
+    FETCHING = auto()  # its blocks are leased to the hand-off
+    PREFILL = auto()
+    DECODE = auto()
+    PUSHING = auto()  # computed; its blocks are pinned until the hand-off has pushed them
+    ABANDONED = auto()  # has had its end; only the hand-off's answer keeps its blocks
+    DONE = auto()
+
+
+class Request:
+    """A sequence of tokens and what is known about it.
+
+    Invariants: KV exists in `holding` for the first `num_computed` tokens; `hashes` holds the
+    chained hash of every full block of `tokens`; the first `num_registered` blocks are in the
+    prefix index. `output` is tokens[num_prompt_tokens:].
+    """
+
+    __slots__ = (
+        "arrival",
+        "arrival_time",
+        "cache_salt",
+        "deadline",
+        "decode_item",
+        "end_length",
+        "first_token_sent",
+        "hashes",
+        "holding",
+        "key",
+        "kind",
+        "kv_bytes",
+        "may_fetch",
+        "num_cached_tokens",
+        "num_computed",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "num_pushed",
+        "num_registered",
+        "output",
+        "params",
+        "peers",
+        "prefill_start",
+        "prefill_worker",
+        "priority",
+        "prompt",
+        "router",
+        "salt",
+        "sort_key",
+        "state",
+        "stops",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        key: str,
+        kind: Kind,
+        *,
+        tokens: list[int],
+        num_prompt_tokens: int,
+        params: SamplingParams,
+        salt: int,
+        arrival: int,
+        arrival_time: float,
+        priority: int = 0,
+        router: int = -1,
+        peers: tuple[PrefillPeer, ...] = (),
+        cache_salt: str = "",
+        deadline: float = 0.0,
+    ) -> None:
+        self.key = key  # rid, or the hand-off's key of a remote prefill
+        self.kind = kind
+        self.state = State.WAITING
+        self.tokens = tokens
+        self.num_prompt_tokens = num_prompt_tokens
+        self.prompt = tokens[:num_prompt_tokens]
+        self.output = tokens[num_prompt_tokens:]
+        self.params = params
+        self.salt = salt
+        self.cache_salt = cache_salt
+        self.arrival = arrival
+        self.arrival_time = arrival_time
+        self.priority = priority
+        self.router = router
+        self.peers = peers
+        self.deadline = deadline  # clock time until which a first token must have come; 0: none
+        self.hashes: list[int] = []
+        self.holding: Holding | None = None
+        self.num_computed = 0
+        self.num_registered = 0
+        self.num_pushed = 0  # remote: tokens whose pages were handed to the hand-off
+        self.num_cached_tokens = 0
+        self.num_preemptions = 0
+        self.may_fetch = bool(peers)
+        self.prefill_worker = ""
+        self.kv_bytes = 0
+        self.prefill_start = 0.0  # clock time; of a fetch, when it was asked for
+        self.first_token_sent = False
+        self.end_length = 0  # tokens (prompt and output) at which the request ends by length
+        self.stops: frozenset[int] = frozenset()
+        self.decode_item: BatchItem | None = None
+        self.sort_key: tuple[int, int, int] = (-priority, 0, arrival)
+
+    @property
+    def blocks(self) -> list[int]:
+        """The block table; empty while the request holds nothing."""
+        return self.holding.blocks if self.holding is not None else []
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Tokens whose KV is still missing."""
+        return len(self.tokens) - self.num_computed
+
+    def append(self, token: int) -> None:
+        """Add a generated token."""
+        self.tokens.append(token)
+        self.output.append(token)

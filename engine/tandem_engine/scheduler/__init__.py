@@ -1,0 +1,1 @@
+"""What runs in the next step: queues, budget, admission, preemption; no torch."""

@@ -1,0 +1,78 @@
+"""What the scheduler has to say: to routers, and to the hand-off."""
+
+from collections import deque
+from typing import Literal
+
+from tandem_engine.core.messages import CoreRefused, CoreStep, RoutedItems
+from tandem_engine.kv_transfer.events import ToHandoff
+from tandem_engine.request import Request
+from tandem_wire.messages import FinishReason, Refused, StepItem, TokenLogprobs
+
+Finish = FinishReason | Literal[""]
+
+
+class Outbox:
+    """Collects messages between two flushes; one `CoreStep` holds all tokens of a step."""
+
+    def __init__(self) -> None:
+        self._items: dict[int, list[StepItem]] = {}
+        self._refused: list[CoreRefused] = []
+        self._handoff: deque[ToHandoff] = deque()
+
+    def token(
+        self,
+        request: Request,
+        token: int,
+        finish: Finish,
+        logprobs: TokenLogprobs | None,
+    ) -> None:
+        """One new token of a routed request, with its end if it is the last one."""
+        chosen = None if logprobs is None else [logprobs]
+        if request.first_token_sent:
+            item = StepItem(request.key, [token], finish, chosen)
+        else:
+            request.first_token_sent = True
+            item = StepItem(
+                request.key,
+                [token],
+                finish,
+                chosen,
+                request.num_cached_tokens,
+                request.prefill_worker,
+                request.kv_bytes,
+            )
+        self.item(request.router, item)
+
+    def item(self, router: int, item: StepItem) -> None:
+        """Any other news of a request."""
+        items = self._items.get(router)
+        if items is None:
+            self._items[router] = [item]
+        else:
+            items.append(item)
+
+    def refuse(self, router: int, refused: Refused) -> None:
+        """A request that will not be run."""
+        self._refused.append(CoreRefused(router, refused))
+
+    def handoff(self, event: ToHandoff) -> None:
+        """Something for the hand-off to do."""
+        self._handoff.append(event)
+
+    def take_step(self) -> CoreStep | None:
+        """All items since the last call, or None."""
+        if not self._items:
+            return None
+        items, self._items = self._items, {}
+        return CoreStep([RoutedItems(router, list_) for router, list_ in items.items()])
+
+    def take_refused(self) -> list[CoreRefused]:
+        """All refusals since the last call."""
+        refused, self._refused = self._refused, []
+        return refused
+
+    def take_handoff(self) -> list[ToHandoff]:
+        """All hand-off events since the last call, in order."""
+        events = list(self._handoff)
+        self._handoff.clear()
+        return events

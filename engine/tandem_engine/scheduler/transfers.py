@@ -1,0 +1,179 @@
+"""Both ends of the hand-off as the scheduler sees them: fetches (D) and pushes (P)."""
+
+from tandem_engine.cache.prefix_index import PrefixMatch
+from tandem_engine.kv_transfer.events import (
+    FetchCancelled,
+    FetchDone,
+    FetchFailed,
+    FetchRequest,
+    PushChunk,
+    PushFailed,
+)
+from tandem_engine.request import Kind, Request, State
+from tandem_engine.runner.base import SampledToken
+from tandem_engine.scheduler.limits import Limits
+from tandem_engine.scheduler.meter import Meter
+from tandem_engine.scheduler.outbox import Outbox
+from tandem_engine.scheduler.placement import Placement
+
+
+class Transfers:
+    """Requests whose blocks the hand-off works on.
+
+    A fetching request's blocks are the hand-off's until `FetchDone` or `FetchFailed`, also when the
+    request has ended meanwhile (ABANDONED). A remote prefill's blocks are pinned from its first
+    push to `PushDone` or `PrefillDropped`.
+    """
+
+    def __init__(self, limits: Limits, placement: Placement, outbox: Outbox, meter: Meter) -> None:
+        self._limits = limits
+        self._placement = placement
+        self._outbox = outbox
+        self._meter = meter
+        self._fetching: dict[str, Request] = {}
+        self._abandoned: dict[str, Request] = {}
+        self._pushing: dict[str, Request] = {}
+
+    @property
+    def num_fetching(self) -> int:
+        """Routed requests that wait for KV."""
+        return len(self._fetching)
+
+    @property
+    def num_pushing(self) -> int:
+        """Computed remote prefills whose pages are still pinned."""
+        return len(self._pushing)
+
+    @property
+    def num_abandoned(self) -> int:
+        """Ended requests whose blocks the hand-off hasn't given back yet."""
+        return len(self._abandoned)
+
+    @property
+    def num_open(self) -> int:
+        """Everything above."""
+        return len(self._fetching) + len(self._pushing) + len(self._abandoned)
+
+    def is_open(self, key: str) -> bool:
+        """Whether an earlier request of this name still occupies the hand-off."""
+        return key in self._fetching or key in self._abandoned
+
+    # --- D: fetching ------------------------------------------------------------------------------
+
+    def wants_fetch(self, request: Request, match: PrefixMatch) -> bool:
+        """Whether a prefill worker should compute what `match` (its full blocks) leaves over.
+
+        Only once per request: after a failure, or after a preemption, this worker prefills.
+        """
+        if not request.may_fetch or request.kind is not Kind.ROUTED:
+            return False
+        cached = len(match.blocks) * self._limits.page_size
+        return len(request.tokens) - cached > self._limits.local_prefill_tokens
+
+    def fetch(self, request: Request, now: float) -> None:
+        """Lease the blocks of a placed request to the hand-off and have them filled."""
+        assert request.holding is not None
+        request.state = State.FETCHING
+        request.may_fetch = False
+        request.holding.leased = True
+        request.prefill_start = now
+        self._fetching[request.key] = request
+        skip = request.num_computed
+        self._outbox.handoff(
+            FetchRequest(
+                rid=request.key,
+                tokens=tuple(request.tokens),
+                num_prompt_tokens=request.num_prompt_tokens,
+                num_skip_tokens=skip,
+                blocks=tuple(request.blocks[skip // self._limits.page_size :]),
+                params=request.params,
+                peers=request.peers,
+                priority=request.priority,
+                cache_salt=request.cache_salt,
+            )
+        )
+
+    def abandon(self, request: Request) -> None:
+        """The request has ended; its blocks follow when the hand-off has fenced them."""
+        del self._fetching[request.key]
+        self._abandoned[request.key] = request
+        request.state = State.ABANDONED
+        self._outbox.handoff(FetchCancelled(request.key))
+
+    def finish_fetch(self, event: FetchDone | FetchFailed, now: float) -> Request | None:
+        """Take the blocks back. None: nobody waits any more, and they have been freed.
+
+        After `FetchDone` the request's KV is complete; after `FetchFailed` it is as it was placed.
+        """
+        abandoned = self._abandoned.pop(event.rid, None)
+        if abandoned is not None:
+            self._placement.release(abandoned)
+            abandoned.state = State.DONE
+            return None
+        request = self._fetching.pop(event.rid, None)
+        if request is None:
+            return None
+        assert request.holding is not None
+        request.holding.leased = False
+        if isinstance(event, FetchFailed):
+            self._meter.count("transfer_failures_total")
+            return request
+        request.num_computed = len(request.tokens)
+        self._placement.register(request)
+        request.prefill_worker = event.worker_id
+        request.kv_bytes = event.num_bytes
+        cached = max(request.num_cached_tokens, event.num_cached_tokens)
+        request.num_cached_tokens = min(cached, request.num_prompt_tokens)
+        self._meter.count("transfers_total")
+        self._meter.count("transfer_received_bytes_total", event.num_bytes)
+        self._meter.observe("transfer_seconds", event.seconds)
+        self._meter.observe("fetch_seconds", now - request.prefill_start)
+        return request
+
+    # --- P: pushing -------------------------------------------------------------------------------
+
+    def push_ready(self, request: Request) -> None:
+        """Push every full page that is computed (or was cached) and hasn't been pushed."""
+        page = self._limits.page_size
+        end = min(request.num_computed, len(request.tokens) - 1) // page * page
+        if end > request.num_pushed:
+            self._outbox.handoff(
+                PushChunk(request.key, request.num_pushed, end, self._take(request, end))
+            )
+
+    def push_last(self, request: Request, result: SampledToken, now: float) -> None:
+        """Push the rest with the sampled token; the blocks stay pinned until `PushDone`."""
+        start, end = request.num_pushed, len(request.tokens)
+        seconds = now - request.prefill_start
+        self._meter.observe("remote_prefill_seconds", seconds)
+        self._outbox.handoff(
+            PushChunk(
+                request.key,
+                start,
+                end,
+                self._take(request, end),
+                last=True,
+                first_token=result.token,
+                first_logprobs=result.logprobs,
+                num_cached_tokens=request.num_cached_tokens,
+                prefill_seconds=seconds,
+            )
+        )
+        request.state = State.PUSHING
+        self._pushing[request.key] = request
+
+    def _take(self, request: Request, end: int) -> tuple[int, ...]:
+        assert request.holding is not None
+        page, start = self._limits.page_size, request.num_pushed
+        request.holding.leased = True
+        request.num_pushed = end
+        return tuple(request.blocks[start // page : -(-end // page)])
+
+    def refuse(self, key: str, code: str, message: str) -> None:
+        """This prompt will not be computed here."""
+        self._meter.count("prefills_refused_total")
+        self._outbox.handoff(PushFailed(key, code, message))
+
+    def forget(self, request: Request) -> None:
+        """The hand-off doesn't need a pushed request's pages any more."""
+        del self._pushing[request.key]

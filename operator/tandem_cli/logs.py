@@ -1,0 +1,28 @@
+"""`tandem logs`: kubectl logs over a service's pods."""
+
+from pathlib import Path
+
+from tandem_cli.target import find_target, replace_process
+from tandem_cli.up import OPERATOR_NAMESPACE
+
+
+def show_logs(
+    cluster: str,
+    kubeconfig: Path | None,
+    service: str,
+    role: str,
+    namespace: str,
+    follow: bool,
+    tail: int,
+) -> None:
+    """Replace this process by kubectl, which follows well."""
+    target = find_target(cluster, kubeconfig)
+    if service == "operator":
+        selector, namespace = "app.kubernetes.io/component=operator", OPERATOR_NAMESPACE
+    else:
+        selector = f"tandem.dev/service={service}"
+    if role:
+        selector += f",tandem.dev/role={role}"
+    arguments = ["logs", "-n", namespace, "-l", selector, "--prefix", f"--tail={tail}"]
+    arguments += ["--all-containers", "--max-log-requests=64", *(["-f"] if follow else [])]
+    replace_process(target, "kubectl", arguments)

@@ -1,0 +1,201 @@
+"""The `tandem` command. Every subcommand imports what it needs when it runs, not before."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tandem_cli.errors import CliError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Disaggregated LLM inference on Kubernetes: cluster, operator, engine and router.\n\n"
+    "Start with `tandem up`: it brings up a cluster on this machine, installs the operator, "
+    "applies a first InferenceService and asks the model a question.",
+)
+cluster_app = typer.Typer(no_args_is_help=True, help="The embedded Kubernetes cluster alone.")
+app.add_typer(cluster_app, name="cluster")
+
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+ClusterName = Annotated[
+    str,
+    typer.Option("--cluster", envvar="TANDEM_CLUSTER", help="Name of the embedded cluster."),
+]
+Kubeconfig = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="TANDEM_KUBECONFIG",
+        help="Use this existing cluster instead of the embedded one.",
+    ),
+]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Namespace of the service.")]
+Output = Annotated[str, typer.Option("--output", "-o", help="`table` or `json`.")]
+
+
+@app.command()
+def up(
+    cluster: ClusterName = "tandem",
+    kubeconfig: Kubeconfig = None,
+    manifest: Annotated[
+        Path | None, typer.Option("--manifest", "-f", help="Default: examples/quickstart.yaml.")
+    ] = None,
+    chart: Annotated[Path | None, typer.Option(help="Default: charts/tandem.")] = None,
+    prompt: Annotated[
+        str, typer.Option(help="What to ask the model at the end.")
+    ] = "The three largest cities in France are",
+    timeout: Annotated[int, typer.Option(help="Seconds to wait for the service.")] = 600,
+) -> None:
+    """Cluster, operator and a first service; ends with the model's own answer."""
+    from tandem_cli.up import bring_up
+
+    bring_up(cluster, kubeconfig, manifest, chart, prompt, timeout)
+
+
+@app.command()
+def down(cluster: ClusterName = "tandem", kubeconfig: Kubeconfig = None) -> None:
+    """Remove everything that `tandem up` started (caches stay)."""
+    from tandem_cli.down import take_down
+
+    take_down(cluster, kubeconfig)
+
+
+@app.command()
+def status(
+    cluster: ClusterName = "tandem", kubeconfig: Kubeconfig = None, output: Output = "table"
+) -> None:
+    """Services with their pools, conditions and URL."""
+    from tandem_cli.status import show_status
+
+    show_status(cluster, kubeconfig, output)
+
+
+@app.command()
+def logs(
+    service: Annotated[str, typer.Argument(help="InferenceService; `operator` for the operator.")],
+    role: Annotated[str, typer.Option(help="prefill, decode or router; default: all.")] = "",
+    namespace: Namespace = "default",
+    follow: Annotated[bool, typer.Option("--follow", "-f")] = False,
+    tail: Annotated[int, typer.Option(help="Lines per pod.")] = 50,
+    cluster: ClusterName = "tandem",
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Logs of a service's pods, each line with its pod's name."""
+    from tandem_cli.logs import show_logs
+
+    show_logs(cluster, kubeconfig, service, role, namespace, follow, tail)
+
+
+@app.command()
+def chat(
+    service: Annotated[str, typer.Argument(help="InferenceService to talk to.")] = "quickstart",
+    url: Annotated[str, typer.Option(help="Any OpenAI-compatible endpoint instead.")] = "",
+    namespace: Namespace = "default",
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Plain completion, for base models.")
+    ] = False,
+    cluster: ClusterName = "tandem",
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Talk to a model; answers stream as they are made."""
+    from tandem_cli.chat import Conversation, find_endpoint
+
+    with find_endpoint(cluster, kubeconfig, service, namespace, url) as endpoint:
+        Conversation(endpoint, max_tokens, temperature, complete).run()
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str, typer.Argument(help="hf://org/name, file:///path, package://…, mock://…")
+    ],
+    port: Annotated[int, typer.Option(help="Port of the OpenAI endpoint.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    name: Annotated[str, typer.Option(help="Served model name; default: from the URI.")] = "",
+    prefill: Annotated[int, typer.Option(help="Extra prefill workers (disaggregated).")] = 0,
+    worker_option: Annotated[
+        list[str] | None,
+        typer.Option("--worker-option", help="Passed to tandem-worker, e.g. --kv-memory=4Gi."),
+    ] = None,
+) -> None:
+    """One router and one worker without Kubernetes, for a first try or a benchmark."""
+    from tandem_cli.serve import serve_model
+
+    serve_model(model, host, port, name, prefill, worker_option or [])
+
+
+@app.command(context_settings=PASS_THROUGH)
+def kubectl(ctx: typer.Context) -> None:
+    """The real kubectl, pointed at the cluster: `tandem kubectl get tisvc,tpool,pods`."""
+    from tandem_cli.target import passthrough
+
+    raise typer.Exit(passthrough("kubectl", ctx.args))
+
+
+@app.command(context_settings=PASS_THROUGH)
+def helm(ctx: typer.Context) -> None:
+    """The real helm, pointed at the cluster: `tandem helm list -A`."""
+    from tandem_cli.target import passthrough
+
+    raise typer.Exit(passthrough("helm", ctx.args))
+
+
+@cluster_app.command("up")
+def cluster_up(
+    cluster: ClusterName = "tandem",
+    nodes: Annotated[int, typer.Option(min=1, max=8, help="Number of nodes.")] = 1,
+    gpus: Annotated[int, typer.Option(min=0, help="nvidia.com/gpu advertised per node.")] = 8,
+    rdma: Annotated[int, typer.Option(min=0, help="rdma/ib advertised per node.")] = 0,
+) -> None:
+    """Start the embedded cluster (built on first use; about ten minutes on two cores)."""
+    from tandem_cli.cluster import start_cluster
+
+    start_cluster(cluster, nodes, gpus, rdma)
+
+
+@cluster_app.command("down")
+def cluster_down(cluster: ClusterName = "tandem") -> None:
+    """Stop the embedded cluster and remove its namespaces, mounts and state."""
+    from tandem_cli.down import take_down
+
+    take_down(cluster, None)
+
+
+@cluster_app.command("status")
+def cluster_status(cluster: ClusterName = "tandem", output: Output = "table") -> None:
+    """Components, nodes and resource use of the embedded cluster."""
+    from tandem_cli.cluster import show_cluster
+
+    show_cluster(cluster, output)
+
+
+@cluster_app.command("kubeconfig")
+def cluster_kubeconfig(cluster: ClusterName = "tandem") -> None:
+    """Print the path of the admin kubeconfig: `export KUBECONFIG=$(tandem cluster kubeconfig)`."""
+    from tandem_cli.target import find_target
+
+    typer.echo(find_target(cluster, None).kubeconfig)
+
+
+def main() -> None:
+    """Entry point of the `tandem` command; what a user can mend is told in two lines, exit 1."""
+    from tandem_cli.console import print_error
+    from tandem_local.errors import LocalError
+
+    try:
+        app()
+    except CliError as error:
+        print_error(error)
+        sys.exit(1)
+    except LocalError as error:
+        print_error(CliError(str(error)))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""`tandem serve`: a router and workers as plain processes, without Kubernetes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from tandem_cli.console import console
+from tandem_cli.errors import CliError
+
+
+def model_name(uri: str) -> str:
+    """A served name from a model URI: its last part without suffix."""
+    tail = re.split(r"://|[/:]", uri.rstrip("/"))[-1].split("?")[0]
+    return tail.removesuffix(".gguf").lower() or "model"
+
+
+@dataclass
+class Fleet:
+    """The processes of one `serve`; all end together."""
+
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self, command: list[str], on_line: Callable[[str], None]) -> subprocess.Popen[str]:
+        """Start a process whose output lines go to `on_line` (in a thread)."""
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+        )
+        self.processes.append(process)
+
+        def pump() -> None:
+            assert process.stdout is not None
+            for line in process.stdout:
+                on_line(line.rstrip("\n"))
+
+        threading.Thread(target=pump, daemon=True).start()
+        return process
+
+    def stop(self) -> None:
+        """SIGTERM in reverse order, SIGKILL for what lingers."""
+        for process in reversed(self.processes):
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def serve_model(
+    model: str, host: str, port: int, name: str, prefill: int, worker_options: list[str]
+) -> None:
+    """Run until Ctrl-C, or until one of the processes ends (CliError with its last line)."""
+    name = name or model_name(model)
+    fleet = Fleet()
+    try:
+        roles = ["prefill"] * prefill + ["decode" if prefill else "both"]
+        workers = [_start_worker(fleet, model, name, role, worker_options) for role in roles]
+        wires = [wait_for_port() for wait_for_port in workers]
+        command = [script("tandem-router"), "--model-name", name, "--model", model]
+        command += ["--host", host, "--port", str(port)]
+        for wire in wires:
+            command += ["--worker", f"127.0.0.1:{wire}"]
+        router = fleet.start(command, _print_line)
+        base = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+        _wait_until_ready(fleet, base)
+        console.print(f"[bold green]ready[/]: {base}/v1  model [bold]{name}[/]")
+        console.print(f"try: tandem chat --url {base}    Ctrl-C ends it")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        router.wait()
+        raise CliError(f"the router ended with exit code {router.returncode}")
+    except KeyboardInterrupt:
+        console.print("[dim]draining …[/]")
+    finally:
+        fleet.stop()
+
+
+def script(name: str) -> str:
+    """The console script beside this interpreter."""
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        raise CliError(f"{name} is not installed beside {sys.executable}", "run `make install`")
+    return str(path)
+
+
+def _start_worker(
+    fleet: Fleet, model: str, name: str, role: str, options: list[str]
+) -> Callable[[], int]:
+    """Start one worker; the returned call waits until the worker has told its wire port."""
+    told: dict[str, int] = {}
+    listening = threading.Event()
+
+    def on_line(line: str) -> None:
+        if not listening.is_set() and '"listening"' in line:
+            told.update(json.loads(line[line.index("{") :]))
+            listening.set()
+        else:
+            _print_line(line)
+
+    os.environ.setdefault("POD_IP", "127.0.0.1")
+    command = [script("tandem-worker"), "--model", model, "--served-model-name", name]
+    command += ["--role", role, "--http-port", "0", "--wire-port", "0", "--bootstrap-port", "0"]
+    process = fleet.start(command + options, on_line)
+
+    def wire_port() -> int:
+        while not listening.wait(0.1):
+            if process.poll() is not None:
+                raise CliError(
+                    f"the {role} worker ended with exit code {process.returncode}",
+                    "its last lines above say why",
+                )
+        return told["wire"]
+
+    return wire_port
+
+
+def _wait_until_ready(fleet: Fleet, base: str) -> None:
+    pause = threading.Event()
+    while True:
+        for process in fleet.processes:
+            if process.poll() is not None:
+                raise CliError(
+                    f"{Path(str(process.args[0])).name} ended with exit code {process.returncode}",  # type: ignore[index]
+                    "its last lines above say why",
+                )
+        try:
+            if httpx.get(f"{base}/ready", timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        pause.wait(0.1)
+
+
+def _print_line(line: str) -> None:
+    console.print(line, markup=False, soft_wrap=True, style="dim")

@@ -1,0 +1,83 @@
+"""`tandem status`: what runs, for people and (`-o json`) for scripts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.table import Table
+
+from tandem_cli.console import console
+from tandem_cli.target import find_target, get_items
+
+
+def show_status(cluster: str, kubeconfig: Path | None, output: str) -> None:
+    """Print kubeconfig, services, pools and every condition that is not as it should be."""
+    target = find_target(cluster, kubeconfig)
+    services = [summarize(item) for item in get_items(target, "tisvc", "-A")]
+    document = {
+        "url": services[0]["url"] if services else "",
+        "kubeconfig": str(target.kubeconfig),
+        "services": services,
+    }
+    if output == "json":
+        typer.echo(json.dumps(document, indent=2))
+        return
+    table = Table("SERVICE", "MODEL", "PREFILL", "DECODE", "READY", "URL", box=None)
+    for service in services:
+        pools = {pool["role"]: f"{pool['ready']}/{pool['desired']}" for pool in service["pools"]}
+        ready = next((c["status"] for c in service["conditions"] if c["type"] == "Ready"), "?")
+        table.add_row(
+            f"{service['namespace']}/{service['name']}",
+            service["model"],
+            pools.get("Prefill", "-"),
+            pools.get("Decode", "-"),
+            ready,
+            service["url"],
+        )
+    console.print(f"kubeconfig: {target.kubeconfig}", soft_wrap=True)
+    console.print(table)
+    for service in services:
+        for condition in troubles(service["conditions"]):
+            console.print(
+                f"  {service['name']}: [yellow]{condition['type']}={condition['status']}[/] "
+                f"{condition.get('reason', '')}: {condition.get('message', '')}",
+                soft_wrap=True,
+            )
+
+
+def summarize(item: dict[str, Any]) -> dict[str, Any]:
+    """The part of an InferenceService that `status` shows."""
+    status = item.get("status", {})
+    return {
+        "name": item["metadata"]["name"],
+        "namespace": item["metadata"]["namespace"],
+        "url": status.get("url", ""),
+        "model": status.get("model", ""),
+        "ratio": status.get("ratio", ""),
+        "pools": status.get("pools", []),
+        "router": status.get("router", {}),
+        "slo": status.get("slo", {}),
+        "transport": status.get("transport", {}),
+        "scaling": status.get("scaling", []),
+        "failures": status.get("failures", []),
+        "conditions": status.get("conditions", []),
+    }
+
+
+GOOD_WHEN_TRUE = frozenset(
+    {"Ready", "PrefillReady", "DecodeReady", "RouterReady", "ModelReady", "TransportVerified"}
+)
+GOOD_WHEN_FALSE = frozenset(
+    {"Degraded", "SLOInfeasible", "MetricsStale", "CapacityUnavailable", "GatedByPeer"}
+)
+
+
+def troubles(conditions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Conditions that a person should look at."""
+    return [
+        c
+        for c in conditions
+        if (c["type"] in GOOD_WHEN_TRUE and c["status"] != "True")
+        or (c["type"] in GOOD_WHEN_FALSE and c["status"] == "True")
+    ]

@@ -1,0 +1,65 @@
+"""Which cluster a command speaks to: an existing one that a kubeconfig names, or the embedded."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tandem_cli.errors import CliError
+
+if TYPE_CHECKING:
+    from tandem_local import Cluster
+
+
+def find_target(cluster: str, kubeconfig: Path | None) -> "Cluster":
+    """The running cluster.
+
+    Raises tandem_local's ClusterNotFound when there is none, RequirementError when the file is
+    missing.
+    """
+    from tandem_local import ExternalCluster, LocalCluster
+
+    return ExternalCluster(kubeconfig) if kubeconfig else LocalCluster.find(cluster)
+
+
+def routes_services(target: "Cluster") -> bool:
+    """Whether ClusterIPs can be reached from this machine, as those of the embedded cluster."""
+    from tandem_local import LocalCluster
+
+    return isinstance(target, LocalCluster)
+
+
+def passthrough(tool: str, arguments: list[str]) -> int:
+    """Run kubectl or helm with the cluster's kubeconfig, in place of this process."""
+    name = os.environ.get("TANDEM_CLUSTER", "tandem")
+    configured = os.environ.get("TANDEM_KUBECONFIG")
+    target = find_target(name, Path(configured) if configured else None)
+    replace_process(target, tool, arguments)
+    return 0
+
+
+def replace_process(target: "Cluster", tool: str, arguments: list[str]) -> None:
+    """Become kubectl or helm; terminals, signals and exit code are then the tool's own."""
+    argv = target.kubectl_argv(*arguments) if tool == "kubectl" else target.helm_argv(*arguments)
+    sys.stdout.flush()
+    os.execvpe(argv[0], argv, target.environment())
+
+
+def get_items(target: "Cluster", kind: str, *arguments: str) -> list[dict[str, Any]]:
+    """Objects of a kind, as kubectl prints them in JSON."""
+    import json
+
+    text = target.kubectl("get", kind, "-o", "json", *arguments).stdout
+    items: list[dict[str, Any]] = json.loads(text)["items"]
+    return items
+
+
+def repository_file(relative: str, option: str) -> Path:
+    """A file of the source tree. CliError when this is an installed wheel without it."""
+    for parent in Path(__file__).resolve().parents:
+        if (parent / relative).exists() and (parent / "pyproject.toml").is_file():
+            return parent / relative
+    raise CliError(
+        f"{relative} is not beside this installation",
+        f"run from a checkout of Tandem, or give its path with {option}",
+    )

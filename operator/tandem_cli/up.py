@@ -1,0 +1,144 @@
+"""`tandem up`: cluster, chart, manifest, Ready, and an answer from the model."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from tandem_cli.console import Steps, console, show_steps
+from tandem_cli.errors import CliError
+from tandem_cli.target import repository_file
+
+if TYPE_CHECKING:
+    from tandem_local import Cluster
+
+RELEASE = "tandem"
+OPERATOR_NAMESPACE = "tandem-system"
+
+
+def bring_up(
+    cluster: str,
+    kubeconfig: Path | None,
+    manifest: Path | None,
+    chart: Path | None,
+    prompt: str,
+    timeout: int,
+) -> None:
+    """The whole main job; every step is idempotent, so a second run picks up where one stopped.
+
+    Raises CliError with the reason of the condition that is not true when the service does not
+    become Ready within `timeout` seconds.
+    """
+    started = time.monotonic()
+    manifest = manifest or repository_file("examples/quickstart.yaml", "--manifest")
+    chart = chart or repository_file("charts/tandem", "--chart")
+    service = _service_of(manifest)
+    with show_steps() as steps:
+        target = _start(cluster, kubeconfig, steps)
+        install_chart(target, chart, steps)
+        steps.update("apply", 0.0, manifest.name)
+        target.kubectl("apply", "-f", str(manifest))
+        steps.update("apply", 1.0, manifest.name)
+        wait_ready(target, service, timeout, steps)
+    _answer(target, service, prompt)
+    name = service["metadata"]["name"]
+    console.print(f"[dim]ready and answered in {time.monotonic() - started:.0f} s[/]")
+    console.print(
+        "next: [bold]tandem status[/], [bold]tandem chat[/], "
+        f"[bold]tandem kubectl get tisvc,tpool,pods[/], [bold]tandem logs {name}[/]"
+    )
+
+
+def _start(cluster: str, kubeconfig: Path | None, steps: Steps) -> "Cluster":
+
+    from tandem_local import ClusterSpec, LocalCluster, NodeSpec, default_images
+
+    if kubeconfig is not None:
+        from tandem_cli.target import find_target
+
+        return find_target(cluster, kubeconfig)
+    node = NodeSpec("node-0", resources={"nvidia.com/gpu": "8"})
+    images = default_images(Path(sys.executable).parent)
+    found = LocalCluster.up(ClusterSpec(cluster, (node,), images), progress=steps.follow)
+    steps.update("start", 1.0, "cluster is ready")
+    return found
+
+
+def install_chart(target: "Cluster", chart: Path, steps: Steps) -> None:
+    """Install or upgrade the operator with the real helm, and wait until it runs."""
+    steps.update("operator", 0.0, "helm upgrade --install")
+    target.helm(
+        *("upgrade", "--install", RELEASE, str(chart)),
+        *("--namespace", OPERATOR_NAMESPACE, "--create-namespace", "--wait", "--timeout", "180s"),
+        timeout=200,
+    )
+    steps.update("operator", 1.0, "installed")
+
+
+def wait_ready(target: "Cluster", service: dict[str, Any], timeout: int, steps: Steps) -> None:
+    """Wait for condition Ready; shows the pools on the way and the reason if it never comes."""
+    import json
+
+    name, namespace = service["metadata"]["name"], service["metadata"].get("namespace", "default")
+    deadline = time.monotonic() + timeout
+    note = ""
+    while time.monotonic() < deadline:
+        seen = json.loads(
+            target.kubectl("get", "tisvc", name, "-n", namespace, "-o", "json").stdout
+        )
+        fraction, note, ready = readiness(seen)
+        steps.update(f"service {name}", fraction, note)
+        if ready:
+            return
+        time.sleep(0.5)
+    raise CliError(
+        f"service {namespace}/{name} is not Ready after {timeout} s: {note}",
+        f"see `tandem kubectl describe tisvc {name} -n {namespace}` and `tandem logs {name}`",
+    )
+
+
+def readiness(service: dict[str, Any]) -> tuple[float, str, bool]:
+    """(share of parts that are ready, what is still missing, whether the service is Ready)."""
+    status = service.get("status", {})
+    conditions = {c["type"]: c for c in status.get("conditions", [])}
+    ready = conditions.get("Ready", {})
+    current = status.get("observedGeneration") == service["metadata"].get("generation")
+    if ready.get("status") == "True" and current:
+        return 1.0, "ready", True
+    parts = ["PrefillReady", "DecodeReady", "RouterReady", "TransportVerified"]
+    done = sum(conditions.get(part, {}).get("status") == "True" for part in parts)
+    pools = ", ".join(
+        f"{pool['role'].lower()} {pool.get('ready', 0)}/{pool.get('desired', 0)}"
+        for pool in status.get("pools", [])
+    )
+    waiting = ready.get("message") or "waiting for the operator"
+    return done / (len(parts) + 1), f"{pools or waiting}", False
+
+
+def _service_of(manifest: Path) -> dict[str, Any]:
+    for document in yaml.safe_load_all(manifest.read_text()):
+        if document and document.get("kind") == "InferenceService":
+            service: dict[str, Any] = document
+            return service
+    raise CliError(
+        f"{manifest} holds no InferenceService", "give a manifest with one, e.g. examples/*.yaml"
+    )
+
+
+def _answer(target: "Cluster", service: dict[str, Any], prompt: str) -> None:
+    from tandem_cli.chat import ask_once, find_service_endpoint
+
+    name, namespace = service["metadata"]["name"], service["metadata"].get("namespace", "default")
+    with find_service_endpoint(target, name, namespace) as endpoint:
+        answer = ask_once(endpoint, prompt, max_tokens=32)
+    console.print(f"\n[bold]{prompt}[/]{answer.text}\n", soft_wrap=True)
+    console.print(
+        f"served by: router → [cyan]{answer.decode_worker}[/] (decode) ← "
+        f"[cyan]{answer.prefill_worker or answer.decode_worker}[/] (prefill), "
+        f"{answer.kv_bytes:,} bytes of KV moved between them"
+    )
+    console.print(
+        f"endpoint: {endpoint.url}/v1  (in the cluster: {answer.cluster_url(name, namespace)})"
+    )

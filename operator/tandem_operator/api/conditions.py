@@ -1,0 +1,64 @@
+"""Conditions: what holds, since when, and why."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from tandem_operator.api.api_object import ApiObject
+from tandem_operator.api.merge import keyed_by
+
+
+class ConditionStatus(StrEnum):
+    """Whether a condition holds."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class ConditionType(StrEnum):
+    """The conditions of an InferenceService; all are set at the first visit."""
+
+    READY = "Ready"
+    PROGRESSING = "Progressing"
+    DEGRADED = "Degraded"
+    PREFILL_READY = "PrefillReady"
+    DECODE_READY = "DecodeReady"
+    ROUTER_READY = "RouterReady"
+    MODEL_READY = "ModelReady"
+    TRANSPORT_VERIFIED = "TransportVerified"
+    SCALING_ACTIVE = "ScalingActive"
+    SLO_INFEASIBLE = "SLOInfeasible"
+    METRICS_STALE = "MetricsStale"
+    CAPACITY_UNAVAILABLE = "CapacityUnavailable"
+    GATED_BY_PEER = "GatedByPeer"
+
+
+class Condition(ApiObject):
+    """One condition, as Kubernetes writes them."""
+
+    type: Annotated[
+        str,
+        Field(min_length=1, max_length=316, pattern=r"^[A-Za-z0-9]([A-Za-z0-9_./-]*[A-Za-z0-9])?$"),
+    ]
+    """Name of the condition."""
+    status: ConditionStatus
+    """Whether it holds."""
+    reason: Annotated[
+        str,
+        Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"),
+    ]
+    """Why, in one PascalCase word."""
+    message: Annotated[str, Field(max_length=32768)] = ""
+    """Why, in a sentence that names the remedy."""
+    last_transition_time: datetime
+    """When status last changed."""
+    observed_generation: Annotated[int, Field(ge=0, le=2**53)]
+    """The metadata.generation that this judges; `kubectl wait` ignores older conditions."""
+
+
+Conditions = Annotated[
+    tuple[Condition, ...], Field(max_length=32, json_schema_extra=keyed_by("type"))
+]

@@ -1,0 +1,198 @@
+"""InferenceService: what users write, one object per fleet."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from tandem_operator.api.api_object import ApiObject, Rule
+from tandem_operator.api.autoscaling import Autoscaling
+from tandem_operator.api.engine import Engine
+from tandem_operator.api.kv_cache import KvCache
+from tandem_operator.api.kv_transfer import KvTransfer
+from tandem_operator.api.model import Model
+from tandem_operator.api.names import MAX_SERVICE_NAME
+from tandem_operator.api.network_policy import NetworkPolicySettings
+from tandem_operator.api.pool import GPU_RESOURCE, Pool
+from tandem_operator.api.ratio import Ratio
+from tandem_operator.api.rdma import Rdma
+from tandem_operator.api.role_change import RoleChange
+from tandem_operator.api.rollout import Rollout
+from tandem_operator.api.router import Router
+from tandem_operator.api.slo import Slo
+
+_PAIR = "!has(self.prefill) || !has(self.decode)"
+_SCALED = "has(self.autoscaling)"
+_POOLS = "self.autoscaling.inline.pools"
+_FP, _FD = "self.ratio.fixed.prefill", "self.ratio.fixed.decode"
+_LOW_P = f"(({_POOLS}.prefill.min + {_FP} - 1) / {_FP})"
+_LOW_D = f"(({_POOLS}.decode.min + {_FD} - 1) / {_FD})"
+_HIGH_P = f"({_POOLS}.prefill.max / {_FP})"
+_HIGH_D = f"({_POOLS}.decode.max / {_FD})"
+
+
+def _infiniband_mounted(pool: str) -> str:
+    volumes = f"self.{pool}.podTemplate.spec.volumes"
+    return (
+        f"(has(self.{pool}) && {volumes}.exists(v,"
+        " has(v.hostPath) && v.hostPath.path.startsWith('/dev/infiniband')))"
+    )
+
+
+def _gpu_limit(pool: str) -> str:
+    return f"(has(self.{pool}) && '{GPU_RESOURCE}' in self.{pool}.resources.limits)"
+
+
+ROOT_RULES = (
+    Rule(
+        f"size(self.metadata.name) <= {MAX_SERVICE_NAME}",
+        f"metadata.name is longer than {MAX_SERVICE_NAME} characters, which leaves no room for the"
+        " names of pods: choose a shorter name",
+    ),
+    Rule(
+        "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+        "metadata.name becomes the name of a Service: start it with a letter and use only"
+        " lower-case letters, digits and hyphens",
+    ),
+)
+
+_PRESENCE_RULES = (
+    Rule(
+        "has(self.model)",
+        "spec.model is missing: say what to serve, like model: {uri: hf://org/name}",
+    ),
+    Rule(
+        "has(self.prefill)",
+        "spec.prefill is missing: a fleet needs both pools; add prefill: {replicas: 1}",
+    ),
+    Rule(
+        "has(self.decode)",
+        "spec.decode is missing: a fleet needs both pools; add decode: {replicas: 1}",
+    ),
+)
+
+_RATIO_RULES = (
+    Rule(
+        f"{_PAIR} || {_SCALED} || self.ratio.mode != 'Fixed' || !has(self.ratio.fixed) ||"
+        f" self.prefill.replicas * {_FD} == self.decode.replicas * {_FP}",
+        "prefill.replicas and decode.replicas break ratio.fixed: change one of them so that prefill"
+        " to decode is as ratio.fixed says",
+        ".decode.replicas",
+    ),
+    Rule(
+        f"{_PAIR} || {_SCALED} || self.ratio.mode != 'Bounded' || !has(self.ratio.min) ||"
+        " self.prefill.replicas * self.ratio.min.decode >="
+        " self.decode.replicas * self.ratio.min.prefill",
+        "prefill.replicas is too small for decode.replicas under ratio.min: raise prefill.replicas,"
+        " lower decode.replicas or lower ratio.min",
+        ".prefill.replicas",
+    ),
+    Rule(
+        f"{_PAIR} || {_SCALED} || self.ratio.mode != 'Bounded' || !has(self.ratio.max) ||"
+        " self.prefill.replicas * self.ratio.max.decode <="
+        " self.decode.replicas * self.ratio.max.prefill",
+        "prefill.replicas is too large for decode.replicas under ratio.max: lower prefill.replicas,"
+        " raise decode.replicas or raise ratio.max",
+        ".prefill.replicas",
+    ),
+    Rule(
+        f"!{_SCALED} || !has(self.autoscaling.inline) || self.ratio.mode != 'Fixed' ||"
+        f" !has(self.ratio.fixed) || ({_HIGH_P} >= 1 && {_HIGH_D} >= 1 && {_LOW_P} <= {_HIGH_P} &&"
+        f" {_LOW_P} <= {_HIGH_D} && {_LOW_D} <= {_HIGH_P} && {_LOW_D} <= {_HIGH_D})",
+        "autoscaling.inline.pools has bounds between which ratio.fixed can't be held: widen min and"
+        " max of both pools to multiples of ratio.fixed, or set ratio.mode: Bounded",
+        ".autoscaling.inline.pools",
+    ),
+    Rule(
+        f"!{_SCALED} || !has(self.autoscaling.inline) ||"
+        " self.autoscaling.inline.coordination.mode != 'Ratio' || self.ratio.mode != 'Free'",
+        "autoscaling.inline.coordination.mode Ratio needs a ratio to keep: set ratio.mode to"
+        " Bounded or Fixed, or coordination.mode to Bottleneck",
+        ".ratio.mode",
+    ),
+)
+
+_WIRING_RULES = (
+    Rule(
+        "self.kvTransfer.bootstrapPort != self.router.service.port",
+        "kvTransfer.bootstrapPort equals router.service.port: give the bootstrap port another"
+        " number, like 8998",
+        ".kvTransfer.bootstrapPort",
+    ),
+    Rule(
+        "self.rdma.mode != 'Efa' || self.kvTransfer.backend != 'Mooncake'",
+        "kvTransfer.backend Mooncake can't use rdma.mode Efa, which speaks libfabric: set backend:"
+        " Nixl",
+        ".kvTransfer.backend",
+    ),
+    Rule(
+        "self.rdma.mode != 'DevicePlugin' ||"
+        f" !({_infiniband_mounted('prefill')} || {_infiniband_mounted('decode')})",
+        "podTemplate.spec.volumes mounts /dev/infiniband from the host, which must not be combined"
+        " with rdma.mode DevicePlugin: remove the volume or set rdma.mode: HostPath",
+        ".rdma.mode",
+    ),
+    Rule(
+        "!(self.kvTransfer.backend in ['Shm', 'CudaIpc']) || self.rdma.placement.roles != 'Spread'",
+        "kvTransfer.backend Shm and CudaIpc work only between pods of one node, but"
+        " rdma.placement.roles is Spread: set placement.roles: Pack or backend: Auto",
+        ".kvTransfer.backend",
+    ),
+    Rule(
+        f"{_PAIR} || self.kvTransfer.backend != 'CudaIpc' ||"
+        f" ({_gpu_limit('prefill')} && {_gpu_limit('decode')})",
+        "kvTransfer.backend CudaIpc needs GPUs in both pools: ask for nvidia.com/gpu in"
+        " resources.limits of prefill and decode, or set backend: Auto",
+        ".kvTransfer.backend",
+    ),
+    Rule(
+        "self.kvTransfer.chunkTokens % self.engine.pageSize == 0",
+        "kvTransfer.chunkTokens must be a multiple of engine.pageSize, because whole pages are"
+        " pushed: set it to 2048 or another multiple",
+        ".kvTransfer.chunkTokens",
+    ),
+    Rule(
+        f"{_PAIR} || self.prefill.tensorParallel % self.decode.tensorParallel == 0 ||"
+        " self.decode.tensorParallel % self.prefill.tensorParallel == 0",
+        "prefill.tensorParallel and decode.tensorParallel must divide one another, because KV heads"
+        " are sliced between them: make one a multiple of the other",
+        ".decode.tensorParallel",
+    ),
+)
+
+
+class InferenceServiceSpec(ApiObject):
+    """A fleet: a model, a pool of prefill workers, a pool of decode workers, routers."""
+
+    model: Model
+    """The model that the fleet serves."""
+    engine: Engine = Engine()
+    """The engine that every worker runs."""
+    prefill: Pool
+    """The pool that turns prompts into KV."""
+    decode: Pool
+    """The pool that turns KV into tokens."""
+    ratio: Ratio = Ratio()
+    """The ratio of prefill to decode workers."""
+    role_change: RoleChange = RoleChange()
+    """Moving running workers between the pools."""
+    kv_transfer: KvTransfer = KvTransfer()
+    """How KV pages get from prefill to decode workers."""
+    rdma: Rdma = Rdma()
+    """How workers get at RDMA devices."""
+    kv_cache: KvCache = KvCache()
+    """The tiers of the KV cache behind GPU memory."""
+    router: Router = Router()
+    """The routers in front of the pools."""
+    slo: Slo = Slo()
+    """Service level objectives."""
+    autoscaling: Autoscaling | None = None
+    """The policy that scales both pools; without it, replicas or an outside scaler decide."""
+    rollout: Rollout = Rollout()
+    """How a new revision replaces the old one."""
+    network_policy: NetworkPolicySettings = NetworkPolicySettings()
+    """NetworkPolicies for routers and workers."""
+    revision_history_limit: Annotated[int, Field(ge=0, le=100)] = 5
+    """Old revisions that are kept for rolling back."""
+
+    rules: ClassVar[tuple[Rule, ...]] = _PRESENCE_RULES + _RATIO_RULES + _WIRING_RULES
+    ruled_presence: ClassVar[frozenset[str]] = frozenset({"model", "prefill", "decode"})

@@ -1,0 +1,65 @@
+"""The hand-off of KV pages from prefill to decode workers."""
+
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from tandem_operator.api.api_object import ApiObject, Rule
+
+
+class TransferBackend(StrEnum):
+    """What moves KV pages between workers."""
+
+    AUTO = "Auto"
+    SHM = "Shm"
+    TCP = "Tcp"
+    CUDA_IPC = "CudaIpc"
+    NIXL = "Nixl"
+    MOONCAKE = "Mooncake"
+
+
+class VerifyMode(StrEnum):
+    """What a failed transport check means."""
+
+    REQUIRED = "Required"
+    REPORT = "Report"
+    OFF = "Off"
+
+
+class TransferVerify(ApiObject):
+    """The check that KV bytes really move, made before the service is Ready."""
+
+    mode: VerifyMode = VerifyMode.REQUIRED
+    """Required: Ready waits for it; Report: only the condition TransportVerified says so; Off: no
+    probe."""
+    min_megabytes_per_second: Annotated[int, Field(ge=0, le=1_000_000)] = 500
+    """The slowest transfer that passes, in MB/s (10^6 bytes per second)."""
+
+
+class KvTransfer(ApiObject):
+    """How KV pages get from prefill to decode workers."""
+
+    backend: TransferBackend = TransferBackend.AUTO
+    """What moves the pages; Auto takes the best that both sides can do and says which in status."""
+    bootstrap_port: Annotated[int, Field(ge=1, le=65535)] = 8998
+    """Port at which workers shake hands before KV moves."""
+    chunk_tokens: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
+    """Tokens that are prefilled and pushed as one chunk; a multiple of engine.pageSize."""
+    local_prefill_tokens: Annotated[int, Field(ge=0, le=1_048_576)] = 128
+    """An uncached suffix no longer than this is prefilled by the decode worker itself."""
+    lease_seconds: Annotated[int, Field(ge=1, le=600)] = 10
+    """How long reserved pages wait for their writer before they are fenced."""
+    checksum: bool = True
+    """Whether each transfer is checked by a checksum."""
+    verify: TransferVerify = TransferVerify()
+    """The check that KV bytes really move, made before the service is Ready."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!(self.bootstrapPort in [8100, 8101])",
+            "kvTransfer.bootstrapPort 8100 and 8101 are the worker's own http and wire ports: use"
+            " 8998 or another free port",
+            ".bootstrapPort",
+        ),
+    )

@@ -1,0 +1,83 @@
+"""The part of a pod that users may shape: metadata and spec merged into ours."""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field
+
+from tandem_operator.api.api_object import ApiObject, Rule
+from tandem_operator.api.merge import keyed_by
+
+_OPEN: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
+LabelMap = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=64)]
+AnnotationMap = Annotated[dict[str, Annotated[str, Field(max_length=65536)]], Field(max_length=64)]
+
+
+class PodTemplateMetadata(ApiObject):
+    """Labels and annotations added to the pods."""
+
+    labels: LabelMap = Field(default={})
+    """Labels added to the pods; those of the operator can't be replaced."""
+    annotations: AnnotationMap = Field(default={})
+    """Annotations added to the pods."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.labels.all(k, !k.startsWith('tandem.dev/') &&"
+            " !k.startsWith('app.kubernetes.io/'))",
+            "podTemplate.metadata.labels must not set tandem.dev/* or app.kubernetes.io/* labels,"
+            " by which the operator finds its pods: choose another prefix",
+            ".labels",
+        ),
+        Rule(
+            "self.annotations.all(k, !k.startsWith('tandem.dev/'))",
+            "podTemplate.metadata.annotations must not set tandem.dev/* annotations, which the"
+            " operator writes: choose another prefix",
+            ".annotations",
+        ),
+    )
+
+
+class HostPathVolume(ApiObject):
+    """The node path of a volume."""
+
+    model_config = ConfigDict(extra="allow")
+    schema_extra: ClassVar[dict[str, Any]] = _OPEN
+
+    path: Annotated[str, Field(max_length=4096)] = ""
+    """Path on the node."""
+
+
+class PodVolume(ApiObject):
+    """A volume; any field of a pod's volume may be set."""
+
+    model_config = ConfigDict(extra="allow")
+    schema_extra: ClassVar[dict[str, Any]] = _OPEN
+
+    name: Annotated[str, Field(min_length=1, max_length=63)]
+    """Name of the volume in the pod."""
+    host_path: HostPathVolume | None = None
+    """A path on the node."""
+
+
+class PodTemplateSpec(ApiObject):
+    """A partial pod spec; any field of a pod's spec may be set."""
+
+    model_config = ConfigDict(extra="allow")
+    schema_extra: ClassVar[dict[str, Any]] = _OPEN
+
+    host_network: bool = False
+    """Whether the pods use the node's network; workers then take free ports and publish them."""
+    volumes: Annotated[
+        tuple[PodVolume, ...], Field(max_length=64, json_schema_extra=keyed_by("name"))
+    ] = ()
+    """Volumes added to the pods."""
+
+
+class PodTemplate(ApiObject):
+    """Metadata and spec merged into the pods: node selector, tolerations, sidecars and so on."""
+
+    metadata: PodTemplateMetadata = PodTemplateMetadata()
+    """Labels and annotations added to the pods."""
+    spec: PodTemplateSpec = PodTemplateSpec()
+    """A partial pod spec merged into the pods: lists with names merge by name; a container called
+    `engine` (router: `router`) changes ours, others are sidecars."""

@@ -1,0 +1,97 @@
+"""One pool of workers: how many, how large, where."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from tandem_operator.api.api_object import ApiObject, Rule
+from tandem_operator.api.merge import keyed_by
+from tandem_operator.api.pod_template import PodTemplate
+from tandem_operator.api.quantity import Quantity, parse_quantity
+
+GPU_RESOURCE = "nvidia.com/gpu"
+ResourceList = Annotated[dict[str, Quantity], Field(max_length=16)]
+_GPUS = f"quantity(string(self.resources.limits['{GPU_RESOURCE}']))"
+_HAS_GPUS = f"'{GPU_RESOURCE}' in self.resources.limits"
+
+
+class ResourceClaimUse(ApiObject):
+    """One claim of the pod that the container uses."""
+
+    name: Annotated[str, Field(min_length=1, max_length=63)]
+    """Name of an entry of podTemplate.spec.resourceClaims."""
+    request: Annotated[str, Field(max_length=63)] | None = None
+    """One request of that claim; default: all of it."""
+
+
+class ContainerResources(ApiObject):
+    """What a container asks for, as in a pod."""
+
+    limits: ResourceList = Field(default={})
+    """The most that the container may use; GPUs are asked for here."""
+    requests: ResourceList = Field(default={})
+    """What the scheduler sets aside; default: the limits."""
+    claims: Annotated[
+        tuple[ResourceClaimUse, ...], Field(max_length=16, json_schema_extra=keyed_by("name"))
+    ] = ()
+    """Dynamic resource claims that the container uses."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            f"!('{GPU_RESOURCE}' in self.requests) || ('{GPU_RESOURCE}' in self.limits &&"
+            f" string(self.requests['{GPU_RESOURCE}']) == string(self.limits['{GPU_RESOURCE}']))",
+            "resources.requests[nvidia.com/gpu] must equal resources.limits[nvidia.com/gpu]:"
+            " remove it from requests and keep the limit",
+            ".requests",
+        ),
+    )
+
+
+class Pool(ApiObject):
+    """One pool of workers, prefill or decode."""
+
+    replicas: Annotated[int, Field(ge=0, le=1024)] = 1
+    """Workers in the pool, as long as neither a policy nor a scaler owns the number."""
+    tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
+    """GPUs over which each worker splits the model."""
+    nodes_per_worker: Annotated[int, Field(ge=1, le=16)] = 1
+    """Pods per worker, each on a node of its own; more than one make a group that lives and dies
+    together."""
+    max_batched_tokens: Annotated[int, Field(ge=16, le=1_048_576)] = 8192
+    """Token budget of one step: decode tokens plus prefill chunks."""
+    max_running: Annotated[int, Field(ge=1, le=65_536)] = 256
+    """Requests that may run at once in a worker."""
+    gpu_memory_percent: Annotated[int, Field(ge=1, le=99)] = 90
+    """Share of the GPU's memory for weights and KV cache together."""
+    resources: ContainerResources = ContainerResources()
+    """Resources of the engine container of each pod; a worker has this times nodesPerWorker."""
+    pod_template: PodTemplate = PodTemplate()
+    """Metadata and spec merged into the worker pods: node selector, tolerations, sidecars and so
+    on."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            f"!({_HAS_GPUS}) || ({_GPUS}.isInteger() && {_GPUS}.asInteger() >= 1)",
+            "resources.limits[nvidia.com/gpu] must be a whole number of GPUs: write 1 or more, or"
+            " remove the entry to run without a GPU",
+            ".resources.limits",
+        ),
+        Rule(
+            f"!({_HAS_GPUS}) || !{_GPUS}.isInteger() || ({_GPUS}.asInteger() *"
+            " self.nodesPerWorker) % self.tensorParallel == 0",
+            "tensorParallel must divide the GPUs of a worker, resources.limits[nvidia.com/gpu]"
+            " times nodesPerWorker: lower tensorParallel or ask for more GPUs",
+            ".tensorParallel",
+        ),
+        Rule(
+            "self.tensorParallel % self.nodesPerWorker == 0",
+            "tensorParallel must be a multiple of nodesPerWorker, so that each pod runs as many"
+            " ranks: raise tensorParallel or set nodesPerWorker: 1",
+            ".nodesPerWorker",
+        ),
+    )
+
+    @property
+    def gpus_per_pod(self) -> int:
+        """GPUs that one pod of a worker asks for; 0 on CPU."""
+        return int(parse_quantity(self.resources.limits.get(GPU_RESOURCE, "0")))

@@ -1,0 +1,197 @@
+"""How workers get at RDMA devices."""
+
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from tandem_operator.api.api_object import ApiObject, Rule
+from tandem_operator.api.merge import ATOMIC, SET
+from tandem_operator.api.quantity import Quantity
+
+DnsName = Annotated[
+    str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
+]
+DeviceName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9_.:-]+$")]
+
+
+class RdmaMode(StrEnum):
+    """Ways to get RDMA devices into a pod."""
+
+    AUTO = "Auto"
+    NONE = "None"
+    DEVICE_PLUGIN = "DevicePlugin"
+    MULTUS = "Multus"
+    EFA = "Efa"
+    GKE = "Gke"
+    DRA = "Dra"
+    HOST_PATH = "HostPath"
+
+
+class ClaimAlignment(StrEnum):
+    """What the claimed NIC shares with the GPU."""
+
+    NONE = "None"
+    PCIE_ROOT = "PcieRoot"
+    NUMA_NODE = "NumaNode"
+
+
+class ClaimRails(StrEnum):
+    """Which rails the claims of the two roles may land on."""
+
+    ANY = "Any"
+    SAME_ACROSS_ROLES = "SameAcrossRoles"
+
+
+class DeviceMap(StrEnum):
+    """How NICs are given to GPUs inside a pod."""
+
+    PER_GPU = "PerGPU"
+    ALL = "All"
+
+
+class RolePlacement(StrEnum):
+    """Whether prefill and decode workers share nodes."""
+
+    ANY = "Any"
+    SPREAD = "Spread"
+    PACK = "Pack"
+
+
+class RdmaResource(ApiObject):
+    """The extended resource by which a device plugin offers NICs."""
+
+    name: Annotated[
+        str,
+        Field(
+            min_length=3,
+            max_length=253,
+            pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
+        ),
+    ] = "rdma/ib"
+    """Name of the extended resource, like rdma/ib, rdma/hca_shared_devices_a or
+    vpc.amazonaws.com/efa."""
+    count: Annotated[str, Field(max_length=6, pattern=r"^(PerPod|PerGPU|[1-9][0-9]{0,2})$")] = (
+        "PerPod"
+    )
+    """How many each pod asks for: PerPod (one), PerGPU (one per GPU) or a number as text."""
+
+
+class RdmaNetwork(ApiObject):
+    """A network attachment of Multus, or an interface network of GKE."""
+
+    name: DnsName
+    """Name of the network."""
+    namespace: DnsName | None = None
+    """Namespace of the NetworkAttachmentDefinition; default: the service's."""
+
+
+class RdmaClaim(ApiObject):
+    """The dynamic resource claim for NICs."""
+
+    device_class: DnsName = "dranet"
+    """DeviceClass of the NICs."""
+    align_with: ClaimAlignment = ClaimAlignment.PCIE_ROOT
+    """What the NIC must share with the pod's GPU."""
+    rails: ClaimRails = ClaimRails.SAME_ACROSS_ROLES
+    """Whether prefill and decode claims must land on rails that reach each other."""
+
+
+class RdmaDevices(ApiObject):
+    """Which NICs are used inside the pod."""
+
+    map: DeviceMap = DeviceMap.PER_GPU
+    """PerGPU: the nearest NIC for each GPU, found in sysfs; All: every NIC for every GPU."""
+    include: Annotated[tuple[DeviceName, ...], Field(max_length=64, json_schema_extra=SET)] = ()
+    """Use only these devices, like mlx5_0; empty: all active ones."""
+    exclude: Annotated[tuple[DeviceName, ...], Field(max_length=64, json_schema_extra=SET)] = ()
+    """Never use these devices, like mlx5_bond_0."""
+    gid_index: Annotated[str, Field(max_length=4, pattern=r"^(Auto|[0-9]{1,3})$")] = "Auto"
+    """GID index for RoCE: Auto takes the RoCE v2 entry, or a number as text."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!self.include.exists(d, d in self.exclude)",
+            "rdma.devices.include and rdma.devices.exclude name the same device: remove it from"
+            " one",
+            ".exclude",
+        ),
+    )
+
+
+class RdmaPlacement(ApiObject):
+    """Where workers go with regard to the fabric."""
+
+    same_fabric_key: Annotated[str, Field(max_length=317)] = ""
+    """Node label whose value all workers must share, like ib.coreweave.cloud/fabric; empty:
+    none."""
+    roles: RolePlacement = RolePlacement.ANY
+    """Whether prefill and decode workers must (Pack), must not (Spread) or may (Any) share
+    nodes."""
+
+
+class Rdma(ApiObject):
+    """How workers get at RDMA devices."""
+
+    mode: RdmaMode = RdmaMode.AUTO
+    """The wiring; Auto reads what the nodes offer and records its choice in status."""
+    resource: RdmaResource | None = None
+    """Extended resource for DevicePlugin, Multus and Efa; with Auto the one to look for; default:
+    rdma/ib per pod."""
+    networks: Annotated[
+        tuple[RdmaNetwork, ...], Field(max_length=16, json_schema_extra=ATOMIC)
+    ] = ()
+    """Networks to attach, in order, for Multus and Gke."""
+    claim: RdmaClaim | None = None
+    """Claim for Dra."""
+    devices: RdmaDevices = RdmaDevices()
+    """Which NICs are used inside the pod."""
+    shared_memory: Quantity = "32Gi"
+    """Upper bound of /dev/shm in the workers; memory counts only when used."""
+    placement: RdmaPlacement = RdmaPlacement()
+    """Where workers go with regard to the fabric."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.mode != 'HostPath' || !has(self.resource)",
+            "rdma.resource asks a device plugin, which must not be combined with rdma.mode HostPath"
+            " (libraries would see devices that the cgroup blocks): remove resource or set mode:"
+            " DevicePlugin",
+            ".resource",
+        ),
+        Rule(
+            "self.mode != 'None' || !has(self.resource)",
+            "rdma.resource has no effect with rdma.mode None: remove resource or set mode:"
+            " DevicePlugin",
+            ".resource",
+        ),
+        Rule(
+            "self.mode != 'Efa' || self.placement.roles != 'Pack'",
+            "rdma.placement.roles Pack doesn't work with rdma.mode Efa, which can't loop back on"
+            " one node: set placement.roles: Spread",
+            ".placement.roles",
+        ),
+        Rule(
+            "!(self.mode in ['Multus', 'Gke']) || size(self.networks) > 0",
+            "rdma.networks is empty: rdma.mode Multus and Gke need the networks to attach; add"
+            " networks: [{name: rail0}]",
+            ".networks",
+        ),
+        Rule(
+            "size(self.networks) == 0 || self.mode in ['Auto', 'Multus', 'Gke']",
+            "rdma.networks has no effect with this rdma.mode: set mode: Multus or Gke, or remove"
+            " networks",
+            ".networks",
+        ),
+        Rule(
+            "self.mode != 'Dra' || has(self.claim)",
+            "rdma.claim is missing: rdma.mode Dra needs the device class; add claim: {deviceClass:"
+            " dranet}",
+            ".claim",
+        ),
+        Rule(
+            "!has(self.claim) || self.mode in ['Auto', 'Dra']",
+            "rdma.claim has no effect with this rdma.mode: set mode: Dra or remove claim",
+            ".claim",
+        ),
+    )

@@ -1,0 +1,75 @@
+"""The routers in front of the pools."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from tandem_operator.api.api_object import ApiObject
+from tandem_operator.api.pod_template import PodTemplate
+from tandem_operator.api.pool import ContainerResources
+
+
+class RouterPolicy(StrEnum):
+    """How a router chooses workers."""
+
+    KV_AWARE = "KvAware"
+    LEAST_LOADED = "LeastLoaded"
+    ROUND_ROBIN = "RoundRobin"
+
+
+class AdmissionMode(StrEnum):
+    """When a router refuses requests."""
+
+    PREDICT = "Predict"
+    LOAD = "Load"
+    OFF = "Off"
+
+
+class ServiceType(StrEnum):
+    """The type of the service's Service."""
+
+    CLUSTER_IP = "ClusterIP"
+    NODE_PORT = "NodePort"
+    LOAD_BALANCER = "LoadBalancer"
+
+
+class RouterAdmission(ApiObject):
+    """When a router answers 429 instead of queueing."""
+
+    mode: AdmissionMode = AdmissionMode.PREDICT
+    """Predict: refuse what would break its SLO class; Load: refuse when queues are full; Off: queue
+    everything."""
+
+
+class RouterService(ApiObject):
+    """The Service that clients talk to; it has the InferenceService's name."""
+
+    type: ServiceType = ServiceType.CLUSTER_IP
+    """Type of the Service."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Port of the Service."""
+
+
+class Router(ApiObject):
+    """The routers: OpenAI API, tokenizing, choice of workers, fail-over."""
+
+    replicas: Annotated[int, Field(ge=1, le=64)] = 2
+    """Routers that run side by side."""
+    resources: ContainerResources = ContainerResources()
+    """Resources of the router container."""
+    policy: RouterPolicy = RouterPolicy.KV_AWARE
+    """How a router chooses workers."""
+    admission: RouterAdmission = RouterAdmission()
+    """When a router answers 429 instead of queueing."""
+    service: RouterService = RouterService()
+    """The Service that clients talk to."""
+    api_keys_secret_name: Annotated[
+        str, Field(max_length=253, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
+    ] = ""
+    """A Secret whose values are API keys, mounted into the routers; when set, requests need one of
+    them; empty: none."""
+    inference_pool: bool = False
+    """Whether a Gateway API InferencePool is written too."""
+    pod_template: PodTemplate = PodTemplate()
+    """Metadata and spec merged into the router pods."""

@@ -1,0 +1,165 @@
+"""The status of an InferenceService: what runs, how well, and what went wrong."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from tandem_operator.api.api_object import ApiObject
+from tandem_operator.api.conditions import Conditions
+from tandem_operator.api.kv_transfer import TransferBackend
+from tandem_operator.api.merge import ATOMIC, keyed_by
+from tandem_operator.api.rdma import RdmaMode
+from tandem_operator.api.worker_pool import PoolRole
+
+MAX_DECISIONS = 10
+MAX_FAILURES = 5
+Count = Annotated[int, Field(ge=0, le=4096)]
+Amount = Annotated[int, Field(ge=0, le=2**53)]
+
+
+class ScaledBy(StrEnum):
+    """Who owns the number of workers."""
+
+    USER = "User"
+    POLICY = "Policy"
+    EXTERNAL = "External"
+
+
+class ScalingStep(StrEnum):
+    """How a decision was carried out."""
+
+    START = "Start"
+    DRAIN = "Drain"
+    ROLE_CHANGE = "RoleChange"
+    ADVISED = "Advised"
+
+
+class PoolStatus(ApiObject):
+    """One pool."""
+
+    role: PoolRole
+    """The role of the pool."""
+    replicas: Count = 0
+    """Workers that exist."""
+    ready: Count = 0
+    """Workers that take work."""
+    updated: Count = 0
+    """Workers of the current revision."""
+    draining: Count = 0
+    """Workers that finish their streams before they go."""
+    pending: Count = 0
+    """Workers that are not scheduled or not started yet."""
+    desired: Count = 0
+    """Workers that the operator is working towards."""
+    scaled_by: ScaledBy = ScaledBy.USER
+    """Who owns desired: the spec, the built-in policy, or a writer of the pool's scale."""
+    ignored_replicas: Count | None = None
+    """A number written to the pool's scale that has no effect while a policy is active."""
+
+
+class RouterStatus(ApiObject):
+    """The routers."""
+
+    replicas: Count = 0
+    """Routers that exist."""
+    ready: Count = 0
+    """Routers that take requests."""
+
+
+class SloStatus(ApiObject):
+    """What the routers measured lately for the default class."""
+
+    ttft_milliseconds: Amount | None = None
+    """Time to first token at the class's percentile, in milliseconds."""
+    tbt_milliseconds: Amount | None = None
+    """Time between tokens at the class's percentile, in milliseconds."""
+    attainment_percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Share of requests that met both objectives."""
+    requests_per_second: Amount | None = None
+    """Requests per second over all routers, rounded."""
+
+
+class TransportStatus(ApiObject):
+    """How KV moves, as seen by the probe."""
+
+    backend: TransferBackend | None = None
+    """The backend that workers agreed on."""
+    wiring: RdmaMode | None = None
+    """How RDMA devices get into the pods; None: plain network."""
+    megabytes_per_second: Amount | None = None
+    """Speed that the probe measured, in MB/s."""
+    verified_at: datetime | None = None
+    """When the probe last passed."""
+
+
+class ScalingDecision(ApiObject):
+    """One decision about one pool."""
+
+    at: datetime
+    """When."""
+    pool: PoolRole
+    """Which pool."""
+    from_: Annotated[Count, Field(alias="from")]
+    """Workers before."""
+    to: Count
+    """Workers after."""
+    how: ScalingStep
+    """How it was carried out; Advised: not at all."""
+    because: Annotated[str, Field(max_length=1024)]
+    """Why, in one sentence."""
+
+
+class Failure(ApiObject):
+    """Evidence of a crash, kept before the pod is replaced."""
+
+    pod: Annotated[str, Field(max_length=253)]
+    """Name of the pod."""
+    node: Annotated[str, Field(max_length=253)] = ""
+    """Node on which it ran."""
+    exit_code: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
+    """Exit code of the container, where it had one."""
+    reason: Annotated[str, Field(max_length=256)] = ""
+    """Reason as Kubernetes gives it, like OOMKilled."""
+    at: datetime
+    """When."""
+    log: Annotated[str, Field(max_length=4096)] = ""
+    """The last lines of the log."""
+
+
+class InferenceServiceStatus(ApiObject):
+    """What runs, how well, and what went wrong."""
+
+    observed_generation: Amount = 0
+    """The metadata.generation that this describes."""
+    revision: Annotated[str, Field(max_length=63)] | None = None
+    """The revision that serves."""
+    updated_revision: Annotated[str, Field(max_length=63)] | None = None
+    """The revision that a roll-out moves to, while it runs."""
+    url: Annotated[str, Field(max_length=512)] | None = None
+    """Where clients inside the cluster reach the service."""
+    model: Annotated[str, Field(max_length=128)] | None = None
+    """The served name of the model."""
+    pools: Annotated[
+        tuple[PoolStatus, ...], Field(max_length=2, json_schema_extra=keyed_by("role"))
+    ] = ()
+    """Both pools."""
+    router: RouterStatus | None = None
+    """The routers."""
+    ratio: Annotated[str, Field(max_length=16)] | None = None
+    """Ready prefill to ready decode workers, like 1:2."""
+    slo: SloStatus | None = None
+    """What the routers measured lately for the default class."""
+    transport: TransportStatus | None = None
+    """How KV moves, as seen by the probe."""
+    scaling: Annotated[
+        tuple[ScalingDecision, ...], Field(max_length=MAX_DECISIONS, json_schema_extra=ATOMIC)
+    ] = ()
+    """The last decisions, newest first."""
+    failures: Annotated[
+        tuple[Failure, ...], Field(max_length=MAX_FAILURES, json_schema_extra=ATOMIC)
+    ] = ()
+    """Crash evidence, newest first."""
+    conditions: Conditions = ()
+    """What holds for this service; there is no phase."""

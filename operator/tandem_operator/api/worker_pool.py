@@ -1,0 +1,58 @@
+"""WorkerPool: one role of one service; written by the operator, scaled by users."""
+
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from tandem_operator.api.api_object import ApiObject, Rule
+from tandem_operator.api.conditions import Conditions
+
+
+class PoolRole(StrEnum):
+    """The role of a pool."""
+
+    PREFILL = "Prefill"
+    DECODE = "Decode"
+
+
+class WorkerPoolSpec(ApiObject):
+    """One role of one service."""
+
+    service_name: Annotated[str, Field(min_length=1, max_length=63)]
+    """The InferenceService that this pool belongs to; can't change."""
+    role: PoolRole
+    """The role of the pool's workers; can't change."""
+    replicas: Annotated[int, Field(ge=0, le=1024)] = 1
+    """Workers wanted; `kubectl scale` writes it. While a built-in policy is active it is kept but
+    has no effect."""
+    revision: Annotated[str, Field(max_length=63)] = ""
+    """The revision that the pool's workers should have; written by the operator."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.serviceName == oldSelf.serviceName",
+            "spec.serviceName can't change: delete the pool, and the operator makes it anew",
+            ".serviceName",
+        ),
+        Rule(
+            "self.role == oldSelf.role",
+            "spec.role can't change: delete the pool, and the operator makes it anew",
+            ".role",
+        ),
+    )
+
+
+class WorkerPoolStatus(ApiObject):
+    """What the pool has."""
+
+    replicas: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Workers that exist, draining ones left out."""
+    ready_replicas: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Workers that take work."""
+    selector: Annotated[str, Field(max_length=1024)] = ""
+    """Label selector of the pool's pods, for HPA and KEDA."""
+    desired_replicas: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Workers that the operator is working towards."""
+    conditions: Conditions = ()
+    """What holds for this pool."""

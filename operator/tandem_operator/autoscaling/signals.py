@@ -1,0 +1,51 @@
+"""What is measured for one decision; plain numbers, seconds and tokens."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PrefillSignals:
+    """The prefill side.
+
+    `ttft_seconds` is the objective's percentile over the window, None when no request finished its
+    first token in it. `queued_seconds` is the backlog summed over the pool: the time one worker
+    would need for all prompt tokens that wait. `busy_workers` is the arriving prefill work in
+    workers: uncached prompt tokens per second over the measured tokens per second of one worker.
+    """
+
+    ttft_seconds: float | None = None
+    queued_seconds: float = 0.0
+    busy_workers: float = 0.0
+
+
+@dataclass(frozen=True)
+class DecodeSignals:
+    """The decode side.
+
+    `kv_usage` is the share of KV blocks in use, summed over the pool and divided by the pool's
+    size (0 to 1); `max_kv_usage` the same of the fullest worker. `num_waiting` counts requests that
+    found no room yet.
+    """
+
+    tbt_seconds: float | None = None
+    kv_usage: float = 0.0
+    max_kv_usage: float = 0.0
+    num_running: int = 0
+    num_waiting: int = 0
+
+
+@dataclass(frozen=True)
+class Signals:
+    """One reading. `age_seconds`: since the last complete scrape; inf when there was none."""
+
+    age_seconds: float = float("inf")
+    requests_per_second: float = 0.0
+    num_inflight: int = 0
+    idle_seconds: float = 0.0
+    prefill: PrefillSignals = PrefillSignals()
+    decode: DecodeSignals = DecodeSignals()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing arrives and nothing runs: that is data, not a missing metric."""
+        return self.requests_per_second == 0 and self.num_inflight == 0

@@ -1,0 +1,182 @@
+"""The scaling decision: causes, holds, limits, and that it converges.
+
+Aspects: each pool by its own signal; idle; stale; infeasible; gate; budget; ratio; hold; simulated
+to completion under hypothesis.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tandem_operator.api.autoscaling_policy import AutoscalingPolicySpec
+from tandem_operator.autoscaling import (
+    Decision,
+    DecodeSignals,
+    PoolSizes,
+    PrefillSignals,
+    ScalerState,
+    Signals,
+    decide,
+)
+
+POLICY = AutoscalingPolicySpec.model_validate(
+    {
+        "pools": {"prefill": {"min": 1, "max": 8}, "decode": {"min": 1, "max": 8}},
+        "scaleIn": {"minHoldSeconds": 10},
+    }
+)
+BUSY = Signals(age_seconds=1, requests_per_second=5, num_inflight=10)
+
+
+def run(
+    signals: Signals,
+    sizes: PoolSizes,
+    state: ScalerState | None = None,
+    now: float = 100.0,
+    policy: AutoscalingPolicySpec = POLICY,
+    **more: Any,
+) -> Decision:
+    return decide(policy, 2.0, 0.05, sizes, signals, state or ScalerState(), now, **more)
+
+
+def test_a_backlog_of_prompts_grows_prefill_alone() -> None:
+    signals = replace(BUSY, prefill=PrefillSignals(ttft_seconds=5.0, queued_seconds=3.0))
+    decision = run(signals, PoolSizes(1, 2))
+    assert decision.prefill == 3
+    assert decision.decode <= 2
+    assert "prompts wait" in decision.because_prefill
+
+
+def test_full_kv_grows_decode_alone() -> None:
+    full = DecodeSignals(tbt_seconds=0.04, kv_usage=0.95, max_kv_usage=0.97, num_running=50)
+    decision = run(replace(BUSY, decode=full), PoolSizes(1, 2))
+    assert (decision.prefill, decision.decode) == (1, 3)
+    assert "KV use 95%" in decision.because_decode
+
+
+def test_slow_tokens_grow_decode_alone() -> None:
+    slow = DecodeSignals(tbt_seconds=0.09, kv_usage=0.3, num_running=50)
+    decision = run(replace(BUSY, decode=slow), PoolSizes(1, 2))
+    assert (decision.prefill, decision.decode) == (1, 4)
+    assert "TBT 90 ms > 50 ms" in decision.because_decode
+
+
+def test_idle_goes_to_the_minimum_one_at_a_time_after_the_hold() -> None:
+    idle = Signals(age_seconds=1, idle_seconds=60)
+    sizes, state, now = PoolSizes(3, 3), ScalerState(), 0.0
+    path = []
+    for _ in range(40):
+        decision = run(idle, sizes, state, now)
+        removed = (sizes.prefill - decision.prefill) + (sizes.decode - decision.decode)
+        assert removed in (0, 1)
+        sizes = PoolSizes(decision.prefill, decision.decode)
+        state, now = decision.state, now + 5
+        path.append((sizes.prefill, sizes.decode))
+    assert path[0] == (3, 3)
+    assert path[-1] == (1, 1)
+
+
+def test_stale_metrics_hold() -> None:
+    signals = replace(BUSY, age_seconds=31, prefill=PrefillSignals(queued_seconds=100))
+    decision = run(signals, PoolSizes(2, 3))
+    assert (decision.prefill, decision.decode) == (2, 3)
+    assert decision.metrics_stale
+    assert "no metrics for 31.0 s" in decision.because_prefill
+
+
+def test_a_prompt_that_alone_breaks_the_objective_does_not_scale() -> None:
+    signals = replace(BUSY, prefill=PrefillSignals(ttft_seconds=9.0))
+    decision = run(signals, PoolSizes(2, 2))
+    assert decision.prefill == 2
+    assert "more workers would not help" in decision.slo_infeasible
+
+
+def test_prefill_is_gated_while_decode_is_the_cause() -> None:
+    signals = replace(
+        BUSY,
+        prefill=PrefillSignals(ttft_seconds=6.0, busy_workers=1.5, queued_seconds=0.1),
+        decode=DecodeSignals(kv_usage=0.99, max_kv_usage=1.0, num_running=9, num_waiting=5),
+    )
+    decision = run(signals, PoolSizes(1, 1))
+    assert decision.prefill == 1
+    assert decision.decode == 2
+    assert decision.gated_by_peer
+
+
+def test_the_gpu_budget_limits_growth() -> None:
+    policy = POLICY.model_copy(
+        update={"coordination": POLICY.coordination.model_copy(update={"gpu_budget": 4})}
+    )
+    signals = replace(BUSY, prefill=PrefillSignals(queued_seconds=30.0))
+    decision = run(signals, PoolSizes(1, 1), policy=policy, gpus_per_worker=(1, 1))
+    assert decision.prefill + decision.decode == 4
+    assert "gpuBudget 4" in decision.because_prefill
+
+
+def test_the_ratio_has_the_last_word() -> None:
+    signals = replace(BUSY, prefill=PrefillSignals(queued_seconds=3.0))
+    decision = run(signals, PoolSizes(1, 2), constrain=lambda p, d: (p, max(d, 2 * p)))
+    assert (decision.prefill, decision.decode) == (3, 6)
+    assert "the ratio makes" in decision.because_decode
+
+
+def test_pods_that_stay_pending_are_withdrawn() -> None:
+    signals = replace(BUSY, prefill=PrefillSignals(queued_seconds=30.0))
+    sizes = PoolSizes(1, 1, prefill_pending=3, oldest_pending_seconds=901)
+    decision = run(signals, sizes)
+    assert decision.prefill == 1
+    assert "growth withdrawn" in decision.capacity_unavailable
+
+
+def test_one_fewer_is_tried_only_when_one_fewer_would_do() -> None:
+    tight = replace(
+        BUSY, decode=DecodeSignals(kv_usage=0.5, max_kv_usage=0.6, num_running=8, tbt_seconds=0.03)
+    )
+    state = ScalerState(decode_spare_since=0.0)
+    assert run(tight, PoolSizes(1, 2), state).decode == 2
+    light = replace(
+        BUSY, decode=DecodeSignals(kv_usage=0.2, max_kv_usage=0.2, num_running=8, tbt_seconds=0.01)
+    )
+    assert run(light, PoolSizes(1, 2), state).decode == 1
+
+
+@given(
+    load=st.floats(0, 20),
+    kv=st.floats(0, 20),
+    prefill=st.integers(1, 8),
+    decode=st.integers(1, 8),
+)
+def test_constant_load_settles_and_stays(load: float, kv: float, prefill: int, decode: int) -> None:
+    """A fluid fleet under constant load reaches one size and never leaves it (no flapping)."""
+    sizes, state, now = PoolSizes(prefill, decode), ScalerState(), 0.0
+    path = []
+    for _ in range(120):
+        signals = replace(
+            BUSY,
+            prefill=PrefillSignals(busy_workers=load),
+            decode=DecodeSignals(
+                kv_usage=min(kv / sizes.decode, 1.0),
+                max_kv_usage=min(kv / sizes.decode, 1.0),
+                num_running=10,
+            ),
+        )
+        decision = run(signals, sizes, state, now)
+        assert 1 <= decision.prefill <= 8
+        assert 1 <= decision.decode <= 8
+        sizes, state = PoolSizes(decision.prefill, decision.decode), decision.state
+        now += 5
+        path.append((sizes.prefill, sizes.decode))
+    assert len(set(path[-20:])) == 1
+    assert decision.prefill >= min(load / 0.8, 8) - 1e-6
+    assert decision.decode >= min(kv / 0.85, 8) - 1e-6
+
+
+@pytest.mark.parametrize("seconds", [0, 30])
+def test_the_hold_is_at_least_the_start_up_time(seconds: float) -> None:
+    idle = Signals(age_seconds=1, idle_seconds=60)
+    sizes = PoolSizes(1, 2, startup_seconds=30)
+    decision = run(idle, sizes, ScalerState(decode_spare_since=100.0), 100.0 + seconds)
+    assert decision.decode == (2 if seconds < 30 else 1)

@@ -130,7 +130,6 @@ class PodDiscovery(Discovery):
                         version = await self._watch(api, version, on_workers)
                 except WatchExpired:
                     log.info("pod watch expired, listing again")
-                    continue
                 except (
                     aiohttp.ClientError,
                     client.ApiException,

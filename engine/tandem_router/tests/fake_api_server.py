@@ -42,6 +42,7 @@ class FakeApiServer:
         self.version = 1
         self.num_lists = 0
         self.num_watches = 0
+        self.num_refused = 0
         self.fail_with: int | None = None
         self.selectors: set[str] = set()
         self._watches: list[asyncio.Queue[dict[str, Any] | None]] = []
@@ -94,6 +95,7 @@ class FakeApiServer:
     async def _pods(self, request: web.Request) -> web.StreamResponse:
         self.selectors.add(request.query.get("labelSelector", ""))
         if self.fail_with is not None:
+            self.num_refused += 1
             return web.json_response({"message": "go away"}, status=self.fail_with)
         if request.query.get("watch") not in ("true", "True"):
             self.num_lists += 1

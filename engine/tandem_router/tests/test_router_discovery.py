@@ -76,12 +76,12 @@ async def test_expired_versions_are_listed_anew() -> None:
     async with watching() as seen:
         seen.api.pods["d9"] = pod("d9")
         seen.api.send({"type": "ERROR", "object": {"code": 410, "message": "too old"}})
-        await until(lambda: "d9" in seen.workers)
+        await until(lambda: "d9" in seen.workers and seen.api.num_watches == 2)
         seen.api.send({"type": "ERROR", "object": {"code": 500, "message": "oh"}})
-        await until(lambda: seen.api.num_lists >= 3)
+        await until(lambda: seen.api.num_lists >= 3 and seen.api.num_watches == 3)
         seen.api.fail_with = 410
         seen.api.close_watches()
-        await asyncio.sleep(0)
+        await until(lambda: seen.api.num_refused > 2)
         seen.api.fail_with = None
         seen.api.put(pod("d8"))
         await until(lambda: "d8" in seen.workers)

@@ -15,6 +15,7 @@ import httpx
 import openai
 import pytest
 
+from tandem_router.bench import Load, measure
 from tandem_router.config import RouterConfig
 from tandem_router.main import configure_logging, serve
 from tandem_router.tests.fake_worker import FakeWorker
@@ -187,6 +188,10 @@ async def test_a_drained_worker_moves_or_finishes_its_streams(tmp_path: Path) ->
         assert await stopping == 0
 
 
+async def readiness(client: httpx.AsyncClient) -> float:
+    return (await client.get("/ready")).status_code
+
+
 async def test_sigterm_finishes_streams_then_ends(capsys: pytest.CaptureFixture[str]) -> None:
     """The whole of `serve` in this process, so that its own lines are measured too."""
     fake = await FakeWorker(step_seconds=0.005).start()
@@ -198,6 +203,7 @@ async def test_sigterm_finishes_streams_then_ends(capsys: pytest.CaptureFixture[
         port=port,
         workers=(fake.address,),
         drain_seconds=30,
+        linger_seconds=1.0,
     )
     serving = asyncio.create_task(serve(config, load_text_model(config.model)))
     url = f"http://127.0.0.1:{port}"
@@ -207,6 +213,9 @@ async def test_sigterm_finishes_streams_then_ends(capsys: pytest.CaptureFixture[
         request = asyncio.create_task(client.post("/v1/completions", json=body))
         await until(lambda: fake.submits)
         os.kill(os.getpid(), signal.SIGTERM)
+        await until_async(lambda: readiness(client), 503, seconds=20)
+        late = await client.post("/v1/completions", json={**body, "max_tokens": 2})
+        assert late.status_code == 200, "it lingers while clients still find it"
         answer = await request
         assert len(answer.json()["choices"][0]["text"]) == 60
     await asyncio.wait_for(serving, 30)
@@ -227,3 +236,9 @@ def test_logs_are_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
         assert (entry["event"], entry["worker"], entry["level"]) == ("hello", "d0", "info")
     finally:
         structlog.configure(**before)
+
+
+async def test_the_benchmark_measures(capsys: pytest.CaptureFixture[str]) -> None:
+    result = await measure(Load(streams=4, tokens=8, rate=50.0, step_seconds=0.01, prompt="abc"))
+    assert result["router_cpu_us_per_token"] >= 0
+    assert set(result["added_ms"]) == {"p50", "p90", "p99"}

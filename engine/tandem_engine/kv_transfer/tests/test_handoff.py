@@ -24,6 +24,8 @@ from tandem_engine.kv_transfer.events import (
     PushDone,
     PushFailed,
 )
+from tandem_engine.kv_transfer.prefill import PrefillSide
+from tandem_engine.kv_transfer.prefill_session import PrefillSession
 from tandem_engine.kv_transfer.tests.scripted import LAYOUT, Worker
 from tandem_engine.kv_transfer.transport import Inbound
 from tandem_wire.messages import SamplingParams
@@ -173,7 +175,7 @@ def test_a_stale_write_is_dropped(stack: ExitStack, monkeypatch: pytest.MonkeyPa
     blocks = target.request.blocks
     before[:, :, blocks] = p.kv.data[:, :, source]
     assert np.array_equal(d.kv.data, before)
-    eventually(lambda: d.handoff.gauges()["kv_stale_writes"] >= 1)
+    eventually(lambda: d.handoff.counters()["kv_stale_writes_total"] >= 1)
 
 
 def test_a_stall_is_given_up_and_fenced(stack: ExitStack) -> None:
@@ -384,3 +386,36 @@ def test_a_write_that_fails_is_told(stack: ExitStack, monkeypatch: pytest.Monkey
     p.wait(PushDone)
     monkeypatch.undo()
     assert takes(d, p)
+
+
+def test_a_peer_that_does_not_fence_is_cut_off(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It beats, but never acknowledges: the end of its connection stands in for that."""
+    p1, p2, d = make(stack, "p1"), make(stack, "p2"), make(stack, "d", stall_seconds=0.3)
+
+    async def never(*_: object) -> None:
+        return
+
+    monkeypatch.setattr(PrefillSession, "_fence", never)
+    d.fetch("r", [p1, p2])
+    p1.push(p1.arrived(), finish=False)
+    p2.push(p2.arrived())
+    done = d.outcome("r")
+    assert isinstance(done, FetchDone)
+    assert done.worker_id == "p2"
+    p1.wait(PrefillDropped)
+
+
+def test_the_death_of_the_thread_is_the_cores_death(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = make(stack, "p")
+
+    async def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(PrefillSide, "sweep", broken)
+    p.wake.wait(20)
+    with pytest.raises(RuntimeError, match="a bug"):
+        p.handoff.poll()

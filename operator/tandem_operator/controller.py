@@ -84,10 +84,12 @@ class Controller:
         return True
 
 
-async def resync(cluster: Cluster, queue: WorkQueue, namespace: str) -> int:
+async def resync(cluster: Cluster, queue: WorkQueue, namespaces: tuple[str, ...]) -> int:
     """Trigger every service, which heals missed events. Returns how many there are."""
-    services = await cluster.list("InferenceService", namespace or None)
-    for service in services:
-        meta = service["metadata"]
-        queue.trigger(key_of(meta["namespace"], meta["name"]))
-    return len(services)
+    number = 0
+    for namespace in namespaces or (None,):
+        for service in await cluster.list("InferenceService", namespace):
+            meta = service["metadata"]
+            queue.trigger(key_of(meta["namespace"], meta["name"]))
+            number += 1
+    return number

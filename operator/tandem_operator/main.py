@@ -89,7 +89,7 @@ async def _lead(
         return 0
     registry, settings = build_registry(queue, executor), build_settings()
     scope: dict[str, Any] = (
-        {"namespaces": [config.namespace]} if config.namespace else {"clusterwide": True}
+        {"namespaces": config.namespaces} if config.namespaces else {"clusterwide": True}
     )
     tasks = [
         asyncio.create_task(
@@ -116,7 +116,8 @@ async def _kinds_served(config: Config, cluster: Cluster) -> None:
     for kind in ("InferenceService", "WorkerPool", "AutoscalingPolicy"):
         while True:
             try:
-                await cluster.list(kind, config.namespace or None)
+                for namespace in config.namespaces or (None,):
+                    await cluster.list(kind, namespace)
                 break
             except ClusterError as error:
                 log.warning("kind is not served yet", kind=kind, error=str(error))
@@ -126,7 +127,7 @@ async def _kinds_served(config: Config, cluster: Cluster) -> None:
 async def _resync(config: Config, cluster: Cluster, queue: WorkQueue) -> None:
     while True:
         try:
-            await resync(cluster, queue, config.namespace)
+            await resync(cluster, queue, config.namespaces)
         except ClusterError as error:
             log.warning("resync failed", error=str(error))
         await asyncio.sleep(config.resync_seconds)

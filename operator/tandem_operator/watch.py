@@ -7,7 +7,6 @@ import kopf
 
 from tandem_operator.api.names import (
     AUTOSCALING_POLICIES,
-    FINALIZER,
     GROUP,
     INFERENCE_SERVICES,
     LABEL_SERVICE,
@@ -33,7 +32,8 @@ def build_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True
-    settings.persistence.finalizer = FINALIZER
+    # kopf takes its finalizer off what it has no deletion handler for: ours must have another name.
+    settings.persistence.finalizer = f"{GROUP}/kopf"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=STORAGE_PREFIX)
     settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=STORAGE_PREFIX)
     settings.watching.server_timeout = 240

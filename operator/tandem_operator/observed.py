@@ -177,6 +177,7 @@ class Observed:
     router: RouterView | None = None
     nodes: tuple[NodeView, ...] | None = None  # None: not allowed to read nodes
     probe: ProbeResult | None = None
+    last_error: str = ""  # what went wrong in the last pass
     decision: PolicyDecision | None = None
     measured: Mapping[str, int] = field(default_factory=dict)  # status.slo, snake_case keys
     images: Images = Images("", "")

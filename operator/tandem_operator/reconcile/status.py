@@ -274,6 +274,8 @@ def _degraded(
     node = failing_node(made.failures, now)
     if made.blockers:
         return Judgement(True, "Unsupported", "; ".join(made.blockers))
+    if observed.last_error:
+        return Judgement(True, "StepFailed", observed.last_error)
     if node:
         message = f"workers keep failing on node {node}: look at it, or cordon it"
         return Judgement(True, "NodeFailing", message)

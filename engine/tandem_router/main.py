@@ -2,24 +2,22 @@
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 import msgspec
 import structlog
-import uvicorn
 
 from tandem_router.app import build_app
 from tandem_router.config import PolicyName, RouterConfig, SloClass
 from tandem_router.discovery.static import parse_address
 from tandem_router.errors import ModelLoadError
+from tandem_router.http_server import HttpServer, open_listener
 from tandem_router.router import default_router_id, running_router
 from tandem_router.text.loading import load_text_model
 from tandem_router.text.model import TextModel
@@ -161,15 +159,6 @@ class _LoggerFactory:
         return structlog.PrintLogger()
 
 
-class HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers: the drain comes first, and the exit code is 0."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals to `serve`."""
-        yield
-
-
 async def serve(config: RouterConfig, text: TextModel) -> None:
     """Run until SIGTERM or SIGINT, then drain. A second signal ends at once."""
     loop = asyncio.get_running_loop()
@@ -177,20 +166,8 @@ async def serve(config: RouterConfig, text: TextModel) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with running_router(config, text) as context:
-        server = HttpServer(
-            uvicorn.Config(
-                build_app(context),
-                access_log=False,
-                log_config=None,
-                lifespan="off",
-                http="httptools",
-                timeout_graceful_shutdown=5,
-                server_header=False,
-                date_header=False,
-                backlog=4096,
-            )
-        )
-        listener = _listen(config)
+        server = HttpServer(build_app(context))
+        listener = open_listener(config.host, config.port)
         port = listener.getsockname()[1]
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         log.info("serving", host=config.host, port=port, model=config.model_name)
@@ -206,15 +183,6 @@ async def serve(config: RouterConfig, text: TextModel) -> None:
         server.should_exit = True
         await serving
         log.info("stopped")
-
-
-def _listen(config: RouterConfig) -> socket.socket:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((config.host, config.port))
-    listener.set_inheritable(False)
-    return listener
 
 
 def main(argv: Sequence[str] | None = None) -> None:

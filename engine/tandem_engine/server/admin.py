@@ -140,6 +140,7 @@ class AdminApp:
             "ready": not status.not_ready(),
             "reason": status.not_ready(),
             "loading": {"stage": status.loading.stage, "fraction": status.loading.fraction},
+            "reports": status.num_reports,  # grows with every report that the figures come from
             "leases": status.state.num_leases,
             "load": state,
             "ledger": stats.ledger if stats else {},

@@ -18,6 +18,7 @@ class WorkerStatus:
         self.ready: CoreReady | None = None
         self.loading = CoreLoading("starting", 0.0)
         self.stats: CoreStats | None = None
+        self.num_reports = 0
         self.error = ""
         self.stopping = False
         self._changed = asyncio.Condition()

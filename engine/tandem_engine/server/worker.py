@@ -151,6 +151,7 @@ class WorkerServer:
                 self._hub.step(frame)
             case CoreStats():
                 self._status.stats = frame
+                self._status.num_reports += 1
                 self._metrics.update(frame)
                 self._hub.broadcast_state()
                 await self._status.changed()

@@ -160,3 +160,22 @@ def expected_tokens(
         if token in stops and len(generated) > params.min_tokens:
             break
     return generated[len(tokens) - num_prompt :]
+
+
+def prompt(length: int, start: int = 0) -> list[int]:
+    return [32 + (start + i * 7) % 95 for i in range(length)]
+
+
+def ends(fleet: Fleet, name: str) -> dict[str, str]:
+    return {rid: stream.ends[0] for rid, stream in fleet[name].streams.items() if stream.ends}
+
+
+def posted(fleet: Fleet, name: str, kind: type) -> list[Any]:
+    return [event for event in fleet[name].handoff.posted if isinstance(event, kind)]
+
+
+def assert_clean(fleet: Fleet) -> None:
+    for worker in fleet.workers.values():
+        stats = worker.stats()
+        assert stats.ledger["owned"] == stats.ledger["leased"] == stats.ledger["leaked"] == 0
+        assert stats.state.num_running == stats.state.num_waiting == stats.state.num_leases == 0

@@ -16,7 +16,8 @@ class KvAware(Policy):
     """First form: among the workers whose load is within a slack of the least, the longest prefix.
 
     It predicts neither TTFT nor TBT and doesn't fetch a prefix from elsewhere: a worker that holds
-    more of the prompt wins unless it has clearly more sequences than the least loaded one.
+    more of the prompt wins unless it has clearly more sequences than the least loaded one. A worker
+    that doesn't tell how its hashes are salted counts as holding nothing.
     """
 
     def choose_decode(self, candidates: Sequence[WorkerLink], placement: Placement) -> WorkerLink:
@@ -24,14 +25,14 @@ class KvAware(Policy):
         least = min(link.num_load for link in roomy)
         limit = least * LOAD_SLACK_RATIO + LOAD_SLACK_SEQUENCES
         near = [link for link in roomy if link.num_load <= limit]
-        chains: dict[tuple[str, int], list[int]] = {}
+        chains: dict[tuple[int, int], list[int]] = {}
 
         def matching(link: WorkerLink) -> int:
-            if not len(link.prefixes) or link.welcome is None:
+            if not len(link.prefixes) or link.welcome is None or not link.welcome.salt_parts:
                 return 0
-            key = (link.welcome.compatibility_hash, link.welcome.page_size)
+            salt = salt_hash(*link.welcome.salt_parts, placement.cache_salt)
+            key = (salt, link.welcome.page_size)
             if key not in chains:
-                salt = salt_hash(link.welcome.compatibility_hash, placement.cache_salt)
                 chains[key] = prefix_hashes(placement.tokens, link.welcome.page_size, salt)
             return link.prefixes.num_matching_blocks(chains[key])
 

@@ -1,0 +1,64 @@
+package shim
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"syscall"
+)
+
+// Numbers of the kernel's interface that package syscall does not name; they are the same on every architecture.
+const (
+	rlimitMemlock      = 8
+	prCapbsetRead      = 23
+	prCapbsetDrop      = 24
+	prSetChildSubreap  = 36
+	prSetNoNewPrivs    = 38
+	lastCapability     = 63
+	containerUmask     = 0o022
+	ownScoreAdjustment = "/proc/self/oom_score_adj"
+)
+
+// limit applies the limits that every process of the container inherits from the calling thread.
+func limit(spec *Spec) error {
+	syscall.Umask(containerUmask)
+	if spec.OOMScoreAdj != nil {
+		value := strconv.FormatInt(*spec.OOMScoreAdj, 10)
+		err := os.WriteFile(ownScoreAdjustment, []byte(value), 0)
+		// Where root is restricted it can't make a process safer than itself; the process runs all the same.
+		if err != nil && !errors.Is(err, syscall.EACCES) && !errors.Is(err, syscall.EPERM) {
+			return fmt.Errorf("OOM score: %w", err)
+		}
+	}
+	memlock := syscall.Rlimit{Cur: spec.Memlock, Max: spec.Memlock}
+	if err := syscall.Setrlimit(rlimitMemlock, &memlock); err != nil {
+		return fmt.Errorf("limit of locked memory: %w", err)
+	}
+	for capability := range uintptr(lastCapability) {
+		if spec.Bounding&(1<<capability) != 0 {
+			continue
+		}
+		// EINVAL: the kernel has no capability of that number.
+		if held, err := prctl(prCapbsetRead, capability); err != nil || held == 0 {
+			continue
+		}
+		if _, err := prctl(prCapbsetDrop, capability); err != nil {
+			return fmt.Errorf("drop capability %d: %w", capability, err)
+		}
+	}
+	if spec.NoNewPrivileges {
+		if _, err := prctl(prSetNoNewPrivs, 1); err != nil {
+			return fmt.Errorf("no_new_privs: %w", err)
+		}
+	}
+	return nil
+}
+
+func prctl(option, argument uintptr) (uintptr, error) {
+	result, _, errno := syscall.RawSyscall6(syscall.SYS_PRCTL, option, argument, 0, 0, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return result, nil
+}

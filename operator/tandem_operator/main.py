@@ -23,6 +23,7 @@ from tandem_operator.leader import Leader
 from tandem_operator.metrics import Metrics
 from tandem_operator.observe import Observer
 from tandem_operator.observed import Images
+from tandem_operator.scaling.scaler import PolicyScaler
 from tandem_operator.watch import build_registry, build_settings
 from tandem_operator.worker_api import WorkerApi
 from tandem_operator.workqueue import WorkQueue
@@ -50,7 +51,8 @@ async def run(config: Config) -> int:
     workers, metrics = WorkerApi(config.worker_port), Metrics()
     executor = Executor(cluster, workers, Events(cluster, config.identity))
     observer = Observer(cluster, workers, Images(config.router_image, config.engine_image))
-    controller = Controller(cluster, observer, executor, metrics)
+    scaler = PolicyScaler(cluster, config.worker_port)
+    controller = Controller(cluster, observer, executor, metrics, scaler)
     queue = WorkQueue(controller.work, concurrency=config.concurrency)
     metrics.queued.set_function(lambda: queue.num_keys)
     health = HealthServer(metrics.registry, str, config.health_port, config.metrics_port)
@@ -69,6 +71,7 @@ async def run(config: Config) -> int:
         await leader.release()
         await health.stop()
         await workers.close()
+        await scaler.close()
         await cluster.close()
 
 

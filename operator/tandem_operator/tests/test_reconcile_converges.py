@@ -1,5 +1,6 @@
 """Whatever happens to a fleet, passes converge to what is wanted and keep their promises."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from tandem_operator.api.conditions import ConditionType
 from tandem_operator.api.names import RoleLabel
 from tandem_operator.observed import WORKER_ROLES
 from tandem_operator.ratio import allows
-from tandem_operator.reconcile import Plan
+from tandem_operator.reconcile import Plan, reconcile
 from tandem_operator.reconcile.conditions import holds
 from tandem_operator.scaling import plan_targets
 from tandem_operator.tests.facts import Fleet, make_spec
@@ -169,10 +170,6 @@ def test_deletion_is_bounded_while_streams_run() -> None:
 def test_an_unreadable_spec_is_told() -> None:
     fleet = Fleet(make_spec())
     observed = fleet.observe()
-    from dataclasses import replace
-
-    from tandem_operator.reconcile import reconcile
-
     plan = reconcile(replace(observed, spec=None, spec_error="spec.model: missing"), fleet.now)
     assert plan.status is not None
     ready = next(item for item in plan.status["conditions"] if item["type"] == "Ready")

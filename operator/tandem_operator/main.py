@@ -65,7 +65,8 @@ async def run(config: Config) -> int:
     await health.start()
     stop = _stop_on_signals()
     try:
-        return await _lead(config, cluster, queue, executor, leader, stop)
+        settings = build_settings(metrics.watch_restarts.inc)
+        return await _lead(config, cluster, queue, executor, leader, stop, settings)
     finally:
         await queue.close()
         await leader.release()
@@ -82,6 +83,7 @@ async def _lead(
     executor: Executor,
     leader: Leader,
     stop: asyncio.Event,
+    settings: kopf.OperatorSettings,
 ) -> int:
     if config.leader_election:
         if not await _unless_stopped(leader.acquire(), stop):
@@ -90,7 +92,7 @@ async def _lead(
         queue.open()
     if not await _unless_stopped(_kinds_served(config, cluster), stop):
         return 0
-    registry, settings = build_registry(queue, executor), build_settings()
+    registry = build_registry(queue, executor)
     scope: dict[str, Any] = (
         {"namespaces": config.namespaces} if config.namespaces else {"clusterwide": True}
     )

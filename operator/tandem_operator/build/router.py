@@ -41,7 +41,9 @@ def build_router(
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "Role",
             "metadata": {"name": name, **meta},
-            "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}],
+            "rules": [
+                {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}
+            ],
         },
         {
             "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -131,12 +133,8 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
             mode="json", by_alias=True, exclude_none=True, exclude_defaults=True
         ),
         "startupProbe": _probe("/health", periodSeconds=1, timeoutSeconds=5, failureThreshold=600),
-        "readinessProbe": _probe(
-            "/ready", periodSeconds=2, timeoutSeconds=5, failureThreshold=3
-        ),
-        "livenessProbe": _probe(
-            "/health", periodSeconds=10, timeoutSeconds=10, failureThreshold=6
-        ),
+        "readinessProbe": _probe("/ready", periodSeconds=2, timeoutSeconds=5, failureThreshold=3),
+        "livenessProbe": _probe("/health", periodSeconds=10, timeoutSeconds=10, failureThreshold=6),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},

@@ -19,6 +19,8 @@ ENTRYPOINTS = {
     "tandem-router": "tandem-router",
     "tandem-engine": "tandem-worker",
 }
+# The USER of those images, as in the Dockerfile.
+IMAGE_USER = 65532
 # Where models lie and how they are fetched: a user's own cache serves the pods too.
 PASSED_ON = (
     "HF_HOME",
@@ -51,7 +53,9 @@ def default_images(python_bin_dir: Path) -> tuple[ImageEntry, ...]:
     shared.chmod(0o1777)
     environment["TANDEM_CACHE_DIR"] = str(shared)
     project = tuple(
-        ImageEntry(f"{REGISTRY}/{image}:*", (str(bin_dir / script),), environment)
+        ImageEntry(
+            f"{REGISTRY}/{image}:*", (str(bin_dir / script),), environment, user=IMAGE_USER
+        )
         for image, script in ENTRYPOINTS.items()
     )
     return (*project, ImageEntry(f"{SHELL_IMAGE}:*", (), environment))

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,17 @@ def make(stack: ExitStack, name: str, **changes: object) -> Worker:
 
 @pytest.mark.parametrize("transport", ["tcp", "shm"])
 @pytest.mark.parametrize("checksum", [True, False])
-def test_pages_arrive(stack: ExitStack, tmp_path: Path, transport: str, checksum: bool) -> None:
-    options = {"transfer": transport, "shm_dir": str(tmp_path), "checksum": checksum}
+@pytest.mark.parametrize("write_bytes", [1, 2 * LAYOUT.block_bytes // LAYOUT.num_layers, 10**6])
+def test_pages_arrive(
+    stack: ExitStack, tmp_path: Path, transport: str, checksum: bool, write_bytes: int
+) -> None:
+    """Writes of one layer, of layer groups, of many blocks."""
+    options = {
+        "transfer": transport,
+        "shm_dir": str(tmp_path),
+        "checksum": checksum,
+        "write_bytes": write_bytes,
+    }
     p, d = make(stack, "p", **options), make(stack, "d", **options)
     before = d.kv.data.copy()
     for number, (tokens, skip) in enumerate([(10, 0), (1, 0), (90, 8), (8, 4)]):
@@ -121,10 +130,10 @@ def test_a_flipped_byte_is_caught(
     bad, good, d = (make(stack, name, **options) for name in ("bad", "good", "d"))
     land = Inbound._land
 
-    def corrupt(self: Inbound, epoch: int, blocks: Sequence[int], payload: memoryview) -> None:
+    def corrupt(self: Inbound, epoch: int, *rest: Any) -> None:
         if self.worker == "bad":  # type: ignore[attr-defined]
-            payload[3] ^= 1
-        land(self, epoch, blocks, payload)
+            rest[-1][3] ^= 1
+        land(self, epoch, *rest)
 
     register = DecodeSession.begin
 
@@ -152,11 +161,11 @@ def test_a_stale_write_is_dropped(stack: ExitStack, monkeypatch: pytest.MonkeyPa
     release, held = threading.Event(), threading.Event()
     land = Inbound._land
 
-    def hold(self: Inbound, epoch: int, blocks: Sequence[int], payload: memoryview) -> None:
+    def hold(self: Inbound, epoch: int, *rest: Any) -> None:
         if epoch == 1:
             held.set()
             assert release.wait(20)
-        land(self, epoch, blocks, payload)
+        land(self, epoch, *rest)
 
     monkeypatch.setattr(Inbound, "_land", hold)
     before = d.kv.data.copy()

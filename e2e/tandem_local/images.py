@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tandem_local.components import SEARCH_PATH
+from tandem_local.folders import cache_dir
 from tandem_local.spec import ImageEntry
 
 REGISTRY = "ghcr.io/tandem-inference"
@@ -25,7 +26,6 @@ PASSED_ON = (
     "HF_HUB_OFFLINE",
     "HF_ENDPOINT",
     "HUGGINGFACE_HUB_CACHE",
-    "TANDEM_CACHE_DIR",
     "XDG_CACHE_HOME",
 )
 
@@ -45,6 +45,11 @@ def default_images(python_bin_dir: Path) -> tuple[ImageEntry, ...]:
         "OMP_NUM_THREADS": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
     }
     environment |= {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+    # Pods run as users of their own, and share what they unpack: a folder like /tmp.
+    shared = cache_dir() / "pods"
+    shared.mkdir(parents=True, exist_ok=True)
+    shared.chmod(0o1777)
+    environment["TANDEM_CACHE_DIR"] = str(shared)
     project = tuple(
         ImageEntry(f"{REGISTRY}/{image}:*", (str(bin_dir / script),), environment)
         for image, script in ENTRYPOINTS.items()

@@ -1,19 +1,41 @@
 """The Starlette application: routes to handlers, and OpenAI-shaped 404s and 405s."""
 
+from collections.abc import Mapping
+from typing import Final
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tandem_router.api import endpoints, service_endpoints
 from tandem_router.api.context import RouterContext
 from tandem_router.api.exchange import Endpoint, Handler
 from tandem_router.errors import MethodNotAllowed, NotFound, RouterError
 
+NUM_DIRECT: Final = 3  # the first routes: those that generate
 
-def build_app(context: RouterContext) -> Starlette:
-    """The application of one router; start and end of its parts are `router.Router`'s."""
+
+class Application:
+    """Generation goes straight to its endpoint, everything else through Starlette.
+
+    Starlette's middleware wraps every `send` twice; a stream calls it once per token.
+    """
+
+    def __init__(self, starlette: Starlette, direct: Mapping[tuple[str, str], ASGIApp]) -> None:
+        """`direct`: endpoints by method and exact path."""
+        self._starlette = starlette
+        self._direct = direct
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._direct.get((scope.get("method", ""), scope.get("path", "")))
+        await (endpoint or self._starlette)(scope, receive, send)
+
+
+def build_app(context: RouterContext) -> ASGIApp:
+    """The application of one router; `router.running_router` starts and ends its parts."""
 
     def route(method: str, path: str, handler: Handler, *, public: bool = False) -> Route:
         return Route(path, Endpoint(handler, context, public=public), methods=[method])
@@ -31,7 +53,9 @@ def build_app(context: RouterContext) -> Starlette:
         route("GET", "/metrics", service_endpoints.metrics, public=True),
         route("GET", "/state", service_endpoints.state, public=True),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _explain})
+    starlette = Starlette(routes=routes, exception_handlers={HTTPException: _explain})
+    direct = {("POST", entry.path): entry.app for entry in routes[:NUM_DIRECT]}
+    return Application(starlette, direct)
 
 
 async def _explain(request: Request, error: Exception) -> Response:

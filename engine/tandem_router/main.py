@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -90,6 +91,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--slo-classes", default="", help="JSON list as in spec.slo.classes")
     add("--api-keys-file", default="", help="file with one API key a line, or a folder of such")
     add("--drain-seconds", type=float, default=600.0, help="how long SIGTERM lets streams finish")
+    add(
+        "--linger-seconds",
+        type=float,
+        default=None,
+        help="SIGTERM turns /ready off at once but takes requests so long (3 with --service)",
+    )
     add("--queue-seconds", type=float, default=20.0, help="wait for a first worker this long")
     add("--failover-seconds", type=float, default=120.0, help="wait for a next worker this long")
     add("--max-inflight", type=int, default=8192, help="sequences at a time; more get 429")
@@ -118,12 +125,20 @@ def parse_config(arguments: argparse.Namespace) -> RouterConfig:
         slo_classes=parse_slo_classes(arguments.slo_classes),
         api_keys=read_api_keys(arguments.api_keys_file),
         drain_seconds=arguments.drain_seconds,
+        linger_seconds=_linger(arguments),
         queue_seconds=arguments.queue_seconds,
         failover_seconds=arguments.failover_seconds,
         max_inflight=arguments.max_inflight,
         cache_dir=arguments.cache_dir,
         router_id=default_router_id(),
     )
+
+
+def _linger(arguments: argparse.Namespace) -> float:
+    """Endpoints of a Service take a moment to change; a static router has none."""
+    if arguments.linger_seconds is not None:
+        return float(arguments.linger_seconds)
+    return 3.0 if arguments.service else 0.0
 
 
 def configure_logging(level: str, access_log: bool) -> None:
@@ -174,6 +189,10 @@ async def serve(config: RouterConfig, text: TextModel) -> None:
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stop.clear()
+        context.dispatcher.leaving = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(config.linger_seconds):
+                await stop.wait()
         log.info("draining", inflight=context.dispatcher.num_inflight)
         drained = asyncio.create_task(context.dispatcher.drain(config.drain_seconds))
         again = asyncio.create_task(stop.wait())

@@ -158,6 +158,8 @@ def _package_files(package: metadata.Distribution) -> list[metadata.PackagePath]
         try:
             files += metadata.distribution(required).files or []
         except metadata.PackageNotFoundError as error:
+            if ";" in requirement:  # an extra, or for another platform
+                continue
             raise ModelNotFoundError(
                 f"{package.name} requires {required!r}, which is not installed",
                 f"pip install {package.name}",

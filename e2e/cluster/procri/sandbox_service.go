@@ -24,7 +24,8 @@ func (r *runtimeService) RunPodSandbox(
 	if request.GetRuntimeHandler() != "" {
 		return nil, status.Errorf(codes.InvalidArgument, "unknown runtime handler %q", request.GetRuntimeHandler())
 	}
-	if config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions().GetMode() == runtimeapi.NamespaceMode_POD {
+	users := config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
+	if users != nil && users.GetMode() == runtimeapi.NamespaceMode_POD {
 		return nil, status.Error(codes.InvalidArgument, "user namespaces are not supported")
 	}
 	s := &sandbox{

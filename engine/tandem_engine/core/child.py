@@ -113,8 +113,8 @@ def run_core(config: WorkerConfig, pipe: Pipe) -> int:
         log.exception("the core can't start")
         pipe.send(CoreFailed(f"{type(error).__name__}: {error}"))
         return 1
-    pipe.send(core.ready(handoff.bootstrap_port))
     relay.connect(core)
+    pipe.send(core.ready(handoff.bootstrap_port))
     try:
         core.run()
     except Exception:

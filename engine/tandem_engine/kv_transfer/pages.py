@@ -3,10 +3,13 @@
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Final
 
 import xxhash
 
 from tandem_engine.runner.base import KVStore
+
+MAX_PROBE_BYTES: Final = 1 << 30
 
 
 class Pages(ABC):

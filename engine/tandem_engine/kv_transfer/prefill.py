@@ -1,6 +1,7 @@
 """The prefill side: the bootstrap port, who may pair with this worker, leases."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 import msgspec
@@ -26,6 +27,8 @@ from tandem_wire.handoff import (
     TransportOffer,
 )
 from tandem_wire.messages import PROTOCOL
+
+log = logging.getLogger(__name__)
 
 
 def check_pairing(mine: KVLayout, my_hash: str, theirs: Handshake) -> None:
@@ -110,6 +113,7 @@ class PrefillSide:
             offer, outbound = self._choose_transport(connection, handshake.offers)
         except PairingRefused as refused:
             self._counters.add("kv_refused_pairings_total")
+            log.warning("refused to pair with %s: %s", handshake.worker_id, refused)
             connection.send(
                 msgspec.structs.replace(reply, error=refused.error, remedy=refused.remedy)
             )

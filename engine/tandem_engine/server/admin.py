@@ -93,8 +93,9 @@ class AdminApp:
         async def guarded(request: Request) -> Response:
             if self._token:
                 scheme, _, given = request.headers.get("authorization", "").partition(" ")
-                # Both sides as bytes: compare_digest takes no other text than ASCII.
-                same = hmac.compare_digest(given.strip().encode(), self._token.encode())
+                # As the bytes that were sent: starlette reads headers as Latin-1.
+                sent = given.strip().encode("latin-1")
+                same = hmac.compare_digest(sent, self._token.encode())
                 if scheme.lower() != "bearer" or not same:
                     raise HTTPException(401, "the admin token is missing or wrong")
             if self._status.ready is None:

@@ -89,17 +89,29 @@ class WorkerServer:
             log.warning("no TANDEM_ADMIN_TOKEN: /admin is open to everyone who can reach it")
         self._announce({"event": "starting", **self._ports})
         http = _Http(
-            uvicorn.Config(self._admin.app, log_config=None, access_log=False, lifespan="off")
+            uvicorn.Config(
+                self._admin.app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=3,
+            )
         )
         serving = loop.create_task(http.serve(sockets=[http_socket]))
         try:
-            return await self._run_core()
+            await self._run_core()
         finally:
             await self._hub.close()
             http.should_exit = True
             await serving
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
+        if self._status.error:
+            # The last line: the operator keeps the end of the log as evidence.
+            log.error("the worker ends", reason=self._status.error)
+            return 1
+        log.info("the worker ends after its drain")
+        return 0
 
     def _bind_http(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self._config.host else socket.AF_INET
@@ -112,7 +124,7 @@ class WorkerServer:
             raise
         return listening
 
-    async def _run_core(self) -> int:
+    async def _run_core(self) -> None:
         self._core = core = await self._spawn(self._config)
         frames = asyncio.create_task(self._read_core(core))
         stopping = asyncio.create_task(self._stop.wait())
@@ -125,12 +137,6 @@ class WorkerServer:
         # The core gives its requests back while it closes; `frames` carries that to the routers.
         await core.close()
         await asyncio.wait([frames])
-        if self._status.error:
-            # The last line: the operator keeps the end of the log as evidence.
-            log.error("the worker ends", reason=self._status.error)
-            return 1
-        log.info("the worker ends after its drain")
-        return 0
 
     # --- the core's frames ------------------------------------------------------------------------
 

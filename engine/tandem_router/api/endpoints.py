@@ -152,8 +152,8 @@ async def _encode_prompts(
         if isinstance(entry, str):
             prompts.append(await text.encode_text(entry, add_special_tokens=add_special_tokens))
         else:
+            check_token_ids([entry], text.tokenizer.vocab_size, param)
             prompts.append(entry)
-    check_token_ids(prompts, text.tokenizer.vocab_size, param)
     if not all(prompts):
         raise InvalidRequest(f"{param}: must not be empty", param=param)
     return prompts

@@ -79,7 +79,7 @@ async def health(exchange: Exchange) -> None:
 async def ready(exchange: Exchange) -> None:
     """GET /ready: requests can be served here."""
     context = exchange.context
-    if context.dispatcher.draining:
+    if context.dispatcher.leaving or context.dispatcher.draining:
         raise NoWorker("this router is shutting down", retry_after_seconds=1)
     if not context.fleet.has_decode_worker():
         raise NoWorker("no decode worker is connected", retry_after_seconds=1)

@@ -130,7 +130,6 @@ class PodDiscovery(Discovery):
                         version = await self._watch(api, version, on_workers)
                 except WatchExpired:
                     log.info("pod watch expired, listing again")
-                    continue
                 except (
                     aiohttp.ClientError,
                     client.ApiException,
@@ -163,7 +162,7 @@ class PodDiscovery(Discovery):
         return raw
 
     async def _list(self, api: client.CoreV1Api, on_workers: OnWorkers) -> str:
-        response = await self._call(api, _request_timeout=(5.0, 10.0))
+        response = await self._call(api, _request_timeout=10.0)
         pods = msgspec.json.decode(await response.read(), type=_PodList)
         self._pods = {pod.metadata.name: pod for pod in pods.items}
         self._publish(on_workers)
@@ -177,7 +176,7 @@ class PodDiscovery(Discovery):
             resource_version=version,
             allow_watch_bookmarks=True,
             timeout_seconds=WATCH_SECONDS,
-            _request_timeout=(5.0, SILENCE_SECONDS),
+            _request_timeout=SILENCE_SECONDS,
         )
         try:
             async for line in _lines(response):

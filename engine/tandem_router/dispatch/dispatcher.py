@@ -39,7 +39,8 @@ class Dispatcher:
         self._idle = asyncio.Event()
         self._idle.set()
         self._loop = asyncio.get_running_loop()
-        self.draining = False
+        self.leaving = False  # not ready any more, but still taking requests
+        self.draining = False  # taking no requests
         fleet.subscribe(self._changed.set)
 
     @property

@@ -14,6 +14,7 @@ import openai
 from tandem_router.api.context import RouterContext
 from tandem_router.app import build_app
 from tandem_router.config import RouterConfig
+from tandem_router.discovery.base import Discovery
 from tandem_router.http_server import HttpServer, open_listener
 from tandem_router.router import running_router
 from tandem_router.tests.fake_worker import FakeWorker
@@ -77,7 +78,11 @@ def text_of(events: list[dict[str, Any]], index: int = 0) -> str:
 
 @contextlib.asynccontextmanager
 async def router(
-    *workers: FakeWorker, text: TextModel | None = None, wait: bool = True, **settings: Any
+    *workers: FakeWorker,
+    text: TextModel | None = None,
+    discovery: Discovery | None = None,
+    wait: bool = True,
+    **settings: Any,
 ) -> AsyncIterator[Running]:
     """A router in front of `workers`, ready once they have welcomed it."""
     for worker in workers:
@@ -85,7 +90,7 @@ async def router(
             await worker.start()
     config = replace(BASE, workers=tuple(worker.address for worker in workers), **settings)
     text = text or load_text_model(config.model)
-    async with running_router(config, text) as context:
+    async with running_router(config, text, discovery) as context:
         server = HttpServer(build_app(context))
         listener = open_listener("127.0.0.1", 0)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -295,6 +295,18 @@ async def test_metrics_are_those_of_the_contract() -> None:
             assert line in text, line
 
 
+async def test_a_bug_of_ours_is_an_error_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with router(FakeWorker()) as running:
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(running.context.dispatcher, "admit", fail)
+        answer = await running.post("/v1/chat/completions", **CHAT)
+        assert answer.status_code == 500
+        assert "a bug" not in answer.json()["error"]["message"]
+
+
 def _classes():  # type: ignore[no-untyped-def]
     from tandem_router.main import parse_slo_classes
 

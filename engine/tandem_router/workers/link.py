@@ -34,6 +34,7 @@ from tandem_wire.messages import (
 FIRST_BACKOFF_SECONDS: Final = 0.05
 MAX_BACKOFF_SECONDS: Final = 1.0
 WELCOME_SECONDS: Final = 5.0
+CLOSED_HERE: Final = "this router closed the connection"
 
 log = structlog.get_logger(__name__)
 
@@ -177,7 +178,7 @@ class WorkerLink:
             except WireError as error:
                 self._lose(str(error))
             except asyncio.CancelledError:
-                self._lose("this router closed the connection")
+                self._lose(CLOSED_HERE)
                 raise
             self._redial.clear()
             with contextlib.suppress(TimeoutError):
@@ -272,8 +273,10 @@ class WorkerLink:
 
     def _lose(self, reason: str) -> None:
         was_connected = self._connection is not None
-        if self.trouble != reason:
-            log.warning("worker not usable", worker=self.address.name, reason=reason)
+        if was_connected and reason is not CLOSED_HERE:
+            log.warning("worker lost", worker=self.address.name, reason=reason)
+        elif not was_connected and self.trouble != reason:
+            log.info("worker not usable yet", worker=self.address.name, reason=reason)
         self.trouble = reason
         self._connection = None
         self.state = None

@@ -31,8 +31,7 @@ func limit(spec *Spec) error {
 			return fmt.Errorf("OOM score: %w", err)
 		}
 	}
-	memlock := syscall.Rlimit{Cur: spec.Memlock, Max: spec.Memlock}
-	if err := syscall.Setrlimit(rlimitMemlock, &memlock); err != nil {
+	if err := limitMemlock(spec.Memlock); err != nil {
 		return fmt.Errorf("limit of locked memory: %w", err)
 	}
 	for capability := range uintptr(lastCapability) {
@@ -53,6 +52,19 @@ func limit(spec *Spec) error {
 		}
 	}
 	return nil
+}
+
+// limitMemlock sets the limit of locked memory; where root may not raise the hard limit, that is as far as it goes.
+func limitMemlock(wanted uint64) error {
+	err := syscall.Setrlimit(rlimitMemlock, &syscall.Rlimit{Cur: wanted, Max: wanted})
+	if !errors.Is(err, syscall.EPERM) {
+		return err
+	}
+	var held syscall.Rlimit
+	if err := syscall.Getrlimit(rlimitMemlock, &held); err != nil {
+		return err
+	}
+	return syscall.Setrlimit(rlimitMemlock, &syscall.Rlimit{Cur: held.Max, Max: held.Max})
 }
 
 func prctl(option, argument uintptr) (uintptr, error) {

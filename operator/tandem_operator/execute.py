@@ -88,7 +88,11 @@ class Executor:
         if seen == digest and time.monotonic() - at < REAPPLY_SECONDS:
             return
         await self._refuse_foreign(child, observed)
-        await self._cluster.apply(child)
+        try:
+            await self._cluster.apply(child)
+        except MissingError:
+            # The API server answers so now and then when it creates by apply; the second try works.
+            await self._cluster.apply(child)
         self._applied[key] = (digest, time.monotonic())
 
     async def _refuse_foreign(self, child: JsonObject, observed: Observed) -> None:

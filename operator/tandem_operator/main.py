@@ -97,6 +97,8 @@ async def _lead(
     scope: dict[str, Any] = (
         {"namespaces": config.namespaces} if config.namespaces else {"clusterwide": True}
     )
+    # kopf would look the user up by its number, and a container's user has no name.
+    scope["identity"] = config.identity
     tasks = [
         asyncio.create_task(
             kopf.operator(

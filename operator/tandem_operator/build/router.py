@@ -17,7 +17,7 @@ from tandem_operator.api.names import (
 )
 from tandem_operator.build.merge import merge_template
 from tandem_operator.build.storage import build_storage
-from tandem_operator.build.worker import GRACE_AFTER_DRAIN_SECONDS
+from tandem_operator.build.worker import GRACE_AFTER_DRAIN_SECONDS, USER_ID
 from tandem_operator.observed import Observed
 
 API_KEYS_PATH = "/etc/tandem/api-keys"
@@ -145,7 +145,12 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
         "automountServiceAccountToken": True,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": spec.rollout.drain_seconds + GRACE_AFTER_DRAIN_SECONDS,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
         "containers": [container],
         "volumes": volumes,
     }

@@ -53,9 +53,7 @@ def default_images(python_bin_dir: Path) -> tuple[ImageEntry, ...]:
     shared.chmod(0o1777)
     environment["TANDEM_CACHE_DIR"] = str(shared)
     project = tuple(
-        ImageEntry(
-            f"{REGISTRY}/{image}:*", (str(bin_dir / script),), environment, user=IMAGE_USER
-        )
+        ImageEntry(f"{REGISTRY}/{image}:*", (str(bin_dir / script),), environment, user=IMAGE_USER)
         for image, script in ENTRYPOINTS.items()
     )
     return (*project, ImageEntry(f"{SHELL_IMAGE}:*", (), environment))

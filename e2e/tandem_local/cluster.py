@@ -122,6 +122,15 @@ class LocalCluster(Commands):
         """End every process of the cluster and remove its files."""
         self.remove(self.name)
 
+    def environment(self) -> dict[str, str]:
+        """The environment for `kubectl_argv` and `helm_argv`."""
+        environment = super().environment()
+        # A proxy of the machine has no way into the cluster's network.
+        for name in ("NO_PROXY", "no_proxy"):
+            known = environment.get(name)
+            environment[name] = f"{known},{self._plan.base}" if known else str(self._plan.base)
+        return environment
+
     @property
     def name(self) -> str:
         """The cluster's name."""

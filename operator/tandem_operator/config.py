@@ -14,7 +14,7 @@ _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 class Config:
     """How this process runs."""
 
-    namespace: str  # watch this namespace only; "": the whole cluster
+    namespaces: tuple[str, ...]  # watch these only; empty: the whole cluster
     own_namespace: str  # where the lease lives
     identity: str
     router_image: str
@@ -38,7 +38,7 @@ def read_config(argv: list[str] | None = None, env: Mapping[str, str] | None = N
         prog="tandem-operator", description="Runs InferenceServices: pods, roll-outs, scaling."
     )
     add = parser.add_argument
-    add("--namespace", default=env.get("TANDEM_NAMESPACE", ""), help="watch only this namespace")
+    add("--namespace", action="append", help="watch only this namespace; may be repeated")
     add(
         "--own-namespace",
         default=env.get("POD_NAMESPACE", "") or _namespace_of_pod(),
@@ -67,7 +67,8 @@ def read_config(argv: list[str] | None = None, env: Mapping[str, str] | None = N
     add("--worker-port", type=int, default=8100, help="admin port of the workers")
     add("--log-level", default=env.get("TANDEM_LOG_LEVEL", "info"), help="debug, info, warning")
     values = vars(parser.parse_args(argv))
-    return Config(**values)
+    named = values.pop("namespace") or env.get("TANDEM_NAMESPACE", "").split(",")
+    return Config(namespaces=tuple(name for name in named if name), **values)
 
 
 def _identity() -> str:

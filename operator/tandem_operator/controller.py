@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import structlog
 
 from tandem_operator.client import Cluster
-from tandem_operator.errors import MissingError
+from tandem_operator.errors import ConflictError, MissingError, OperatorError
 from tandem_operator.execute import Executor
 from tandem_operator.metrics import Metrics
 from tandem_operator.observe import Observer
@@ -36,6 +36,7 @@ class Controller:
         self._metrics = metrics
         self._policy = policy
         self._probes: dict[Key, ProbeResult] = {}
+        self._errors: dict[Key, str] = {}
 
     async def work(self, key: Key) -> float | None:
         """One pass; returns when to look again, or None when the service is gone."""
@@ -43,6 +44,7 @@ class Controller:
         started = time.perf_counter()
         try:
             observed = await self._observer.observe(namespace, name, self._probes.get(key))
+            observed = replace(observed, last_error=self._errors.pop(key, ""))
             if self._policy is not None:
                 observed = replace(observed, decision=await self._policy.decide(observed))
             planning = time.perf_counter()
@@ -58,6 +60,8 @@ class Controller:
             self._metrics.forget(namespace, name)
             return None
         except Exception as error:
+            if isinstance(error, OperatorError) and not isinstance(error, ConflictError):
+                self._errors[key] = str(error)
             self._metrics.errors.labels(namespace, name, type(error).__name__).inc()
             raise
         self._metrics.reconcile_seconds.labels(namespace, name).observe(
@@ -84,10 +88,12 @@ class Controller:
         return True
 
 
-async def resync(cluster: Cluster, queue: WorkQueue, namespace: str) -> int:
+async def resync(cluster: Cluster, queue: WorkQueue, namespaces: tuple[str, ...]) -> int:
     """Trigger every service, which heals missed events. Returns how many there are."""
-    services = await cluster.list("InferenceService", namespace or None)
-    for service in services:
-        meta = service["metadata"]
-        queue.trigger(key_of(meta["namespace"], meta["name"]))
-    return len(services)
+    number = 0
+    for namespace in namespaces or (None,):
+        for service in await cluster.list("InferenceService", namespace):
+            meta = service["metadata"]
+            queue.trigger(key_of(meta["namespace"], meta["name"]))
+            number += 1
+    return number

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import structlog
 
-from tandem_operator.api.names import FINALIZER
+from tandem_operator.api.names import FINALIZER, INFERENCE_SERVICE
 from tandem_operator.client import Cluster, JsonObject
 from tandem_operator.errors import ClusterError, ConflictError, MissingError, NotOwnedError
 from tandem_operator.events import Events
@@ -46,8 +46,7 @@ class Executor:
             await self._finalizer(plan, observed)
             if plan.finalizer == "remove":
                 return None
-        for child in plan.apply:
-            await self._try(self._apply(child, observed), errors)
+        await self._all((self._apply(child, observed) for child in plan.apply), errors)
         await self._all((self._create(pod) for pod in plan.create), errors)
         await self._all((self._mark(mark, observed) for mark in plan.mark), errors)
         for call in plan.engine_calls:
@@ -89,7 +88,11 @@ class Executor:
         if seen == digest and time.monotonic() - at < REAPPLY_SECONDS:
             return
         await self._refuse_foreign(child, observed)
-        await self._cluster.apply(child)
+        try:
+            await self._cluster.apply(child)
+        except MissingError:
+            # The API server answers so now and then when it creates by apply; the second try works.
+            await self._cluster.apply(child)
         self._applied[key] = (digest, time.monotonic())
 
     async def _refuse_foreign(self, child: JsonObject, observed: Observed) -> None:
@@ -98,12 +101,18 @@ class Executor:
             found = await self._cluster.get(child["kind"], meta["name"], meta["namespace"])
         except MissingError:
             return
-        owners = {owner["uid"] for owner in found["metadata"].get("ownerReferences", [])}
-        if observed.uid not in owners:
-            raise NotOwnedError(
-                f"{child['kind']} {meta['name']} exists and does not belong to {observed.name}:"
-                " remove or rename it"
-            )
+        owners = found["metadata"].get("ownerReferences", [])
+        if any(owner["uid"] == observed.uid for owner in owners):
+            return
+        if any(_is_predecessor(owner, observed) for owner in owners):
+            # The service was deleted and made anew before its old children were collected.
+            uid = found["metadata"]["uid"]
+            await self._cluster.delete(child["kind"], meta["name"], meta["namespace"], uid=uid)
+            return
+        raise NotOwnedError(
+            f"{child['kind']} {meta['name']} exists and does not belong to {observed.name}:"
+            " remove or rename it"
+        )
 
     async def _create(self, pod: JsonObject) -> None:
         try:
@@ -168,6 +177,10 @@ class Executor:
         wanted = [*kept, FINALIZER] if plan.finalizer == "add" else kept
         body = {"metadata": {"finalizers": wanted, "resourceVersion": meta["resourceVersion"]}}
         await self._cluster.merge("InferenceService", observed.name, observed.namespace, body)
+
+
+def _is_predecessor(owner: JsonObject, observed: Observed) -> bool:
+    return owner.get("kind") == INFERENCE_SERVICE and owner.get("name") == observed.name
 
 
 def _with_removals(old: Any, new: Any) -> dict[str, Any]:

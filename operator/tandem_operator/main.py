@@ -11,6 +11,7 @@ from typing import Any
 
 import kopf
 import structlog
+from kopf._core.engines import peering
 
 from tandem_operator.client import Cluster
 from tandem_operator.config import Config, read_config
@@ -23,6 +24,7 @@ from tandem_operator.leader import Leader
 from tandem_operator.metrics import Metrics
 from tandem_operator.observe import Observer
 from tandem_operator.observed import Images
+from tandem_operator.scaling.scaler import PolicyScaler
 from tandem_operator.watch import build_registry, build_settings
 from tandem_operator.worker_api import WorkerApi
 from tandem_operator.workqueue import WorkQueue
@@ -50,7 +52,8 @@ async def run(config: Config) -> int:
     workers, metrics = WorkerApi(config.worker_port), Metrics()
     executor = Executor(cluster, workers, Events(cluster, config.identity))
     observer = Observer(cluster, workers, Images(config.router_image, config.engine_image))
-    controller = Controller(cluster, observer, executor, metrics)
+    scaler = PolicyScaler(cluster, config.worker_port)
+    controller = Controller(cluster, observer, executor, metrics, scaler)
     queue = WorkQueue(controller.work, concurrency=config.concurrency)
     metrics.queued.set_function(lambda: queue.num_keys)
     health = HealthServer(metrics.registry, str, config.health_port, config.metrics_port)
@@ -63,12 +66,14 @@ async def run(config: Config) -> int:
     await health.start()
     stop = _stop_on_signals()
     try:
-        return await _lead(config, cluster, queue, executor, leader, stop)
+        settings = build_settings(metrics.watch_restarts.inc)
+        return await _lead(config, cluster, queue, executor, leader, stop, settings)
     finally:
         await queue.close()
         await leader.release()
         await health.stop()
         await workers.close()
+        await scaler.close()
         await cluster.close()
 
 
@@ -79,6 +84,7 @@ async def _lead(
     executor: Executor,
     leader: Leader,
     stop: asyncio.Event,
+    settings: kopf.OperatorSettings,
 ) -> int:
     if config.leader_election:
         if not await _unless_stopped(leader.acquire(), stop):
@@ -87,13 +93,22 @@ async def _lead(
         queue.open()
     if not await _unless_stopped(_kinds_served(config, cluster), stop):
         return 0
-    registry, settings = build_registry(queue, executor), build_settings()
+    registry = build_registry(queue, executor)
     scope: dict[str, Any] = (
-        {"namespaces": [config.namespace]} if config.namespace else {"clusterwide": True}
+        {"namespaces": config.namespaces} if config.namespaces else {"clusterwide": True}
     )
+    # kopf would look the user up by its number, and a container's user has no name.
+    scope["identity"] = config.identity
     tasks = [
         asyncio.create_task(
-            kopf.operator(registry=registry, settings=settings, standalone=True, **scope)
+            kopf.operator(
+                registry=registry,
+                settings=settings,
+                standalone=True,
+                # kopf would ask for the user's name, and an image's user has none.
+                identity=peering.Identity(config.identity),
+                **scope,
+            )
         ),
         asyncio.create_task(_resync(config, cluster, queue)),
         asyncio.create_task(stop.wait()),
@@ -116,7 +131,8 @@ async def _kinds_served(config: Config, cluster: Cluster) -> None:
     for kind in ("InferenceService", "WorkerPool", "AutoscalingPolicy"):
         while True:
             try:
-                await cluster.list(kind, config.namespace or None)
+                for namespace in config.namespaces or (None,):
+                    await cluster.list(kind, namespace)
                 break
             except ClusterError as error:
                 log.warning("kind is not served yet", kind=kind, error=str(error))
@@ -126,7 +142,7 @@ async def _kinds_served(config: Config, cluster: Cluster) -> None:
 async def _resync(config: Config, cluster: Cluster, queue: WorkQueue) -> None:
     while True:
         try:
-            await resync(cluster, queue, config.namespace)
+            await resync(cluster, queue, config.namespaces)
         except ClusterError as error:
             log.warning("resync failed", error=str(error))
         await asyncio.sleep(config.resync_seconds)

@@ -24,7 +24,7 @@ from tandem_operator.observed import (
     RouterView,
     WorkerPod,
 )
-from tandem_operator.read_pod import read_pod
+from tandem_operator.read_pod import read_pod, read_router_pod
 from tandem_operator.read_router import read_router
 from tandem_operator.read_time import read_time
 from tandem_operator.worker_api import WorkerApi
@@ -75,6 +75,7 @@ class Observer:
             pools=views,
             pods=await self._with_loads(workers, views, all_of_them=deleting is not None),
             router=router,
+            router_pods=tuple(found for pod in pods if (found := read_router_pod(pod))),
             nodes=await self._nodes(spec),
             probe=probe,
             decision=decision,

@@ -66,6 +66,7 @@ class WorkerPod:
     ip: str = ""
     bootstrap_port: int = 8998
     ready: bool = False
+    ready_since: datetime | None = None
     deleting: bool = False
     draining_since: datetime | None = None
     moving: bool = False
@@ -110,6 +111,14 @@ class RouterView:
     ready: int
     rolled_out: bool  # every router pod is of the latest template, ready, and no other is left
     message: str = ""
+
+
+@dataclass(frozen=True)
+class RouterPod:
+    """One ready router pod, to read its metrics."""
+
+    uid: str
+    ip: str
 
 
 @dataclass(frozen=True)
@@ -175,8 +184,10 @@ class Observed:
     pools: Mapping[RoleLabel, PoolView] = field(default_factory=dict)
     pods: tuple[WorkerPod, ...] = ()
     router: RouterView | None = None
+    router_pods: tuple[RouterPod, ...] = ()
     nodes: tuple[NodeView, ...] | None = None  # None: not allowed to read nodes
     probe: ProbeResult | None = None
+    last_error: str = ""  # what went wrong in the last pass
     decision: PolicyDecision | None = None
     measured: Mapping[str, int] = field(default_factory=dict)  # status.slo, snake_case keys
     images: Images = Images("", "")

@@ -97,9 +97,10 @@ def _nearest(bounds: tuple[int, int], number: int) -> int:
 
 def _search(ratio: Ratio, wanted: Counts) -> Counts:
     # No whole number of prefill workers fits the wanted decode: the nearest decode that has one.
+    # Never zero, which always fits: a ratio must not switch a service off.
     for distance in range(1, MAX_REPLICAS + 1):
         for decode in (wanted.decode + distance, wanted.decode - distance):
-            if not 0 <= decode <= MAX_REPLICAS:
+            if not 1 <= decode <= MAX_REPLICAS:
                 continue
             prefill = _nearest(_prefill_range(ratio, decode), wanted.prefill)
             if allows(ratio, Counts(prefill, decode)):

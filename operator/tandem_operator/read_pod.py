@@ -17,7 +17,7 @@ from tandem_operator.api.names import (
 from tandem_operator.build.labels import ANNOTATION_MOVING, ANNOTATION_RESTARTS
 from tandem_operator.build.worker import ENV_ADMIN_TOKEN, MEMLOCK_CONTAINER
 from tandem_operator.client import JsonObject
-from tandem_operator.observed import WORKER_ROLES, PodFailure, WorkerPod
+from tandem_operator.observed import WORKER_ROLES, PodFailure, RouterPod, WorkerPod
 from tandem_operator.read_time import read_time
 
 _HARMLESS = ("ContainerCreating", "PodInitializing")
@@ -33,6 +33,7 @@ def read_pod(pod: JsonObject) -> WorkerPod | None:
         return None
     engine = _container(status.get("containerStatuses"), ENGINE_CONTAINER)
     reason, trouble = _trouble(status, engine)
+    ready = _condition(status, "Ready")
     return WorkerPod(
         name=meta["name"],
         uid=meta["uid"],
@@ -43,7 +44,8 @@ def read_pod(pod: JsonObject) -> WorkerPod | None:
         node=pod.get("spec", {}).get("nodeName", ""),
         ip=status.get("podIP", ""),
         bootstrap_port=_number(notes, ANNOTATION_BOOTSTRAP_PORT, PORT_WORKER_BOOTSTRAP),
-        ready=_condition(status, "Ready").get("status") == "True",
+        ready=ready.get("status") == "True",
+        ready_since=read_time(ready.get("lastTransitionTime")),
         deleting=bool(meta.get("deletionTimestamp")),
         draining_since=_draining_since(notes),
         moving=notes.get(ANNOTATION_MOVING) == "true",
@@ -56,6 +58,16 @@ def read_pod(pod: JsonObject) -> WorkerPod | None:
         admin_token=_token(pod),
         memlock=_memlock(status),
     )
+
+
+def read_router_pod(pod: JsonObject) -> RouterPod | None:
+    """A ready router, or None for any other pod."""
+    meta, status = pod["metadata"], pod.get("status") or {}
+    is_router = (meta.get("labels") or {}).get(LABEL_ROLE) == RoleLabel.ROUTER
+    ready = _condition(status, "Ready").get("status") == "True"
+    if not (is_router and ready and status.get("podIP")) or meta.get("deletionTimestamp"):
+        return None
+    return RouterPod(meta["uid"], status["podIP"])
 
 
 def _draining_since(notes: dict[str, str]) -> datetime | None:

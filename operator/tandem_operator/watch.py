@@ -1,13 +1,13 @@
 """kopf's part: it watches and calls the queue. It writes nothing: no annotation, no finalizer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain, repeat
 from typing import Any
 
 import kopf
 
 from tandem_operator.api.names import (
     AUTOSCALING_POLICIES,
-    FINALIZER,
     GROUP,
     INFERENCE_SERVICES,
     LABEL_SERVICE,
@@ -22,18 +22,22 @@ from tandem_operator.workqueue import WorkQueue, key_of
 class Patient:
     """Back-offs without an end: an API server that is away comes back some time."""
 
+    def __init__(self, on_retry: Callable[[], object] = lambda: None) -> None:
+        self._on_retry = on_retry
+
     def __iter__(self) -> Iterator[float]:
-        yield from (0.2, 0.5, 1, 2)
-        while True:
-            yield 3
+        for seconds in chain((0.2, 0.5, 1, 2), repeat(3)):
+            self._on_retry()
+            yield seconds
 
 
-def build_settings() -> kopf.OperatorSettings:
+def build_settings(on_retry: Callable[[], object] = lambda: None) -> kopf.OperatorSettings:
     """kopf's settings: our names, short watches, nothing written by kopf."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True
-    settings.persistence.finalizer = FINALIZER
+    # kopf takes its finalizer off what it has no deletion handler for: ours must have another name.
+    settings.persistence.finalizer = f"{GROUP}/kopf"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=STORAGE_PREFIX)
     settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=STORAGE_PREFIX)
     settings.watching.server_timeout = 240
@@ -43,7 +47,7 @@ def build_settings() -> kopf.OperatorSettings:
     settings.watching.reconnect_backoff = 0.5
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
-    settings.networking.error_backoffs = Patient()
+    settings.networking.error_backoffs = Patient(on_retry)
     settings.execution.max_workers = 1
     return settings
 

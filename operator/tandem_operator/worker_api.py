@@ -36,7 +36,7 @@ class WorkerApi:
             response = await self._client.get(self._url(ip, "/state"), timeout=STATE_SECONDS)
             response.raise_for_status()
             return read_load(response.json())
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, ValueError, TypeError) as error:
             log.info("worker does not tell its state", ip=ip, error=repr(error))
             return None
 
@@ -55,15 +55,14 @@ class WorkerApi:
         transport, num_bytes, seconds, error = "", 0, 0.0, ""
         try:
             response = await self._post(call, PROBE_SECONDS)
-            if response.is_error:
+            answer = _object(response)
+            transport = str(answer.get("transport") or "")
+            num_bytes = int(answer.get("bytes") or 0)
+            seconds = float(answer.get("seconds") or 0.0)
+            error = str(answer.get("error") or "")
+            if response.is_error and not error:
                 error = f"HTTP {response.status_code}: {response.text[:300]}"
-            else:
-                answer = response.json()
-                transport = str(answer.get("transport") or "")
-                num_bytes = int(answer.get("num_bytes") or 0)
-                seconds = float(answer.get("seconds") or 0.0)
-                error = str(answer.get("error") or "")
-        except (httpx.HTTPError, ValueError, AttributeError) as failure:
+        except (httpx.HTTPError, ValueError, TypeError) as failure:
             error = repr(failure)
         return ProbeResult(
             call.revision, call.pod, call.peer, now, transport, num_bytes, seconds, error
@@ -82,23 +81,23 @@ class WorkerApi:
         return f"http://{host}:{self._port}{path}"
 
 
-def read_load(state: Mapping[str, Any]) -> WorkerLoad:
+def read_load(state: Any) -> WorkerLoad:
     """The load in an answer of `/state`. Raises ValueError when it isn't one."""
     if not isinstance(state, Mapping):
         raise ValueError("the state is no object")
+    load = state.get("load") or {}
+    streams = int(load.get("num_running", 0)) + int(load.get("num_waiting", 0))
     return WorkerLoad(
-        num_running=_amount(state, "num_running", "running") + _amount(state, "num_waiting"),
-        num_leases=_amount(state, "num_leases", "leases"),
+        # The server counts requests until their last token is sent, the core until it is computed.
+        num_running=max(streams, len(state.get("running") or ())),
+        num_leases=int(state.get("leases") or 0),
         draining=bool(state.get("draining", False)),
         role=str(state.get("role") or ""),
     )
 
 
-def _amount(state: Mapping[str, Any], *names: str) -> int:
-    for name in names:
-        value = state.get(name)
-        if isinstance(value, list | dict):
-            return len(value)
-        if isinstance(value, int | float):
-            return int(value)
-    return 0
+def _object(response: httpx.Response) -> Mapping[str, Any]:
+    if "json" not in response.headers.get("content-type", ""):
+        return {}
+    answer = response.json()
+    return answer if isinstance(answer, Mapping) else {}

@@ -38,7 +38,7 @@ class WorkQueue:
         concurrency: int = 8,
         settle_seconds: float = 0.05,
         first_backoff_seconds: float = 0.5,
-        max_backoff_seconds: float = 30.0,
+        max_backoff_seconds: float = 10.0,
     ) -> None:
         self._work = work
         self._settle = settle_seconds

@@ -36,7 +36,7 @@ func (r *runtimeService) CreateContainer(
 	if err != nil {
 		return nil, err
 	}
-	spec, err := buildSpec(config, image, s.mounts())
+	spec, err := buildSpec(config, image, s.hostname(), s.mounts())
 	if errors.Is(err, errConfig) {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}

@@ -50,6 +50,18 @@ func (s *sandbox) hostNetwork() bool {
 
 func (s *sandbox) hostIPC() bool { return s.options().GetIpc() == runtimeapi.NamespaceMode_NODE }
 
+// hostname is the pod's host name, or the node's where the pod uses the node's network.
+func (s *sandbox) hostname() string {
+	if name := s.config.GetHostname(); name != "" {
+		return name
+	}
+	var names unix.Utsname
+	if err := unix.Uname(&names); err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(names.Nodename[:])
+}
+
 // open makes the namespaces and the files. What it made is taken down by close, also after an error.
 func (s *sandbox) open(network *network, addresses *addresses, fallbackDNS string) error {
 	flags := namespaceFlags(s.hostNetwork(), s.hostIPC())

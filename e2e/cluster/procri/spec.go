@@ -29,10 +29,12 @@ const (
 // errConfig is the root of what can be wrong with a container's configuration.
 var errConfig = errors.New("invalid container configuration")
 
-// buildSpec translates a container's configuration. Mounts of the pod itself (its resolv.conf and the like) come before the container's.
-func buildSpec(config *runtimeapi.ContainerConfig, image Image, podMounts []shim.Mount) (*shim.Spec, error) {
+// buildSpec translates a container's configuration. The pod adds its host name and mounts (its resolv.conf and the like).
+func buildSpec(
+	config *runtimeapi.ContainerConfig, image Image, hostname string, podMounts []shim.Mount,
+) (*shim.Spec, error) {
 	security := config.GetLinux().GetSecurityContext()
-	process, err := buildProcess(config, image)
+	process, err := buildProcess(config, image, hostname)
 	if err != nil {
 		return nil, err
 	}
@@ -45,6 +47,7 @@ func buildSpec(config *runtimeapi.ContainerConfig, image Image, podMounts []shim
 		return nil, fmt.Errorf("%w: %w", errConfig, err)
 	}
 	spec := &shim.Spec{
+		Open:            closedFolders(process.User, image),
 		Mounts:          mounts,
 		ReadonlyRoot:    security.GetReadonlyRootfs(),
 		FreshProc:       security.GetNamespaceOptions().GetPid() != runtimeapi.NamespaceMode_NODE,
@@ -64,7 +67,7 @@ func buildSpec(config *runtimeapi.ContainerConfig, image Image, podMounts []shim
 }
 
 // buildProcess translates what runs, as whom, where and with which environment.
-func buildProcess(config *runtimeapi.ContainerConfig, image Image) (*shim.Process, error) {
+func buildProcess(config *runtimeapi.ContainerConfig, image Image, hostname string) (*shim.Process, error) {
 	command := config.GetCommand()
 	if len(command) == 0 {
 		command = image.Entrypoint
@@ -95,7 +98,7 @@ func buildProcess(config *runtimeapi.ContainerConfig, image Image) (*shim.Proces
 		}
 		process.Ambient = append(process.Ambient, uintptr(number))
 	}
-	process.Env = buildEnv(config, image, home)
+	process.Env = buildEnv(config, image, map[string]string{"PATH": defaultPath, "HOME": home, "HOSTNAME": hostname})
 	return process, nil
 }
 
@@ -151,8 +154,8 @@ func setUser(
 }
 
 // buildEnv is the whole environment: nothing of procri's own goes into it.
-func buildEnv(config *runtimeapi.ContainerConfig, image Image, home string) []string {
-	variables := map[string]string{"PATH": defaultPath, "HOME": home}
+func buildEnv(config *runtimeapi.ContainerConfig, image Image, defaults map[string]string) []string {
+	variables := maps.Clone(defaults)
 	if config.GetTty() {
 		variables["TERM"] = "xterm"
 	}

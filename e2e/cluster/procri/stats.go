@@ -97,6 +97,15 @@ func parseStat(data []byte) (parent int, used usage, ok bool) {
 	return int(number(statParent)), used, ok
 }
 
+// below sums up what runs below a process; the shim itself is not the container's.
+func (t processTable) below(shim int) usage {
+	var total usage
+	for _, pid := range t.children[shim] {
+		total.add(t.tree(pid))
+	}
+	return total
+}
+
 // tree sums up what a process and everything below it uses.
 func (t processTable) tree(root int) usage {
 	total := t.usage[root]
@@ -112,7 +121,7 @@ func (c *container) stats(table processTable) *runtimeapi.ContainerStats {
 	if err != nil {
 		return nil
 	}
-	used := table.tree(main.shim.command.Process.Pid)
+	used := table.below(main.shim.command.Process.Pid)
 	now := time.Now().UnixNano()
 	return &runtimeapi.ContainerStats{
 		Attributes: &runtimeapi.ContainerAttributes{

@@ -91,7 +91,7 @@ func (r *runtimeService) sandboxStats(s *sandbox, table processTable) *runtimeap
 		}
 		linux.Containers = append(linux.Containers, used)
 		if main, err := c.running(); err == nil {
-			total.add(table.tree(main.shim.command.Process.Pid))
+			total.add(table.below(main.shim.command.Process.Pid))
 		}
 	}
 	linux.Cpu, linux.Memory = total.cpu(now), total.memory(now)

@@ -1,4 +1,4 @@
-"""What both pools share: WorkerPools, the workers' identity and Service, budgets, network policy."""
+"""What both pools share: WorkerPools, identity, Service, budgets and network policies."""
 
 from typing import Any, Final
 
@@ -118,7 +118,9 @@ def build_fleet(
 
 def _selector(observed: Observed, component: str) -> dict[str, str]:
     labels = {LABEL_SERVICE: observed.name}
-    return labels | ({LABEL_ROLE: component} if component in set(RoleLabel) else {LABEL_WORKER: "true"})
+    return labels | (
+        {LABEL_ROLE: component} if component in set(RoleLabel) else {LABEL_WORKER: "true"}
+    )
 
 
 def _budget(

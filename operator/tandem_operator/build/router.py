@@ -17,7 +17,7 @@ from tandem_operator.api.names import (
 )
 from tandem_operator.build.merge import merge_template
 from tandem_operator.build.storage import build_storage
-from tandem_operator.build.worker import GRACE_AFTER_DRAIN_SECONDS
+from tandem_operator.build.worker import GRACE_AFTER_DRAIN_SECONDS, USER_ID
 from tandem_operator.observed import Observed
 
 API_KEYS_PATH = "/etc/tandem/api-keys"
@@ -41,7 +41,9 @@ def build_router(
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "Role",
             "metadata": {"name": name, **meta},
-            "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}],
+            "rules": [
+                {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}
+            ],
         },
         {
             "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -131,12 +133,8 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
             mode="json", by_alias=True, exclude_none=True, exclude_defaults=True
         ),
         "startupProbe": _probe("/health", periodSeconds=1, timeoutSeconds=5, failureThreshold=600),
-        "readinessProbe": _probe(
-            "/ready", periodSeconds=2, timeoutSeconds=5, failureThreshold=3
-        ),
-        "livenessProbe": _probe(
-            "/health", periodSeconds=10, timeoutSeconds=10, failureThreshold=6
-        ),
+        "readinessProbe": _probe("/ready", periodSeconds=2, timeoutSeconds=5, failureThreshold=3),
+        "livenessProbe": _probe("/health", periodSeconds=10, timeoutSeconds=10, failureThreshold=6),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -147,7 +145,12 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
         "automountServiceAccountToken": True,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": spec.rollout.drain_seconds + GRACE_AFTER_DRAIN_SECONDS,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
         "containers": [container],
         "volumes": volumes,
     }

@@ -14,7 +14,8 @@ from tandem_operator.reconcile.conditions import Judgement, condition_of
 from tandem_operator.reconcile.plan import EngineCall
 
 RETRY = timedelta(seconds=10)
-PROBE_BYTES = 64 * 1024 * 1024
+PROBE_BLOCKS = 64
+"""KV pages that a probe moves: enough to time, few beside a cache."""
 
 
 def plan_probe(
@@ -30,12 +31,7 @@ def plan_probe(
     prefill = _ready(observed, RoleLabel.PREFILL, revision)
     if decode is None or prefill is None:
         return None
-    body = {
-        "host": prefill.ip,
-        "port": prefill.bootstrap_port,
-        "num_bytes": PROBE_BYTES,
-        "worker_id": prefill.name,
-    }
+    body = {"host": prefill.ip, "port": prefill.bootstrap_port, "num_blocks": PROBE_BLOCKS}
     return EngineCall(
         "probe", decode.name, decode.ip, decode.admin_token, body, prefill.name, revision
     )

@@ -7,6 +7,7 @@ from typing import Any
 from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.api.conditions import ConditionType
 from tandem_operator.api.names import RoleLabel, pool_name
+from tandem_operator.api.status import ScalingStep
 from tandem_operator.build.fleet import build_fleet, build_owner, build_pool
 from tandem_operator.build.revision import revision_of
 from tandem_operator.build.router import build_router
@@ -193,7 +194,14 @@ def _changed_pools(observed: Observed, targets: Targets, revision: str) -> list[
 
 
 def _target_notes(observed: Observed, targets: Targets) -> list[Note]:
-    notes = []
+    decided = observed.decision.decisions if observed.decision is not None else ()
+    notes = [
+        Note(
+            "ScalingAdvised" if item.how is ScalingStep.ADVISED else "ScalingDecided",
+            f"{item.pool}: {item.from_} to {item.to}: {item.because}",
+        )
+        for item in decided
+    ]
     for role in WORKER_ROLES:
         pool, target = observed.pools.get(role), targets.pools[role]
         if pool is None:

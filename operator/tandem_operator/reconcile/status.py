@@ -246,6 +246,9 @@ def _progressing(observed: Observed, made: StatusInput, now: datetime) -> Judgem
 def _capacity(observed: Observed, made: StatusInput) -> Judgement:
     if made.wiring.problem:
         return Judgement(True, "FabricUnavailable", made.wiring.problem)
+    decision = observed.decision
+    if decision is not None and str(ConditionType.CAPACITY_UNAVAILABLE) in decision.conditions:
+        return Judgement(*decision.conditions[str(ConditionType.CAPACITY_UNAVAILABLE)])
     for pod in observed.pods:
         if pod.live and pod.trouble_reason == "Unschedulable":
             return Judgement(True, "Unschedulable", f"{pod.name}: {pod.trouble}")
@@ -274,6 +277,8 @@ def _degraded(
     node = failing_node(made.failures, now)
     if made.blockers:
         return Judgement(True, "Unsupported", "; ".join(made.blockers))
+    if observed.last_error:
+        return Judgement(True, "StepFailed", observed.last_error)
     if node:
         message = f"workers keep failing on node {node}: look at it, or cordon it"
         return Judgement(True, "NodeFailing", message)

@@ -92,7 +92,7 @@ def _claim(in_spec: int, pool: PoolView | None) -> _Claim:
 
 
 def _by_policy(claim: _Claim, desired: int) -> PoolTarget:
-    external = claim.scaled_by is ScaledBy.EXTERNAL
+    external = claim.scaled_by is ScaledBy.EXTERNAL and claim.wanted != desired
     return PoolTarget(
         desired=desired,
         replicas=claim.wanted,

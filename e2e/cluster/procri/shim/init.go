@@ -4,11 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"syscall"
 )
 
 // setupExit is the exit status of a shim that could not do its work.
 const setupExit = 128
+
+// collectFrom is how much memory in bytes the shim may use before it collects garbage.
+const collectFrom = 24 << 20
 
 func init() {
 	if len(os.Args) == 2 && os.Args[1] == Name {
@@ -20,6 +24,12 @@ func init() {
 // the bounding set and no_new_privs belong to a thread, and processes inherit those of the thread that starts them.
 func serve() {
 	syscall.CloseOnExec(Socket)
+	// A collection would read every global of the program into memory to find the shim's own few objects.
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(collectFrom)
+	if err := rename(); err != nil {
+		fatal(err)
+	}
 	buffer := make([]byte, MessageLimit)
 	tree := newTree()
 	for {

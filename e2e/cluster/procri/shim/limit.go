@@ -6,11 +6,13 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+	"unsafe"
 )
 
 // Numbers of the kernel's interface that package syscall does not name; they are the same on every architecture.
 const (
 	rlimitMemlock      = 8
+	prSetName          = 15
 	prCapbsetRead      = 23
 	prCapbsetDrop      = 24
 	prSetChildSubreap  = 36
@@ -31,8 +33,7 @@ func limit(spec *Spec) error {
 			return fmt.Errorf("OOM score: %w", err)
 		}
 	}
-	memlock := syscall.Rlimit{Cur: spec.Memlock, Max: spec.Memlock}
-	if err := syscall.Setrlimit(rlimitMemlock, &memlock); err != nil {
+	if err := limitMemlock(spec.Memlock); err != nil {
 		return fmt.Errorf("limit of locked memory: %w", err)
 	}
 	for capability := range uintptr(lastCapability) {
@@ -51,6 +52,32 @@ func limit(spec *Spec) error {
 		if _, err := prctl(prSetNoNewPrivs, 1); err != nil {
 			return fmt.Errorf("no_new_privs: %w", err)
 		}
+	}
+	return nil
+}
+
+// limitMemlock sets the limit of locked memory; where root may not raise the hard limit, that is as far as it goes.
+func limitMemlock(wanted uint64) error {
+	err := syscall.Setrlimit(rlimitMemlock, &syscall.Rlimit{Cur: wanted, Max: wanted})
+	if !errors.Is(err, syscall.EPERM) {
+		return err
+	}
+	var held syscall.Rlimit
+	if err := syscall.Getrlimit(rlimitMemlock, &held); err != nil {
+		return err
+	}
+	return syscall.Setrlimit(rlimitMemlock, &syscall.Rlimit{Cur: held.Max, Max: held.Max})
+}
+
+// rename makes the shim known as what it is; the kernel calls it `exe`, after the link it was started by.
+func rename() error {
+	name, err := syscall.BytePtrFromString(Name)
+	if err != nil {
+		return err
+	}
+	_, _, errno := syscall.RawSyscall6(syscall.SYS_PRCTL, prSetName, uintptr(unsafe.Pointer(name)), 0, 0, 0, 0)
+	if errno != 0 {
+		return fmt.Errorf("rename: %w", errno)
 	}
 	return nil
 }

@@ -1,0 +1,160 @@
+"""The scaler: measurements in, one decision for both pools out, and what is told of it."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tandem_operator.api.names import RoleLabel
+from tandem_operator.autoscaling import DecodeSignals, PrefillSignals, Signals
+from tandem_operator.autoscaling.collector import Collector
+from tandem_operator.observed import Counts, Observed, PoolView
+from tandem_operator.scaling.scaler import PolicyScaler
+from tandem_operator.tests.facts import NOW, make_observed, make_pod, make_spec
+from tandem_operator.tests.memory_cluster import MemoryCluster
+
+POLICY = {"pools": {"prefill": {"min": 1, "max": 4}, "decode": {"min": 1, "max": 8}}}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Bench:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = Clock()
+        self.cluster = MemoryCluster()
+        self.signals = Signals()
+        self.scaler = PolicyScaler(self.cluster, 8100, clock=self.clock)  # type: ignore[arg-type]
+
+        async def read(*_: Any) -> Signals:
+            return self.signals
+
+        monkeypatch.setattr(Collector, "read", read)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(monkeypatch)
+
+
+def observe(autoscaling: dict[str, Any] | None, **changes: Any) -> Observed:
+    spec = make_spec(autoscaling=autoscaling) if autoscaling else make_spec()
+    pools = {
+        RoleLabel.PREFILL: PoolView("qwen-prefill", "1", 1, 1, desired=1),
+        RoleLabel.DECODE: PoolView("qwen-decode", "2", 2, 2, desired=2),
+    }
+    pods = (
+        make_pod("p", role=RoleLabel.PREFILL),
+        make_pod("d1", ready_since=NOW - timedelta(minutes=4)),
+        make_pod("d2"),
+    )
+    return make_observed(spec, pools=pools, pods=pods, **changes)
+
+
+BUSY = Signals(
+    age_seconds=0.0,
+    requests_per_second=9.0,
+    num_inflight=20,
+    prefill=PrefillSignals(0.5, 0.0, 0.5),
+    decode=DecodeSignals(0.2, 0.95, 0.99, 40, 5),
+)
+
+
+async def test_no_policy_no_decision(bench: Bench) -> None:
+    assert await bench.scaler.decide(observe(None)) is None
+    await bench.scaler.close()
+
+
+async def test_load_grows_the_pool_that_needs_it(bench: Bench) -> None:
+    bench.signals = BUSY
+    decision = await bench.scaler.decide(observe({"inline": POLICY}))
+    assert decision is not None
+    assert decision.active
+    assert decision.desired.prefill == 1
+    assert decision.desired.decode > 2
+    news = decision.decisions[0]
+    assert (news.pool, news.from_, news.how) == ("Decode", 2, "Start")
+    assert news.because
+    assert decision.conditions["ScalingActive"][:2] == (True, "Active")
+
+
+async def test_between_two_ticks_the_decision_stands_without_news(bench: Bench) -> None:
+    bench.signals = BUSY
+    facts = observe({"inline": POLICY})
+    first = await bench.scaler.decide(facts)
+    bench.signals = Signals()
+    second = await bench.scaler.decide(facts)
+    assert first is not None
+    assert second is not None
+    assert second.desired == first.desired
+    assert second.decisions == ()
+
+
+async def test_stale_metrics_hold(bench: Bench) -> None:
+    decision = await bench.scaler.decide(observe({"inline": POLICY}))
+    assert decision is not None
+    assert decision.desired == Counts(1, 2)
+    assert decision.conditions["MetricsStale"][0] is True
+    assert decision.conditions["ScalingActive"][1] == "MetricsStale"
+
+
+async def test_a_crashed_worker_is_not_capacity_to_give_up(bench: Bench) -> None:
+    facts = observe({"inline": POLICY})
+    facts = replace(facts, pods=facts.pods[:2])
+    decision = await bench.scaler.decide(facts)
+    assert decision is not None
+    assert decision.desired == Counts(1, 2)
+
+
+async def test_advisory_only_says_so(bench: Bench) -> None:
+    bench.signals = BUSY
+    facts = observe({"inline": {**POLICY, "mode": "Advisory"}})
+    decision = await bench.scaler.decide(facts)
+    assert decision is not None
+    assert not decision.active
+    assert decision.decisions[0].how == "Advised"
+    assert decision.conditions["ScalingActive"][:2] == (False, "Advisory")
+    bench.clock.now += 10
+    again = await bench.scaler.decide(facts)
+    assert again is not None
+    assert again.decisions == ()
+
+
+async def test_a_named_policy_is_read_and_told(bench: Bench) -> None:
+    facts = observe({"policyName": "chat"})
+    missing = await bench.scaler.decide(facts)
+    assert missing is not None
+    assert not missing.active
+    assert "create it" in missing.conditions["ScalingActive"][2]
+    bench.cluster.put(
+        {
+            "kind": "AutoscalingPolicy",
+            "metadata": {"name": "chat", "namespace": "default"},
+            "spec": POLICY,
+        }
+    )
+    bench.clock.now += 10
+    found = await bench.scaler.decide(facts)
+    assert found is not None
+    assert found.active
+    stored = bench.cluster.objects[("AutoscalingPolicy", "default", "chat")]
+    assert stored["status"]["targets"][0]["name"] == "qwen"
+
+
+async def test_a_policy_that_cannot_be_read_is_told(bench: Bench) -> None:
+    bench.cluster.put(
+        {
+            "kind": "AutoscalingPolicy",
+            "metadata": {"name": "chat", "namespace": "default"},
+            "spec": {"bogus": 1},
+        }
+    )
+    decision = await bench.scaler.decide(observe({"policyName": "chat"}))
+    assert decision is not None
+    assert "can't be read" in decision.because

@@ -1,0 +1,65 @@
+"""What a model needs of attention, whatever computes it."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Several tokens of one sequence: rows [row, row + num_tokens) of the step's flat tensors.
+
+    Their positions begin at `start`; `block_table` [M] int64 covers all positions up to the last.
+    """
+
+    row: int
+    num_tokens: int
+    start: int
+    block_table: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepTensors:
+    """One step's tokens, flat: first one row per decoding sequence, then the chunks' rows.
+
+    Legend: T rows, B decoding sequences, M blocks of the longest of them.
+    """
+
+    token_ids: torch.Tensor  # [T] int64
+    positions: torch.Tensor  # [T] int64
+    slot_blocks: torch.Tensor  # [T] int64: the block that takes the token's KV
+    slot_offsets: torch.Tensor  # [T] int64: its place in that block's page
+    decode_tables: torch.Tensor  # [B, M] int64, padded with the sequence's own last block
+    decode_lengths: torch.Tensor  # [B] int64: positions that exist, this token included
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def num_decodes(self) -> int:
+        """B."""
+        return int(self.decode_lengths.shape[0])
+
+
+class AttentionBackend(ABC):
+    """Writes a step's KV into the pages and attends over them.
+
+    The runner owns the KV cache and lends it for the backend's lifetime. For each step it calls
+    `plan` once, then `attend` once per layer, in order, from one thread.
+    """
+
+    @abstractmethod
+    def plan(self, step: StepTensors) -> None:
+        """Prepare what the layers of this step share."""
+
+    @abstractmethod
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Store the step's KV of one layer and attend causally, within the layer's window.
+
+        Args:
+            query: [T, H, D]; key, value: [T, K, D], positions applied.
+
+        Returns:
+            [T, H, D].
+        """

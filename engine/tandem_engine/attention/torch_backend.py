@@ -1,0 +1,84 @@
+"""Attention by the torch reference ops: the CPU's backend, and the truth for all others."""
+
+import torch
+
+from tandem_engine.attention.backend import AttentionBackend, StepTensors
+from tandem_engine.models.spec import ModelSpec
+from tandem_kernels.attention import decode_attention, extend_attention, write_kv
+
+
+class TorchAttention(AttentionBackend):
+    """Gathers pages by block table and calls torch's fused attention on them.
+
+    Args:
+        kv_cache: [layers, 2, N, K, P, D].
+    """
+
+    def __init__(self, spec: ModelSpec, kv_cache: torch.Tensor) -> None:
+        self._spec = spec
+        self._caches = [(layer[0], layer[1]) for layer in kv_cache]
+        self._page = kv_cache.shape[4]
+        self._windows = [layer.window for layer in spec.layers]
+        self._step: StepTensors | None = None
+        self._decode: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def plan(self, step: StepTensors) -> None:
+        self._step = step
+        if step.num_decodes:
+            self._decode = {
+                window: self._plan_decode(step, window) for window in set(self._windows)
+            }
+
+    def _plan_decode(
+        self, step: StepTensors, window: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Block tables [B, M'] and mask [B, M' · P] of the pages that a window reaches."""
+        tables, lengths = step.decode_tables, step.decode_lengths[:, None]
+        width = tables.shape[1]
+        first = torch.zeros_like(lengths)  # the first block that is in reach
+        if window is not None:
+            first = (lengths - window).clamp(min=0) // self._page
+            reach = (window + self._page - 2) // self._page + 1
+            if reach < width:
+                # Past a short sequence's end the table repeats its last block; the mask hides it.
+                columns = first + torch.arange(reach, device=tables.device)
+                tables = tables.gather(1, columns.clamp(max=width - 1))
+                width = reach
+            else:
+                first = torch.zeros_like(lengths)
+        places = torch.arange(width * self._page, device=tables.device)
+        positions = first * self._page + places
+        mask = positions < lengths
+        if window is not None:
+            mask &= positions >= lengths - window
+        return tables, mask
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        step = self._step
+        assert step is not None, "plan() comes before attend()"
+        keys, values = self._caches[layer]
+        write_kv(key, value, keys, values, step.slot_blocks, step.slot_offsets)
+        scale, softcap = self._spec.attention_scale, self._spec.attention_softcap
+        window = self._windows[layer]
+        found = []
+        if step.num_decodes:
+            tables, mask = self._decode[window]
+            rows = query[: step.num_decodes]
+            found.append(decode_attention(rows, keys, values, tables, mask, scale, softcap))
+        for chunk in step.chunks:
+            rows = query[chunk.row : chunk.row + chunk.num_tokens]
+            found.append(
+                extend_attention(
+                    rows,
+                    keys,
+                    values,
+                    chunk.block_table,
+                    chunk.start,
+                    scale,
+                    window,
+                    softcap,
+                )
+            )
+        return found[0] if len(found) == 1 else torch.cat(found)

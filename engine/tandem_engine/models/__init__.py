@@ -1,0 +1,1 @@
+"""Model definitions: one decoder whose differences between families are data."""

@@ -1,0 +1,66 @@
+"""The runner on torch: weights, KV tensors, and one forward pass per step."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from tandem_engine.attention.backend import AttentionBackend
+from tandem_engine.models.decoder import Decoder
+from tandem_engine.models.spec import ModelSpec
+from tandem_engine.runner.base import Batch, Runner, SampledToken
+from tandem_engine.runner.kv_pages import HostKVStore
+from tandem_engine.runner.step_input import build_step
+from tandem_engine.sampling.sampler import Sampler
+
+MakeBackend = Callable[[ModelSpec, torch.Tensor], AttentionBackend]
+
+
+class TorchRunner(Runner):
+    """Runs a decoder over paged KV.
+
+    Args:
+        parameters: by the names of `models/parameters.py`; never written to.
+        kv: owned by the runner from here on.
+    """
+
+    kv: HostKVStore
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        parameters: dict[str, torch.Tensor],
+        kv: HostKVStore,
+        make_backend: MakeBackend,
+        eos_token_ids: Sequence[int],
+        max_model_len: int,
+    ) -> None:
+        self.vocab_size = spec.vocab_size
+        self.eos_token_ids = tuple(eos_token_ids)
+        self.max_model_len = max_model_len
+        self.num_blocks = kv.cache.shape[2]
+        self.kv = kv
+        self._model = Decoder(spec, parameters)
+        self._attention = make_backend(spec, kv.cache)
+        self._sampler = Sampler(self.eos_token_ids)
+        self._device = kv.cache.device
+
+    @torch.inference_mode()
+    def execute(self, batch: Batch) -> list[SampledToken | None]:
+        for source, destination in batch.copies:
+            self.kv.copy_block(source, destination)
+        results: list[SampledToken | None] = [None] * len(batch.items)
+        if not batch.items:
+            return results
+        step = build_step(batch.items, self.kv.layout.page_size, self._device)
+        hidden = self._model.forward(step.tensors, self._attention)  # [T, C]
+        sampled = [index for index, item in enumerate(batch.items) if item.sample]
+        if sampled:
+            rows = torch.tensor([step.last_rows[index] for index in sampled], device=self._device)
+            logits = self._model.logits(hidden[rows])  # [R, V]
+            tokens = self._sampler.sample(logits, [batch.items[index] for index in sampled])
+            for index, token in zip(sampled, tokens, strict=True):
+                results[index] = token
+        return results
+
+    def close(self) -> None:
+        self.kv.close()

@@ -1,0 +1,1 @@
+"""From logits to tokens: penalties, filters, and a random number that depends on nothing else."""

@@ -1,0 +1,105 @@
+"""Small random models of every family, written by transformers in its own form."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+VOCAB = 199
+_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def _gemma3(**extra: Any) -> PreTrainedModel:
+    shape = {**_SHAPE, "num_hidden_layers": 7, "head_dim": 12, "sliding_window": 24}
+    return Gemma3ForCausalLM(Gemma3TextConfig(**shape, query_pre_attn_scalar=10, **extra))
+
+
+def _llama3() -> PreTrainedModel:
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 500.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    return LlamaForCausalLM(LlamaConfig(**_SHAPE, rope_parameters=rope, tie_word_embeddings=True))
+
+
+def _gemma3_linear() -> PreTrainedModel:
+    full = {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}
+    local = {"rope_type": "default", "rope_theta": 1e4}
+    return _gemma3(rope_parameters={"full_attention": full, "sliding_attention": local})
+
+
+FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SHAPE, attention_bias=True, mlp_bias=True)),
+    "llama3": _llama3,
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**_SHAPE, head_dim=16, sliding_window=40)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_SHAPE)),
+    "qwen2_window": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**_SHAPE, use_sliding_window=True, sliding_window=16, max_window_layers=1)
+    ),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SHAPE, head_dim=16)),
+    "gemma3": _gemma3,
+    "gemma3_linear": _gemma3_linear,
+}
+
+
+def make_model(family: str, seed: int = 0) -> PreTrainedModel:
+    """A float32 model whose every parameter, norms and biases included, is random."""
+    model = FAMILIES[family]().eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "norm" in name:
+                parameter.add_(0.3 * noise)
+            else:
+                parameter.copy_(0.3 * noise)
+    return model
+
+
+def save_checkpoint(family: str, directory: Path, shard: str = "1GB") -> PreTrainedModel:
+    """Make a model, write it to `directory`, and return it."""
+    model = make_model(family)
+    model.save_pretrained(directory, max_shard_size=shard)
+    return model
+
+
+def reference_tokens(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> list[int]:
+    """Greedy tokens of transformers, with no early end."""
+    model.generation_config.eos_token_id = None
+    found = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=num_tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return [int(token) for token in found[0, len(prompt) :]]

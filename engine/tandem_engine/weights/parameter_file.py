@@ -1,0 +1,41 @@
+"""Parameters in our own form in one safetensors file: written as a stream, read by mapping it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import safe_open
+
+_NAMES: Final = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_ALIGNMENT: Final = 4096
+
+
+def write_parameters(
+    path: Path,
+    layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+) -> None:
+    """Write `tensors`, one at a time, in the order of `layout` (shape and dtype by name)."""
+    header: dict[str, object] = {}
+    end = 0
+    for name, (shape, dtype) in layout.items():
+        start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    written: list[str] = []
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in tensors:
+            assert (tuple(tensor.shape), tensor.dtype) == layout[name]
+            file.write(tensor.contiguous().view(torch.uint8).numpy().data)
+            written.append(name)
+    assert written == list(layout)
+
+
+def map_parameters(path: Path) -> dict[str, torch.Tensor]:
+    """Views of the mapped file; processes on one machine share its pages. Never write to them."""
+    with safe_open(str(path), framework="pt", device="cpu") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -1,0 +1,60 @@
+"""A directory of safetensors files in the Hugging Face form."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from tandem_engine.weights.source import TensorSource
+from tandem_wire.model_error import BadModelFileError
+
+_TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "language_model.lm_head.")
+
+
+def _plain_name(name: str) -> str:
+    """The name that a text-only checkpoint would use."""
+    for prefix in _TEXT_PREFIXES:
+        if name.startswith(prefix):
+            kind = "lm_head." if prefix.endswith("lm_head.") else "model."
+            return kind + name.removeprefix(prefix)
+    return name
+
+
+class SafetensorsDirectory(TensorSource):
+    """One model.safetensors, or shards with an index; mapped, so a tensor is read when used.
+
+    Raises:
+        BadModelFileError: no weights there, a shard is missing or damaged.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._open: dict[Path, Any] = {}
+        self._place: dict[str, tuple[Path, str]] = {}
+        index = directory / "model.safetensors.index.json"
+        if index.exists():
+            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        else:
+            files = sorted(path.name for path in directory.glob("*.safetensors"))
+        if not files:
+            raise BadModelFileError(
+                f"{directory} holds no .safetensors file", "use format Dummy for random weights"
+            )
+        for name in files:
+            path = directory / name
+            try:
+                self._open[path] = safe_open(str(path), framework="pt", device="cpu")
+            except (OSError, SafetensorError) as error:
+                raise BadModelFileError(f"{path}: {error}", "download the model again") from error
+            for key in self._open[path].keys():  # noqa: SIM118
+                self._place[_plain_name(key)] = (path, key)
+
+    def names(self) -> Iterable[str]:
+        return self._place
+
+    def load(self, name: str) -> torch.Tensor:
+        path, key = self._place[name]
+        tensor: torch.Tensor = self._open[path].get_tensor(key)
+        return tensor

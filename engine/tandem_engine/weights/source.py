@@ -1,0 +1,99 @@
+"""Checkpoint tensors by name, and their assembly into a model's parameters."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
+
+import torch
+
+from tandem_engine.models.parameters import Parameter
+from tandem_wire.model_error import BadModelFileError
+
+Progress = Callable[[float], None]
+"""Called with the fraction of the parameters that is done, 0 to 1."""
+
+_IGNORED: Final = (
+    "rotary_emb.inv_freq",  # a constant that old checkpoints carry along
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+)
+_MAX_NAMED: Final = 5
+
+
+class TensorSource(ABC):
+    """Tensors of a checkpoint under their Hugging Face names. It owns the files; the caller owns
+    the tensors that it returns, which may be views of mapped files and must not be written to.
+
+    `norms_are_final`: norm weights already hold what a family adds to them (GGUF's of Gemma do).
+    """
+
+    norms_are_final: bool = False
+
+    @abstractmethod
+    def names(self) -> Iterable[str]:
+        """Names of all tensors."""
+
+    @abstractmethod
+    def load(self, name: str) -> torch.Tensor:
+        """One tensor, on the CPU, in the dtype of the file (float32 for quantised ones)."""
+
+
+def check_names(parameters: Sequence[Parameter], source: TensorSource) -> None:
+    """Raise BadModelFileError unless the checkpoint holds exactly what the model needs."""
+    wanted = {part for parameter in parameters for part in parameter.parts}
+    found = set(source.names())
+    unknown = sorted(name for name in found - wanted if not any(part in name for part in _IGNORED))
+    # A tied head may still be written out.
+    unknown = [name for name in unknown if name != "lm_head.weight"]
+    if missing := sorted(wanted - found):
+        raise BadModelFileError(
+            f"the checkpoint lacks {_listed(missing)}", "use a complete model of this family"
+        )
+    if unknown:
+        raise BadModelFileError(
+            f"the checkpoint holds {_listed(unknown)}, which this model has no place for",
+            "check that config and weights belong together",
+        )
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def iterate_parameters(
+    parameters: Sequence[Parameter],
+    source: TensorSource,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield each parameter by name, joined, offset and in `dtype`, in the given order.
+
+    A parameter that needs none of that stays a view of the mapped file.
+
+    Raises:
+        BadModelFileError: tensors are missing, unknown or of another shape.
+    """
+    check_names(parameters, source)
+    for number, parameter in enumerate(parameters):
+        parts = [_load_part(parameter, index, source) for index in range(len(parameter.parts))]
+        offset = 0.0 if source.norms_are_final else parameter.offset
+        if offset:
+            parts = [part.float() + offset for part in parts]
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        yield parameter.name, tensor.to(dtype)
+        if progress is not None:
+            progress((number + 1) / len(parameters))
+
+
+def _load_part(parameter: Parameter, index: int, source: TensorSource) -> torch.Tensor:
+    name, shape = parameter.parts[index], parameter.part_shapes[index]
+    tensor = source.load(name)
+    if tuple(tensor.shape) != shape:
+        raise BadModelFileError(
+            f"{name} has shape {tuple(tensor.shape)}, the config says {shape}",
+            "check that config and weights belong together",
+        )
+    return tensor

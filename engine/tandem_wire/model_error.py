@@ -1,0 +1,38 @@
+"""Why a model can't be had, each with what to do about it.
+
+ModelSourceError (ValueError)
+├── UnknownSourceError       the URI has no form that Tandem knows
+├── ModelNotFoundError       nothing is there: no such path, package, repository or revision
+├── ModelDownloadError       the hub can't be reached, or refuses
+├── BadModelFileError        a file is damaged or incomplete
+└── UnsupportedModelError    an architecture or feature that Tandem has no model for
+"""
+
+
+class ModelSourceError(ValueError):
+    """Root of the tree; `remedy` is one sentence that tells the user what to do."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(f"{message}; {remedy}")
+        self.message = message
+        self.remedy = remedy
+
+
+class UnknownSourceError(ModelSourceError):
+    """The URI has no form that Tandem knows."""
+
+
+class ModelNotFoundError(ModelSourceError):
+    """No such path, package, repository or revision."""
+
+
+class ModelDownloadError(ModelSourceError):
+    """The hub can't be reached, or refuses."""
+
+
+class BadModelFileError(ModelSourceError):
+    """A file of the model is damaged or incomplete."""
+
+
+class UnsupportedModelError(ModelSourceError):
+    """An architecture or feature that Tandem has no model for."""

@@ -1,0 +1,24 @@
+"""RMS norm in plain torch (Zhang and Sennrich, 2019)."""
+
+import torch
+
+
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, epsilon: float, weight_in_float32: bool = False
+) -> torch.Tensor:
+    """x / sqrt(mean(x², last dimension) + epsilon) · weight, computed in float32.
+
+    Args:
+        x: [..., D], any float dtype.
+        weight: [D].
+        weight_in_float32: apply the weight before rounding to x's dtype (Gemma) instead of after
+            (Llama); the same for float32.
+
+    Returns:
+        [..., D] in x's dtype.
+    """
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+    if weight_in_float32:
+        return (wide * weight.float()).to(x.dtype)
+    return wide.to(x.dtype) * weight

@@ -1,0 +1,77 @@
+"""Filters and draws over logits in plain torch. Legend: B rows, V vocabulary."""
+
+import torch
+
+_FEW = 1024
+"""Top-p rarely reaches further down than this; a partial sort of 262,144 logits is much cheaper."""
+
+
+def filter_logits(
+    logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+) -> torch.Tensor:
+    """Mask what top-k, then top-p of what is left, then min-p exclude.
+
+    Each filter keeps all tokens that tie with its last one, so the result doesn't depend on an
+    order among equals. The most likely token always stays.
+
+    Args:
+        logits: [B, V] float32, after temperature.
+        top_k: [B] int64, 0 for off.
+        top_p: [B], the smallest set whose probabilities sum to at least this; 1 for off.
+        min_p: [B], least share of the highest probability; 0 for off.
+
+    Returns:
+        [B, V], excluded logits at -inf.
+    """
+    vocab = logits.shape[1]
+    limited = torch.where(top_k > 0, top_k.clamp(max=vocab), vocab)
+    needs_order = (limited < vocab) | (top_p < 1.0)
+    lowest = logits.max(dim=-1).values + min_p.log()  # -inf where min-p is off
+    if bool(needs_order.any()):
+        rows = needs_order.nonzero().squeeze(1)
+        cut = _cut(logits[rows], limited[rows], top_p[rows])
+        lowest[rows] = torch.maximum(lowest[rows], cut)
+    return logits.masked_fill(logits < lowest[:, None], float("-inf"))
+
+
+def _cut(logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """The lowest logit [B] that top-k and top-p keep."""
+    vocab = logits.shape[1]
+    # Without a top-k the denominator is the whole row, however little of it gets sorted.
+    unlimited = top_k >= vocab
+    few = min(vocab, max(_FEW, int(top_k[~unlimited].max()) if not bool(unlimited.all()) else 0))
+    while True:
+        values = logits.topk(few, dim=-1).values  # [B, few], descending
+        kth = values.gather(1, (top_k.clamp(max=few) - 1)[:, None])  # [B, 1]
+        kth = torch.where(unlimited[:, None], float("-inf"), kth)
+        total = logits.masked_fill(logits < kth, float("-inf")).logsumexp(-1, keepdim=True)
+        kept = values >= kth
+        before = ((values - total).exp() * kept).cumsum(-1)
+        before = torch.cat((torch.zeros_like(before[:, :1]), before[:, :-1]), dim=-1)
+        # A token stays while the tokens above it don't reach top-p by themselves.
+        within = kept & ((before < top_p[:, None]) | (top_p[:, None] >= 1.0))
+        within[:, 0] = True
+        undecided = within[:, -1] & (unlimited & (top_p < 1.0))
+        if few == vocab or not bool(undecided.any()):
+            break
+        few = min(vocab, few * 16)
+    last = within.sum(-1, keepdim=True) - 1
+    cut = values.gather(1, last).squeeze(1)
+    return torch.where(unlimited & (top_p >= 1.0), float("-inf"), cut)
+
+
+def sample_inverse_cdf(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The first token id at which the cumulative probability exceeds `uniform`.
+
+    Args:
+        logits: [B, V] float32; -inf is never chosen.
+        uniform: [B] float64 in [0, 1).
+
+    Returns:
+        [B] int64.
+    """
+    cumulative = logits.softmax(dim=-1).double().cumsum(dim=-1)
+    total = cumulative[:, -1:].contiguous()
+    # Below the total even when the product rounds up to it.
+    target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1)

@@ -75,16 +75,21 @@ def decode_kernel(
         biggest = tl.full([BLOCK_M], -1.0e30, tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        # The page of the next tile is carried: a load whose address hangs on another load of the
+        # same iteration would get only one buffer of the pipeline.
+        if PAGE % TILE == 0:
+            pages = tl.load(table + begin // PAGE)
+        else:
+            pages = tl.load(table + tl.minimum(begin + places, end - 1) // PAGE)
         for start in tl.range(begin, end, TILE, num_stages=STAGES):
             # Outside [oldest, end) a neighbour is read instead, so that no load needs a mask and
             # no value that was never written meets a zero weight.
             position = tl.minimum(tl.maximum(start + places, oldest), end - 1)
+            offset = pages.to(tl.int64) * stride_block + (position % PAGE) * HEAD_DIM
             if PAGE % TILE == 0:
-                page = tl.load(table + start // PAGE).to(tl.int64) * stride_block
-                offset = page + (position % PAGE) * HEAD_DIM
+                pages = tl.load(table + tl.minimum(start + TILE, end - 1) // PAGE)
             else:
-                pages = tl.load(table + position // PAGE).to(tl.int64) * stride_block
-                offset = pages + (position % PAGE) * HEAD_DIM
+                pages = tl.load(table + tl.minimum(start + TILE + places, end - 1) // PAGE)
             places_d = offset[:, None] + dims[None, :]
             if BLOCK_D == HEAD_DIM:
                 k = tl.load(keys + places_d)
@@ -179,7 +184,8 @@ def paged_decode(
     """
     batch, num_heads, head_dim = query.shape
     _, num_kv_heads, page, _ = key_cache.shape
-    assert query.stride(1) == out.stride(1) == head_dim and key_cache.stride(2) == head_dim
+    assert query.stride(1) == out.stride(1) == head_dim
+    assert key_cache.stride(2) == head_dim
     assert key_cache.stride() == value_cache.stride()
     assert page % plan.tile == 0 or plan.tile % page == 0
     group, block_d = num_heads // num_kv_heads, triton.next_power_of_2(head_dim)

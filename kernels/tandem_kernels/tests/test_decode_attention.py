@@ -64,9 +64,7 @@ def test_softcap(device):
 @pytest.mark.parametrize("tile", [32, 64, 128])
 @pytest.mark.parametrize("programs", [1, 8, 300])
 def test_every_cut_gives_the_same(device, tile, programs):
-    error, plan = _run(
-        device, LENGTHS, 4, 2, 64, 64, torch.float32, tile=tile, programs=programs
-    )
+    error, plan = _run(device, LENGTHS, 4, 2, 64, 64, torch.float32, tile=tile, programs=programs)
     assert error < 1e-5
     counts = plan.requests[:, 1]
     assert int(counts.sum()) <= plan.units.shape[0]
@@ -90,7 +88,8 @@ def test_padding_rows_give_zeros(device):
     paged_decode(query, case.key_cache, case.value_cache, plan, out, 0.125)
     expected = attend_exactly(query[1:2], case.keys[0], case.values[0], 69, 0.125, None, None)
     assert relative_error(out[1:2], expected) < 1e-5
-    assert not out[0].any() and not out[2].any()
+    assert not out[0].any()
+    assert not out[2].any()
 
 
 def test_float8_keys_and_values(device):

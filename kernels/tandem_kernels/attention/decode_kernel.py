@@ -170,7 +170,7 @@ def paged_decode(
     key_scale: float = 1.0,
     value_scale: float = 1.0,
     warps: int = 4,
-    stages: int = 3,
+    stages: int | None = None,
 ) -> torch.Tensor:
     """One query token per sequence against its pages, as `plan` (refilled for this step) says.
 
@@ -188,6 +188,10 @@ def paged_decode(
     assert key_cache.stride(2) == head_dim
     assert key_cache.stride() == value_cache.stride()
     assert page % plan.tile == 0 or plan.tile % page == 0
+    if stages is None:
+        # Keys and values of every stage share the 227 KiB of a multiprocessor.
+        tile_bytes = 2 * plan.tile * triton.next_power_of_2(head_dim) * key_cache.element_size()
+        stages = min(3, max(2, 200_000 // tile_bytes))
     group, block_d = num_heads // num_kv_heads, triton.next_power_of_2(head_dim)
     decode_kernel[(num_kv_heads, plan.units.shape[0])](
         query,

@@ -36,7 +36,7 @@ gen: $(STAMP) ## CRDs, the chart's copies of them and docs/api.md from the model
 	$(GENERATE)
 
 test: $(STAMP) ## unit, integration and end-to-end tests
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not gpu" $(TESTS)
 
 clean:
 	rm -rf $(VENV) build dist

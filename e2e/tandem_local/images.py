@@ -19,6 +19,8 @@ ENTRYPOINTS = {
     "tandem-router": "tandem-router",
     "tandem-engine": "tandem-worker",
 }
+# The USER of those images, as in the Dockerfile.
+IMAGE_USER = 65532
 # Where models lie and how they are fetched: a user's own cache serves the pods too.
 PASSED_ON = (
     "HF_HOME",
@@ -42,6 +44,7 @@ def default_images(python_bin_dir: Path) -> tuple[ImageEntry, ...]:
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
         # Several workers share the machine's cores.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "OMP_NUM_THREADS": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
     }
     environment |= {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
@@ -51,7 +54,7 @@ def default_images(python_bin_dir: Path) -> tuple[ImageEntry, ...]:
     shared.chmod(0o1777)
     environment["TANDEM_CACHE_DIR"] = str(shared)
     project = tuple(
-        ImageEntry(f"{REGISTRY}/{image}:*", (str(bin_dir / script),), environment)
+        ImageEntry(f"{REGISTRY}/{image}:*", (str(bin_dir / script),), environment, user=IMAGE_USER)
         for image, script in ENTRYPOINTS.items()
     )
     return (*project, ImageEntry(f"{SHELL_IMAGE}:*", (), environment))

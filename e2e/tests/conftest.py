@@ -25,6 +25,7 @@ from tandem_local import (
 )
 from tandem_local.folders import clusters_dir
 
+ROOT = Path(__file__).resolve().parents[2]
 # Two sessions on one machine must not share a cluster that one of them disturbs.
 CLUSTER_NAME = os.environ.get("TANDEM_TEST_CLUSTER", f"e2e-{os.getpid()}")
 
@@ -68,6 +69,16 @@ def cluster(request: pytest.FixtureRequest) -> Cluster:
         return named
     embedded: LocalCluster = request.getfixturevalue("local_cluster")
     return embedded
+
+
+@pytest.fixture(scope="session")
+def tandem(cluster: Cluster) -> Cluster:
+    """The cluster with the operator installed by the real helm."""
+    cluster.helm(
+        *("upgrade", "--install", "tandem", str(ROOT / "charts" / "tandem")),
+        *("--namespace", "tandem-system", "--create-namespace", "--wait", "--timeout", "180s"),
+    )
+    return cluster
 
 
 @pytest.fixture

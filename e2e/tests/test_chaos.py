@@ -23,7 +23,13 @@ NUM_STREAMS = 100
 
 @pytest.fixture(scope="module")
 def chaos(tandem: Any) -> Iterator[Service]:
-    manifest = mock_manifest("chaos", prefill=2, decode=2, profile="slow", router={"replicas": 2})
+    manifest = mock_manifest(
+        "chaos",
+        prefill=2,
+        decode=2,
+        profile="tiny?decode_ms=30&prefill_ms=20",
+        router={"replicas": 2},
+    )
     service = Service.apply(tandem, manifest)
     service.wait_ready(240)
     yield service

@@ -8,6 +8,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 SHUTDOWN_SECONDS = 5
+KEEP_ALIVE_SECONDS = (
+    75  # longer than clients' pools keep idle connections, so that they close first
+)
 
 
 class HttpServer(uvicorn.Server):
@@ -22,6 +25,7 @@ class HttpServer(uvicorn.Server):
                 lifespan="off",
                 http="httptools",
                 proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=SHUTDOWN_SECONDS,
                 server_header=False,
                 date_header=False,

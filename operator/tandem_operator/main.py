@@ -11,6 +11,7 @@ from typing import Any
 
 import kopf
 import structlog
+from kopf._core.engines import peering
 
 from tandem_operator.client import Cluster
 from tandem_operator.config import Config, read_config
@@ -100,7 +101,14 @@ async def _lead(
     scope["identity"] = config.identity
     tasks = [
         asyncio.create_task(
-            kopf.operator(registry=registry, settings=settings, standalone=True, **scope)
+            kopf.operator(
+                registry=registry,
+                settings=settings,
+                standalone=True,
+                # kopf would ask for the user's name, and an image's user has none.
+                identity=peering.Identity(config.identity),
+                **scope,
+            )
         ),
         asyncio.create_task(_resync(config, cluster, queue)),
         asyncio.create_task(stop.wait()),

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -120,6 +122,30 @@ func TestHostNetworkPodUsesTheNodes(t *testing.T) {
 	answer, err := n.runtime.PodSandboxStatus(n.context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
 	check(t, err)
 	equal(t, answer.Status.Network.Ip, "")
+}
+
+func TestSandboxesThatAreRefused(t *testing.T) {
+	n := startNode(t)
+	user := &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD}
+	for name, request := range map[string]*runtimeapi.RunPodSandboxRequest{
+		"no metadata": {Config: &runtimeapi.PodSandboxConfig{}},
+		"handler":     {Config: refusedConfig(), RuntimeHandler: "gvisor"},
+		"host port":   {Config: refusedConfig(&runtimeapi.PortMapping{ContainerPort: 80, HostPort: 80})},
+		"user namespace": {Config: &runtimeapi.PodSandboxConfig{
+			Metadata: refusedConfig().Metadata, Linux: &runtimeapi.LinuxPodSandboxConfig{
+				SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{UsernsOptions: user}},
+			},
+		}},
+	} {
+		if _, err := n.runtime.RunPodSandbox(n.context(), request); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	equal(t, links(t), 0)
+}
+
+func refusedConfig(ports ...*runtimeapi.PortMapping) *runtimeapi.PodSandboxConfig {
+	return &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "refused"}, PortMappings: ports}
 }
 
 func TestPodsReachEachOther(t *testing.T) {

@@ -50,7 +50,7 @@ func startShim(ns *namespaces, ownPID bool) (*shimProcess, error) {
 	}
 	s := &shimProcess{socket: socket, ended: make(chan struct{}), next: shim.MainID, waiting: map[uint32]chan reply{}}
 	s.command = &exec.Cmd{
-		Path: "/proc/self/exe", Args: []string{"/proc/self/exe", shim.Name}, Env: []string{}, Dir: "/",
+		Path: "/proc/self/exe", Args: []string{runtimeName, shim.Name}, Env: []string{}, Dir: "/",
 		Stderr: os.Stderr, ExtraFiles: []*os.File{theirs},
 		SysProcAttr: &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Setsid: true},
 	}

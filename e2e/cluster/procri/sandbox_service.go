@@ -24,6 +24,11 @@ func (r *runtimeService) RunPodSandbox(
 	if request.GetRuntimeHandler() != "" {
 		return nil, status.Errorf(codes.InvalidArgument, "unknown runtime handler %q", request.GetRuntimeHandler())
 	}
+	for _, port := range config.GetPortMappings() {
+		if port.GetHostPort() != 0 {
+			return nil, status.Errorf(codes.InvalidArgument, "host port %d: not supported here, use a Service", port.GetHostPort())
+		}
+	}
 	users := config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
 	if users != nil && users.GetMode() == runtimeapi.NamespaceMode_POD {
 		return nil, status.Error(codes.InvalidArgument, "user namespaces are not supported")

@@ -47,6 +47,7 @@ func buildSpec(
 		return nil, fmt.Errorf("%w: %w", errConfig, err)
 	}
 	spec := &shim.Spec{
+		Open:            closedFolders(process.User, image),
 		Mounts:          mounts,
 		ReadonlyRoot:    security.GetReadonlyRootfs(),
 		FreshProc:       security.GetNamespaceOptions().GetPid() != runtimeapi.NamespaceMode_NODE,

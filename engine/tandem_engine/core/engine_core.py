@@ -96,8 +96,8 @@ class EngineCore:
         self.ledger = BlockLedger(runner.num_blocks, config.page_size)
         self.scheduler = Scheduler(self.limits, self.ledger, Meter())
         self.scheduler.role = config.role
-        salt_parts = (model_identity(config), config.revision, runner.kv.layout.dtype, "")
-        self._intake = Intake(self.scheduler, salt_parts)
+        self._salt_parts = (model_identity(config), config.revision, runner.kv.layout.dtype, "")
+        self._intake = Intake(self.scheduler, self._salt_parts)
         self._intake.queue_seconds = self._queue_seconds
         self.compatibility_hash = core_compatibility_hash(config, runner)
         handoff.wake_on_event(self._wake)
@@ -117,6 +117,7 @@ class EngineCore:
             eos_token_ids=list(self.limits.eos_token_ids),
             compatibility_hash=self.compatibility_hash,
             bootstrap_port=bootstrap_port,
+            salt_parts=list(self._salt_parts),
         )
 
     def run(self) -> None:

@@ -238,7 +238,7 @@ class DecodeSide:
                 epoch,
                 Probe(epoch, request.num_blocks),
                 Attempt(),
-                PatternPages(self._layout.block_bytes),
+                PatternPages(self._layout),
                 blocks,
             )
         except AttemptFailed as failure:

@@ -173,7 +173,7 @@ class PrefillSession:
             await push_pattern(
                 request,
                 self.outbound,
-                self._layout.block_bytes,
+                self._layout,
                 self._settings.write_bytes,
                 self._send,
             )

@@ -153,16 +153,19 @@ class HandoffService:
         self.bootstrap_port = await self._prefill.open()
         self._started.set()
         tick = min(0.5, self._settings.heartbeat_seconds / 2)
-        # Leases are swept at every tick, whether or not there is any work (TRT-LLM#12313).
-        while not self._stop.is_set():
-            await self._prefill.sweep(self._loop.time())
-            self._measure()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(tick):
-                    await self._stop.wait()
-        self._take_inbox()
-        await self._decode.close()
-        await self._prefill.close()
+        try:
+            # Leases are swept at every tick, whether or not there is any work (TRT-LLM#12313).
+            while not self._stop.is_set():
+                await self._prefill.sweep(self._loop.time())
+                self._measure()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(tick):
+                        await self._stop.wait()
+        finally:
+            # Also when a bug ends the thread: peers hear of it at once.
+            self._take_inbox()
+            await self._decode.close()
+            await self._prefill.close()
 
     def _measure(self) -> None:
         sides = (

@@ -76,4 +76,5 @@ class WorkerStatus:
             eos_token_ids=ready.eos_token_ids,
             bootstrap_host=config.publish_host,
             bootstrap_port=ready.bootstrap_port,
+            salt_parts=ready.salt_parts,
         )

@@ -140,6 +140,8 @@ class Dispatcher:
             for link in self._fleet.decode_candidates(now)
             if sequence.avoid.get(link.address.name, 0.0) <= now
         ]
+        if sequence.output:
+            candidates = _fit_to_continue(sequence, candidates)
         placement = Placement(sequence.prompt + sequence.output, sequence.cache_salt)
         while candidates:
             link = self._policy.choose_decode(candidates, placement)
@@ -168,6 +170,8 @@ class Dispatcher:
             num_tokens = len(sequence.prompt) + len(sequence.output)
             prefill[0].num_prompt_tokens_since_state += num_tokens
         sequence.link = link
+        if not sequence.output:
+            sequence.origin = link.welcome
         self._waiting.pop(sequence.name, None)
         return True
 
@@ -224,3 +228,16 @@ class Dispatcher:
                 sequence.fail(NoWorker("this router is shutting down", retry_after_seconds=1))
             return False
         return True
+
+
+def _fit_to_continue(sequence: Sequence, candidates: list[WorkerLink]) -> list[WorkerLink]:
+    """Workers of the same model, revision and layout first: their tokens are those to come.
+
+    When none is left (a roll-out has replaced them all) another revision with the same vocabulary
+    goes on; its tokens may differ, which beats an error in the middle of an answer.
+    """
+    origin = sequence.origin
+    assert origin is not None, "a sequence with output has had a worker"
+    known = [(link, link.welcome) for link in candidates if link.welcome is not None]
+    same = [link for link, told in known if told.compatibility_hash == origin.compatibility_hash]
+    return same or [link for link, told in known if told.vocab_size == origin.vocab_size]

@@ -9,7 +9,7 @@ from tandem_router.errors import (
     RequestTooLong,
     RouterError,
 )
-from tandem_wire.messages import PrefillPeer, Refused, SamplingParams, StepItem, Submit
+from tandem_wire.messages import PrefillPeer, Refused, SamplingParams, StepItem, Submit, Welcome
 
 if TYPE_CHECKING:
     from tandem_router.workers.link import WorkerLink
@@ -46,10 +46,10 @@ class Sequence:
 
     __slots__ = (
         "_placer", "arrived_at", "attempt", "avoid", "cache_salt", "decode_worker", "done",
-        "failovers", "gap_sum", "gaps", "index", "kv_bytes", "last_token_at", "last_trouble",
-        "link", "name", "num_cached_tokens", "num_errors", "output", "params", "prefill_worker",
-        "priority", "prompt", "retry_after_seconds", "rid", "slo_class", "stream", "waiting_since",
-        "was_accepted",
+        "failovers", "gaps", "index", "kv_bytes", "last_token_at", "last_trouble",
+        "link", "name", "num_cached_tokens", "num_errors", "origin", "output", "params",
+        "prefill_worker", "priority", "prompt", "retry_after_seconds", "rid", "slo_class",
+        "stream", "waiting_since", "was_accepted",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +79,7 @@ class Sequence:
         self.cache_salt = cache_salt
         self.output: list[int] = []
         self.link: WorkerLink | None = None
+        self.origin: Welcome | None = None  # what the worker of the first tokens was
         self.rid = ""
         self.attempt = 0
         self.done = False
@@ -170,7 +171,7 @@ class Sequence:
             self.link.breaker.on_abandoned()
         else:
             self.link.breaker.on_failure(now)
-        self._retry("refused", now, was_accepted=self.was_accepted and bool(self.output))
+        self._retry("refused", now, was_accepted=self.was_accepted)
 
     def on_lost(self, reason: str, now: float) -> None:
         """The worker's connection is gone."""

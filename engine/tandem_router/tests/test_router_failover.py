@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from tandem_router.discovery.static import parse_address
 from tandem_router.tests.fake_worker import FakeWorker
 from tandem_router.tests.harness import Running, router, text_of, until
 from tandem_wire.messages import Refused
@@ -80,6 +81,29 @@ async def test_a_moved_request_goes_on_elsewhere() -> None:
         for worker in (first, second):
             worker.finish_at = (9, "moved") if not worker.submits else None
         assert text_of(await request) == expected
+
+
+async def test_a_stream_goes_on_in_its_own_revision_while_there_is_one() -> None:
+    expected = await reference()
+    old, older, new = FakeWorker("a"), FakeWorker("b"), FakeWorker("c", compatibility_hash="new")
+    old.hold_after = older.hold_after = 8
+    async with router(old, older) as running:
+        request = begin(running)
+        await until(lambda: any(_output(link) == 8 for link in running.context.fleet.links))
+        await new.start()
+        addresses = [parse_address(worker.address) for worker in (old, older, new)]
+        running.context.fleet.update(addresses)
+        await until(lambda: sum(link.is_connected for link in running.context.fleet.links) == 3)
+        first = owner(old, older)
+        second = older if first is old else old
+        await first.die()
+        await until(lambda: second.submits)
+        assert not new.submits
+        second.hold_after = 12
+        await second.die()
+        assert text_of(await request) == expected
+        assert len(new.submits[0].tokens) - new.submits[0].num_prompt_tokens == 8
+    await new.die()
 
 
 async def test_errors_of_a_worker_are_tried_elsewhere_then_told() -> None:

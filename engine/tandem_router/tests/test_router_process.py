@@ -70,7 +70,9 @@ def worker(path: Path, name: str, role: str, port: int, profile: str) -> Process
 
 
 @contextlib.asynccontextmanager
-async def fleet(path: Path, profile: str = "tiny") -> AsyncIterator[tuple[str, dict[str, Process]]]:
+async def fleet(
+    path: Path, profile: str = "tiny", policy: str = "LeastLoaded"
+) -> AsyncIterator[tuple[str, dict[str, Process]]]:
     """p0, d0 and d1 behind a router; yields its URL and the workers."""
     ports = {name: free_port() for name in ("p0", "d0", "d1")}
     roles = {"p": "prefill", "d": "decode"}
@@ -83,7 +85,8 @@ async def fleet(path: Path, profile: str = "tiny") -> AsyncIterator[tuple[str, d
         path / "router.log",
         "tandem_router.main",
         *("--model", "mock://tiny", "--model-name", "mock", "--host", "127.0.0.1"),
-        *("--port", str(port), "--log-level", "debug", *flags),
+        *("--port", str(port), "--log-level", "debug", "--policy", policy),
+        *flags,
     )
     url = f"http://127.0.0.1:{port}"
     try:
@@ -186,6 +189,35 @@ async def test_a_drained_worker_moves_or_finishes_its_streams(tmp_path: Path) ->
         answers = await asyncio.gather(*requests)
         assert all(answer.json()["choices"] == expected for answer in answers)
         assert await stopping == 0
+
+
+@pytest.mark.slow
+async def test_kv_aware_finds_the_worker_that_holds_the_prefix(tmp_path: Path) -> None:
+    """The router computes the very hashes that real workers report."""
+    async with (
+        fleet(tmp_path, policy="KvAware") as (url, _),
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
+
+        async def ask(prompt: str) -> tuple[str, int]:
+            body = {"model": "mock", "prompt": prompt, "max_tokens": 3, "seed": 1}
+            answer = (await client.post("/v1/completions", json=body)).json()
+            details = answer["usage"]["prompt_tokens_details"]
+            return answer["tandem"]["decode_worker"], details["cached_tokens"]
+
+        for number in range(4):
+            prompt = f"{number} {PROMPT}"
+            first, _ = await ask(prompt)
+            await until_async(lambda name=first: blocks(client, name), 7, seconds=20)
+            for _ in range(4):
+                again, cached = await ask(prompt)
+                assert again == first
+                assert cached >= 448
+
+
+async def blocks(client: httpx.AsyncClient, worker: str) -> float:
+    entries = (await client.get("/state")).json()["workers"]
+    return sum(entry["prefix_blocks"] for entry in entries if entry["worker_id"] == worker)
 
 
 async def readiness(client: httpx.AsyncClient) -> float:

@@ -27,6 +27,9 @@ func serve() {
 	// A collection would read every global of the program into memory to find the shim's own few objects.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(collectFrom)
+	if err := rename(); err != nil {
+		fatal(err)
+	}
 	buffer := make([]byte, MessageLimit)
 	tree := newTree()
 	for {

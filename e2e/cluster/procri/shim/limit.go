@@ -6,11 +6,13 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+	"unsafe"
 )
 
 // Numbers of the kernel's interface that package syscall does not name; they are the same on every architecture.
 const (
 	rlimitMemlock      = 8
+	prSetName          = 15
 	prCapbsetRead      = 23
 	prCapbsetDrop      = 24
 	prSetChildSubreap  = 36
@@ -65,6 +67,19 @@ func limitMemlock(wanted uint64) error {
 		return err
 	}
 	return syscall.Setrlimit(rlimitMemlock, &syscall.Rlimit{Cur: held.Max, Max: held.Max})
+}
+
+// rename makes the shim known as what it is; the kernel calls it `exe`, after the link it was started by.
+func rename() error {
+	name, err := syscall.BytePtrFromString(Name)
+	if err != nil {
+		return err
+	}
+	_, _, errno := syscall.RawSyscall6(syscall.SYS_PRCTL, prSetName, uintptr(unsafe.Pointer(name)), 0, 0, 0, 0)
+	if errno != 0 {
+		return fmt.Errorf("rename: %w", errno)
+	}
+	return nil
 }
 
 func prctl(option, argument uintptr) (uintptr, error) {

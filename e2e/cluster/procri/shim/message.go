@@ -57,6 +57,8 @@ type Reply struct {
 type Spec struct {
 	// NewRoot is an empty directory of the machine; the container's root is mounted on it, in the container's mount namespace only.
 	NewRoot string `json:"newRoot"`
+	// Open lists folders that everybody may pass through in the container, parents first, free of symbolic links or not.
+	Open []string `json:"open,omitempty"`
 	// Mounts are bound in this order.
 	Mounts []Mount `json:"mounts,omitempty"`
 	// ReadonlyRoot makes everything but Mounts, /dev, /proc and /sys read-only.

@@ -18,6 +18,9 @@ const hostRoot = "/.procri-host"
 // maxLinks bounds the symbolic links in one path.
 const maxLinks = 40
 
+// everybody is the permission to pass through a folder and list it.
+const everybody = 0o055
+
 // ownEntries are the folders of the root that stay writable when the rest is read-only.
 var ownEntries = []string{"dev", "proc", "sys"}
 
@@ -142,6 +145,15 @@ func bindEntry(folder, name, target string) error {
 
 // fill binds the container's mounts and makes its working directory.
 func (r *root) fill(spec *Spec) error {
+	for _, folder := range spec.Open {
+		path, err := r.reach(folder, true)
+		if err != nil {
+			return fmt.Errorf("open %s: %w", folder, err)
+		}
+		if err := r.scaffold(path, everybody); err != nil {
+			return fmt.Errorf("open %s: %w", folder, err)
+		}
+	}
 	for _, wanted := range spec.Mounts {
 		if err := r.bind(wanted); err != nil {
 			return fmt.Errorf("mount %s at %s: %w", wanted.Source, wanted.Target, err)
@@ -226,7 +238,7 @@ func (r *root) create(parent, path string, folder bool) error {
 		}
 	}
 	if !r.own[parent] {
-		if err := r.scaffold(parent); err != nil {
+		if err := r.scaffold(parent, 0); err != nil {
 			return err
 		}
 	}
@@ -242,8 +254,8 @@ func (r *root) inVolume(path string) bool {
 	})
 }
 
-// scaffold covers a folder by a tmpfs that shows the same entries.
-func (r *root) scaffold(path string) error {
+// scaffold covers a folder by a tmpfs that shows the same entries and adds to the folder's permissions.
+func (r *root) scaffold(path string, permissions uint32) error {
 	// The descriptor reaches the folder below the tmpfs.
 	below, err := os.Open(path)
 	if err != nil {
@@ -259,7 +271,7 @@ func (r *root) scaffold(path string) error {
 		return err
 	}
 	stat := info.Sys().(*syscall.Stat_t)
-	options := fmt.Sprintf("mode=%o,uid=%d,gid=%d", stat.Mode&0o7777, stat.Uid, stat.Gid)
+	options := fmt.Sprintf("mode=%o,uid=%d,gid=%d", stat.Mode&0o7777|permissions, stat.Uid, stat.Gid)
 	if err := mount("tmpfs", path, "tmpfs", 0, options); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -133,3 +134,9 @@ class Worker:
 
     def close(self) -> None:
         self.handoff.close()
+
+
+def make(stack: ExitStack, name: str, **changes: object) -> Worker:
+    worker = Worker(name, **changes)  # type: ignore[arg-type]
+    stack.callback(worker.close)
+    return worker

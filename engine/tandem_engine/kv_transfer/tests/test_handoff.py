@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from tandem_engine.core.messages import ProbeRequest, ProbeResult
 from tandem_engine.kv_transfer.decode_session import DecodeSession
 from tandem_engine.kv_transfer.errors import HandoffUnavailable
 from tandem_engine.kv_transfer.events import (
@@ -26,7 +25,7 @@ from tandem_engine.kv_transfer.events import (
 )
 from tandem_engine.kv_transfer.prefill import PrefillSide
 from tandem_engine.kv_transfer.prefill_session import PrefillSession
-from tandem_engine.kv_transfer.tests.scripted import LAYOUT, Worker
+from tandem_engine.kv_transfer.tests.scripted import LAYOUT, Worker, make
 from tandem_engine.kv_transfer.transport import Inbound
 from tandem_wire.messages import SamplingParams
 
@@ -39,22 +38,19 @@ def eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture(name="stack")
-def stack_fixture() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
-def make(stack: ExitStack, name: str, **changes: object) -> Worker:
-    worker = Worker(name, **changes)  # type: ignore[arg-type]
-    stack.callback(worker.close)
-    return worker
-
-
 @pytest.mark.parametrize("transport", ["tcp", "shm"])
 @pytest.mark.parametrize("checksum", [True, False])
-def test_pages_arrive(stack: ExitStack, tmp_path: Path, transport: str, checksum: bool) -> None:
-    options = {"transfer": transport, "shm_dir": str(tmp_path), "checksum": checksum}
+@pytest.mark.parametrize("write_bytes", [1, 2 * LAYOUT.block_bytes // LAYOUT.num_layers, 10**6])
+def test_pages_arrive(
+    stack: ExitStack, tmp_path: Path, transport: str, checksum: bool, write_bytes: int
+) -> None:
+    """Writes of one layer, of layer groups, of many blocks."""
+    options = {
+        "transfer": transport,
+        "shm_dir": str(tmp_path),
+        "checksum": checksum,
+        "write_bytes": write_bytes,
+    }
     p, d = make(stack, "p", **options), make(stack, "d", **options)
     before = d.kv.data.copy()
     for number, (tokens, skip) in enumerate([(10, 0), (1, 0), (90, 8), (8, 4)]):
@@ -121,10 +117,10 @@ def test_a_flipped_byte_is_caught(
     bad, good, d = (make(stack, name, **options) for name in ("bad", "good", "d"))
     land = Inbound._land
 
-    def corrupt(self: Inbound, epoch: int, blocks: Sequence[int], payload: memoryview) -> None:
+    def corrupt(self: Inbound, epoch: int, *rest: Any) -> None:
         if self.worker == "bad":  # type: ignore[attr-defined]
-            payload[3] ^= 1
-        land(self, epoch, blocks, payload)
+            rest[-1][3] ^= 1
+        land(self, epoch, *rest)
 
     register = DecodeSession.begin
 
@@ -152,11 +148,11 @@ def test_a_stale_write_is_dropped(stack: ExitStack, monkeypatch: pytest.MonkeyPa
     release, held = threading.Event(), threading.Event()
     land = Inbound._land
 
-    def hold(self: Inbound, epoch: int, blocks: Sequence[int], payload: memoryview) -> None:
+    def hold(self: Inbound, epoch: int, *rest: Any) -> None:
         if epoch == 1:
             held.set()
             assert release.wait(20)
-        land(self, epoch, blocks, payload)
+        land(self, epoch, *rest)
 
     monkeypatch.setattr(Inbound, "_land", hold)
     before = d.kv.data.copy()
@@ -318,28 +314,6 @@ def test_many_at_once(stack: ExitStack, tmp_path: Path) -> None:
     for number in range(40):
         assert isinstance(d.outcome(f"r{number}"), FetchDone)
     assert d.handoff.counters()["kv_dials_total"] == 1
-
-
-@pytest.mark.parametrize("transport", ["tcp", "shm"])
-def test_probe_touches_no_block(stack: ExitStack, tmp_path: Path, transport: str) -> None:
-    options = {"transfer": transport, "shm_dir": str(tmp_path)}
-    p, d = make(stack, "p", **options), make(stack, "d", **options)
-    before = d.kv.data.copy(), p.kv.data.copy()
-    request = ProbeRequest(
-        number=7, host="127.0.0.1", port=p.handoff.bootstrap_port, num_blocks=500
-    )
-    d.handoff.post(request)
-    result = d.wait(ProbeResult)
-    assert (result.number, result.transport, result.error) == (7, transport, "")
-    assert result.num_bytes == 500 * LAYOUT.block_bytes
-    assert result.seconds > 0
-    assert np.array_equal(d.kv.data, before[0])
-    assert np.array_equal(p.kv.data, before[1])
-    d.handoff.post(msgspec.structs.replace(request, number=8, num_blocks=10**9))
-    assert "invalid" in d.wait(ProbeResult).error
-    p.close()
-    d.handoff.post(msgspec.structs.replace(request, number=9))
-    assert d.wait(ProbeResult).error
 
 
 def test_what_can_not_start_says_so(stack: ExitStack) -> None:

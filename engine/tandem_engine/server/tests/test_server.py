@@ -1,38 +1,23 @@
-"""The server with a scripted core: greeting, routing of frames, HTTP, the ways to end."""
+"""The server with a scripted core: greeting, routing of frames, HTTP."""
 
 import asyncio
-import os
-import signal
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from typing import Any
 
-import httpx
 import pytest
 
-from tandem_engine.config import parse_args
 from tandem_engine.core.messages import (
-    CoreFailed,
     CoreLoading,
-    CoreReady,
     CoreRefused,
     CoreStats,
     CoreStep,
-    FromCore,
     ProbeRequest,
     ProbeResult,
     RoutedItems,
     RoutedSubmit,
     RouterGone,
     SetMode,
-    ToCore,
 )
-from tandem_engine.errors import CoreDiedError
-from tandem_engine.server import worker as worker_module
-from tandem_engine.server.tests.processes import DECODER, RouterClient, until
-from tandem_engine.server.worker import WorkerServer
-from tandem_wire.connection import Connection
-from tandem_wire.endpoint import dial
+from tandem_engine.server.tests.processes import until
+from tandem_engine.server.tests.stage import Stage
 from tandem_wire.errors import ConnectionLost
 from tandem_wire.messages import (
     Cancel,
@@ -42,117 +27,8 @@ from tandem_wire.messages import (
     Refused,
     StepItem,
     Submit,
-    WorkerMessage,
     WorkerState,
 )
-
-READY = CoreReady(
-    max_model_len=100,
-    page_size=16,
-    num_blocks=9,
-    vocab_size=50,
-    eos_token_ids=[2],
-    compatibility_hash="beef",
-    bootstrap_port=8998,
-)
-
-
-class ScriptedCore:
-    """Says what the test tells it to say, and follows mode changes."""
-
-    pid = 4242
-
-    def __init__(self) -> None:
-        self.received: list[ToCore] = []
-        self.frames: asyncio.Queue[FromCore | CoreDiedError | None] = asyncio.Queue()
-        self.mode = WorkerState(role="both")
-        self.closed = False
-
-    def send(self, message: ToCore) -> None:
-        self.received.append(message)
-        if isinstance(message, SetMode):
-            self.report(
-                role=message.role or self.mode.role,
-                draining=self.mode.draining if message.draining is None else message.draining,
-            )
-
-    def report(self, **changes: Any) -> None:
-        fields = {name: getattr(self.mode, name) for name in WorkerState.__struct_fields__}
-        self.mode = WorkerState(**(fields | changes))
-        self.say(CoreStats(state=self.mode))
-
-    def say(self, *frames: FromCore | CoreDiedError | None) -> None:
-        for frame in frames:
-            self.frames.put_nowait(frame)
-
-    async def __aiter__(self) -> AsyncIterator[FromCore]:
-        while (frame := await self.frames.get()) is not None:
-            if isinstance(frame, CoreDiedError):
-                raise frame
-            yield frame
-
-    async def close(self, grace_seconds: float = 5.0) -> int:
-        self.closed = True
-        self.say(None)
-        return 0
-
-    def got(self, kind: type) -> Any:
-        return next((message for message in self.received if isinstance(message, kind)), None)
-
-
-class Stage:
-    """A running server, its core and its clients."""
-
-    def __init__(self, *flags: str, **env: str) -> None:
-        self.core = ScriptedCore()
-        ports = ["--http-port", "0", "--wire-port", "0", "--host", "127.0.0.1"]
-        config = parse_args(["--mock", "tiny", *ports, *flags], {"POD_NAME": "w", **env})
-        self.told: list[dict[str, Any]] = []
-
-        async def spawn(_: object) -> ScriptedCore:
-            return self.core
-
-        self.server = WorkerServer(config, spawn, self.told.append)
-        self.task = asyncio.create_task(self.server.run())
-
-    @property
-    def ports(self) -> dict[str, int]:
-        return self.told[-1]
-
-    async def ready(self) -> None:
-        self.core.say(READY)
-        await until(lambda: self.told and self.told[-1]["event"] == "listening", "ready")
-
-    async def http(self, method: str, path: str, **options: Any) -> httpx.Response:
-        await until(lambda: self.told, "the ports")
-        async with httpx.AsyncClient() as client:
-            return await client.request(
-                method, f"http://127.0.0.1:{self.ports['http']}{path}", **options
-            )
-
-    async def router(self) -> RouterClient:
-        connection = await dial("127.0.0.1", self.ports["wire"], DECODER)
-        connection.send(Hello("r"))
-        client = RouterClient(connection)
-        await until(lambda: client.welcome, "the welcome")
-        return client
-
-    async def raw(self) -> Connection[WorkerMessage]:
-        return await dial("127.0.0.1", self.ports["wire"], DECODER)
-
-    async def stop(self) -> None:
-        if not self.task.done():
-            self.core.say(CoreDiedError("the test is over"))
-            await self.task
-
-
-@pytest.fixture(name="stage")
-async def stage_fixture() -> AsyncIterator[Stage]:
-    async with AsyncExitStack() as stack:
-        stage = Stage()
-        stack.push_async_callback(stage.stop)
-        await until(lambda: stage.told, "the ports")
-        yield stage
 
 
 async def test_frames_find_their_router(stage: Stage) -> None:
@@ -358,75 +234,6 @@ async def test_metrics(stage: Stage) -> None:
         "tandem_worker_ready 1.0",
     ):
         assert line in text
-
-
-@pytest.mark.parametrize(
-    "end", [CoreFailed("out of memory"), CoreDiedError("the core ended: signal 9")]
-)
-async def test_death_of_the_core(
-    stage: Stage, end: CoreFailed | CoreDiedError, capsys: pytest.CaptureFixture[str]
-) -> None:
-    await stage.ready()
-    client = await stage.router()
-    stage.core.say(end)
-    assert await stage.task == 1
-    reason = end.message if isinstance(end, CoreFailed) else str(end)
-    captured = capsys.readouterr()
-    assert reason in (captured.err + captured.out).strip().splitlines()[-1]
-    assert stage.core.closed
-    await client.connection.wait_closed()
-    await client.close()
-
-
-async def test_sigterm_waits_for_streams_and_leases(stage: Stage) -> None:
-    await stage.ready()
-    stage.core.report(num_running=1, num_leases=1)
-    client = await stage.router()
-    os.kill(os.getpid(), signal.SIGTERM)
-    await until(lambda: stage.core.got(SetMode), "the drain")
-    await until(lambda: client.state and client.state.draining, "the mark")
-    assert (await stage.http("POST", "/admin/undrain")).status_code == 409
-    stage.core.report(num_running=0)
-    await until(lambda: client.state and client.state.num_running == 0, "the stream's end")
-    assert not stage.task.done()
-    stage.core.report(num_leases=0)
-    assert await stage.task == 0
-    await client.close()
-
-
-async def test_sigterm_while_loading_ends_at_once(stage: Stage) -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert await stage.task == 0
-
-
-async def test_second_sigterm_moves_streams_at_once(stage: Stage) -> None:
-    await stage.ready()
-    stage.core.report(num_running=1)
-    os.kill(os.getpid(), signal.SIGTERM)
-    await until(lambda: stage.core.got(SetMode), "the drain")
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert await stage.task == 0
-    assert stage.core.received[-1] == SetMode(draining=True, move_streams=True)
-
-
-async def test_the_drain_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "MOVE_SECONDS", 0.01)
-    stage = Stage("--drain-seconds", "0")
-    await until(lambda: stage.told, "the ports")
-    await stage.ready()
-    stage.core.report(num_running=1)
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert await stage.task == 0
-    assert stage.core.received[-1] == SetMode(draining=True, move_streams=True)
-
-
-async def test_a_taken_port_is_said() -> None:
-    stage = Stage()
-    await until(lambda: stage.told, "the ports")
-    other = Stage("--http-port", str(stage.ports["http"]))
-    with pytest.raises(OSError, match="in use"):
-        await other.task
-    await stage.stop()
 
 
 async def test_a_deaf_router_is_cut_off(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ async def run(config: Config) -> int:
     controller = Controller(cluster, observer, executor, metrics, scaler)
     queue = WorkQueue(controller.work, concurrency=config.concurrency)
     metrics.queued.set_function(lambda: queue.num_keys)
-    health = HealthServer(metrics.registry, str, config.health_port, config.metrics_port)
+    health = HealthServer(metrics.registry, config.health_port, config.metrics_port)
 
     def on_change(leading: bool) -> None:
         metrics.leading.set(leading)

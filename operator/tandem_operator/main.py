@@ -98,15 +98,13 @@ async def _lead(
         {"namespaces": config.namespaces} if config.namespaces else {"clusterwide": True}
     )
     # kopf would look the user up by its number, and a container's user has no name.
-    scope["identity"] = config.identity
+    scope["identity"] = peering.Identity(config.identity)
     tasks = [
         asyncio.create_task(
             kopf.operator(
                 registry=registry,
                 settings=settings,
                 standalone=True,
-                # kopf would ask for the user's name, and an image's user has none.
-                identity=peering.Identity(config.identity),
                 **scope,
             )
         ),

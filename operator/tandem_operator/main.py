@@ -97,19 +97,10 @@ async def _lead(
         {"namespaces": config.namespaces} if config.namespaces else {"clusterwide": True}
     )
     # kopf would look the user up by its number, and a container's user has no name.
-    scope["identity"] = peering.Identity(config.identity)
+    scope["identity"] = config.identity
     tasks = [
         asyncio.create_task(
-<<<<<<< HEAD
             kopf.operator(registry=registry, settings=settings, standalone=True, **scope)
-=======
-            kopf.operator(
-                registry=registry,
-                settings=settings,
-                standalone=True,
-                **scope,
-            )
->>>>>>> refs/heads/qa2
         ),
         asyncio.create_task(_resync(config, cluster, queue)),
         asyncio.create_task(stop.wait()),

@@ -100,16 +100,7 @@ async def _lead(
     scope["identity"] = peering.Identity(config.identity)
     tasks = [
         asyncio.create_task(
-<<<<<<< HEAD
             kopf.operator(registry=registry, settings=settings, standalone=True, **scope)
-=======
-            kopf.operator(
-                registry=registry,
-                settings=settings,
-                standalone=True,
-                **scope,
-            )
->>>>>>> refs/heads/qa2
         ),
         asyncio.create_task(_resync(config, cluster, queue)),
         asyncio.create_task(stop.wait()),

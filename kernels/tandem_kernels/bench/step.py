@@ -121,7 +121,8 @@ class DecodeStep:
         columns = weight.shape[0] // (2 if gate else 1)
         tuned = tuned_gemm(rows, columns, weight.shape[1], gate)
         if rows <= 64 and options.triton_gemm and tuned != []:
-            tiles = GemmTiles(*tuned, prefetch=options.prefetch) if tuned else None
+            prefetch = options.prefetch if rows == 1 else 1
+            tiles = GemmTiles(*tuned, prefetch=prefetch) if tuned else None
             return small_linear(x, weight, gate=gate, tiles=tiles, overlap=options.overlap)
         found = functional.linear(x, weight)
         return activation.silu_and_multiply(found) if gate else found
@@ -223,11 +224,8 @@ def main() -> None:
     variants = [
         Options(overlap=False, fused=False, triton_gemm=False),
         Options(overlap=False, fused=False),
-        Options(overlap=False),
-        Options(overlap=True, prefetch=1),
-        Options(overlap=True, prefetch=8),
-        Options(overlap=True, prefetch=16),
-        Options(overlap=True, prefetch=32),
+        Options(overlap=True, fused=False, prefetch=8),
+        Options(overlap=True, fused=True, prefetch=8),
     ]
     results = []
     for options in variants:
@@ -237,7 +235,7 @@ def main() -> None:
     weights = Weights(shape)
     for batch, context in ((1, 1024), (8, 1024), (32, 1024), (64, 1024), (256, 1024), (32, 8192)):
         floor = shape.floor(batch, context, ceilings)
-        for options in variants if batch <= 64 else [variants[0], variants[2], variants[5]]:
+        for options in variants:
             step = DecodeStep(shape, weights, batch, context, options)
             seconds = seconds_per_call([step.run], 9)
             results.append(

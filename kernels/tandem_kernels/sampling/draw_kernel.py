@@ -175,7 +175,7 @@ def draw(
     positions: torch.Tensor,
     out: torch.Tensor | None = None,
     *,
-    block: int = 4096,
+    block: int = 2048,
     warps: int = 16,
 ) -> torch.Tensor:
     """A token per row: what `filter_logits` and `sample_inverse_cdf` give, in one launch.

@@ -97,7 +97,7 @@ async def _lead(
         {"namespaces": config.namespaces} if config.namespaces else {"clusterwide": True}
     )
     # kopf would look the user up by its number, and a container's user has no name.
-    scope["identity"] = peering.Identity(config.identity)
+    scope["identity"] = config.identity
     tasks = [
         asyncio.create_task(
             kopf.operator(registry=registry, settings=settings, standalone=True, **scope)

@@ -22,6 +22,8 @@ def mock_manifest(
             "prefill": {"replicas": prefill},
             "decode": {"replicas": decode},
             "router": {"replicas": 1},
+            # The test cluster's RDMA devices are only a number on a node.
+            "rdma": {"mode": "None"},
             "kvTransfer": {
                 "localPrefillTokens": 0,
                 "verify": {"mode": "Required", "minMegabytesPerSecond": 1},

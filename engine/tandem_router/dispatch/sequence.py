@@ -48,8 +48,8 @@ class Sequence:
         "_placer", "arrived_at", "attempt", "avoid", "cache_salt", "decode_worker", "done",
         "failovers", "gaps", "index", "kv_bytes", "last_token_at", "last_trouble",
         "link", "name", "num_cached_tokens", "num_errors", "origin", "output", "params",
-        "prefill_worker", "priority", "prompt", "retry_after_seconds", "rid", "slo_class", "stream", "waiting_since",
-        "was_accepted",
+        "prefill_worker", "priority", "prompt", "retry_after_seconds", "rid", "slo_class",
+        "stream", "waiting_since", "was_accepted",
     )  # fmt: skip
 
     def __init__(

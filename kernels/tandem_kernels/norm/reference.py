@@ -22,3 +22,15 @@ def rms_norm(
     if weight_in_float32:
         return (wide * weight.float()).to(x.dtype)
     return wide.to(x.dtype) * weight
+
+
+def add_rms_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    epsilon: float,
+    weight_in_float32: bool = False,
+) -> torch.Tensor:
+    """residual += x in place, then the norm of the sum. All [..., D]."""
+    residual += x
+    return rms_norm(residual, weight, epsilon, weight_in_float32)

@@ -1,5 +1,33 @@
-"""Rotary position embedding."""
+"""Rotary position embedding, alone and with the paged KV write."""
 
+import torch
+
+from tandem_kernels.rope import reference
 from tandem_kernels.rope.reference import apply_rope
 
-__all__ = ["apply_rope"]
+
+def rope_and_write(
+    qkv: torch.Tensor,
+    num_heads: int,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    blocks: torch.Tensor,
+    offsets: torch.Tensor,
+    query_weight: torch.Tensor | None = None,
+    key_weight: torch.Tensor | None = None,
+    epsilon: float = 1e-6,
+    weight_in_float32: bool = False,
+) -> torch.Tensor:
+    """Queries [T, H, D], normed and rotated; K and V into the pages; see the reference."""
+    weights = (query_weight, key_weight, epsilon, weight_in_float32)
+    tensors = (cos, sin, key_cache, value_cache, blocks, offsets)
+    if qkv.is_cuda:
+        from tandem_kernels.rope import kernel
+
+        return kernel.rope_and_write(qkv, num_heads, *tensors, *weights)
+    return reference.rope_and_write(qkv, num_heads, *tensors, *weights)
+
+
+__all__ = ["apply_rope", "rope_and_write"]

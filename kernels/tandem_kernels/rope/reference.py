@@ -2,6 +2,8 @@
 
 import torch
 
+from tandem_kernels.norm.reference import rms_norm
+
 
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate each head's pairs (i, i + D/2) by the token's angle i.
@@ -16,3 +18,42 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     first, second = x.chunk(2, dim=-1)
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def rope_and_write(
+    qkv: torch.Tensor,
+    num_heads: int,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    blocks: torch.Tensor,
+    offsets: torch.Tensor,
+    query_weight: torch.Tensor | None = None,
+    key_weight: torch.Tensor | None = None,
+    epsilon: float = 1e-6,
+    weight_in_float32: bool = False,
+) -> torch.Tensor:
+    """Norm (where weights are given) and rotate queries and keys, and put K and V into the pages.
+
+    Args:
+        qkv: [T, (H + 2 K) · D].
+        cos, sin: [T, D/2].
+        key_cache, value_cache: [N, K, P, D], changed in place.
+        blocks, offsets: [T] int64; a negative block (padding) writes nothing.
+        query_weight, key_weight: [D], both or none.
+
+    Returns:
+        Queries [T, H, D].
+    """
+    _, num_kv_heads, _, head_dim = key_cache.shape
+    heads = qkv.view(qkv.shape[0], -1, head_dim)
+    query, key, value = torch.split(heads, (num_heads, num_kv_heads, num_kv_heads), dim=1)
+    if query_weight is not None and key_weight is not None:
+        query = rms_norm(query, query_weight, epsilon, weight_in_float32)
+        key = rms_norm(key, key_weight, epsilon, weight_in_float32)
+    key = apply_rope(key, cos, sin)
+    real = blocks >= 0
+    key_cache[blocks[real], :, offsets[real]] = key[real].to(key_cache.dtype)
+    value_cache[blocks[real], :, offsets[real]] = value[real].to(value_cache.dtype)
+    return apply_rope(query, cos, sin)

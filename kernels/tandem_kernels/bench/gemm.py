@@ -1,0 +1,115 @@
+"""Linear layers for few rows beside torch (cuBLAS), as shares of copy bandwidth."""
+
+from dataclasses import dataclass
+
+import torch
+
+from tandem_kernels.bench.timing import Ceilings, Line, check, seconds_per_call
+from tandem_kernels.gemm import reference
+from tandem_kernels.gemm.kernel import GemmTiles, small_linear
+
+
+@dataclass(frozen=True, slots=True)
+class GemmShape:
+    """[N, K] weights; with `gate` N counts both halves."""
+
+    name: str
+    columns: int
+    size: int
+    gate: bool = False
+
+
+LLAMA_8B = [
+    GemmShape("qkv", 6144, 4096),
+    GemmShape("o", 4096, 4096),
+    GemmShape("gate_up", 28672, 4096, True),
+    GemmShape("down", 4096, 14336),
+    GemmShape("head", 128256, 4096),
+]
+
+MATRIX_TILES = [
+    (16, 64, 4, 4), (16, 128, 4, 4), (16, 256, 4, 3), (16, 256, 2, 4), (32, 64, 4, 6),
+    (32, 128, 4, 4), (32, 128, 4, 6), (32, 256, 4, 3), (64, 64, 4, 5), (64, 128, 4, 3),
+    (64, 128, 4, 4), (64, 128, 8, 4), (128, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3),
+]  # fmt: skip
+"""(block_n, block_k, warps, stages)."""
+
+VECTOR_TILES = [
+    (4, 512, 2, 1), (4, 1024, 4, 1), (8, 512, 4, 1), (8, 512, 4, 3), (8, 1024, 8, 1),
+    (16, 256, 4, 1), (16, 512, 8, 1), (16, 256, 4, 3), (2, 2048, 4, 1), (4, 1024, 4, 3),
+]  # fmt: skip
+
+
+def tilings(rows: int) -> list[GemmTiles]:
+    """What is worth trying for a number of rows."""
+    block_m = max(16, 1 << (rows - 1).bit_length())
+    found = [GemmTiles(block_m, *tiles) for tiles in MATRIX_TILES]
+    if rows == 1:
+        found += [GemmTiles(0, *tiles) for tiles in VECTOR_TILES]
+    return found
+
+
+def fits(tiles: GemmTiles, gate: bool) -> bool:
+    """Whether the pipeline's buffers fit the shared memory (227 KiB)."""
+    rows = tiles.block_m + tiles.block_n * (2 if gate else 1)
+    return tiles.stages * rows * tiles.block_k * 2 < 220_000
+
+
+class GemmBench:
+    """Weights of one shape, enough copies that the L2 holds none of the next."""
+
+    def __init__(self, shape: GemmShape, bits: str = "bf16") -> None:
+        self.shape = shape
+        bytes_each = shape.columns * shape.size * 2
+        copies = max(2, min(12, (400 << 20) // bytes_each))
+        self.weights = [
+            torch.randn(shape.columns, shape.size, device="cuda", dtype=torch.bfloat16) * 0.02
+            for _ in range(copies)
+        ]
+        self.scale = None
+        if bits != "bf16":
+            dtype = torch.int8 if bits == "int8" else torch.float8_e4m3fn
+            pairs = [reference.quantize_rows(weight, dtype) for weight in self.weights]
+            self.weights, self.scale = [weight for weight, _ in pairs], pairs[0][1]
+        self.moved = self.weights[0].nbytes
+        self.bits = bits
+
+    def name(self, rows: int) -> str:
+        """For the table."""
+        return f"{self.shape.name} M={rows} {self.bits}"
+
+    def run_torch(self, rows: int, ceilings: Ceilings) -> Line:
+        """cuBLAS, without the activation."""
+        x = torch.randn(rows, self.shape.size, device="cuda", dtype=torch.bfloat16)
+        out = torch.empty(rows, self.shape.columns, device="cuda", dtype=torch.bfloat16)
+
+        def call(weight: torch.Tensor) -> torch.Tensor:
+            return torch.mm(x, weight.t(), out=out)
+
+        calls = [lambda w=w: call(w) for w in self.weights]  # type: ignore[misc]
+        seconds = seconds_per_call(calls)
+        floor = self.moved / ceilings.copy
+        return Line(self.name(rows), seconds, floor, 0.0, f"{self.rate(seconds)} cuBLAS")
+
+    def rate(self, seconds: float) -> str:
+        """Weight bytes per second."""
+        return f"{self.moved / seconds / 1e9:.0f} GB/s"
+
+    def run(self, rows: int, tiles: GemmTiles, ceilings: Ceilings) -> Line:
+        """Check, then time; a gated shape writes act(gate) · up."""
+        shape = self.shape
+        x = torch.randn(rows, shape.size, device="cuda", dtype=torch.bfloat16)
+        columns = shape.columns // (2 if shape.gate else 1)
+        out = torch.full((rows, columns), float("nan"), device="cuda", dtype=torch.bfloat16)
+
+        def call(weight: torch.Tensor) -> torch.Tensor:
+            return small_linear(x, weight, scale=self.scale, gate=shape.gate, out=out, tiles=tiles)
+
+        apply = reference.gated_linear if shape.gate else reference.linear
+        expected = apply(x.float(), self.weights[0].float(), scale=self.scale)
+        error = check(self.name(rows), call(self.weights[0]), expected, 2e-2)
+        seconds = seconds_per_call(
+            [lambda w=w: call(w) for w in self.weights]  # type: ignore[misc]
+        )
+        floor = self.moved / ceilings.copy
+        return Line(self.name(rows), seconds, floor, error, f"{self.rate(seconds)} {tiles}")

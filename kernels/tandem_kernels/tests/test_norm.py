@@ -1,0 +1,38 @@
+"""RMS norm kernels against float64."""
+
+import pytest
+import torch
+
+from tandem_kernels.norm import kernel, reference
+from tandem_kernels.tests.paged_case import relative_error
+
+
+@pytest.mark.parametrize("shape", [(1, 4096), (3, 5, 100), (7, 640), (2, 1)])
+@pytest.mark.parametrize("in_float32", [True, False])
+def test_rms_norm(device, shape, in_float32):
+    x = torch.randn(shape, device=device)
+    weight = torch.randn(shape[-1], device=device)
+    out = torch.full_like(x, float("nan"))
+    found = kernel.rms_norm(x, weight, 1e-6, in_float32, out)
+    expected = reference.rms_norm(x.double(), weight.double(), 1e-6)
+    assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("in_float32", [True, False])
+def test_add_rms_norm(device, half, in_float32):
+    x = torch.randn(9, 300, device=device).to(half)
+    residual = torch.randn(9, 300, device=device).to(half)
+    weight = torch.randn(300, device=device).to(half)
+    kept = residual.clone()
+    out = torch.full_like(x, float("nan"))
+    found = kernel.add_rms_norm(x, residual, weight, 1e-6, in_float32, out)
+    expected = reference.add_rms_norm(x, kept, weight, 1e-6, in_float32)
+    assert torch.equal(residual, kept)
+    assert relative_error(found, expected) < 5e-3
+
+
+def test_strided_rows(device):
+    wide = torch.randn(5, 200, device=device)
+    weight = torch.ones(64, device=device)
+    found = kernel.rms_norm(wide[:, :64], weight, 1e-6)
+    assert relative_error(found, reference.rms_norm(wide[:, :64], weight, 1e-6)) < 1e-5

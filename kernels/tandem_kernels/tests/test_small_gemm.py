@@ -1,0 +1,31 @@
+"""Linear layers for few rows against the reference in float64."""
+
+import pytest
+import torch
+
+from tandem_kernels.gemm import kernel, reference
+from tandem_kernels.gemm.kernel import GemmTiles
+from tandem_kernels.tests.paged_case import relative_error
+
+SHAPES = [(1, 96, 256), (1, 50, 200), (3, 130, 512), (17, 33, 136), (64, 64, 128)]
+
+
+@pytest.mark.parametrize(("rows", "columns", "size"), SHAPES)
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize("bits", [16, 8])
+def test_small_linear(device, half, rows, columns, size, gate, bits):
+    x = torch.randn(rows, size, device=device).to(half)
+    weight = torch.randn(columns * (2 if gate else 1), size, device=device).to(half)
+    bias = None if gate else torch.randn(columns, device=device).to(half)
+    scale = None
+    if bits == 8:
+        weight, scale = reference.quantize_rows(weight)
+    out = torch.full((rows, columns), float("nan"), dtype=half, device=device)
+    tiles = GemmTiles(0 if rows == 1 else max(16, 1 << (rows - 1).bit_length()), 16, 64, 4, 2)
+    found = kernel.small_linear(x, weight, bias, scale=scale, gate=gate, out=out, tiles=tiles)
+    wide = weight.double() if scale is None else weight.double() * scale.double()[:, None]
+    if gate:
+        expected = reference.gated_linear(x.double(), wide)
+    else:
+        expected = reference.linear(x.double(), wide, bias.double())
+    assert relative_error(found, expected) < 1e-2

@@ -21,13 +21,11 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def changing(tandem: Any) -> Iterator[Service]:
-    service = Service.apply(
-        tandem,
-        mock_manifest("changing", prefill=1, decode=2, profile="tiny?decode_ms=30&prefill_ms=20"),
+    manifest = mock_manifest(
+        "changing", prefill=1, decode=2, profile="tiny?decode_ms=30&prefill_ms=20"
     )
-    service.wait_ready(240)
-    yield service
-    service.delete()
+    with Service.running(tandem, manifest) as service:
+        yield service
 
 
 @contextmanager

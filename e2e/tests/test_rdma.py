@@ -55,15 +55,17 @@ def wired(tandem: Any) -> Iterator[dict[str, Service]]:
         mode: Service.apply(tandem, mock_manifest(f"rdma-{mode}", decode=1, rdma=rdma))
         for mode, rdma in MODES.items()
     }
-    for service in services.values():
-        service.wait_ready(240)
-    yield services
-    for service in services.values():
-        service.kubectl("delete", "tisvc", service.name, "--wait=false")
-    for service in services.values():
-        service.delete()
-    if not existed and DEVICES.exists():
-        DEVICES.rmdir()  # the kubelet made it for the HostPath service
+    try:
+        for service in services.values():
+            service.wait_ready(240)
+        yield services
+    finally:
+        for service in services.values():
+            service.kubectl("delete", "tisvc", service.name, "--wait=false")
+        for service in services.values():
+            service.delete()
+        if not existed and DEVICES.exists():
+            DEVICES.rmdir()  # the kubelet made it for the HostPath service
 
 
 def workers(service: Service) -> list[dict[str, Any]]:

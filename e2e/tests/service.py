@@ -73,7 +73,7 @@ class Service:
 
     def kubectl(self, *arguments: str, check: bool = True, timeout: float = 60) -> str:
         """kubectl in the service's namespace; its standard output."""
-        done = self.cluster.kubectl(*arguments, "-n", self.namespace, check=check, timeout=timeout)
+        done = self.cluster.kubectl("-n", self.namespace, *arguments, check=check, timeout=timeout)
         output: str = done.stdout
         return output
 

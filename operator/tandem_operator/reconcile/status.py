@@ -26,7 +26,7 @@ from tandem_operator.reconcile.conditions import (
     write_conditions,
 )
 from tandem_operator.reconcile.failures import failing_node
-from tandem_operator.reconcile.probe import judge_transport
+from tandem_operator.reconcile.probe import FELL_BACK, judge_transport
 from tandem_operator.reconcile.rollout import RolloutStep, Stage
 from tandem_operator.reconcile.support import find_unused
 from tandem_operator.scaling import Targets
@@ -312,6 +312,9 @@ def _ready(judged: dict[ConditionType, Judgement], spec: InferenceServiceSpec) -
     if spec.kv_transfer.verify.mode is VerifyMode.REQUIRED and spec.prefill.replicas:
         needed.append(ConditionType.TRANSPORT_VERIFIED)
     for kind in needed:
+        if judged[kind].reason == FELL_BACK:
+            # KV moves, fast enough, over what backend Auto could get: degraded, but serving.
+            continue
         if not judged[kind].holds:
             return Judgement(False, f"Not{kind}", f"{kind}: {judged[kind].message}")
     return Judgement(True, "Serving", "requests are served")

@@ -1,12 +1,16 @@
 """The seam to autoscaling: who turns measurements into numbers for both pools."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from tandem_operator.observed import Observed, PolicyDecision
 
 
 class PolicySource(Protocol):
-    """Decides for a service that names a policy. Called once per pass, before `reconcile`."""
+    """Measures every service and decides for those that name a policy, once per pass."""
+
+    async def measure(self, observed: Observed) -> Mapping[str, int]:
+        """What the routers measured lately, in the fields of `SloStatus`; empty: nothing yet."""
 
     async def decide(self, observed: Observed) -> PolicyDecision | None:
         """What the policy wants now; None when the service has no policy.

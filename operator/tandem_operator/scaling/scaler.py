@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -17,7 +17,7 @@ from tandem_operator.api.conditions import ConditionType
 from tandem_operator.api.names import PORT_ROUTER_HTTP, RoleLabel
 from tandem_operator.api.status import ScalingDecision, ScalingStep
 from tandem_operator.autoscaling import Decision, PoolSizes, ScalerState, Signals, decide
-from tandem_operator.autoscaling.collector import Collector, Endpoint
+from tandem_operator.autoscaling.collector import WINDOW_SECONDS, Collector, Endpoint
 from tandem_operator.build.fleet import POOL_ROLES
 from tandem_operator.client import Cluster
 from tandem_operator.errors import ClusterError, MissingError
@@ -39,6 +39,7 @@ class _Service:
     state: ScalerState = field(default_factory=ScalerState)
     decision: PolicyDecision | None = None
     ticked_at: float = float("-inf")
+    measured_at: float = float("-inf")
     startups: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_STARTUPS))
     started: set[str] = field(default_factory=set)
     advised: Counts | None = None
@@ -67,17 +68,35 @@ class PolicyScaler:
         """Close the connections."""
         await self._client.aclose()
 
-    async def decide(self, observed: Observed) -> PolicyDecision | None:
-        """What the policy of this service wants now; None without a policy."""
+    async def measure(self, observed: Observed) -> Mapping[str, int]:
+        """What the routers measured lately, in the fields of `SloStatus`; empty: nothing yet."""
         spec = observed.spec
-        if spec is None or spec.autoscaling is None or observed.deleting_since is not None:
+        if spec is None or observed.deleting_since is not None:
             self._services.pop(observed.uid, None)
-            return None
+            return {}
         service = self._services.get(observed.uid)
         if service is None:
             service = _Service(Collector(self._client, self._clock))
             self._services[observed.uid] = service
         _learn_startups(service, observed)
+        now = self._clock()
+        if now - service.measured_at >= TICK_SECONDS:
+            service.measured_at = now
+            policy, _ = await self._policy(observed, spec)
+            goal = policy.objectives.percentile if policy is not None else None
+            service.signals = await service.collector.read(
+                self._routers(observed),
+                self._workers(observed, RoleLabel.PREFILL),
+                self._workers(observed, RoleLabel.DECODE),
+                goal or spec.slo.default_class.percentile,
+            )
+        return _measured(service.signals)
+
+    async def decide(self, observed: Observed) -> PolicyDecision | None:
+        """What the policy of this service wants now; None without a policy. Measure first."""
+        spec, service = observed.spec, self._services.get(observed.uid)
+        if spec is None or spec.autoscaling is None or service is None:
+            return None
         now = self._clock()
         if service.decision is not None and now - service.ticked_at < TICK_SECONDS:
             return _without_news(service.decision)
@@ -95,7 +114,8 @@ class PolicyScaler:
         self, observed: Observed, spec: InferenceServiceSpec
     ) -> tuple[AutoscalingPolicySpec | None, str]:
         chosen = spec.autoscaling
-        assert chosen is not None, "asked only for services with autoscaling"
+        if chosen is None:
+            return None, "spec.autoscaling names no policy"
         if chosen.policy_name is None:
             return chosen.inline, "autoscaling.inline is missing"
         try:
@@ -118,15 +138,6 @@ class PolicyScaler:
     ) -> PolicyDecision:
         default = spec.slo.default_class
         goal = policy.objectives
-        service.signals = await service.collector.read(
-            [
-                Endpoint(pod.uid, self._url(pod.ip, self._router_port))
-                for pod in observed.router_pods
-            ],
-            self._workers(observed, RoleLabel.PREFILL),
-            self._workers(observed, RoleLabel.DECODE),
-            goal.percentile or default.percentile,
-        )
         last = Counts(*(_wanted(observed, spec, role) for role in WORKER_ROLES))
 
         def constrain(prefill: int, decode: int) -> tuple[int, int]:
@@ -172,6 +183,10 @@ class PolicyScaler:
         except ClusterError as error:
             log.info("policy status was not written", policy=policy, error=str(error))
 
+    def _routers(self, observed: Observed) -> list[Endpoint]:
+        port = self._router_port
+        return [Endpoint(pod.uid, self._url(pod.ip, port)) for pod in observed.router_pods]
+
     def _workers(self, observed: Observed, role: RoleLabel) -> list[Endpoint]:
         return [
             Endpoint(pod.uid, self._url(pod.ip, self._worker_port))
@@ -181,6 +196,18 @@ class PolicyScaler:
 
     def _url(self, ip: str, port: int) -> str:
         return f"http://[{ip}]:{port}" if ":" in ip else f"http://{ip}:{port}"
+
+
+def _measured(signals: Signals) -> Mapping[str, int]:
+    if signals.age_seconds > WINDOW_SECONDS:
+        return {}
+    ttft, tbt = signals.prefill.ttft_seconds, signals.decode.tbt_seconds
+    measured = {"requests_per_second": round(signals.requests_per_second)}
+    if ttft is not None:
+        measured["ttft_milliseconds"] = round(ttft * 1000)
+    if tbt is not None:
+        measured["tbt_milliseconds"] = round(tbt * 1000)
+    return measured
 
 
 def _wanted(observed: Observed, spec: InferenceServiceSpec, role: RoleLabel) -> int:

@@ -9,7 +9,7 @@ import pytest
 from tandem_operator.api.names import RoleLabel
 from tandem_operator.autoscaling import DecodeSignals, PrefillSignals, Signals
 from tandem_operator.autoscaling.collector import Collector
-from tandem_operator.observed import Counts, Observed, PoolView
+from tandem_operator.observed import Counts, Observed, PolicyDecision, PoolView, RouterPod
 from tandem_operator.scaling.scaler import PolicyScaler
 from tandem_operator.tests.facts import NOW, make_observed, make_pod, make_spec
 from tandem_operator.tests.memory_cluster import MemoryCluster
@@ -37,6 +37,10 @@ class Bench:
 
         monkeypatch.setattr(Collector, "read", read)
 
+    async def decide(self, observed: Observed) -> PolicyDecision | None:
+        await self.scaler.measure(observed)
+        return await self.scaler.decide(observed)
+
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
@@ -54,7 +58,9 @@ def observe(autoscaling: dict[str, Any] | None, **changes: Any) -> Observed:
         make_pod("d1", ready_since=NOW - timedelta(minutes=4)),
         make_pod("d2"),
     )
-    return make_observed(spec, pools=pools, pods=pods, **changes)
+    return make_observed(
+        spec, pools=pools, pods=pods, router_pods=(RouterPod("r", "10.0.0.3"),), **changes
+    )
 
 
 BUSY = Signals(
@@ -67,13 +73,13 @@ BUSY = Signals(
 
 
 async def test_no_policy_no_decision(bench: Bench) -> None:
-    assert await bench.scaler.decide(observe(None)) is None
+    assert await bench.decide(observe(None)) is None
     await bench.scaler.close()
 
 
 async def test_load_grows_the_pool_that_needs_it(bench: Bench) -> None:
     bench.signals = BUSY
-    decision = await bench.scaler.decide(observe({"inline": POLICY}))
+    decision = await bench.decide(observe({"inline": POLICY}))
     assert decision is not None
     assert decision.active
     assert decision.desired.prefill == 1
@@ -87,9 +93,9 @@ async def test_load_grows_the_pool_that_needs_it(bench: Bench) -> None:
 async def test_between_two_ticks_the_decision_stands_without_news(bench: Bench) -> None:
     bench.signals = BUSY
     facts = observe({"inline": POLICY})
-    first = await bench.scaler.decide(facts)
+    first = await bench.decide(facts)
     bench.signals = Signals()
-    second = await bench.scaler.decide(facts)
+    second = await bench.decide(facts)
     assert first is not None
     assert second is not None
     assert second.desired == first.desired
@@ -97,7 +103,7 @@ async def test_between_two_ticks_the_decision_stands_without_news(bench: Bench) 
 
 
 async def test_stale_metrics_hold(bench: Bench) -> None:
-    decision = await bench.scaler.decide(observe({"inline": POLICY}))
+    decision = await bench.decide(observe({"inline": POLICY}))
     assert decision is not None
     assert decision.desired == Counts(1, 2)
     assert decision.conditions["MetricsStale"][0] is True
@@ -107,7 +113,7 @@ async def test_stale_metrics_hold(bench: Bench) -> None:
 async def test_a_crashed_worker_is_not_capacity_to_give_up(bench: Bench) -> None:
     facts = observe({"inline": POLICY})
     facts = replace(facts, pods=facts.pods[:2])
-    decision = await bench.scaler.decide(facts)
+    decision = await bench.decide(facts)
     assert decision is not None
     assert decision.desired == Counts(1, 2)
 
@@ -115,20 +121,20 @@ async def test_a_crashed_worker_is_not_capacity_to_give_up(bench: Bench) -> None
 async def test_advisory_only_says_so(bench: Bench) -> None:
     bench.signals = BUSY
     facts = observe({"inline": {**POLICY, "mode": "Advisory"}})
-    decision = await bench.scaler.decide(facts)
+    decision = await bench.decide(facts)
     assert decision is not None
     assert not decision.active
     assert decision.decisions[0].how == "Advised"
     assert decision.conditions["ScalingActive"][:2] == (False, "Advisory")
     bench.clock.now += 10
-    again = await bench.scaler.decide(facts)
+    again = await bench.decide(facts)
     assert again is not None
     assert again.decisions == ()
 
 
 async def test_a_named_policy_is_read_and_told(bench: Bench) -> None:
     facts = observe({"policyName": "chat"})
-    missing = await bench.scaler.decide(facts)
+    missing = await bench.decide(facts)
     assert missing is not None
     assert not missing.active
     assert "create it" in missing.conditions["ScalingActive"][2]
@@ -140,7 +146,7 @@ async def test_a_named_policy_is_read_and_told(bench: Bench) -> None:
         }
     )
     bench.clock.now += 10
-    found = await bench.scaler.decide(facts)
+    found = await bench.decide(facts)
     assert found is not None
     assert found.active
     stored = bench.cluster.objects[("AutoscalingPolicy", "default", "chat")]
@@ -155,6 +161,19 @@ async def test_a_policy_that_cannot_be_read_is_told(bench: Bench) -> None:
             "spec": {"bogus": 1},
         }
     )
-    decision = await bench.scaler.decide(observe({"policyName": "chat"}))
+    decision = await bench.decide(observe({"policyName": "chat"}))
     assert decision is not None
     assert "can't be read" in decision.because
+
+
+async def test_what_was_measured_goes_to_status(bench: Bench) -> None:
+    facts = observe(None)
+    assert await bench.scaler.measure(facts) == {}
+    bench.signals = BUSY
+    bench.clock.now += 10
+    assert await bench.scaler.measure(facts) == {
+        "requests_per_second": 9,
+        "ttft_milliseconds": 500,
+        "tbt_milliseconds": 200,
+    }
+    assert await bench.scaler.measure(replace(facts, deleting_since=NOW)) == {}

@@ -60,10 +60,9 @@ def wired(tandem: Any) -> Iterator[dict[str, Service]]:
             service.wait_ready(240)
         yield services
     finally:
-        for service in services.values():
-            service.kubectl("delete", "tisvc", service.name, "--wait=false")
-        for service in services.values():
-            service.delete()
+        names = [service.name for service in services.values()]
+        services["plain"].kubectl("delete", "tisvc", *names, "--wait=false")
+        services["hostpath"].delete()
         if not existed and DEVICES.exists():
             DEVICES.rmdir()  # the kubelet made it for the HostPath service
 

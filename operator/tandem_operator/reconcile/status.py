@@ -74,7 +74,7 @@ def build_status(observed: Observed, made: StatusInput, now: datetime) -> Infere
         if router is not None
         else RouterStatus(),
         ratio=f"{pools[0].ready}:{pools[1].ready}",
-        slo=SloStatus(**observed.measured) if observed.measured else old.slo,
+        slo=_slo(observed),
         transport=transport,
         scaling=(*_decisions(observed), *old.scaling)[:MAX_DECISIONS],
         failures=made.failures,
@@ -120,6 +120,13 @@ def build_pool_status(
         desired_replicas=pool.desired,
         conditions=(condition,),
     ).to_manifest()
+
+
+def _slo(observed: Observed) -> SloStatus | None:
+    # Without requests there is no latency: the last one stands, beside a rate of zero.
+    if not observed.measured:
+        return observed.status.slo
+    return (observed.status.slo or SloStatus()).model_copy(update=dict(observed.measured))
 
 
 def _decisions(observed: Observed) -> tuple[ScalingDecision, ...]:

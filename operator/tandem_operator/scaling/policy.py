@@ -7,13 +7,14 @@ from tandem_operator.observed import Observed, PolicyDecision
 
 
 class PolicySource(Protocol):
-    """Measures every service and decides for those that name a policy, once per pass."""
-
-    async def measure(self, observed: Observed) -> Mapping[str, int]:
-        """What the routers measured lately, in the fields of `SloStatus`; empty: nothing yet."""
+    """Measures every service, and decides for one that names a policy."""
 
     async def decide(self, observed: Observed) -> PolicyDecision | None:
         """What the policy wants now; None when the service has no policy.
 
-        It must not raise for missing measurements: it holds, and says so in the conditions.
+        Called once per pass, before `reconcile`. It must not raise for missing measurements: it
+        holds, and says so in the conditions.
         """
+
+    def measured(self, observed: Observed) -> Mapping[str, int]:
+        """status.slo by snake_case field, as of the last `decide`; empty while nothing is known."""

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from tandem_operator.api import InferenceServiceStatus
 from tandem_operator.api.names import RoleLabel
 from tandem_operator.autoscaling import DecodeSignals, PrefillSignals, Signals
 from tandem_operator.autoscaling.collector import Collector
-from tandem_operator.observed import Counts, Observed, PolicyDecision, PoolView, RouterPod
+from tandem_operator.observed import Counts, Observed, PoolView
 from tandem_operator.scaling.scaler import PolicyScaler
 from tandem_operator.tests.facts import NOW, make_observed, make_pod, make_spec
 from tandem_operator.tests.memory_cluster import MemoryCluster
@@ -37,10 +38,6 @@ class Bench:
 
         monkeypatch.setattr(Collector, "read", read)
 
-    async def decide(self, observed: Observed) -> PolicyDecision | None:
-        await self.scaler.measure(observed)
-        return await self.scaler.decide(observed)
-
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
@@ -58,9 +55,15 @@ def observe(autoscaling: dict[str, Any] | None, **changes: Any) -> Observed:
         make_pod("d1", ready_since=NOW - timedelta(minutes=4)),
         make_pod("d2"),
     )
-    return make_observed(
-        spec, pools=pools, pods=pods, router_pods=(RouterPod("r", "10.0.0.3"),), **changes
-    )
+    return make_observed(spec, pools=pools, pods=pods, **changes)
+
+
+def policy_object() -> dict[str, Any]:
+    return {
+        "kind": "AutoscalingPolicy",
+        "metadata": {"name": "chat", "namespace": "default"},
+        "spec": POLICY,
+    }
 
 
 BUSY = Signals(
@@ -73,13 +76,13 @@ BUSY = Signals(
 
 
 async def test_no_policy_no_decision(bench: Bench) -> None:
-    assert await bench.decide(observe(None)) is None
+    assert await bench.scaler.decide(observe(None)) is None
     await bench.scaler.close()
 
 
 async def test_load_grows_the_pool_that_needs_it(bench: Bench) -> None:
     bench.signals = BUSY
-    decision = await bench.decide(observe({"inline": POLICY}))
+    decision = await bench.scaler.decide(observe({"inline": POLICY}))
     assert decision is not None
     assert decision.active
     assert decision.desired.prefill == 1
@@ -93,17 +96,21 @@ async def test_load_grows_the_pool_that_needs_it(bench: Bench) -> None:
 async def test_between_two_ticks_the_decision_stands_without_news(bench: Bench) -> None:
     bench.signals = BUSY
     facts = observe({"inline": POLICY})
-    first = await bench.decide(facts)
+    first = await bench.scaler.decide(facts)
     bench.signals = Signals()
-    second = await bench.decide(facts)
+    second = await bench.scaler.decide(facts)
     assert first is not None
     assert second is not None
     assert second.desired == first.desired
-    assert second.decisions == ()
+    assert second.decisions == first.decisions, "told until the status shows it"
+    shown = InferenceServiceStatus(scaling=first.decisions)
+    third = await bench.scaler.decide(replace(facts, status=shown))
+    assert third is not None
+    assert third.decisions == ()
 
 
 async def test_stale_metrics_hold(bench: Bench) -> None:
-    decision = await bench.decide(observe({"inline": POLICY}))
+    decision = await bench.scaler.decide(observe({"inline": POLICY}))
     assert decision is not None
     assert decision.desired == Counts(1, 2)
     assert decision.conditions["MetricsStale"][0] is True
@@ -113,7 +120,7 @@ async def test_stale_metrics_hold(bench: Bench) -> None:
 async def test_a_crashed_worker_is_not_capacity_to_give_up(bench: Bench) -> None:
     facts = observe({"inline": POLICY})
     facts = replace(facts, pods=facts.pods[:2])
-    decision = await bench.decide(facts)
+    decision = await bench.scaler.decide(facts)
     assert decision is not None
     assert decision.desired == Counts(1, 2)
 
@@ -121,32 +128,94 @@ async def test_a_crashed_worker_is_not_capacity_to_give_up(bench: Bench) -> None
 async def test_advisory_only_says_so(bench: Bench) -> None:
     bench.signals = BUSY
     facts = observe({"inline": {**POLICY, "mode": "Advisory"}})
-    decision = await bench.decide(facts)
+    decision = await bench.scaler.decide(facts)
     assert decision is not None
     assert not decision.active
     assert decision.decisions[0].how == "Advised"
     assert decision.conditions["ScalingActive"][:2] == (False, "Advisory")
     bench.clock.now += 10
-    again = await bench.decide(facts)
+    shown = InferenceServiceStatus(scaling=decision.decisions)
+    again = await bench.scaler.decide(replace(facts, status=shown))
     assert again is not None
     assert again.decisions == ()
 
 
+async def test_standing_advice_to_shrink_is_given_once(bench: Bench) -> None:
+    bench.signals = Signals(age_seconds=0.0)
+    policy = {**POLICY, "mode": "Advisory", "scaleIn": {"hold": "Fixed", "minHoldSeconds": 5}}
+    facts = observe({"inline": policy})
+    told = []
+    for _ in range(6):
+        decision = await bench.scaler.decide(facts)
+        assert decision is not None
+        told += decision.decisions
+        facts = replace(facts, status=InferenceServiceStatus(scaling=tuple(told)))
+        bench.clock.now += 10
+    assert [(item.pool, item.from_, item.to, item.how) for item in told] == [
+        ("Decode", 2, 1, "Advised")
+    ]
+
+
+async def test_a_ratio_that_the_bounds_cannot_hold_is_told(bench: Bench) -> None:
+    bench.signals = BUSY
+    facts = observe({"inline": POLICY})
+    ratio = {"mode": "Fixed", "fixed": {"prefill": 1, "decode": 9}}
+    spec = make_spec(ratio=ratio, decode={"replicas": 9}, autoscaling={"policyName": "chat"})
+    bench.cluster.put(policy_object())
+    decision = await bench.scaler.decide(replace(facts, spec=spec))
+    assert decision is not None
+    assert not decision.active
+    held, reason, message = decision.conditions["ScalingActive"]
+    assert (held, reason) == (False, "RatioUnreachable")
+    assert "pools.decode 1 to 8" in message
+    assert "ratio.fixed 1:9" in message
+
+
+async def test_every_service_is_measured(bench: Bench) -> None:
+    bench.signals = replace(BUSY, attained_percent=97.6)
+    facts = observe(None)
+    assert await bench.scaler.decide(facts) is None
+    assert bench.scaler.measured(facts) == {
+        "ttft_milliseconds": 500,
+        "tbt_milliseconds": 200,
+        "attainment_percent": 97,
+        "requests_per_second": 9,
+    }
+    bench.signals, bench.clock.now = Signals(age_seconds=12.0), bench.clock.now + 20
+    await bench.scaler.decide(facts)
+    assert bench.scaler.measured(facts) == {}
+
+
+async def test_a_service_leaves_the_policy_that_it_does_not_name_any_more(bench: Bench) -> None:
+    bench.signals = BUSY
+    bench.cluster.put(policy_object())
+    stored = bench.cluster.objects[("AutoscalingPolicy", "default", "chat")]
+    await bench.scaler.decide(observe({"policyName": "chat"}))
+    target = stored["status"]["targets"][0]
+    assert target["lastDecision"].startswith("Decode 2 to ")
+    assert {item["type"] for item in target["conditions"]} >= {"ScalingActive", "MetricsStale"}
+    await bench.scaler.decide(observe(None))
+    assert stored["status"]["targets"] == []
+
+
+async def test_a_deleted_service_leaves_its_policy(bench: Bench) -> None:
+    bench.cluster.put(policy_object())
+    stored = bench.cluster.objects[("AutoscalingPolicy", "default", "chat")]
+    facts = observe({"policyName": "chat"})
+    await bench.scaler.decide(facts)
+    assert await bench.scaler.decide(replace(facts, deleting_since=NOW)) is None
+    assert stored["status"]["targets"] == []
+
+
 async def test_a_named_policy_is_read_and_told(bench: Bench) -> None:
     facts = observe({"policyName": "chat"})
-    missing = await bench.decide(facts)
+    missing = await bench.scaler.decide(facts)
     assert missing is not None
     assert not missing.active
     assert "create it" in missing.conditions["ScalingActive"][2]
-    bench.cluster.put(
-        {
-            "kind": "AutoscalingPolicy",
-            "metadata": {"name": "chat", "namespace": "default"},
-            "spec": POLICY,
-        }
-    )
+    bench.cluster.put(policy_object())
     bench.clock.now += 10
-    found = await bench.decide(facts)
+    found = await bench.scaler.decide(facts)
     assert found is not None
     assert found.active
     stored = bench.cluster.objects[("AutoscalingPolicy", "default", "chat")]
@@ -161,19 +230,6 @@ async def test_a_policy_that_cannot_be_read_is_told(bench: Bench) -> None:
             "spec": {"bogus": 1},
         }
     )
-    decision = await bench.decide(observe({"policyName": "chat"}))
+    decision = await bench.scaler.decide(observe({"policyName": "chat"}))
     assert decision is not None
     assert "can't be read" in decision.because
-
-
-async def test_what_was_measured_goes_to_status(bench: Bench) -> None:
-    facts = observe(None)
-    assert await bench.scaler.measure(facts) == {}
-    bench.signals = BUSY
-    bench.clock.now += 10
-    assert await bench.scaler.measure(facts) == {
-        "requests_per_second": 9,
-        "ttft_milliseconds": 500,
-        "tbt_milliseconds": 200,
-    }
-    assert await bench.scaler.measure(replace(facts, deleting_since=NOW)) == {}

@@ -65,6 +65,7 @@ def services(tandem: Any) -> Iterator[tuple[Service, Service]]:
     for service in both:
         service.wait_ready(240)
     yield both
+    tandem.kubectl("delete", "-n", "default", "tisvc", "prompts", "outputs", "--wait=false")
     for service in both:
         service.delete()
     tandem.kubectl("delete", "-n", "default", "tpolicy", "follow")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem_operator.api.autoscaling_policy import AutoscalingPolicySpec
@@ -143,6 +143,7 @@ def test_one_fewer_is_tried_only_when_one_fewer_would_do() -> None:
     assert run(light, PoolSizes(1, 2), state).decode == 1
 
 
+@settings(deadline=None)
 @given(
     load=st.floats(0, 20),
     kv=st.floats(0, 20),
@@ -252,3 +253,21 @@ def test_a_ratio_does_not_lead_beyond_the_bounds() -> None:
     decision = run(signals, PoolSizes(1, 3), constrain=lambda p, d: (p, max(d, 3 * p)))
     assert (decision.prefill, decision.decode) == (2, 6)
     assert "limited by pools.max" in decision.because_prefill
+
+
+def test_zero_is_for_long_idle_services_that_allow_it() -> None:
+    policy = AutoscalingPolicySpec.model_validate(
+        {
+            "pools": {"prefill": {"min": 0}, "decode": {"min": 0}},
+            "scaleIn": {"hold": "Fixed", "minHoldSeconds": 0},
+            "scaleToZero": {"enabled": True, "idleSeconds": 60},
+        }
+    )
+    state = ScalerState(prefill_spare_since=0.0, decode_spare_since=0.0)
+    idle = Signals(age_seconds=0, idle_seconds=30)
+    early = run(idle, PoolSizes(1, 1), state, policy=policy)
+    assert (early.prefill, early.decode) == (0, 1)
+    late = run(replace(idle, idle_seconds=61), PoolSizes(0, 1), state, policy=policy)
+    assert (late.prefill, late.decode) == (0, 0)
+    woken = run(replace(BUSY, num_inflight=0), PoolSizes(0, 0), policy=policy)
+    assert (woken.prefill, woken.decode) == (1, 1)

@@ -233,3 +233,13 @@ async def test_a_policy_that_cannot_be_read_is_told(bench: Bench) -> None:
     decision = await bench.scaler.decide(observe({"policyName": "chat"}))
     assert decision is not None
     assert "can't be read" in decision.because
+
+
+async def test_fields_without_effect_and_a_first_look_are_told(bench: Bench) -> None:
+    policy = {**POLICY, "signals": {"source": "Prometheus", "prometheusUrl": "http://p"}}
+    decision = await bench.scaler.decide(observe({"inline": policy}))
+    assert decision is not None
+    assert (
+        "without effect in this release: signals.source" in decision.conditions["ScalingActive"][2]
+    )
+    assert decision.conditions["MetricsStale"][:2] == (True, "NotYetMeasured")

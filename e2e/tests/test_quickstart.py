@@ -16,7 +16,7 @@ import openai
 import pytest
 import yaml
 
-from tests.service import Service
+from tests.service import Service, is_ready
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -28,10 +28,8 @@ PROMPT = "The three largest cities in France are"
 @pytest.fixture(scope="module")
 def quickstart(tandem: Any) -> Iterator[Service]:
     manifest = yaml.safe_load((ROOT / "examples" / "quickstart.yaml").read_text())
-    service = Service.apply(tandem, manifest)
-    service.wait_ready(300)
-    yield service
-    service.delete()
+    with Service.running(tandem, manifest, 300) as service:
+        yield service
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +148,7 @@ def test_generate(quickstart: Service) -> None:
 def test_aggregated_and_disaggregated_agree(quickstart: Service, model: str) -> None:
     """The same greedy tokens from one worker that does everything as from prefill + decode."""
     prompts = [PROMPT, "Water boils at", "def fibonacci(n):\n", "To be or not to be, that is " * 40]
-    decode = quickstart.pods("decode")[0]
+    decode = next(pod for pod in quickstart.pods("decode") if is_ready(pod))
 
     def tokens(url: str) -> list[list[int]]:
         answers = []

@@ -30,12 +30,10 @@ def mock(tandem: Any) -> Iterator[Service]:
     manifest = mock_manifest(
         "mock",
         decode=1,
-        profile="tiny?decode_ms=50&prefill_ms=200",
         model={"uri": "mock://tiny?decode_ms=50&prefill_ms=200", "maxModelLen": 4096},
     )
-    service = Service.apply(tandem, manifest).wait_ready(240)
-    yield service
-    service.delete()
+    with Service.running(tandem, manifest) as service:
+        yield service
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,8 @@ ACCOUNT = f"system:serviceaccount:{NAMESPACE}:tandem-operator"
 
 @pytest.fixture(scope="module")
 def guarded(tandem: Any) -> Iterator[Service]:
-    service = Service.apply(tandem, mock_manifest("guarded", decode=1)).wait_ready()
-    yield service
-    service.delete()
+    with Service.running(tandem, mock_manifest("guarded", decode=1)) as service:
+        yield service
 
 
 @pytest.fixture(scope="module")

@@ -182,9 +182,14 @@ class Probe(msgspec.Struct, frozen=True, tag="probe"):
 
 
 class Beat(msgspec.Struct, frozen=True, tag="beat"):
-    """Heartbeat, both ways; D's beat renews the leases that P holds for it."""
+    """Heartbeat, both ways; D's beat renews the leases that P holds for it.
+
+    `num_chunks`: chunks that P has computed for anybody since its start. While it grows, a prompt
+    that waits its turn at P is not stalled.
+    """
 
     draining: bool = False
+    num_chunks: int = 0
 
 
 HandoffMessage = (

@@ -94,6 +94,7 @@ class DecodeSession:
         self.inbound = inbound
         self.worker_id = reply.worker_id
         self.draining = False
+        self._num_chunks = 0
         self.attempts: dict[int, Attempt] = {}
         self.lost: asyncio.Future[None] = loop.create_future()
         self._on_ended = on_ended
@@ -156,6 +157,11 @@ class DecodeSession:
             return
         if isinstance(message, Beat):
             self.draining = message.draining
+            if message.num_chunks != self._num_chunks:
+                # Busy with others' prompts: ours wait their turn, they don't stall.
+                self._num_chunks = message.num_chunks
+                for waiting in self.attempts.values():
+                    waiting.progress()
             return
         if not isinstance(message, ChunkPushed | Commit | PrefillFailed | Fenced):
             return

@@ -16,11 +16,12 @@ from tandem_kernels.bench.attention import (
     DecodeTiles,
     run_prefill,
 )
-from tandem_kernels.bench.gemm import LLAMA_8B, GemmBench, fits, tilings
+from tandem_kernels.bench.gemm import BITS, LLAMA_8B, GemmBench, fits, tilings
 from tandem_kernels.bench.memory import run_sampling, run_transfer
 from tandem_kernels.bench.rows import run_activation, run_norm, run_rope
 from tandem_kernels.bench.timing import Ceilings, Line, measure_ceilings
 from tandem_kernels.gemm.kernel import GemmTiles, small_linear
+from tandem_kernels.gemm.reference import quantize_rows
 
 ROWS = (1, 4, 8, 16, 32, 64)
 DECODE_TILES = [(32, 4, 4), (32, 4, 6), (64, 4, 2), (64, 4, 3), (64, 4, 4), (64, 8, 3), (128, 4, 2),
@@ -29,19 +30,22 @@ PREFILL_TILES = [(128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2), (128, 64, 4
                  (64, 64, 4, 3), (128, 32, 8, 4), (64, 128, 4, 2), (256, 64, 8, 2)]  # fmt: skip
 
 
-def _compile_gemm(job: tuple[int, bool, tuple[int, int, int, int, int]]) -> None:
+def _compile_gemm(job: tuple[str, int, bool, tuple[int, int, int, int, int]]) -> None:
     """In a process of its own: fill Triton's cache on disk."""
-    rows, gate, tiles = job
+    bits, rows, gate, tiles = job
     x = torch.randn(rows, 2048, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(512, 2048, device="cuda", dtype=torch.bfloat16)
-    small_linear(x, weight, gate=gate, tiles=GemmTiles(*tiles))
+    scale = None
+    if bits != "bf16":
+        weight, scale = quantize_rows(weight, BITS[bits])
+    small_linear(x, weight, scale=scale, gate=gate, tiles=GemmTiles(*tiles))
 
 
-def compile_all(processes: int = 14) -> None:
+def compile_all(bits: str, row_counts: Sequence[int], processes: int = 14) -> None:
     """Compile the matrix products' configurations in parallel."""
     jobs = [
-        (rows, gate, (t.block_m, t.block_n, t.block_k, t.warps, t.stages))
-        for rows in ROWS
+        (bits, rows, gate, (t.block_m, t.block_n, t.block_k, t.warps, t.stages))
+        for rows in row_counts
         for gate in (False, True)
         for t in tilings(rows)
         if fits(t, gate)
@@ -85,6 +89,7 @@ def tune_gemm(
 ) -> list[Line]:
     """cuBLAS and the best configuration for each shape and number of rows."""
     found = []
+    compile_all(bits, row_counts)
     for shape in LLAMA_8B:
         bench = GemmBench(shape, bits)
         for rows in row_counts:
@@ -118,8 +123,6 @@ def main() -> None:
         flush=True,
     )
     everything: list[Line] = []
-    if "gemm" in kinds:
-        compile_all()
     if "rows" in kinds:
         lines = run_norm(16384, 4096, ceilings) + run_activation(8192, 14336, ceilings)
         lines += run_rope(16384, ceilings) + run_rope(16384, ceilings, True)
@@ -141,8 +144,8 @@ def main() -> None:
     if "gemm" in kinds:
         tune_gemm(ceilings, everything.append)
     if "quantized" in kinds:
-        tune_gemm(ceilings, everything.append, "int8", (1, 16, 64))
-        tune_gemm(ceilings, everything.append, "fp8", (1, 16, 64))
+        tune_gemm(ceilings, everything.append, "int8", (1, 16))
+        tune_gemm(ceilings, everything.append, "fp8", (1, 16))
     Path(sys.argv[1]).write_text(
         json.dumps(
             {

@@ -143,24 +143,25 @@ def draw_kernel(
     before = goal * 0.0
     base = before
     chosen = index * 0
-    found = False
-    for start in range(0, size, BLOCK):
-        if not found:
-            x = tl.load(row + start + places, mask=start + places < size, other=float("-inf"))
-            x = x.to(tl.float32) * scale
-            weight = tl.where(x >= threshold, tl.exp2(x - top), 0.0).to(tl.float64)
-            part = tl.sum(weight, axis=0)
-            if part > 0.0:
-                chosen = start
-                base = before
-            before += part
-            found = before > goal
+    start = chosen
+    searching = size > 0
+    while searching:
+        x = tl.load(row + start + places, mask=start + places < size, other=float("-inf"))
+        x = x.to(tl.float32) * scale
+        weight = tl.where(x >= threshold, tl.exp2(x - top), 0.0)
+        part = tl.sum(weight.to(tl.float64), axis=0)
+        chosen = tl.where(part > 0.0, start, chosen)
+        base = tl.where(part > 0.0, before, base)
+        before += part
+        start += BLOCK
+        searching = (before <= goal) & (start < size)
     # The chunk that crosses the goal, or the last one with any weight if rounding kept it below.
     x = tl.load(row + chosen + places, mask=chosen + places < size, other=float("-inf"))
     x = x.to(tl.float32) * scale
-    weight = tl.where(x >= threshold, tl.exp2(x - top), 0.0).to(tl.float64)
-    running = tl.cumsum(weight, axis=0) + base
-    first = tl.min(tl.where((running > goal) & (weight > 0.0), places, BLOCK), axis=0)
+    weight = tl.where(x >= threshold, tl.exp2(x - top), 0.0)
+    running = tl.cumsum(weight, axis=0)
+    crossed = (running > (goal - base).to(tl.float32)) & (weight > 0.0)
+    first = tl.min(tl.where(crossed, places, BLOCK), axis=0)
     last = tl.max(tl.where(weight > 0.0, places, 0), axis=0)
     tl.store(out + index, (chosen + tl.where(first < BLOCK, first, last)).to(tl.int64))
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem_operator.api.autoscaling_policy import AutoscalingPolicySpec
+from tandem_operator.api.ratio import Ratio
 from tandem_operator.autoscaling import (
     Decision,
     DecodeSignals,
@@ -21,6 +22,8 @@ from tandem_operator.autoscaling import (
     Signals,
     decide,
 )
+from tandem_operator.observed import Counts
+from tandem_operator.ratio import allows, hold_ratio
 
 POLICY = AutoscalingPolicySpec.model_validate(
     {
@@ -271,3 +274,41 @@ def test_zero_is_for_long_idle_services_that_allow_it() -> None:
     assert (late.prefill, late.decode) == (0, 0)
     woken = run(replace(BUSY, num_inflight=0), PoolSizes(0, 0), policy=policy)
     assert (woken.prefill, woken.decode) == (1, 1)
+
+
+@given(
+    units=st.integers(1, 4),
+    idle=st.booleans(),
+    queued=st.floats(0, 30),
+    busy=st.floats(0, 6),
+    kv=st.floats(0, 1),
+    tbt=st.none() | st.floats(0.001, 0.5),
+    pending=st.integers(0, 1),
+)
+@settings(deadline=None)
+def test_a_fixed_ratio_holds_within_the_bounds(
+    units: int, idle: bool, queued: float, busy: float, kv: float, tbt: float | None, pending: int
+) -> None:
+    ratio = Ratio.model_validate({"mode": "Fixed", "fixed": {"prefill": 1, "decode": 2}})
+    last = Counts(units, 2 * units)
+
+    def constrain(prefill: int, decode: int) -> tuple[int, int]:
+        held = hold_ratio(ratio, Counts(prefill, decode), last)
+        return held.prefill, held.decode
+
+    signals = replace(
+        BUSY,
+        requests_per_second=0 if idle else 5,
+        num_inflight=0 if idle else 9,
+        prefill=PrefillSignals(queued_seconds=queued, busy_workers=busy),
+        decode=DecodeSignals(tbt_seconds=tbt, kv_usage=kv, max_kv_usage=kv, num_running=9),
+    )
+    sizes = PoolSizes(units, 2 * units - pending, decode_pending=pending)
+    state = ScalerState(prefill_spare_since=0.0, decode_spare_since=0.0)
+    decision = run(signals, sizes, state, constrain=constrain)
+    wanted = Counts(decision.prefill, decision.decode)
+    assert allows(ratio, wanted)
+    assert 1 <= wanted.prefill <= 8
+    assert 1 <= wanted.decode <= 8
+    if idle and units > 1:
+        assert wanted.decode == last.decode - 2

@@ -1,8 +1,8 @@
 """Autoscaling: each pool follows its own load; what isn't known, isn't acted upon.
 
-Two services share one policy. The mock workers' times make 2,000 tokens of prompt cost a second of
-prefill, and each stream 10 ms of every decode step. The tests follow each other: the load that one
-of them raised is what the next ones see go.
+Two services share one policy; while one is measured, the other's metrics are cut off. The mock
+workers' times make 2,000 tokens of prompt cost a second of prefill, and each stream 10 ms of every
+decode step. The tests follow each other: the load that one raised is what the next ones see go.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
@@ -38,6 +39,7 @@ PROFILE = (
     "tiny?blocks=4096&prefill_base=0.005&prefill_per_token=0.0005"
     "&decode_base=0.02&decode_per_sequence=0.01"
 )
+WINDOW_SECONDS = 30.0  # how far back the operator's measurements go
 NUMBERS = count()
 
 
@@ -65,6 +67,7 @@ def services(tandem: Any) -> Iterator[tuple[Service, Service]]:
     for service in both:
         service.wait_ready(240)
     yield both
+    tandem.kubectl("delete", "-n", "default", "tisvc", "prompts", "outputs", "--wait=false")
     for service in both:
         service.delete()
     tandem.kubectl("delete", "-n", "default", "tpolicy", "follow")
@@ -121,6 +124,27 @@ def is_stale(service: Service) -> bool:
     return bool(service.condition("MetricsStale").get("status") == "True")
 
 
+def stale_seconds(service: Service) -> float:
+    """For how long the metrics have been stale; AssertionError when they are not."""
+    condition = service.condition("MetricsStale")
+    assert condition["status"] == "True"
+    since = datetime.fromisoformat(condition["lastTransitionTime"])
+    return (datetime.now(UTC) - since).total_seconds()
+
+
+@contextmanager
+def stopped_router(service: Service) -> Iterator[None]:
+    """The service's only router neither answers nor ends."""
+    pids = service.cluster.container_pids(service.namespace, service.pod_names("router")[0])
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
 def test_long_prompts_raise_prefill_alone(prompts: Service) -> None:
     with load(prompts, streams=6, prompt_tokens=2000, max_tokens=4):
         wait_for("prefill grows", lambda: prompts.pool("Prefill")["ready"] >= 2, 120)
@@ -135,31 +159,22 @@ def test_long_prompts_raise_prefill_alone(prompts: Service) -> None:
     assert slo["ttftMilliseconds"] > 1000
 
 
-def test_without_metrics_everything_stays(prompts: Service) -> None:
-    router = prompts.pod_names("router")[0]
-    pids = prompts.cluster.container_pids("default", router)
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
+def test_long_outputs_raise_decode_alone(outputs: Service, prompts: Service) -> None:
+    with stopped_router(prompts), load(outputs, streams=24, prompt_tokens=24, max_tokens=60):
         wait_for("the metrics are stale", lambda: is_stale(prompts), 60)
-        before = prompts.pool("Prefill")
-        assert before["desired"] >= 2
-        assert before["scaledBy"] == "Policy"
+        held = prompts.pool("Prefill")
+        wait_for("decode grows", lambda: outputs.pool("Decode")["ready"] >= 2, 150)
+        # Without load and with metrics, prefill would have shrunk in this time.
+        wait_for("that lasts", lambda: stale_seconds(prompts) > WINDOW_SECONDS, 90)
+        assert held["desired"] >= 2
+        assert prompts.pool("Prefill") == held
         active = prompts.condition("ScalingActive")
         assert (active["status"], active["reason"]) == ("False", "MetricsStale")
         assert {item["how"] for item in decisions(prompts)} == {"Start"}
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-    wait_for("the metrics are fresh", lambda: not is_stale(prompts), 60)
-
-
-def test_long_outputs_raise_decode_alone(outputs: Service) -> None:
-    with load(outputs, streams=24, prompt_tokens=24, max_tokens=60):
-        wait_for("decode grows", lambda: outputs.pool("Decode")["ready"] >= 2, 150)
     assert grown(outputs) == {"Decode"}
     assert outputs.pool("Prefill")["desired"] == 1
-    assert "TBT" in decisions(outputs)[0]["because"]
+    assert "TBT" in decisions(outputs)[-1]["because"]
+    wait_for("the metrics are fresh again", lambda: not is_stale(prompts), 60)
 
 
 def test_a_write_to_scale_waits_while_the_policy_is_active(outputs: Service) -> None:

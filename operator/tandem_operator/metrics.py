@@ -45,6 +45,12 @@ class Metrics:
             (*labels, "step"),
             registry=self.registry,
         )
+        self.scaling_decisions = Counter(
+            "tandem_operator_scaling_decisions_total",
+            "Decisions of autoscaling policies, as in status.scaling.",
+            (*labels, "role", "how"),
+            registry=self.registry,
+        )
         self.rollout_progress = Gauge(
             "tandem_operator_rollout_progress",
             "Share of wanted workers that are of the current revision and ready.",
@@ -72,6 +78,11 @@ class Metrics:
         for step, number in steps.items():
             if number:
                 self.decisions.labels(*labels, step).inc(number)
+        decided = observed.decision.decisions if observed.decision is not None else ()
+        for item in decided:
+            if item not in observed.status.scaling:
+                role, how = str(item.pool).lower(), str(item.how).lower()
+                self.scaling_decisions.labels(*labels, role, how).inc()
         wanted = ready = 0
         for pool in (plan.status or {}).get("pools", []):
             role = pool["role"].lower()

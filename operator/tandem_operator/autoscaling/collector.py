@@ -70,6 +70,7 @@ class Collector:
     _workers: dict[str, deque[_Worker]] = field(default_factory=dict)
     _complete_at: float | None = None
     _unbroken_since: float | None = None
+    _busy_at: float | None = None
     _last: Signals = field(default_factory=Signals)
 
     async def read(
@@ -144,12 +145,15 @@ class Collector:
 
         inflight = sum(past[-1].total("tandem_inflight") for past in self._routers.values() if past)
         requests = sum(growth("tandem_requests_total", first, last) for first, last in spans)
+        if requests > 0 or inflight > 0 or self._busy_at is None:
+            self._busy_at = now
         since = now if self._unbroken_since is None else self._unbroken_since
         return Signals(
             age_seconds=0.0,
             settled=now - since >= self.window_seconds,
             requests_per_second=requests / seconds if seconds > 0 else 0.0,
             num_inflight=int(inflight),
+            idle_seconds=now - self._busy_at,
             attained_percent=_attained(spans, of_class),
             prefill=_prefill_signals(
                 [self._workers[worker.uid] for worker in prefill], latency("tandem_ttft_seconds")

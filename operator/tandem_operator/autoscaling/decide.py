@@ -15,6 +15,7 @@ from tandem_operator.api.autoscaling_policy import (
     CoordinationMode,
     HoldMode,
     OnDeadline,
+    PolicyPools,
     PoolBounds,
 )
 from tandem_operator.autoscaling.decision import Decision
@@ -89,6 +90,7 @@ def decide(
         why = f"held: no complete metrics for more than {policy.signals.stale_seconds} s"
         held = replace(state, prefill_spare_since=None, decode_spare_since=None)
         return Decision(sizes.prefill, sizes.decode, why, why, held, metrics_stale=True)
+    policy = policy.model_copy(update={"pools": _pools_now(policy, signals)})
     prefill = _want_prefill(policy, ttft_seconds, sizes, signals)
     decode = _want_decode(policy, tbt_seconds, sizes, signals)
     gated = ""
@@ -130,6 +132,24 @@ def decide(
         slo_infeasible=prefill.infeasible or decode.infeasible,
         gated_by_peer=gated,
         capacity_unavailable=withdrawn,
+    )
+
+
+def _pools_now(policy: AutoscalingPolicySpec, signals: Signals) -> PolicyPools:
+    """The bounds, with the floor that holds now: zero is for a service that is idle for long."""
+    pools, to_zero = policy.pools, policy.scale_to_zero
+    if to_zero.enabled and signals.idle and signals.idle_seconds >= to_zero.idle_seconds:
+        prefill, decode = 0, 0
+    else:
+        # Nobody serves without decode. Prefill may be zero, for decode prefills by itself, but only
+        # while nothing arrives: without a worker there is no measurement that would raise it.
+        prefill = pools.prefill.min if signals.idle else max(pools.prefill.min, 1)
+        decode = max(pools.decode.min, 1)
+    return pools.model_copy(
+        update={
+            "prefill": pools.prefill.model_copy(update={"min": prefill}),
+            "decode": pools.decode.model_copy(update={"min": decode}),
+        }
     )
 
 

@@ -47,6 +47,7 @@ class Signals:
 
     `age_seconds`: since the last complete scrape, whose figures these are; inf when there was none.
     `settled`: readings go back a whole window without a break, enough to say what isn't needed.
+    `idle_seconds`: for how long no request has arrived or run, as far as readings go back.
     `attained_percent`: the share of sequences that kept their objectives, None without any.
     """
 
@@ -54,6 +55,7 @@ class Signals:
     settled: bool = True
     requests_per_second: float = 0.0
     num_inflight: int = 0
+    idle_seconds: float = 0.0
     attained_percent: float | None = None
     prefill: PrefillSignals = PrefillSignals()
     decode: DecodeSignals = DecodeSignals()

@@ -33,6 +33,7 @@ from tandem_operator.scaling import Targets, plan_targets
 DELETE_DRAIN_SECONDS = 10
 """Streams of a service that the user deletes get this long to end."""
 DELETE_GRACE_SECONDS = 5
+NOT_YET_MEASURED = "NotYetMeasured"
 UNUSABLE = ("PolicyUnusable", "RatioUnreachable")
 """Reasons of ScalingActive that the user has to do something about."""
 MEASURE_SECONDS = 15.0
@@ -237,6 +238,8 @@ def _condition_notes(observed: Observed, conditions: tuple[Any, ...]) -> list[No
         is_true = str(new.status) == "True"
         if str(new.status) == "Unknown" or is_true not in tell or (old is None and not is_true):
             continue
+        if NOT_YET_MEASURED in (new.reason, old.reason if old is not None else ""):
+            continue  # a service that starts
         bad = is_true is (kind in troubles)
         reason = str(kind) if is_true else f"Not{kind}"
         notes.append(Note(reason, new.message or new.reason, warning=bad))

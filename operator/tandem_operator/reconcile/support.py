@@ -1,6 +1,13 @@
 """What a spec asks for that this release can't do, said instead of ignored."""
 
-from tandem_operator.api import InferenceServiceSpec
+from tandem_operator.api import AutoscalingPolicySpec, InferenceServiceSpec
+from tandem_operator.api.autoscaling_policy import (
+    CoordinationMode,
+    Forecast,
+    SignalSource,
+    Startup,
+    VictimMode,
+)
 from tandem_operator.api.model import KvCacheDtype, Quantization
 from tandem_operator.api.quantity import parse_quantity
 
@@ -25,5 +32,19 @@ def find_unused(spec: InferenceServiceSpec) -> list[str]:
         "kvCache.hostMemory": parse_quantity(spec.kv_cache.host_memory) > 0,
         "kvCache.disk": parse_quantity(spec.kv_cache.disk.size) > 0,
         "router.inferencePool": spec.router.inference_pool,
+    }
+    return [name for name, is_set in unused.items() if is_set]
+
+
+def find_unused_in_policy(policy: AutoscalingPolicySpec) -> list[str]:
+    """Fields of a policy that are set but have no effect in this release."""
+    ignored = Startup().warmup_samples_ignored
+    unused = {
+        "signals.source Prometheus": policy.signals.source is not SignalSource.ROUTER,
+        "forecast": policy.forecast != Forecast(),
+        "coordination.mode Ratio": policy.coordination.mode is CoordinationMode.RATIO,
+        "scaleIn.victim Newest": policy.scale_in.victim is not VictimMode.LEAST_CACHED,
+        "startup.warmupSamplesIgnored": policy.startup.warmup_samples_ignored != ignored,
+        "burst.shed": not policy.burst.shed,
     }
     return [name for name, is_set in unused.items() if is_set]

@@ -226,7 +226,12 @@ def _decide(
         desired=Counts(decision.prefill, decision.decode),
         because=f"prefill: {decision.because_prefill}; decode: {decision.because_decode}",
         active=active,
-        conditions=judge_decision(decision, active=active),
+        conditions=judge_decision(
+            decision,
+            policy,
+            active=active,
+            measured=service.signals.age_seconds < float("inf"),
+        ),
     )
 
 

@@ -2,12 +2,14 @@
 
 from datetime import datetime
 
+from tandem_operator.api import AutoscalingPolicySpec
 from tandem_operator.api.conditions import ConditionType
 from tandem_operator.api.names import RoleLabel
 from tandem_operator.api.status import MAX_DECISIONS, ScalingDecision, ScalingStep
 from tandem_operator.autoscaling import Decision
 from tandem_operator.build.fleet import POOL_ROLES
 from tandem_operator.observed import WORKER_ROLES, Counts, PolicyDecision
+from tandem_operator.reconcile.support import find_unused_in_policy
 
 Judged = tuple[bool, str, str]
 
@@ -56,16 +58,21 @@ def untold(
     return tuple(fresh)[:MAX_DECISIONS]
 
 
-def judge_decision(decision: Decision, *, active: bool) -> dict[str, Judged]:
-    """The conditions of a tick, by type."""
+def judge_decision(
+    decision: Decision, policy: AutoscalingPolicySpec, *, active: bool, measured: bool
+) -> dict[str, Judged]:
+    """The conditions of a tick, by type. `measured`: there was a complete reading some time."""
     stale = decision.metrics_stale
     said = f"prefill: {decision.because_prefill}; decode: {decision.because_decode}"
+    unused = find_unused_in_policy(policy)
+    if unused:
+        said = f"{said}; without effect in this release: {', '.join(unused)}"
     reason = "MetricsStale" if stale else ("Active" if active else "Advisory")
     judged: dict[ConditionType, Judged] = {
         ConditionType.SCALING_ACTIVE: (active and not stale, reason, said),
         ConditionType.METRICS_STALE: (
             stale,
-            "NoMetrics" if stale else "Fresh",
+            ("NoMetrics" if measured else "NotYetMeasured") if stale else "Fresh",
             f"{decision.because_prefill}: look at the routers and workers" if stale else "",
         ),
         ConditionType.SLO_INFEASIBLE: _flag(decision.slo_infeasible, "Infeasible", "Feasible"),

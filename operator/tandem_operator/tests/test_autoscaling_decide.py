@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem_operator.api.autoscaling_policy import AutoscalingPolicySpec
+from tandem_operator.api.ratio import Ratio
 from tandem_operator.autoscaling import (
     Decision,
     DecodeSignals,
@@ -21,6 +22,8 @@ from tandem_operator.autoscaling import (
     Signals,
     decide,
 )
+from tandem_operator.observed import Counts
+from tandem_operator.ratio import allows, hold_ratio
 
 POLICY = AutoscalingPolicySpec.model_validate(
     {
@@ -143,6 +146,7 @@ def test_one_fewer_is_tried_only_when_one_fewer_would_do() -> None:
     assert run(light, PoolSizes(1, 2), state).decode == 1
 
 
+@settings(deadline=None)
 @given(
     load=st.floats(0, 20),
     kv=st.floats(0, 20),
@@ -252,3 +256,59 @@ def test_a_ratio_does_not_lead_beyond_the_bounds() -> None:
     decision = run(signals, PoolSizes(1, 3), constrain=lambda p, d: (p, max(d, 3 * p)))
     assert (decision.prefill, decision.decode) == (2, 6)
     assert "limited by pools.max" in decision.because_prefill
+
+
+def test_zero_is_for_long_idle_services_that_allow_it() -> None:
+    policy = AutoscalingPolicySpec.model_validate(
+        {
+            "pools": {"prefill": {"min": 0}, "decode": {"min": 0}},
+            "scaleIn": {"hold": "Fixed", "minHoldSeconds": 0},
+            "scaleToZero": {"enabled": True, "idleSeconds": 60},
+        }
+    )
+    state = ScalerState(prefill_spare_since=0.0, decode_spare_since=0.0)
+    idle = Signals(age_seconds=0, idle_seconds=30)
+    early = run(idle, PoolSizes(1, 1), state, policy=policy)
+    assert (early.prefill, early.decode) == (0, 1)
+    late = run(replace(idle, idle_seconds=61), PoolSizes(0, 1), state, policy=policy)
+    assert (late.prefill, late.decode) == (0, 0)
+    woken = run(replace(BUSY, num_inflight=0), PoolSizes(0, 0), policy=policy)
+    assert (woken.prefill, woken.decode) == (1, 1)
+
+
+@given(
+    units=st.integers(1, 4),
+    idle=st.booleans(),
+    queued=st.floats(0, 30),
+    busy=st.floats(0, 6),
+    kv=st.floats(0, 1),
+    tbt=st.none() | st.floats(0.001, 0.5),
+    pending=st.integers(0, 1),
+)
+@settings(deadline=None)
+def test_a_fixed_ratio_holds_within_the_bounds(
+    units: int, idle: bool, queued: float, busy: float, kv: float, tbt: float | None, pending: int
+) -> None:
+    ratio = Ratio.model_validate({"mode": "Fixed", "fixed": {"prefill": 1, "decode": 2}})
+    last = Counts(units, 2 * units)
+
+    def constrain(prefill: int, decode: int) -> tuple[int, int]:
+        held = hold_ratio(ratio, Counts(prefill, decode), last)
+        return held.prefill, held.decode
+
+    signals = replace(
+        BUSY,
+        requests_per_second=0 if idle else 5,
+        num_inflight=0 if idle else 9,
+        prefill=PrefillSignals(queued_seconds=queued, busy_workers=busy),
+        decode=DecodeSignals(tbt_seconds=tbt, kv_usage=kv, max_kv_usage=kv, num_running=9),
+    )
+    sizes = PoolSizes(units, 2 * units - pending, decode_pending=pending)
+    state = ScalerState(prefill_spare_since=0.0, decode_spare_since=0.0)
+    decision = run(signals, sizes, state, constrain=constrain)
+    wanted = Counts(decision.prefill, decision.decode)
+    assert allows(ratio, wanted)
+    assert 1 <= wanted.prefill <= 8
+    assert 1 <= wanted.decode <= 8
+    if idle and units > 1:
+        assert wanted.decode == last.decode - 2

@@ -10,7 +10,9 @@ from tandem_operator.api import InferenceServiceStatus
 from tandem_operator.api.names import RoleLabel
 from tandem_operator.autoscaling import DecodeSignals, PrefillSignals, Signals
 from tandem_operator.autoscaling.collector import Collector
+from tandem_operator.metrics import Metrics
 from tandem_operator.observed import Counts, Observed, PoolView
+from tandem_operator.reconcile import Plan
 from tandem_operator.scaling.scaler import PolicyScaler
 from tandem_operator.tests.facts import NOW, make_observed, make_pod, make_spec
 from tandem_operator.tests.memory_cluster import MemoryCluster
@@ -233,3 +235,27 @@ async def test_a_policy_that_cannot_be_read_is_told(bench: Bench) -> None:
     decision = await bench.scaler.decide(observe({"policyName": "chat"}))
     assert decision is not None
     assert "can't be read" in decision.because
+
+
+async def test_fields_without_effect_and_a_first_look_are_told(bench: Bench) -> None:
+    policy = {**POLICY, "signals": {"source": "Prometheus", "prometheusUrl": "http://p"}}
+    decision = await bench.scaler.decide(observe({"inline": policy}))
+    assert decision is not None
+    assert (
+        "without effect in this release: signals.source" in decision.conditions["ScalingActive"][2]
+    )
+    assert decision.conditions["MetricsStale"][:2] == (True, "NotYetMeasured")
+
+
+async def test_decisions_are_counted_once(bench: Bench) -> None:
+    bench.signals = BUSY
+    facts = observe({"inline": POLICY})
+    decision = await bench.scaler.decide(facts)
+    assert decision is not None
+    metrics = Metrics()
+    metrics.record(replace(facts, decision=decision), Plan())
+    shown = InferenceServiceStatus(scaling=decision.decisions)
+    metrics.record(replace(facts, decision=decision, status=shown), Plan())
+    labels = {"namespace": "default", "service": "qwen", "role": "decode", "how": "start"}
+    name = "tandem_operator_scaling_decisions_total"
+    assert metrics.registry.get_sample_value(name, labels) == 1

@@ -87,7 +87,8 @@ class Fleet:
         both = {
             name: self._start(
                 *(name, "tandem_engine.main", *ports, "--role", role),
-                *("--local-prefill-tokens", "0", *self.worker_flags),
+                # A loaded machine's pauses are no failures here.
+                *("--local-prefill-tokens", "0", "--lease-seconds", "60", *self.worker_flags),
             )
             for name, role in (("p", "prefill"), ("d", "decode"))
         }

@@ -44,6 +44,7 @@ def default_images(python_bin_dir: Path) -> tuple[ImageEntry, ...]:
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
         # Several workers share the machine's cores.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "OMP_NUM_THREADS": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
     }
     environment |= {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}

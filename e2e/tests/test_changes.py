@@ -21,13 +21,11 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def changing(tandem: Any) -> Iterator[Service]:
-    service = Service.apply(
-        tandem,
-        mock_manifest("changing", prefill=1, decode=2, profile="tiny?decode_ms=30&prefill_ms=20"),
+    manifest = mock_manifest(
+        "changing", prefill=1, decode=2, profile="tiny?decode_ms=30&prefill_ms=20"
     )
-    service.wait_ready(240)
-    yield service
-    service.delete()
+    with Service.running(tandem, manifest) as service:
+        yield service
 
 
 @contextmanager
@@ -105,14 +103,30 @@ def test_a_new_revision_rolls_out(changing: Service, patch: dict[str, Any]) -> N
         changing.wait_ready()
 
 
-def test_delete_leaves_nothing(tandem: Any) -> None:
-    service = Service.apply(tandem, mock_manifest("leaving", decode=1)).wait_ready()
-    service.kubectl("delete", "tisvc", "leaving", "--timeout=60s", timeout=70)
-    kinds = "pods,services,deployments,tpool,serviceaccounts,roles,rolebindings,"
+def test_delete_finishes_streams_and_leaves_nothing(tandem: Any) -> None:
+    manifest = mock_manifest("leaving", decode=1, profile="tiny?decode_ms=30&prefill_ms=20")
+    service = Service.apply(tandem, manifest).wait_ready()
+    streams: list[Stream] = []
+
+    def load() -> None:
+        bodies = [completion(service.name, f"last {i}", 80) for i in range(8)]
+        streams.extend(asyncio.run(run_streams(service.url, bodies)))
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    workers = [pod for role in ("prefill", "decode") for pod in service.pods(role)]
+    wait_for(
+        "the streams run",
+        lambda: sum(service.worker_state(pod)["load"]["num_running"] for pod in workers) >= 8,
+    )
+    service.kubectl("delete", "tisvc", "leaving", "--wait=false")
+    kinds = "tisvc,pods,services,deployments,tpool,serviceaccounts,roles,rolebindings,"
     kinds += "networkpolicies,poddisruptionbudgets,configmaps,endpointslices"
 
     def nothing() -> bool:
         left = service.kubectl("get", kinds, "-l", "tandem.dev/service=leaving", "-o", "name")
-        return not left.strip()
+        return not left.strip() and not service.get()
 
     wait_for("nothing of it is left", nothing, 30)
+    thread.join()
+    assert [stream.error for stream in streams] == [""] * 8

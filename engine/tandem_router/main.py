@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model-name", default="", help="name that requests give (default: the URI's last part)")
     add("--model", required=True, help="model URI, for tokenizer and chat template")
-    add("--revision", default="", help="revision of the model")
+    add("--revision", default="", help="revision; with --service only its workers are used")
     add("--host", default="0.0.0.0", help="address to listen at")
     add("--port", type=int, default=8000, help="port to listen at; 0 takes a free one")
     add("--service", default="", help="watch pods labelled tandem.dev/service=NAME")

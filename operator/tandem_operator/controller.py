@@ -46,7 +46,9 @@ class Controller:
             observed = await self._observer.observe(namespace, name, self._probes.get(key))
             observed = replace(observed, last_error=self._errors.pop(key, ""))
             if self._policy is not None:
-                observed = replace(observed, decision=await self._policy.decide(observed))
+                decision = await self._policy.decide(observed)
+                measured = self._policy.measured(observed)
+                observed = replace(observed, decision=decision, measured=measured)
             planning = time.perf_counter()
             plan = reconcile(observed, datetime.now(UTC))
             self._metrics.plan_seconds.observe(time.perf_counter() - planning)

@@ -46,7 +46,11 @@ class Executor:
             await self._finalizer(plan, observed)
             if plan.finalizer == "remove":
                 return None
-        await self._all((self._apply(child, observed) for child in plan.apply), errors)
+        # A role can be granted only once it exists.
+        grants = [child for child in plan.apply if child["kind"] == "RoleBinding"]
+        others = [child for child in plan.apply if child["kind"] != "RoleBinding"]
+        await self._all((self._apply(child, observed) for child in others), errors)
+        await self._all((self._apply(child, observed) for child in grants), errors)
         await self._all((self._create(pod) for pod in plan.create), errors)
         await self._all((self._mark(mark, observed) for mark in plan.mark), errors)
         for call in plan.engine_calls:

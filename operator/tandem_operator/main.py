@@ -11,7 +11,6 @@ from typing import Any
 
 import kopf
 import structlog
-from kopf._core.engines import peering
 
 from tandem_operator.client import Cluster
 from tandem_operator.config import Config, read_config
@@ -56,7 +55,7 @@ async def run(config: Config) -> int:
     controller = Controller(cluster, observer, executor, metrics, scaler)
     queue = WorkQueue(controller.work, concurrency=config.concurrency)
     metrics.queued.set_function(lambda: queue.num_keys)
-    health = HealthServer(metrics.registry, str, config.health_port, config.metrics_port)
+    health = HealthServer(metrics.registry, config.health_port, config.metrics_port)
 
     def on_change(leading: bool) -> None:
         metrics.leading.set(leading)
@@ -101,14 +100,7 @@ async def _lead(
     scope["identity"] = config.identity
     tasks = [
         asyncio.create_task(
-            kopf.operator(
-                registry=registry,
-                settings=settings,
-                standalone=True,
-                # kopf would ask for the user's name, and an image's user has none.
-                identity=peering.Identity(config.identity),
-                **scope,
-            )
+            kopf.operator(registry=registry, settings=settings, standalone=True, **scope)
         ),
         asyncio.create_task(_resync(config, cluster, queue)),
         asyncio.create_task(stop.wait()),

@@ -40,6 +40,21 @@ def allows(ratio: Ratio, counts: Counts) -> bool:
     return True
 
 
+def reachable(ratio: Ratio, low: Counts, high: Counts) -> bool:
+    """Whether any numbers within these bounds, at least one of each, keep the ratio."""
+    first = max(low.prefill, 1)
+    for decode in range(max(low.decode, 1), high.decode + 1):
+        if ratio.mode is RatioMode.FIXED and ratio.fixed is not None:
+            units, rest = divmod(decode, ratio.fixed.decode)
+            if rest == 0 and first <= units * ratio.fixed.prefill <= high.prefill:
+                return True
+            continue
+        least, most = _prefill_range(ratio, decode)
+        if max(least, first) <= min(most, high.prefill):
+            return True
+    return False
+
+
 def describe(ratio: Ratio) -> str:
     """The rule in words, for events and annotations."""
     if ratio.mode is RatioMode.FIXED and ratio.fixed is not None:

@@ -21,6 +21,8 @@ from tandem_operator.observed import WORKER_ROLES, PodFailure, RouterPod, Worker
 from tandem_operator.read_time import read_time
 
 _HARMLESS = ("ContainerCreating", "PodInitializing")
+# Of a deleted pod: after its drain, or by SIGTERM before it could drain.
+_ORDERLY_ENDS = (0, 143)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -54,7 +56,7 @@ def read_pod(pod: JsonObject) -> WorkerPod | None:
         started="running" in engine.get("state", {}),
         trouble=trouble,
         trouble_reason=reason,
-        failure=_failure(status, engine),
+        failure=_failure(meta, status, engine),
         admin_token=_token(pod),
         memlock=_memlock(status),
     )
@@ -78,10 +80,12 @@ def _draining_since(notes: dict[str, str]) -> datetime | None:
     return read_time(marked) or _EPOCH
 
 
-def _failure(status: JsonObject, engine: JsonObject) -> PodFailure | None:
+def _failure(meta: JsonObject, status: JsonObject, engine: JsonObject) -> PodFailure | None:
     if status.get("phase") not in ("Failed", "Succeeded"):
         return None
     ended = engine.get("state", {}).get("terminated") or {}
+    if meta.get("deletionTimestamp") and ended.get("exitCode") in _ORDERLY_ENDS:
+        return None
     at = read_time(ended.get("finishedAt")) or _ended_at(status)
     return PodFailure(
         exit_code=ended.get("exitCode"),

@@ -16,6 +16,7 @@ from tandem_router.discovery.base import Discovery, OnWorkers
 from tandem_router.workers.link import WorkerAddress
 
 SERVICE_LABEL: Final = "tandem.dev/service"
+REVISION_LABEL: Final = "tandem.dev/revision"
 ROLE_LABEL: Final = "tandem.dev/role"
 DRAINING_ANNOTATION: Final = "tandem.dev/draining"
 WIRE_PORT_ANNOTATION: Final = "tandem.dev/wire-port"
@@ -107,10 +108,20 @@ class PodDiscovery(Discovery):
     """List, then watch; list again after 410; keep the last list while the server is away."""
 
     def __init__(
-        self, service: str, namespace: str = "", *, api: client.CoreV1Api | None = None
+        self,
+        service: str,
+        namespace: str = "",
+        *,
+        revision: str = "",
+        api: client.CoreV1Api | None = None,
     ) -> None:
-        """`api` is for tests; else the pod's service account is used."""
-        self._service = service
+        """`revision`: only workers of that one, whose tokenizer is this router's; "": all of them.
+
+        `api` is for tests; else the pod's service account is used.
+        """
+        self._selector = f"{SERVICE_LABEL}={service}"
+        if revision:
+            self._selector += f",{REVISION_LABEL}={revision}"
         self._namespace = namespace or own_namespace()
         self._api = api
         self._pods: dict[str, _Pod] = {}
@@ -150,7 +161,7 @@ class PodDiscovery(Discovery):
 
     async def _call(self, api: client.CoreV1Api, **arguments: Any) -> aiohttp.ClientResponse:
         response = await api.list_namespaced_pod_without_preload_content(
-            self._namespace, label_selector=f"{SERVICE_LABEL}={self._service}", **arguments
+            self._namespace, label_selector=self._selector, **arguments
         )
         raw: aiohttp.ClientResponse = getattr(response, "response", response)
         if raw.status == 410:

@@ -96,7 +96,6 @@ def _converted(file: GgufFile, cache: Path) -> Path:
     facts = f"1:{file.path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
     name = hashlib.sha256(facts.encode()).hexdigest()[:24]
     folder = cache / "tokenizers"
-    folder.mkdir(parents=True, exist_ok=True)
     return build_once(
         folder / f"{name}.json", lambda target: build_gguf_tokenizer(file).save(str(target), False)
     )

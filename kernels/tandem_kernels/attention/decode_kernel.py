@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from tandem_kernels.attention.split_plan import DecodePlan
+from tandem_kernels.overlap import launch_options, wait_for_inputs
 
 _LOG2E = 1.4426950408889634
 
@@ -22,6 +23,43 @@ def cap_scores(scores, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
+def merge_splits(
+    partial_out,
+    partial_lse,
+    out_row,
+    first_unit,
+    num_splits,
+    head,
+    NUM_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """One head of one sequence: the splits' outputs, weighted by their sums of exponentials."""
+    dims = tl.arange(0, BLOCK_D)
+    biggest = -1.0e30
+    total = 0.0
+    acc = tl.zeros([BLOCK_D], tl.float32)
+    for start in range(0, num_splits, BLOCK_S):
+        splits = start + tl.arange(0, BLOCK_S)
+        slot = (first_unit + splits).to(tl.int64) * NUM_HEADS + head
+        inside = splits < num_splits
+        both = inside[:, None] & (dims < HEAD_DIM)[None, :]
+        # .cg: other multiprocessors wrote these; the L1 may hold what was there before.
+        lse = tl.load(partial_lse + slot, inside, other=-1.0e30, cache_modifier=".cg")
+        at = partial_out + slot[:, None] * HEAD_DIM + dims[None, :]
+        part = tl.load(at, both, other=0.0, cache_modifier=".cg")
+        new = tl.maximum(biggest, tl.max(lse, axis=0))
+        decay = tl.exp2(biggest - new)
+        weights = tl.exp2(lse - new)
+        total = total * decay + tl.sum(weights, axis=0)
+        acc = acc * decay + tl.sum(part * weights[:, None], axis=0)
+        biggest = new
+    at_out = out_row + head * HEAD_DIM + dims
+    tl.store(at_out, (acc / total).to(out_row.dtype.element_ty), mask=dims < HEAD_DIM)
+
+
+@triton.jit
 def decode_kernel(
     query,
     key_cache,
@@ -32,6 +70,7 @@ def decode_kernel(
     out,
     partial_out,
     partial_lse,
+    arrivals,
     stride_query,
     stride_block,
     stride_head,
@@ -49,15 +88,20 @@ def decode_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     STAGES: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    FUSED: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Program (KV head, unit). `scale` has log2 e in it, and the scale of fp8 keys."""
     kv_head = tl.program_id(0)
     unit = tl.program_id(1)
-    request = tl.load(units + unit * 4)
+    request = tl.load(units + unit * 5)
+    begin = tl.load(units + unit * 5 + 1)
+    end = tl.load(units + unit * 5 + 2)
+    num_splits = tl.load(units + unit * 5 + 3)
+    first_unit = tl.load(units + unit * 5 + 4)
+    wait_for_inputs(PDL)
     if request >= 0:
-        begin = tl.load(units + unit * 4 + 1)
-        end = tl.load(units + unit * 4 + 2)
-        num_splits = tl.load(units + unit * 4 + 3)
         # Keys before the window may be gone: their pages can belong to another sequence.
         oldest = begin
         if WINDOW > 0:
@@ -117,6 +161,20 @@ def decode_kernel(
             slot = unit.to(tl.int64) * NUM_HEADS + heads
             tl.store(partial_out + slot[:, None] * HEAD_DIM + dims[None, :], found, mask=real)
             tl.store(partial_lse + slot, biggest + tl.log2(total), mask=rows < GROUP)
+            if FUSED:
+                # The last of a sequence's programs to arrive here combines all of them. The
+                # barrier orders every thread's stores before the one thread's release.
+                tl.debug_barrier()
+                counter = arrivals + request * (NUM_HEADS // GROUP) + kv_head
+                arrived = tl.atomic_add(counter, 1, sem="acq_rel")
+                if arrived == num_splits - 1:
+                    tl.store(counter, 0)
+                    for row in range(GROUP):
+                        merge_splits(
+                            partial_out, partial_lse, out + request.to(tl.int64) * stride_out,
+                            first_unit, num_splits, kv_head * GROUP + row, NUM_HEADS, HEAD_DIM,
+                            BLOCK_D, BLOCK_S,
+                        )  # fmt: skip
 
 
 @triton.jit
@@ -130,32 +188,18 @@ def combine_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """Program (sequence, head): the splits' outputs, weighted by their sums of exponentials."""
+    """Program (sequence, head): merges what decode_kernel without FUSED left in parts."""
     request = tl.program_id(0)
-    head = tl.program_id(1)
     num_splits = tl.load(requests + request * 2 + 1)
+    first = tl.load(requests + request * 2)
+    wait_for_inputs(PDL)
     if num_splits > 1:
-        first = tl.load(requests + request * 2)
-        dims = tl.arange(0, BLOCK_D)
-        biggest = -1.0e30
-        total = 0.0
-        acc = tl.zeros([BLOCK_D], tl.float32)
-        for start in range(0, num_splits, BLOCK_S):
-            splits = start + tl.arange(0, BLOCK_S)
-            slot = (first + splits).to(tl.int64) * NUM_HEADS + head
-            inside = splits < num_splits
-            lse = tl.load(partial_lse + slot, mask=inside, other=-1.0e30)
-            both = inside[:, None] & (dims < HEAD_DIM)[None, :]
-            part = tl.load(partial_out + slot[:, None] * HEAD_DIM + dims[None, :], both, other=0.0)
-            new = tl.maximum(biggest, tl.max(lse, axis=0))
-            decay = tl.exp2(biggest - new)
-            weights = tl.exp2(lse - new)
-            total = total * decay + tl.sum(weights, axis=0)
-            acc = acc * decay + tl.sum(part * weights[:, None], axis=0)
-            biggest = new
-        at = request.to(tl.int64) * stride_out + head * HEAD_DIM + dims
-        tl.store(out + at, (acc / total).to(out.dtype.element_ty), mask=dims < HEAD_DIM)
+        merge_splits(
+            partial_out, partial_lse, out + request.to(tl.int64) * stride_out, first, num_splits,
+            tl.program_id(1), NUM_HEADS, HEAD_DIM, BLOCK_D, BLOCK_S,
+        )  # fmt: skip
 
 
 def paged_decode(
@@ -171,10 +215,12 @@ def paged_decode(
     value_scale: float = 1.0,
     warps: int = 4,
     stages: int | None = None,
+    fused: bool = True,
+    overlap: bool = False,
 ) -> torch.Tensor:
     """One query token per sequence against its pages, as `plan` (refilled for this step) says.
 
-    Sequences of length 0 get zeros. Two launches.
+    Sequences of length 0 get zeros. One launch, or two without `fused`.
 
     Args:
         query: [B, H, D], heads contiguous; rows may be strided (a view of the fused QKV).
@@ -203,6 +249,7 @@ def paged_decode(
         out,
         plan.partial_out,
         plan.partial_lse,
+        plan.arrivals,
         query.stride(0),
         key_cache.stride(0),
         key_cache.stride(1),
@@ -220,8 +267,14 @@ def paged_decode(
         BLOCK_M=max(16, triton.next_power_of_2(group)),
         BLOCK_D=block_d,
         STAGES=stages,
+        BLOCK_S=16,
+        FUSED=fused,
+        PDL=overlap,
         num_warps=warps,
+        **launch_options(overlap),
     )
+    if fused:
+        return out
     combine_kernel[(batch, num_heads)](
         plan.requests,
         out,
@@ -232,6 +285,8 @@ def paged_decode(
         HEAD_DIM=head_dim,
         BLOCK_D=block_d,
         BLOCK_S=16,
+        PDL=overlap,
         num_warps=4,
+        **launch_options(overlap),
     )
     return out

@@ -161,10 +161,10 @@ def paged_extend(
     softcap: float | None = None,
     out: torch.Tensor | None = None,
     *,
-    block_m: int = 128,
+    block_m: int = 64,
     tile: int = 64,
-    warps: int = 8,
-    stages: int = 3,
+    warps: int = 4,
+    stages: int | None = None,
 ) -> torch.Tensor:
     """Several chunks at once, each against its own pages up to the row's own position.
 
@@ -184,6 +184,10 @@ def paged_extend(
     assert key_cache.stride(2) == head_dim
     assert key_cache.stride() == value_cache.stride()
     assert page % tile == 0 or tile % page == 0
+    if stages is None:
+        # Keys and values of every stage share the 227 KiB of a multiprocessor with the queries.
+        row_bytes = triton.next_power_of_2(head_dim) * query.element_size()
+        stages = min(3, max(1, (200_000 - block_m * row_bytes) // (2 * tile * row_bytes)))
     block_m = min(block_m, max(16, triton.next_power_of_2(longest)))
     extend_kernel[(num_heads, triton.cdiv(longest, block_m), starts.shape[0])](
         query,
@@ -208,6 +212,6 @@ def paged_extend(
         TILE=tile,
         BLOCK_D=triton.next_power_of_2(head_dim),
         STAGES=stages,
-        num_warps=warps if block_m >= 128 else 4,
+        num_warps=warps,
     )
     return out

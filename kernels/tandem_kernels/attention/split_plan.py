@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-UNIT_FIELDS = 4
-"""Of a unit: request (-1: none), first position, end position, number of the request's splits."""
+UNIT_FIELDS = 5
+"""Of a unit: request (-1: none), first position, end, the request's number of units, its first."""
 
 
 @triton.jit
@@ -57,12 +57,13 @@ def plan_kernel(
     index = unit - begin
     start = (base + index * width // count) * TILE
     end = tl.minimum((base + (index + 1) * width // count) * TILE, last)
-    row = units + unit * 4
+    row = units + unit * 5
     inside = unit < num_units
     tl.store(row, tl.where(request < batch, request, -1), mask=inside)
     tl.store(row + 1, start, mask=inside)
     tl.store(row + 2, end, mask=inside)
     tl.store(row + 3, count, mask=inside)
+    tl.store(row + 4, begin, mask=inside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +75,11 @@ class DecodePlan:
 
     lengths: torch.Tensor  # [B] int32: positions that exist, the step's own included; 0 is padding
     block_tables: torch.Tensor  # [B, M] int32
-    units: torch.Tensor  # [U, 4] int32
+    units: torch.Tensor  # [U, 5] int32
     requests: torch.Tensor  # [B, 2] int32: first unit, number of units
     partial_out: torch.Tensor  # [U, H, D] float32
     partial_lse: torch.Tensor  # [U, H] float32, base 2
+    arrivals: torch.Tensor  # [B, K] int32, zero between launches
     window: int  # 0: none
     tile: int  # positions per tile
     target: int  # units aimed at, beside one per sequence
@@ -134,6 +136,7 @@ def make_decode_plan(
         requests=torch.zeros((batch, 2), dtype=torch.int32, device=device),
         partial_out=torch.empty((num_units, num_heads, head_dim), **floats),
         partial_lse=torch.empty((num_units, num_heads), **floats),
+        arrivals=torch.zeros((batch, num_kv_heads), dtype=torch.int32, device=device),
         window=window or 0,
         tile=tile,
         target=target,

@@ -27,6 +27,8 @@ LLAMA_8B = [
     GemmShape("head", 128256, 4096),
 ]
 
+BITS = {"bf16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
+
 MATRIX_TILES = [
     (16, 64, 4, 4), (16, 128, 4, 4), (16, 256, 4, 3), (16, 256, 2, 4), (32, 64, 4, 6),
     (32, 128, 4, 4), (32, 128, 4, 6), (32, 256, 4, 3), (64, 64, 4, 5), (64, 128, 4, 3),
@@ -68,8 +70,7 @@ class GemmBench:
         ]
         self.scale = None
         if bits != "bf16":
-            dtype = torch.int8 if bits == "int8" else torch.float8_e4m3fn
-            pairs = [reference.quantize_rows(weight, dtype) for weight in self.weights]
+            pairs = [reference.quantize_rows(weight, BITS[bits]) for weight in self.weights]
             self.weights, self.scale = [weight for weight, _ in pairs], pairs[0][1]
         self.moved = self.weights[0].nbytes
         self.bits = bits

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,31 +16,36 @@ from tandem_kernels.bench.attention import (
     DecodeTiles,
     run_prefill,
 )
-from tandem_kernels.bench.gemm import LLAMA_8B, GemmBench, fits, tilings
+from tandem_kernels.bench.gemm import BITS, LLAMA_8B, GemmBench, fits, tilings
+from tandem_kernels.bench.memory import run_sampling, run_transfer
 from tandem_kernels.bench.rows import run_activation, run_norm, run_rope
 from tandem_kernels.bench.timing import Ceilings, Line, measure_ceilings
 from tandem_kernels.gemm.kernel import GemmTiles, small_linear
+from tandem_kernels.gemm.reference import quantize_rows
 
-ROWS = (1, 4, 16, 32, 64)
+ROWS = (1, 4, 8, 16, 32, 64)
 DECODE_TILES = [(32, 4, 4), (32, 4, 6), (64, 4, 2), (64, 4, 3), (64, 4, 4), (64, 8, 3), (128, 4, 2),
                 (128, 8, 2), (128, 8, 3), (64, 2, 3)]  # fmt: skip
 PREFILL_TILES = [(128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2), (128, 64, 4, 3),
                  (64, 64, 4, 3), (128, 32, 8, 4), (64, 128, 4, 2), (256, 64, 8, 2)]  # fmt: skip
 
 
-def _compile_gemm(job: tuple[int, bool, tuple[int, int, int, int, int]]) -> None:
+def _compile_gemm(job: tuple[str, int, bool, tuple[int, int, int, int, int]]) -> None:
     """In a process of its own: fill Triton's cache on disk."""
-    rows, gate, tiles = job
+    bits, rows, gate, tiles = job
     x = torch.randn(rows, 2048, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(512, 2048, device="cuda", dtype=torch.bfloat16)
-    small_linear(x, weight, gate=gate, tiles=GemmTiles(*tiles))
+    scale = None
+    if bits != "bf16":
+        weight, scale = quantize_rows(weight, BITS[bits])
+    small_linear(x, weight, scale=scale, gate=gate, tiles=GemmTiles(*tiles))
 
 
-def compile_all(processes: int = 14) -> None:
+def compile_all(bits: str, row_counts: Sequence[int], processes: int = 14) -> None:
     """Compile the matrix products' configurations in parallel."""
     jobs = [
-        (rows, gate, (t.block_m, t.block_n, t.block_k, t.warps, t.stages))
-        for rows in (1, 16, 32, 64)
+        (bits, rows, gate, (t.block_m, t.block_n, t.block_k, t.warps, t.stages))
+        for rows in row_counts
         for gate in (False, True)
         for t in tilings(rows)
         if fits(t, gate)
@@ -76,15 +81,22 @@ def tune_decode(ceilings: Ceilings, log: Callable[[Line], None]) -> list[Line]:
     return found
 
 
-def tune_gemm(ceilings: Ceilings, log: Callable[[Line], None]) -> list[Line]:
+def tune_gemm(
+    ceilings: Ceilings,
+    log: Callable[[Line], None],
+    bits: str = "bf16",
+    row_counts: Sequence[int] = ROWS,
+) -> list[Line]:
     """cuBLAS and the best configuration for each shape and number of rows."""
     found = []
+    compile_all(bits, row_counts)
     for shape in LLAMA_8B:
-        bench = GemmBench(shape)
-        for rows in ROWS:
-            found.append(bench.run_torch(rows, ceilings))
-            log(found[-1])
-            print(found[-1].show(), flush=True)
+        bench = GemmBench(shape, bits)
+        for rows in row_counts:
+            if bits == "bf16":
+                found.append(bench.run_torch(rows, ceilings))
+                log(found[-1])
+                print(found[-1].show(), flush=True)
             lines = [
                 bench.run(rows, tiles, ceilings)
                 for tiles in tilings(rows)
@@ -100,9 +112,9 @@ def tune_gemm(ceilings: Ceilings, log: Callable[[Line], None]) -> list[Line]:
 
 
 def main() -> None:
-    """`python -m tandem_kernels.bench.tune OUT.json [decode gemm rows prefill]`."""
+    """`python -m tandem_kernels.bench.tune OUT.json [decode gemm rows prefill ...]`."""
     torch.manual_seed(11)
-    kinds = sys.argv[2:] or ["decode", "gemm", "rows", "prefill"]
+    kinds = sys.argv[2:] or ["decode", "gemm", "rows", "prefill", "memory", "quantized"]
     ceilings = measure_ceilings()
     print(
         f"{ceilings.device}: copy {ceilings.copy / 1e12:.3f} TB/s,"
@@ -111,11 +123,14 @@ def main() -> None:
         flush=True,
     )
     everything: list[Line] = []
-    if "gemm" in kinds:
-        compile_all()
     if "rows" in kinds:
         lines = run_norm(16384, 4096, ceilings) + run_activation(8192, 14336, ceilings)
         lines += run_rope(16384, ceilings) + run_rope(16384, ceilings, True)
+        everything += lines
+        print("\n".join(line.show() for line in lines), flush=True)
+    if "memory" in kinds:
+        lines = run_sampling(256, 128256, ceilings) + run_sampling(1, 128256, ceilings)
+        lines += run_transfer(ceilings)
         everything += lines
         print("\n".join(line.show() for line in lines), flush=True)
     if "decode" in kinds:
@@ -128,6 +143,9 @@ def main() -> None:
         print("\n".join(line.show() for line in lines), flush=True)
     if "gemm" in kinds:
         tune_gemm(ceilings, everything.append)
+    if "quantized" in kinds:
+        tune_gemm(ceilings, everything.append, "int8", (1, 16))
+        tune_gemm(ceilings, everything.append, "fp8", (1, 16))
     Path(sys.argv[1]).write_text(
         json.dumps(
             {

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from tandem_kernels.activation.kernel import activate
+from tandem_kernels.overlap import launch_options, prefetch_lines, wait_for_inputs
 
 
 @triton.jit
@@ -36,23 +37,34 @@ def small_gemm_kernel(
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,
     STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
-    """Program: BLOCK_N columns. Rows and columns past the end repeat the last; K is exact."""
+    """Program: BLOCK_N columns. columns past the end repeat the last."""
     rows = tl.arange(0, BLOCK_M)
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     read_columns = tl.minimum(columns, N - 1).to(tl.int64)
     steps = tl.arange(0, BLOCK_K)
-    x_at = x + tl.minimum(rows, M - 1)[:, None] * stride_x + steps[None, :]
+    if PDL:
+        lines = tl.arange(0, PREFETCH) * 64
+        ahead = weight + read_columns[:, None] * K + tl.minimum(lines, K - 1)[None, :]
+        prefetch_lines(ahead)
+        if GATE:
+            prefetch_lines(ahead + N.to(tl.int64) * K)
+        wait_for_inputs(PDL)
+    x_at = x + rows[:, None] * stride_x + steps[None, :]
+    # Padding rows are not read: one row repeated would load a single slice of the L2.
+    real = (rows < M)[:, None]
     w_at = weight + read_columns[:, None] * K + steps[None, :]
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     other = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
         if EVEN_K:
-            a = tl.load(x_at + start, eviction_policy="evict_last")
+            a = tl.load(x_at + start, mask=real, other=0.0, eviction_policy="evict_last")
             w = tl.load(w_at + start, eviction_policy="evict_first")
         else:
             inside = (start + steps < K)[None, :]
-            a = tl.load(x_at + start, mask=inside, other=0.0)
+            a = tl.load(x_at + start, mask=real & inside, other=0.0)
             w = tl.load(w_at + start, mask=inside, other=0.0)
         acc = tl.dot(a, tl.trans(w.to(a.dtype)), acc, input_precision="ieee")
         if GATE:
@@ -71,8 +83,7 @@ def small_gemm_kernel(
     if GATE:
         acc = activate(acc, GELU) * other
     at = out + rows[:, None] * stride_out + columns[None, :]
-    inside_out = (rows < M)[:, None] & (columns < N)[None, :]
-    tl.store(at, acc.to(out.dtype.element_ty), mask=inside_out)
+    tl.store(at, acc.to(out.dtype.element_ty), mask=real & (columns < N)[None, :])
 
 
 @triton.jit
@@ -92,11 +103,20 @@ def gemv_kernel(
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,
     STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
     """One row of x: products stay in registers and are summed once, at the end."""
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     read_columns = tl.minimum(columns, N - 1).to(tl.int64)
     steps = tl.arange(0, BLOCK_K)
+    if PDL:
+        lines = tl.arange(0, PREFETCH) * 64
+        ahead = weight + read_columns[:, None] * K + tl.minimum(lines, K - 1)[None, :]
+        prefetch_lines(ahead)
+        if GATE:
+            prefetch_lines(ahead + N.to(tl.int64) * K)
+        wait_for_inputs(PDL)
     w_at = weight + read_columns[:, None] * K + steps[None, :]
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     other = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
@@ -138,6 +158,8 @@ class GemmTiles:
     block_k: int
     warps: int
     stages: int
+    prefetch: int = 16
+    """With overlap: 64-element pieces of each row to ask the L2 for while waiting; a power of 2."""
 
 
 def default_tiles(rows: int, columns: int) -> GemmTiles:
@@ -158,6 +180,7 @@ def small_linear(
     gelu: bool = False,
     out: torch.Tensor | None = None,
     tiles: GemmTiles | None = None,
+    overlap: bool = False,
 ) -> torch.Tensor:
     """x Wᵀ + b, or with `gate` act(x Gᵀ) · (x Uᵀ), for at most 64 rows; see the reference.
 
@@ -165,6 +188,7 @@ def small_linear(
         x: [..., K], K contiguous.
         weight: [N, K] contiguous ([2 N, K] with `gate`); with `scale` int8 or float8_e4m3fn.
         bias: [N], not with `gate`.
+        overlap: start before the kernel that writes x has ended; see `overlap.py`.
     """
     size = x.shape[-1]
     rows = x.reshape(-1, size)
@@ -192,7 +216,10 @@ def small_linear(
         "BLOCK_K": tiles.block_k,
         "EVEN_K": size % tiles.block_k == 0,
         "STAGES": tiles.stages,
+        "PDL": overlap,
+        "PREFETCH": tiles.prefetch,
         "num_warps": tiles.warps,
+        **launch_options(overlap),
     }
     grid = (triton.cdiv(columns, tiles.block_n),)
     if tiles.block_m == 0:

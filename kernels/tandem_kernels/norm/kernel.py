@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from tandem_kernels.overlap import launch_options, wait_for_inputs
+
 
 @triton.jit
 def rms_norm_kernel(
@@ -19,12 +21,14 @@ def rms_norm_kernel(
     ADD: tl.constexpr,
     WEIGHT_IN_FLOAT32: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Row by row: with ADD, residual += x first, and the sum is what is normed."""
     row = tl.program_id(0).to(tl.int64)
     places = tl.arange(0, BLOCK)
     inside = places < size
     weights = tl.load(weight + places, mask=inside, other=0.0)
+    wait_for_inputs(PDL)
     wide = tl.load(x + row * stride_x + places, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         at = residual + row * stride_residual + places
@@ -47,6 +51,7 @@ def _launch(
     out: torch.Tensor,
     epsilon: float,
     weight_in_float32: bool,
+    overlap: bool,
 ) -> torch.Tensor:
     size = x.shape[-1]
     rows, outs = x.reshape(-1, size), out.view(-1, size)
@@ -67,6 +72,8 @@ def _launch(
         BLOCK=block,
         # 8 elements of 2 bytes per thread are one 16-byte access.
         num_warps=min(max(block // 512, 1), 16),
+        PDL=overlap,
+        **launch_options(overlap),
     )
     return out
 
@@ -77,10 +84,12 @@ def rms_norm(
     epsilon: float,
     weight_in_float32: bool = False,
     out: torch.Tensor | None = None,
+    *,
+    overlap: bool = False,
 ) -> torch.Tensor:
     """The reference's `rms_norm`; x is [..., D] with contiguous D, the result contiguous."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
-    return _launch(x, None, weight, out, epsilon, weight_in_float32)
+    return _launch(x, None, weight, out, epsilon, weight_in_float32, overlap)
 
 
 def add_rms_norm(
@@ -90,7 +99,9 @@ def add_rms_norm(
     epsilon: float,
     weight_in_float32: bool = False,
     out: torch.Tensor | None = None,
+    *,
+    overlap: bool = False,
 ) -> torch.Tensor:
     """residual += x in place; returns the norm of the sum. All [..., D], residual contiguous."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
-    return _launch(x, residual, weight, out, epsilon, weight_in_float32)
+    return _launch(x, residual, weight, out, epsilon, weight_in_float32, overlap)

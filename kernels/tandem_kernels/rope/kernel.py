@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from tandem_kernels.overlap import launch_options, wait_for_inputs
+
 
 @triton.jit
 def _rotate(
@@ -67,6 +69,7 @@ def rope_write_kernel(
     BLOCK_H: tl.constexpr,
     NORM: tl.constexpr,
     IN_FLOAT32: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Program (heads' block, token): the first blocks are queries, then keys, then values."""
     token = tl.program_id(1).to(tl.int64)
@@ -74,6 +77,7 @@ def rope_write_kernel(
     QUERY_PARTS: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
     KEY_PARTS: tl.constexpr = (K + BLOCK_H - 1) // BLOCK_H
     dims = tl.arange(0, BLOCK_D)
+    wait_for_inputs(PDL)
     row = qkv + token * stride_qkv
     cos += token * (D // 2)
     sin += token * (D // 2)
@@ -141,6 +145,7 @@ def rope_and_write(
     key_scale: float = 1.0,
     value_scale: float = 1.0,
     block_heads: int = 16,
+    overlap: bool = False,
 ) -> torch.Tensor:
     """The reference's `rope_and_write`: returns the queries, puts keys and values into the pages.
 
@@ -192,5 +197,7 @@ def rope_and_write(
             NORM=norm,
             IN_FLOAT32=weight_in_float32,
             num_warps=min(max(elements // 512, 1), 8),
+            PDL=overlap,
+            **launch_options(overlap),
         )
     return out

@@ -75,3 +75,15 @@ def sample_inverse_cdf(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Ten
     # Below the total even when the product rounds up to it.
     target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, target, right=True).squeeze(1)
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) from 53 bits of splitmix64 (Steele, Lea and Flood, 2014)."""
+    mask, step = (1 << 64) - 1, 0x9E3779B97F4A7C15
+
+    def mix(value: int) -> int:
+        value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & mask
+        value = (value ^ (value >> 27)) * 0x94D049BB133111EB & mask
+        return value ^ (value >> 31)
+
+    return (mix(mix(seed + step & mask) + (position + 1) * step & mask) >> 11) * 2.0**-53

@@ -12,6 +12,7 @@ LENGTHS = [1, 3, 64, 65, 200, 333]
 
 def _run(device, lengths, heads, kv_heads, head_dim, page, dtype, **options):
     window, softcap = options.pop("window", None), options.pop("softcap", None)
+    fused = options.pop("fused", True)
     case = make_case(lengths, kv_heads, head_dim, page, dtype, device)
     scale = head_dim**-0.5
     qkv = torch.randn(len(lengths), heads + 2 * kv_heads, head_dim, device=device).to(dtype)
@@ -29,7 +30,10 @@ def _run(device, lengths, heads, kv_heads, head_dim, page, dtype, **options):
     plan.partial_out.fill_(float("nan"))
     plan.partial_lse.fill_(float("nan"))
     plan.refill()
-    found = paged_decode(query, case.key_cache, case.value_cache, plan, out, scale, softcap)
+    found = paged_decode(
+        query, case.key_cache, case.value_cache, plan, out, scale, softcap, fused=fused
+    )
+    assert not plan.arrivals.any()
     expected = torch.stack(
         [
             attend_exactly(query[i : i + 1], k, v, k.shape[0] - 1, scale, window, softcap)[0]
@@ -63,8 +67,11 @@ def test_softcap(device):
 
 @pytest.mark.parametrize("tile", [32, 64, 128])
 @pytest.mark.parametrize("programs", [1, 8, 300])
-def test_every_cut_gives_the_same(device, tile, programs):
-    error, plan = _run(device, LENGTHS, 4, 2, 64, 64, torch.float32, tile=tile, programs=programs)
+@pytest.mark.parametrize("fused", [True, False])
+def test_every_cut_gives_the_same(device, tile, programs, fused):
+    error, plan = _run(
+        device, LENGTHS, 4, 2, 64, 64, torch.float32, tile=tile, programs=programs, fused=fused
+    )
     assert error < 1e-5
     counts = plan.requests[:, 1]
     assert int(counts.sum()) <= plan.units.shape[0]

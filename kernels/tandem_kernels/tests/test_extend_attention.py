@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tandem_kernels.attention import extend_attention
 from tandem_kernels.attention.extend_kernel import paged_extend
 from tandem_kernels.tests.paged_case import attend_exactly, make_case, relative_error
 
@@ -75,3 +76,15 @@ def test_softcap(device):
 def test_every_tiling_gives_the_same(device, half, tile, block_m):
     error = _run(device, CHUNKS, 2, 1, 64, 64, half, tile=tile, block_m=block_m, stages=2)
     assert error < 2e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("prefix", "length"), [(0, 600), (700, 513), (64, 20), (0, 1)])
+def test_dispatch_on_the_gpu(prefix, length):
+    device = torch.device("cuda")
+    case = make_case([prefix + length], 2, 128, 64, torch.bfloat16, device)
+    clean = [cache.nan_to_num() for cache in (case.key_cache, case.value_cache)]
+    query = torch.randn(length, 8, 128, device=device, dtype=torch.bfloat16)
+    found = extend_attention(query, *clean, case.block_tables[0].long()[:-1], prefix, 0.1)
+    expected = attend_exactly(query, case.keys[0], case.values[0], prefix, 0.1, None, None)
+    assert relative_error(found, expected) < 2e-2

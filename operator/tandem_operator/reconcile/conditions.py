@@ -22,9 +22,22 @@ def write_conditions(
     now: datetime,
 ) -> tuple[Condition, ...]:
     """All conditions, in the order of `ConditionType`. Each of them must be judged."""
+    assert judgements.keys() == set(ConditionType), "every condition is judged"
+    return write_some_conditions(old, judgements, generation, now)
+
+
+def write_some_conditions(
+    old: tuple[Condition, ...],
+    judgements: dict[ConditionType, Judgement],
+    generation: int,
+    now: datetime,
+) -> tuple[Condition, ...]:
+    """The judged conditions and no others, in the order of `ConditionType`."""
     before = {condition.type: condition for condition in old}
     return tuple(
-        _write(before.get(kind), kind, judgements[kind], generation, now) for kind in ConditionType
+        _write(before.get(kind), kind, judgements[kind], generation, now)
+        for kind in ConditionType
+        if kind in judgements
     )
 
 

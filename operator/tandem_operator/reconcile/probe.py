@@ -14,6 +14,7 @@ from tandem_operator.reconcile.conditions import Judgement, condition_of
 from tandem_operator.reconcile.plan import EngineCall
 
 RETRY = timedelta(seconds=10)
+FELL_BACK = "FellBackToTcp"
 PROBE_BLOCKS = 64
 """KV pages that a probe moves: enough to time, few beside a cache."""
 
@@ -71,9 +72,6 @@ def _judge_result(
     seen = f"{speed} MB/s over {probe.transport} between {probe.prefill} and {probe.decode}"
     wanted = spec.kv_transfer.verify.min_megabytes_per_second
     fabric = wiring.mode not in (RdmaMode.NONE, RdmaMode.AUTO)
-    if fabric and backend is TransferBackend.TCP:
-        remedy = "check the devices in the pods, or set rdma.mode: None if TCP is meant"
-        return Judgement(False, "FellBackToTcp", f"{seen}, in spite of RDMA: {remedy}"), status
     if spec.kv_transfer.backend not in (TransferBackend.AUTO, backend):
         asked = spec.kv_transfer.backend
         return Judgement(False, "OtherBackend", f"{seen}, but {asked} was asked for"), status
@@ -81,6 +79,9 @@ def _judge_result(
         remedy = "lower kvTransfer.verify.minMegabytesPerSecond if that is right for this network"
         message = f"{seen}, less than {wanted} MB/s: {remedy}"
         return Judgement(False, "TooSlow", message), status
+    if fabric and backend is TransferBackend.TCP:
+        remedy = "check the devices in the pods, or set rdma.mode: None if TCP is meant"
+        return Judgement(False, FELL_BACK, f"{seen}, in spite of RDMA: {remedy}"), status
     return Judgement(True, "KvMoved", seen), status
 
 

@@ -33,6 +33,10 @@ from tandem_operator.scaling import Targets, plan_targets
 DELETE_DRAIN_SECONDS = 10
 """Streams of a service that the user deletes get this long to end."""
 DELETE_GRACE_SECONDS = 5
+UNUSABLE = ("PolicyUnusable", "RatioUnreachable")
+"""Reasons of ScalingActive that the user has to do something about."""
+MEASURE_SECONDS = 15.0
+"""How often status.slo of a settled service is measured anew."""
 DELETE_LIMIT_SECONDS = 25
 """After this long the finalizer goes even if pods still hang: their owner's end removes them."""
 
@@ -220,8 +224,12 @@ def _condition_notes(observed: Observed, conditions: tuple[Any, ...]) -> list[No
         ConditionType.DEGRADED: (True,),
         ConditionType.TRANSPORT_VERIFIED: (True, False),
         ConditionType.CAPACITY_UNAVAILABLE: (True,),
+        ConditionType.METRICS_STALE: (True, False),
+        ConditionType.SLO_INFEASIBLE: (True,),
+        ConditionType.GATED_BY_PEER: (True,),
     }
-    notes = []
+    troubles = set(told) - {ConditionType.READY, ConditionType.TRANSPORT_VERIFIED}
+    notes = _policy_notes(observed, conditions)
     for kind, tell in told.items():
         new, old = condition_of(conditions, kind), condition_of(observed.status.conditions, kind)
         if new is None or (old is not None and old.status is new.status):
@@ -229,10 +237,18 @@ def _condition_notes(observed: Observed, conditions: tuple[Any, ...]) -> list[No
         is_true = str(new.status) == "True"
         if str(new.status) == "Unknown" or is_true not in tell or (old is None and not is_true):
             continue
-        bad = is_true is (kind in (ConditionType.DEGRADED, ConditionType.CAPACITY_UNAVAILABLE))
+        bad = is_true is (kind in troubles)
         reason = str(kind) if is_true else f"Not{kind}"
         notes.append(Note(reason, new.message or new.reason, warning=bad))
     return notes
+
+
+def _policy_notes(observed: Observed, conditions: tuple[Any, ...]) -> list[Note]:
+    kind = ConditionType.SCALING_ACTIVE
+    new, old = condition_of(conditions, kind), condition_of(observed.status.conditions, kind)
+    if new is None or new.reason not in UNUSABLE or (old is not None and old.reason == new.reason):
+        return []
+    return [Note(new.reason, new.message, warning=True)]
 
 
 def _requeue(observed: Observed, steps: dict[RoleLabel, PoolSteps], probing: bool) -> float:
@@ -243,7 +259,7 @@ def _requeue(observed: Observed, steps: dict[RoleLabel, PoolSteps], probing: boo
     waits = waits or any(not pod.ready or pod.deleting for pod in observed.pods)
     # A policy looks at fresh measurements every few seconds.
     waits = waits or (observed.spec is not None and observed.spec.autoscaling is not None)
-    return min(soonest, 5.0) if waits else soonest
+    return min(soonest, 5.0 if waits else MEASURE_SECONDS)
 
 
 def _plan_deletion(observed: Observed, now: datetime) -> Plan:

@@ -26,7 +26,7 @@ from tandem_operator.reconcile.conditions import (
     write_conditions,
 )
 from tandem_operator.reconcile.failures import failing_node
-from tandem_operator.reconcile.probe import judge_transport
+from tandem_operator.reconcile.probe import FELL_BACK, judge_transport
 from tandem_operator.reconcile.rollout import RolloutStep, Stage
 from tandem_operator.reconcile.support import find_unused
 from tandem_operator.scaling import Targets
@@ -74,7 +74,7 @@ def build_status(observed: Observed, made: StatusInput, now: datetime) -> Infere
         if router is not None
         else RouterStatus(),
         ratio=f"{pools[0].ready}:{pools[1].ready}",
-        slo=SloStatus(**observed.measured) if observed.measured else old.slo,
+        slo=_slo(observed),
         transport=transport,
         scaling=(*_decisions(observed), *old.scaling)[:MAX_DECISIONS],
         failures=made.failures,
@@ -120,6 +120,13 @@ def build_pool_status(
         desired_replicas=pool.desired,
         conditions=(condition,),
     ).to_manifest()
+
+
+def _slo(observed: Observed) -> SloStatus | None:
+    # Without requests there is no latency: the last one stands, beside a rate of zero.
+    if not observed.measured:
+        return observed.status.slo
+    return (observed.status.slo or SloStatus()).model_copy(update=dict(observed.measured))
 
 
 def _decisions(observed: Observed) -> tuple[ScalingDecision, ...]:
@@ -312,6 +319,9 @@ def _ready(judged: dict[ConditionType, Judgement], spec: InferenceServiceSpec) -
     if spec.kv_transfer.verify.mode is VerifyMode.REQUIRED and spec.prefill.replicas:
         needed.append(ConditionType.TRANSPORT_VERIFIED)
     for kind in needed:
+        if judged[kind].reason == FELL_BACK:
+            # KV moves, fast enough, over what backend Auto could get: degraded, but serving.
+            continue
         if not judged[kind].holds:
             return Judgement(False, f"Not{kind}", f"{kind}: {judged[kind].message}")
     return Judgement(True, "Serving", "requests are served")

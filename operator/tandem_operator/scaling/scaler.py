@@ -1,34 +1,33 @@
-"""Runs the autoscaling policies: read the measurements, decide, say what was decided."""
+"""Measures services and runs their policies: measure, decide, say what was decided."""
 
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import httpx
-import structlog
 from pydantic import ValidationError
 
 from tandem_operator.api import AutoscalingPolicySpec, InferenceServiceSpec
 from tandem_operator.api.autoscaling_policy import PolicyMode
-from tandem_operator.api.conditions import ConditionType
 from tandem_operator.api.names import PORT_ROUTER_HTTP, RoleLabel
-from tandem_operator.api.status import ScalingDecision, ScalingStep
+from tandem_operator.api.status import MAX_DECISIONS, ScalingDecision
 from tandem_operator.autoscaling import Decision, PoolSizes, ScalerState, Signals, decide
 from tandem_operator.autoscaling.collector import Collector, Endpoint
-from tandem_operator.build.fleet import POOL_ROLES
 from tandem_operator.client import Cluster
-from tandem_operator.errors import ClusterError, MissingError
+from tandem_operator.errors import MissingError
 from tandem_operator.observed import WORKER_ROLES, Counts, Observed, PolicyDecision
-from tandem_operator.ratio import hold_ratio
+from tandem_operator.ratio import describe, hold_ratio, reachable
+from tandem_operator.scaling.policy_status import PolicyStatusWriter
+from tandem_operator.scaling.telling import judge_decision, tell_changes, untold, unusable
 
 TICK_SECONDS: Final = 4.0
 """Passes come more often than that; between two ticks the last decision stands."""
+MEASURE_SECONDS: Final = 10.0
+"""The same for a service without a policy, whose routers alone are read."""
 NUM_STARTUPS: Final = 50
-
-log = structlog.get_logger("tandem.scaler")
 
 
 @dataclass
@@ -42,7 +41,8 @@ class _Service:
     startups: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_STARTUPS))
     started: set[str] = field(default_factory=set)
     advised: Counts | None = None
-    told: str = ""
+    entries: tuple[ScalingDecision, ...] = ()  # newest first; told until they are in the status
+    policy_name: str = ""  # of the AutoscalingPolicy that was told of this service
     signals: Signals = field(default_factory=Signals)
 
 
@@ -57,130 +57,200 @@ class PolicyScaler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
+        # Pods: never by way of a proxy that the environment names.
         self._client = httpx.AsyncClient(trust_env=False)
         self._worker_port = worker_port
         self._router_port = router_port
         self._clock = clock
         self._services: dict[str, _Service] = {}
+        self._policies = PolicyStatusWriter(cluster)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
     async def decide(self, observed: Observed) -> PolicyDecision | None:
-        """What the policy of this service wants now; None without a policy."""
+        """What the policy of this service wants now; None without a policy. Measures, too."""
         spec = observed.spec
-        if spec is None or spec.autoscaling is None or observed.deleting_since is not None:
-            self._services.pop(observed.uid, None)
+        if spec is None or observed.deleting_since is not None:
+            await self._forget(observed)
             return None
-        service = self._services.get(observed.uid)
-        if service is None:
-            service = _Service(Collector(self._client, self._clock))
-            self._services[observed.uid] = service
+        service = self._services.setdefault(
+            observed.uid, _Service(Collector(self._client, self._clock))
+        )
+        await self._leave_old_policy(observed, spec, service)
         _learn_startups(service, observed)
         now = self._clock()
-        if service.decision is not None and now - service.ticked_at < TICK_SECONDS:
-            return _without_news(service.decision)
-        service.ticked_at = now
-        policy, problem = await self._policy(observed, spec)
-        if policy is None:
-            service.decision = _unusable(observed, problem)
-            return service.decision
-        service.decision = await self._tick(observed, spec, policy, service, now)
-        if spec.autoscaling.policy_name is not None:
-            await self._tell_policy(observed, spec.autoscaling.policy_name, service)
-        return service.decision
+        if spec.autoscaling is None:
+            service.decision, service.state = None, ScalerState()
+            service.advised, service.entries = None, ()
+            if now - service.ticked_at >= MEASURE_SECONDS:
+                service.ticked_at = now
+                await self._measure(observed, spec, service, ())
+            return None
+        if service.decision is None or now - service.ticked_at >= TICK_SECONDS:
+            service.ticked_at = now
+            service.decision = await self._tick(observed, spec, service, now)
+        service.entries = untold(service.entries, observed.status.scaling)
+        return replace(service.decision, decisions=service.entries)
 
-    async def _policy(
-        self, observed: Observed, spec: InferenceServiceSpec
-    ) -> tuple[AutoscalingPolicySpec | None, str]:
-        chosen = spec.autoscaling
-        assert chosen is not None, "asked only for services with autoscaling"
-        if chosen.policy_name is None:
-            return chosen.inline, "autoscaling.inline is missing"
-        try:
-            found = await self._cluster.get(
-                "AutoscalingPolicy", chosen.policy_name, observed.namespace
-            )
-            return AutoscalingPolicySpec.model_validate(found.get("spec", {})), ""
-        except MissingError:
-            return None, f"AutoscalingPolicy {chosen.policy_name} doesn't exist: create it"
-        except ValidationError as error:
-            return None, f"AutoscalingPolicy {chosen.policy_name} can't be read: {error}"
+    def measured(self, observed: Observed) -> Mapping[str, int]:
+        """See `PolicySource`."""
+        service = self._services.get(observed.uid)
+        if service is None or service.signals.age_seconds > 0:
+            return {}
+        signals = service.signals
+        found = {
+            "ttft_milliseconds": _milliseconds(signals.prefill.ttft_seconds),
+            "tbt_milliseconds": _milliseconds(signals.decode.tbt_seconds),
+            "attainment_percent": (
+                None if signals.attained_percent is None else int(signals.attained_percent)
+            ),
+            "requests_per_second": round(signals.requests_per_second),
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
     async def _tick(
+        self, observed: Observed, spec: InferenceServiceSpec, service: _Service, now: float
+    ) -> PolicyDecision:
+        policy, stored, problem = await self._policy(observed, spec)
+        await self._measure(observed, spec, service, WORKER_ROLES, policy)
+        if policy is None:
+            return unusable("PolicyUnusable", problem)
+        problem = _ratio_problem(spec, policy)
+        if problem:
+            decision = unusable("RatioUnreachable", problem)
+        else:
+            decision = _decide(observed, spec, policy, service, now)
+        if stored is not None:
+            service.policy_name = stored["metadata"]["name"]
+            told = replace(decision, decisions=service.entries)
+            await self._policies.tell(stored, told, observed)
+        return decision
+
+    async def _measure(
         self,
         observed: Observed,
         spec: InferenceServiceSpec,
-        policy: AutoscalingPolicySpec,
         service: _Service,
-        now: float,
-    ) -> PolicyDecision:
+        roles: tuple[RoleLabel, ...],
+        policy: AutoscalingPolicySpec | None = None,
+    ) -> None:
         default = spec.slo.default_class
-        goal = policy.objectives
-        service.signals = await service.collector.read(
-            [
-                Endpoint(pod.uid, self._url(pod.ip, self._router_port))
-                for pod in observed.router_pods
-            ],
-            self._workers(observed, RoleLabel.PREFILL),
-            self._workers(observed, RoleLabel.DECODE),
-            goal.percentile or default.percentile,
-        )
-        last = Counts(*(_wanted(observed, spec, role) for role in WORKER_ROLES))
-
-        def constrain(prefill: int, decode: int) -> tuple[int, int]:
-            held = hold_ratio(spec.ratio, Counts(prefill, decode), last)
-            return held.prefill, held.decode
-
-        decision = decide(
-            policy,
-            (goal.ttft_milliseconds or default.ttft_milliseconds) / 1000,
-            (goal.tbt_milliseconds or default.tbt_milliseconds) / 1000,
-            _sizes(observed, last, service),
-            service.signals,
-            service.state,
-            now,
-            constrain,
-            (spec.prefill.gpus_per_pod, spec.decode.gpus_per_pod),
-        )
-        service.state = decision.state
-        active = policy.mode is PolicyMode.ACTIVE
-        news = _news(service, decision, last, active=active)
-        return PolicyDecision(
-            desired=Counts(decision.prefill, decision.decode),
-            because=f"prefill: {decision.because_prefill}; decode: {decision.because_decode}",
-            active=active,
-            conditions=_conditions(decision, active=active),
-            decisions=news,
-        )
-
-    async def _tell_policy(self, observed: Observed, policy: str, service: _Service) -> None:
-        decision = service.decision
-        if decision is None or decision.because == service.told:
-            return
-        try:
-            found = await self._cluster.get("AutoscalingPolicy", policy, observed.namespace)
-            targets = (found.get("status") or {}).get("targets") or []
-            others = [target for target in targets if target.get("name") != observed.name]
-            mine = {"name": observed.name, "lastDecision": decision.because[:1024]}
-            body = {"status": {"targets": [*others, mine]}}
-            await self._cluster.merge(
-                "AutoscalingPolicy", policy, observed.namespace, body, subresource="status"
-            )
-            service.told = decision.because
-        except ClusterError as error:
-            log.info("policy status was not written", policy=policy, error=str(error))
-
-    def _workers(self, observed: Observed, role: RoleLabel) -> list[Endpoint]:
-        return [
-            Endpoint(pod.uid, self._url(pod.ip, self._worker_port))
-            for pod in observed.pods_of(role)
-            if pod.ready and pod.live and pod.ip
+        routers = [
+            Endpoint(pod.uid, self._url(pod.ip, self._router_port)) for pod in observed.router_pods
         ]
+        workers = {
+            role: [
+                Endpoint(pod.uid, self._url(pod.ip, self._worker_port))
+                for pod in observed.pods_of(role)
+                if role in roles and pod.ready and pod.live and pod.ip
+            ]
+            for role in WORKER_ROLES
+        }
+        service.signals = await service.collector.read(
+            routers,
+            workers[RoleLabel.PREFILL],
+            workers[RoleLabel.DECODE],
+            (policy.objectives.percentile if policy is not None else None) or default.percentile,
+            default.name,
+        )
+
+    async def _policy(
+        self, observed: Observed, spec: InferenceServiceSpec
+    ) -> tuple[AutoscalingPolicySpec | None, dict[str, Any] | None, str]:
+        """The policy, the AutoscalingPolicy that it comes from, and why there is none."""
+        chosen = spec.autoscaling
+        assert chosen is not None, "asked only for services with autoscaling"
+        name = chosen.policy_name
+        if name is None:
+            return chosen.inline, None, "autoscaling has neither policyName nor inline: set one"
+        try:
+            found = await self._cluster.get("AutoscalingPolicy", name, observed.namespace)
+            return AutoscalingPolicySpec.model_validate(found.get("spec", {})), found, ""
+        except MissingError:
+            problem = f"there is no AutoscalingPolicy {name} in {observed.namespace}: create it"
+            return None, None, f"{problem}, or change autoscaling.policyName"
+        except ValidationError as error:
+            return None, None, f"AutoscalingPolicy {name} can't be read, correct it: {error}"
+
+    async def _leave_old_policy(
+        self, observed: Observed, spec: InferenceServiceSpec, service: _Service
+    ) -> None:
+        named = spec.autoscaling.policy_name if spec.autoscaling is not None else None
+        if service.policy_name and service.policy_name != named:
+            await self._policies.leave(service.policy_name, observed)
+            service.policy_name = ""
+
+    async def _forget(self, observed: Observed) -> None:
+        service = self._services.pop(observed.uid, None)
+        if service is not None and service.policy_name and observed.deleting_since is not None:
+            await self._policies.leave(service.policy_name, observed)
 
     def _url(self, ip: str, port: int) -> str:
         return f"http://[{ip}]:{port}" if ":" in ip else f"http://{ip}:{port}"
+
+
+def _decide(
+    observed: Observed,
+    spec: InferenceServiceSpec,
+    policy: AutoscalingPolicySpec,
+    service: _Service,
+    now: float,
+) -> PolicyDecision:
+    default, goal = spec.slo.default_class, policy.objectives
+    last = Counts(*(_wanted(observed, spec, role) for role in WORKER_ROLES))
+
+    def constrain(prefill: int, decode: int) -> tuple[int, int]:
+        held = hold_ratio(spec.ratio, Counts(prefill, decode), last)
+        return held.prefill, held.decode
+
+    decision = decide(
+        policy,
+        (goal.ttft_milliseconds or default.ttft_milliseconds) / 1000,
+        (goal.tbt_milliseconds or default.tbt_milliseconds) / 1000,
+        _sizes(observed, last, service),
+        service.signals,
+        service.state,
+        now,
+        constrain,
+        (spec.prefill.gpus_per_pod, spec.decode.gpus_per_pod),
+    )
+    active = policy.mode is PolicyMode.ACTIVE
+    at = datetime.now(UTC).replace(microsecond=0)
+    fresh = tell_changes(decision, last, service.advised or last, at, active=active)
+    service.entries = (*fresh, *service.entries)[:MAX_DECISIONS]
+    service.advised = None if active else Counts(decision.prefill, decision.decode)
+    service.state = decision.state if active else _advisory_state(decision, last, service.state)
+    return PolicyDecision(
+        desired=Counts(decision.prefill, decision.decode),
+        because=f"prefill: {decision.because_prefill}; decode: {decision.because_decode}",
+        active=active,
+        conditions=judge_decision(decision, active=active),
+    )
+
+
+def _advisory_state(decision: Decision, last: Counts, before: ScalerState) -> ScalerState:
+    # Advice to shrink is not followed at once: it stands, and its time doesn't start anew.
+    state = decision.state
+    if decision.prefill < last.prefill:
+        state = replace(state, prefill_spare_since=before.prefill_spare_since)
+    if decision.decode < last.decode:
+        state = replace(state, decode_spare_since=before.decode_spare_since)
+    return state
+
+
+def _ratio_problem(spec: InferenceServiceSpec, policy: AutoscalingPolicySpec) -> str:
+    pools = policy.pools
+    low = Counts(pools.prefill.min, pools.decode.min)
+    high = Counts(pools.prefill.max, pools.decode.max)
+    if reachable(spec.ratio, low, high):
+        return ""
+    return (
+        f"no numbers within pools.prefill {low.prefill} to {high.prefill} and pools.decode"
+        f" {low.decode} to {high.decode} of the policy keep {describe(spec.ratio)}: widen the"
+        " bounds or change spec.ratio"
+    )
 
 
 def _wanted(observed: Observed, spec: InferenceServiceSpec, role: RoleLabel) -> int:
@@ -191,14 +261,14 @@ def _wanted(observed: Observed, spec: InferenceServiceSpec, role: RoleLabel) -> 
 
 
 def _sizes(observed: Observed, last: Counts, service: _Service) -> PoolSizes:
-    # A worker that crashed is on its way back: it counts as pending, not as capacity to give up.
-    ready = {
-        role: min(
-            sum(pod.ready and pod.live for pod in observed.pods_of(role)), max(last.of(role), 0)
-        )
-        for role in WORKER_ROLES
-    }
     now = datetime.now(UTC)
+    ready, ages = {}, {}
+    for role in WORKER_ROLES:
+        pods = [pod for pod in observed.pods_of(role) if pod.ready and pod.live]
+        # A worker that crashed is on its way back: it is pending, not capacity to give up.
+        ready[role] = min(len(pods), last.of(role))
+        since = [pod.ready_since for pod in pods if pod.ready_since is not None]
+        ages[role] = (now - max(since)).total_seconds() if since else float("inf")
     waiting = [
         (now - pod.created).total_seconds() for pod in observed.pods if pod.live and not pod.started
     ]
@@ -210,6 +280,11 @@ def _sizes(observed: Observed, last: Counts, service: _Service) -> PoolSizes:
         decode_pending=last.decode - ready[RoleLabel.DECODE],
         oldest_pending_seconds=max(waiting, default=0.0),
         startup_seconds=ordered[int(0.9 * (len(ordered) - 1))] if ordered else 0.0,
+        num_draining=sum(
+            pod.draining_since is not None and pod.failure is None for pod in observed.pods
+        ),
+        prefill_age_seconds=ages[RoleLabel.PREFILL],
+        decode_age_seconds=ages[RoleLabel.DECODE],
     )
 
 
@@ -221,81 +296,5 @@ def _learn_startups(service: _Service, observed: Observed) -> None:
     service.started &= {pod.uid for pod in observed.pods}
 
 
-def _news(
-    service: _Service, decision: Decision, last: Counts, *, active: bool
-) -> tuple[ScalingDecision, ...]:
-    wanted = Counts(decision.prefill, decision.decode)
-    before = last if active else (service.advised or last)
-    service.advised = None if active else wanted
-    because = {
-        RoleLabel.PREFILL: decision.because_prefill,
-        RoleLabel.DECODE: decision.because_decode,
-    }
-    at = datetime.now(UTC).replace(microsecond=0)
-    news = []
-    for role in WORKER_ROLES:
-        if wanted.of(role) == before.of(role):
-            continue
-        grows = wanted.of(role) > last.of(role)
-        how = ScalingStep.START if grows else ScalingStep.DRAIN
-        news.append(
-            ScalingDecision(
-                at=at,
-                pool=POOL_ROLES[role],
-                from_=last.of(role),
-                to=wanted.of(role),
-                how=how if active else ScalingStep.ADVISED,
-                because=because[role][:1024],
-            )
-        )
-    return tuple(news)
-
-
-def _conditions(decision: Decision, *, active: bool) -> dict[str, tuple[bool, str, str]]:
-    because = f"prefill: {decision.because_prefill}; decode: {decision.because_decode}"
-    found = {
-        ConditionType.SCALING_ACTIVE: (
-            active and not decision.metrics_stale,
-            "MetricsStale" if decision.metrics_stale else ("Active" if active else "Advisory"),
-            because,
-        ),
-        ConditionType.METRICS_STALE: (
-            decision.metrics_stale,
-            "NoMetrics" if decision.metrics_stale else "Fresh",
-            decision.because_prefill if decision.metrics_stale else "",
-        ),
-        ConditionType.SLO_INFEASIBLE: (
-            bool(decision.slo_infeasible),
-            "Infeasible" if decision.slo_infeasible else "Feasible",
-            decision.slo_infeasible,
-        ),
-        ConditionType.GATED_BY_PEER: (
-            bool(decision.gated_by_peer),
-            "Gated" if decision.gated_by_peer else "NotGated",
-            decision.gated_by_peer,
-        ),
-    }
-    if decision.capacity_unavailable:
-        found[ConditionType.CAPACITY_UNAVAILABLE] = (
-            True,
-            "PendingTooLong",
-            decision.capacity_unavailable,
-        )
-    return {str(kind): parts for kind, parts in found.items()}
-
-
-def _unusable(observed: Observed, problem: str) -> PolicyDecision:
-    kinds = (
-        ConditionType.SCALING_ACTIVE,
-        ConditionType.METRICS_STALE,
-        ConditionType.SLO_INFEASIBLE,
-        ConditionType.GATED_BY_PEER,
-    )
-    judged = (False, "PolicyUnusable", problem)
-    return PolicyDecision(
-        Counts(0, 0), problem, active=False, conditions={str(kind): judged for kind in kinds}
-    )
-
-
-def _without_news(decision: PolicyDecision) -> PolicyDecision:
-    return PolicyDecision(decision.desired, decision.because, decision.active, decision.conditions)
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1000)

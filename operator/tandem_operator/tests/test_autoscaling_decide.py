@@ -65,7 +65,7 @@ def test_slow_tokens_grow_decode_alone() -> None:
 
 
 def test_idle_goes_to_the_minimum_one_at_a_time_after_the_hold() -> None:
-    idle = Signals(age_seconds=1, idle_seconds=60)
+    idle = Signals(age_seconds=1)
     sizes, state, now = PoolSizes(3, 3), ScalerState(), 0.0
     path = []
     for _ in range(40):
@@ -84,7 +84,7 @@ def test_stale_metrics_hold() -> None:
     decision = run(signals, PoolSizes(2, 3))
     assert (decision.prefill, decision.decode) == (2, 3)
     assert decision.metrics_stale
-    assert "no metrics for 31.0 s" in decision.because_prefill
+    assert "no complete metrics for more than 30 s" in decision.because_prefill
 
 
 def test_a_prompt_that_alone_breaks_the_objective_does_not_scale() -> None:
@@ -128,7 +128,7 @@ def test_pods_that_stay_pending_are_withdrawn() -> None:
     sizes = PoolSizes(1, 1, prefill_pending=3, oldest_pending_seconds=901)
     decision = run(signals, sizes)
     assert decision.prefill == 1
-    assert "growth withdrawn" in decision.capacity_unavailable
+    assert "growth is withdrawn" in decision.capacity_unavailable
 
 
 def test_one_fewer_is_tried_only_when_one_fewer_would_do() -> None:
@@ -176,7 +176,79 @@ def test_constant_load_settles_and_stays(load: float, kv: float, prefill: int, d
 
 @pytest.mark.parametrize("seconds", [0, 30])
 def test_the_hold_is_at_least_the_start_up_time(seconds: float) -> None:
-    idle = Signals(age_seconds=1, idle_seconds=60)
+    idle = Signals(age_seconds=1)
     sizes = PoolSizes(1, 2, startup_seconds=30)
     decision = run(idle, sizes, ScalerState(decode_spare_since=100.0), 100.0 + seconds)
     assert decision.decode == (2 if seconds < 30 else 1)
+
+
+def test_a_first_look_does_not_scale_in() -> None:
+    state = ScalerState(decode_spare_since=0.0)
+    fresh = Signals(age_seconds=0, settled=False)
+    decision = run(fresh, PoolSizes(1, 4), state)
+    assert decision.decode == 4
+    assert run(replace(fresh, settled=True), PoolSizes(1, 4), decision.state).decode == 3
+
+
+def test_nothing_shrinks_while_a_worker_drains() -> None:
+    state = ScalerState(decode_spare_since=0.0)
+    assert run(Signals(age_seconds=0), PoolSizes(1, 4, num_draining=1), state).decode == 4
+
+
+def test_the_second_pool_waits_for_one_drain_only() -> None:
+    state = ScalerState(prefill_spare_since=0.0, decode_spare_since=0.0)
+    first = run(Signals(age_seconds=0), PoolSizes(3, 3), state)
+    assert (first.prefill, first.decode) == (3, 2)
+    second = run(Signals(age_seconds=0), PoolSizes(3, 2), first.state, now=104.0)
+    assert (second.prefill, second.decode) == (2, 2)
+
+
+def test_latency_of_before_the_last_change_is_no_reason_to_grow_more() -> None:
+    slow = DecodeSignals(tbt_seconds=0.09, kv_usage=0.3, num_running=50)
+    late = PrefillSignals(ttft_seconds=9.0, queued_seconds=0.5)
+    signals = replace(BUSY, decode=slow, prefill=late)
+    assert run(signals, PoolSizes(1, 2, decode_age_seconds=5.0)).decode == 2
+    assert run(signals, PoolSizes(1, 2, decode_pending=1)).decode == 3
+    assert run(signals, PoolSizes(1, 2, prefill_age_seconds=5.0)).prefill == 1
+    assert run(signals, PoolSizes(1, 2)).prefill == 2
+
+
+def test_latency_of_load_that_has_ended_is_neither_cause_nor_infeasible() -> None:
+    ended = replace(
+        BUSY,
+        num_inflight=0,
+        decode=DecodeSignals(tbt_seconds=0.09, peak_running=20),
+        prefill=PrefillSignals(ttft_seconds=9.0, peak_queued_seconds=4.0),
+    )
+    decision = run(ended, PoolSizes(2, 2))
+    assert (decision.prefill, decision.decode) == (2, 2)
+    assert decision.slo_infeasible == ""
+
+
+def test_withdrawn_growth_is_not_tried_again_at_once() -> None:
+    signals = replace(BUSY, prefill=PrefillSignals(queued_seconds=30.0))
+    first = run(signals, PoolSizes(1, 1, prefill_pending=3, oldest_pending_seconds=901))
+    again = run(signals, PoolSizes(1, 1), first.state, now=104.0)
+    assert again.prefill == 1
+    assert again.capacity_unavailable
+    later = run(signals, PoolSizes(1, 1), again.state, now=1001.0)
+    assert later.prefill == 5
+    assert not later.capacity_unavailable
+
+
+def test_a_fixed_ratio_shrinks_by_a_whole_unit() -> None:
+    state = ScalerState(prefill_spare_since=0.0, decode_spare_since=0.0)
+
+    def two_to_one(prefill: int, decode: int) -> tuple[int, int]:
+        units = -(-decode // 2) if decode != 4 else prefill
+        return units, 2 * units
+
+    decision = run(Signals(age_seconds=0), PoolSizes(2, 4), state, constrain=two_to_one)
+    assert (decision.prefill, decision.decode) == (1, 2)
+
+
+def test_a_ratio_does_not_lead_beyond_the_bounds() -> None:
+    signals = replace(BUSY, prefill=PrefillSignals(queued_seconds=30.0))
+    decision = run(signals, PoolSizes(1, 3), constrain=lambda p, d: (p, max(d, 3 * p)))
+    assert (decision.prefill, decision.decode) == (2, 6)
+    assert "limited by pools.max" in decision.because_prefill

@@ -71,6 +71,22 @@ def test_a_crashed_worker() -> None:
     assert not pod.live
 
 
+@pytest.mark.parametrize(("code", "crashed"), [(0, False), (143, False), (137, True), (1, True)])
+def test_a_deleted_worker_that_ends_in_order_has_not_failed(code: int, crashed: bool) -> None:
+    """Else every scale-in and roll-out would push real crashes out of status.failures."""
+    ended = {"exitCode": code, "finishedAt": "2026-11-22T12:05:00Z"}
+    phase = "Failed" if code else "Succeeded"
+    raw = raw_pod({"phase": phase, "containerStatuses": engine({"terminated": ended})})
+    kept = read_pod(raw)
+    raw["metadata"]["deletionTimestamp"] = "2026-11-22T12:04:00Z"
+    deleted = read_pod(raw)
+    assert kept is not None
+    assert kept.failure is not None
+    assert deleted is not None
+    assert (deleted.failure is not None) == crashed
+    assert not deleted.live
+
+
 def test_an_evicted_worker_has_evidence_too() -> None:
     status = {"phase": "Failed", "reason": "Evicted", "message": "disk", "startTime": None}
     pod = read_pod(raw_pod(status))

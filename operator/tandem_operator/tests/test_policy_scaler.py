@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tandem_operator.api import InferenceServiceStatus
 from tandem_operator.api.names import RoleLabel
 from tandem_operator.autoscaling import DecodeSignals, PrefillSignals, Signals
 from tandem_operator.autoscaling.collector import Collector
@@ -57,6 +58,14 @@ def observe(autoscaling: dict[str, Any] | None, **changes: Any) -> Observed:
     return make_observed(spec, pools=pools, pods=pods, **changes)
 
 
+def policy_object() -> dict[str, Any]:
+    return {
+        "kind": "AutoscalingPolicy",
+        "metadata": {"name": "chat", "namespace": "default"},
+        "spec": POLICY,
+    }
+
+
 BUSY = Signals(
     age_seconds=0.0,
     requests_per_second=9.0,
@@ -93,7 +102,11 @@ async def test_between_two_ticks_the_decision_stands_without_news(bench: Bench) 
     assert first is not None
     assert second is not None
     assert second.desired == first.desired
-    assert second.decisions == ()
+    assert second.decisions == first.decisions, "told until the status shows it"
+    shown = InferenceServiceStatus(scaling=first.decisions)
+    third = await bench.scaler.decide(replace(facts, status=shown))
+    assert third is not None
+    assert third.decisions == ()
 
 
 async def test_stale_metrics_hold(bench: Bench) -> None:
@@ -121,9 +134,77 @@ async def test_advisory_only_says_so(bench: Bench) -> None:
     assert decision.decisions[0].how == "Advised"
     assert decision.conditions["ScalingActive"][:2] == (False, "Advisory")
     bench.clock.now += 10
-    again = await bench.scaler.decide(facts)
+    shown = InferenceServiceStatus(scaling=decision.decisions)
+    again = await bench.scaler.decide(replace(facts, status=shown))
     assert again is not None
     assert again.decisions == ()
+
+
+async def test_standing_advice_to_shrink_is_given_once(bench: Bench) -> None:
+    bench.signals = Signals(age_seconds=0.0)
+    policy = {**POLICY, "mode": "Advisory", "scaleIn": {"hold": "Fixed", "minHoldSeconds": 5}}
+    facts = observe({"inline": policy})
+    told = []
+    for _ in range(6):
+        decision = await bench.scaler.decide(facts)
+        assert decision is not None
+        told += decision.decisions
+        facts = replace(facts, status=InferenceServiceStatus(scaling=tuple(told)))
+        bench.clock.now += 10
+    assert [(item.pool, item.from_, item.to, item.how) for item in told] == [
+        ("Decode", 2, 1, "Advised")
+    ]
+
+
+async def test_a_ratio_that_the_bounds_cannot_hold_is_told(bench: Bench) -> None:
+    bench.signals = BUSY
+    facts = observe({"inline": POLICY})
+    ratio = {"mode": "Fixed", "fixed": {"prefill": 1, "decode": 9}}
+    spec = make_spec(ratio=ratio, decode={"replicas": 9}, autoscaling={"policyName": "chat"})
+    bench.cluster.put(policy_object())
+    decision = await bench.scaler.decide(replace(facts, spec=spec))
+    assert decision is not None
+    assert not decision.active
+    held, reason, message = decision.conditions["ScalingActive"]
+    assert (held, reason) == (False, "RatioUnreachable")
+    assert "pools.decode 1 to 8" in message
+    assert "ratio.fixed 1:9" in message
+
+
+async def test_every_service_is_measured(bench: Bench) -> None:
+    bench.signals = replace(BUSY, attained_percent=97.6)
+    facts = observe(None)
+    assert await bench.scaler.decide(facts) is None
+    assert bench.scaler.measured(facts) == {
+        "ttft_milliseconds": 500,
+        "tbt_milliseconds": 200,
+        "attainment_percent": 97,
+        "requests_per_second": 9,
+    }
+    bench.signals, bench.clock.now = Signals(age_seconds=12.0), bench.clock.now + 20
+    await bench.scaler.decide(facts)
+    assert bench.scaler.measured(facts) == {}
+
+
+async def test_a_service_leaves_the_policy_that_it_does_not_name_any_more(bench: Bench) -> None:
+    bench.signals = BUSY
+    bench.cluster.put(policy_object())
+    stored = bench.cluster.objects[("AutoscalingPolicy", "default", "chat")]
+    await bench.scaler.decide(observe({"policyName": "chat"}))
+    target = stored["status"]["targets"][0]
+    assert target["lastDecision"].startswith("Decode 2 to ")
+    assert {item["type"] for item in target["conditions"]} >= {"ScalingActive", "MetricsStale"}
+    await bench.scaler.decide(observe(None))
+    assert stored["status"]["targets"] == []
+
+
+async def test_a_deleted_service_leaves_its_policy(bench: Bench) -> None:
+    bench.cluster.put(policy_object())
+    stored = bench.cluster.objects[("AutoscalingPolicy", "default", "chat")]
+    facts = observe({"policyName": "chat"})
+    await bench.scaler.decide(facts)
+    assert await bench.scaler.decide(replace(facts, deleting_since=NOW)) is None
+    assert stored["status"]["targets"] == []
 
 
 async def test_a_named_policy_is_read_and_told(bench: Bench) -> None:
@@ -132,13 +213,7 @@ async def test_a_named_policy_is_read_and_told(bench: Bench) -> None:
     assert missing is not None
     assert not missing.active
     assert "create it" in missing.conditions["ScalingActive"][2]
-    bench.cluster.put(
-        {
-            "kind": "AutoscalingPolicy",
-            "metadata": {"name": "chat", "namespace": "default"},
-            "spec": POLICY,
-        }
-    )
+    bench.cluster.put(policy_object())
     bench.clock.now += 10
     found = await bench.scaler.decide(facts)
     assert found is not None

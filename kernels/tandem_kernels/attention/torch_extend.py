@@ -1,0 +1,58 @@
+"""Prefill attention by cuDNN over gathered pages: on Hopper the fastest for long chunks.
+
+cuDNN's causal mask starts at the first key, so a cached prefix is attended in a call of its own,
+without a mask, and the two results are merged by their log-sum-exps (Dao et al., 2023).
+"""
+
+import torch
+
+SMALLEST_CHUNK = 512
+"""Below this the paged kernel is as fast, and needs no gathered copy."""
+
+
+def suits(query: torch.Tensor, window: int | None, softcap: float | None) -> bool:
+    """Whether `extend_with_cudnn` can do it and is worth it."""
+    return (
+        query.is_cuda
+        and window is None
+        and softcap is None
+        and query.shape[0] >= SMALLEST_CHUNK
+        and query.shape[2] in (64, 128)
+        and query.dtype in (torch.bfloat16, torch.float16)
+    )
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output [1, H, T, D] and log-sum-exp [1, H, T] (natural base)."""
+    found = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        query, key, value, None, True, 0.0, causal, False, scale=scale
+    )
+    return found[0], found[1].reshape(query.shape[:3])
+
+
+def extend_with_cudnn(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    start: int,
+    scale: float,
+) -> torch.Tensor:
+    """As `reference.extend_attention`, for what `suits`; [T, H, D]."""
+    num_tokens, page = query.shape[0], key_cache.shape[2]
+    total = start + num_tokens
+    table = block_table[: -(-total // page)]
+    key, value = (
+        cache.index_select(0, table).transpose(0, 1).flatten(1, 2)[None, :, :total]
+        for cache in (key_cache, value_cache)
+    )  # [1, K, S, D]
+    rows = query.transpose(0, 1)[None]
+    own, own_lse = _attend(rows, key[:, :, start:], value[:, :, start:], True, scale)
+    if start == 0:
+        return own[0].transpose(0, 1)
+    before, before_lse = _attend(rows, key[:, :, :start], value[:, :, :start], False, scale)
+    share = torch.sigmoid(own_lse - before_lse)[..., None]  # of the chunk's own keys
+    merged = torch.lerp(before.float(), own.float(), share).to(query.dtype)
+    return merged[0].transpose(0, 1)

@@ -1,0 +1,73 @@
+"""Sampling and KV packing against copy bandwidth."""
+
+from functools import partial
+
+import torch
+
+from tandem_kernels.bench.timing import (
+    Call,
+    Ceilings,
+    Line,
+    WrongResultError,
+    check,
+    seconds_per_call,
+)
+from tandem_kernels.sampling.draw_kernel import draw
+from tandem_kernels.sampling.kernel import greedy
+from tandem_kernels.sampling.reference import filter_logits, sample_inverse_cdf, uniform
+from tandem_kernels.transfer import kernel as transfer
+from tandem_kernels.transfer import reference as transfer_reference
+
+
+def run_sampling(rows: int, vocab: int, ceilings: Ceilings) -> list[Line]:
+    """Greedy, and draws under several filters; the floor is one read of the logits."""
+    logits = torch.randn(rows, vocab, device="cuda") * 2.5
+    floor = logits.nbytes / ceilings.copy
+    lines = []
+    if not torch.equal(greedy(logits), logits.argmax(-1)):
+        raise WrongResultError("greedy differs from argmax")
+    seconds = seconds_per_call([lambda: greedy(logits)] * 3)
+    lines.append(Line(f"greedy {rows} x {vocab}", seconds, floor, 0.0))
+    seeds, positions = torch.arange(rows, device="cuda"), torch.arange(rows, device="cuda") * 3
+    for k, p, m in ((0, 1.0, 0.0), (50, 1.0, 0.0), (0, 0.9, 0.0), (50, 0.9, 0.02)):
+        columns = (
+            torch.full((rows,), 0.8, device="cuda"),
+            torch.full((rows,), k, device="cuda"),
+            torch.full((rows,), p, device="cuda"),
+            torch.full((rows,), m, device="cuda"),
+        )
+        kept = filter_logits(logits / columns[0][:, None], *columns[1:])
+        draws = [uniform(i, 3 * i) for i in range(rows)]
+        expected = sample_inverse_cdf(kept, torch.tensor(draws, dtype=torch.float64, device="cuda"))
+        for block, warps in ((2048, 16), (1024, 8), (4096, 32)):
+            call = partial(draw, logits, *columns, seeds, positions, block=block, warps=warps)
+            different = int((call() != expected).sum())
+            if different > max(1, rows // 50):
+                raise WrongResultError(f"{different} of {rows} draws differ, k={k} p={p} m={m}")
+            seconds = seconds_per_call([call] * 3)
+            name = f"draw {rows} x {vocab} k={k} p={p} m={m}"
+            note = f"block {block} warps {warps}, {different} differ"
+            lines.append(Line(name, seconds, floor, 0.0, note))
+    return lines
+
+
+def run_transfer(ceilings: Ceilings) -> list[Line]:
+    """Llama-8B's cache: 128 blocks of 64 tokens, all layers; and half of the heads."""
+    cache = torch.randn(32, 2, 200, 8, 64, 128, device="cuda", dtype=torch.bfloat16)
+    blocks = torch.randperm(200, device="cuda")[:128]
+    lines = []
+    for heads in (None, range(0, 4)):
+        expected = transfer_reference.pack(cache, blocks, range(32), heads)
+        out = torch.full_like(expected, float("nan"))
+        for piece in (2048, 8192, 16384):
+            which = (blocks, range(32), heads)
+            pack: Call = partial(transfer.pack, cache, *which, out, piece=piece)
+            unpack: Call = partial(transfer.unpack, out, cache, *which, piece=piece)
+            pack()
+            error = check("pack", out, expected, 1e-9)
+            for name, call in (("pack", pack), ("unpack", unpack)):
+                seconds = seconds_per_call([call] * 3)
+                what = f"{name} 128 blocks, {'all' if heads is None else len(heads)} heads"
+                floor = 2 * out.nbytes / ceilings.copy
+                lines.append(Line(what, seconds, floor, error, f"piece {piece}"))
+    return lines

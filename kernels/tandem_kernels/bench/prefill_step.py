@@ -1,0 +1,98 @@
+"""A whole prefill of one prompt in chunks, with random weights, against the matmul rate.
+
+`python -m tandem_kernels.bench.prefill_step OUT.json`.
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from tandem_kernels.activation import kernel as activation
+from tandem_kernels.attention import extend_attention
+from tandem_kernels.bench.step import EPSILON, Shape, Weights
+from tandem_kernels.bench.timing import check, measure_ceilings
+from tandem_kernels.norm import kernel as norm
+from tandem_kernels.rope import kernel as rope
+
+PAGE = 64
+
+
+def prefill(shape: Shape, weights: Weights, tokens: torch.Tensor, chunk: int) -> torch.Tensor:
+    """Logits [1, V] of the token after the prompt."""
+    length = tokens.shape[0]
+    num_blocks = -(-length // PAGE)
+    cache = torch.empty(
+        shape.layers, 2, num_blocks, shape.kv_heads, PAGE, shape.dim,
+        device="cuda", dtype=torch.bfloat16,
+    )  # fmt: skip
+    table = torch.arange(num_blocks, device="cuda").flip(0).contiguous()
+    positions = torch.arange(length, device="cuda")
+    inverse = 500000.0 ** -(torch.arange(0, shape.dim, 2, device="cuda") / shape.dim)
+    angles = positions[:, None] * inverse
+    cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
+    blocks, offsets = table[positions // PAGE], positions % PAGE
+    residual = tokens.new_empty(0)
+    for start in range(0, length, chunk):
+        some = slice(start, min(start + chunk, length))
+        residual = functional.embedding(tokens[some], weights.embedding)
+        x = norm.rms_norm(residual, weights.norms[0], EPSILON)
+        for layer in range(shape.layers):
+            keys, values = cache[layer]
+            qkv = functional.linear(x, weights.qkv[layer])
+            query = rope.rope_and_write(
+                qkv, shape.heads, cos[some], sin[some], keys, values, blocks[some], offsets[some]
+            )
+            found = extend_attention(query, keys, values, table, start, shape.dim**-0.5)
+            x = functional.linear(found.flatten(1), weights.output[layer])
+            x = norm.add_rms_norm(x, residual, weights.norms[2 * layer + 1], EPSILON, out=x)
+            gate_up = functional.linear(x, weights.gate_up[layer])
+            x = functional.linear(activation.silu_and_multiply(gate_up), weights.down[layer])
+            x = norm.add_rms_norm(x, residual, weights.norms[2 * layer + 2], EPSILON, out=x)
+        residual = x
+    return functional.linear(residual[-1:], weights.head)
+
+
+def main() -> None:
+    """Check that the chunk size doesn't matter, then time prompts of 1k, 8k and 32k."""
+    torch.manual_seed(5)
+    ceilings = measure_ceilings()
+    small = Shape(layers=2)
+    weights = Weights(small)
+    tokens = torch.randint(small.vocab, (3000,), device="cuda")
+    whole = prefill(small, weights, tokens, 4096)
+    for chunk in (100, 700, 1024):
+        error = check(f"chunks of {chunk}", prefill(small, weights, tokens, chunk), whole, 2e-2)
+        print(f"prefill in chunks of {chunk}: error {error:.1e}", flush=True)
+    shape = Shape()
+    weights = Weights(shape)
+    results = []
+    for length, chunk in ((1024, 8192), (8192, 8192), (8192, 2048), (32768, 8192), (32768, 32768)):
+        tokens = torch.randint(shape.vocab, (length,), device="cuda")
+        prefill(shape, weights, tokens, chunk)
+        times = []
+        for _ in range(3):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            prefill(shape, weights, tokens, chunk)
+            end.record()
+            torch.cuda.synchronize()
+            times.append(begin.elapsed_time(end) * 1e-3)
+        seconds = statistics.median(times)
+        flops = 2 * (shape.weight_elements - shape.vocab * shape.hidden) * length
+        flops += 2 * shape.layers * shape.heads * shape.dim * length**2
+        percent = 100 * flops / ceilings.matmul / seconds
+        results.append({"length": length, "chunk": chunk, "seconds": seconds, "percent": percent})
+        print(
+            f"prefill {length:6d} in chunks of {chunk:6d}: {seconds:.4f} s"
+            f" {flops / seconds / 1e12:.0f} TFLOP/s {percent:.1f} % of matmul",
+            flush=True,
+        )
+    Path(sys.argv[1]).write_text(json.dumps({"matmul": ceilings.matmul, "prefill": results}))
+
+
+if __name__ == "__main__":
+    main()

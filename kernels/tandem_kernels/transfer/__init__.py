@@ -1,0 +1,34 @@
+"""KV pages gathered into one piece for a transfer, and put back."""
+
+import torch
+
+from tandem_kernels.transfer import reference
+
+
+def pack(
+    cache: torch.Tensor, blocks: torch.Tensor, layers: range, heads: range | None = None
+) -> torch.Tensor:
+    """[L', 2, n, K', P, D]: the pages of `blocks`; see `reference.pack`."""
+    if cache.is_cuda:
+        from tandem_kernels.transfer import kernel
+
+        return kernel.pack(cache, blocks, layers, heads)
+    return reference.pack(cache, blocks, layers, heads)
+
+
+def unpack(
+    packed: torch.Tensor,
+    cache: torch.Tensor,
+    blocks: torch.Tensor,
+    layers: range,
+    heads: range | None = None,
+) -> None:
+    """The reverse, into `cache`; see `reference.unpack`."""
+    if cache.is_cuda:
+        from tandem_kernels.transfer import kernel
+
+        return kernel.unpack(packed, cache, blocks, layers, heads)
+    return reference.unpack(packed, cache, blocks, layers, heads)
+
+
+__all__ = ["pack", "unpack"]

@@ -1,0 +1,39 @@
+"""KV pages gathered and scattered in plain torch.
+
+Legend: L layers, N blocks, K KV heads, P tokens per page, D head dimension, n blocks to move.
+"""
+
+import torch
+
+
+def _slices(cache: torch.Tensor, layers: range, heads: range | None) -> torch.Tensor:
+    chosen = range(cache.shape[3]) if heads is None else heads
+    return cache[layers.start : layers.stop, :, :, chosen.start : chosen.stop]
+
+
+def pack(
+    cache: torch.Tensor, blocks: torch.Tensor, layers: range, heads: range | None = None
+) -> torch.Tensor:
+    """The pages of `blocks`, of some layers and heads, in one piece.
+
+    Args:
+        cache: [L, 2, N, K, P, D].
+        blocks: [n] int64.
+        layers, heads: contiguous; heads None for all. A slice of heads is for peers whose tensor
+            parallelism differs.
+
+    Returns:
+        [L', 2, n, K', P, D], contiguous.
+    """
+    return _slices(cache, layers, heads).index_select(2, blocks).contiguous()
+
+
+def unpack(
+    packed: torch.Tensor,
+    cache: torch.Tensor,
+    blocks: torch.Tensor,
+    layers: range,
+    heads: range | None = None,
+) -> None:
+    """Put [L', 2, n, K', P, D] back into the pages of `blocks`."""
+    _slices(cache, layers, heads)[:, :, blocks] = packed

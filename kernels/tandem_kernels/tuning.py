@@ -1,0 +1,42 @@
+"""Configurations found by `bench.tune`, shipped as JSON; nothing is tuned at run time.
+
+One file per device in `tuned/`, with the Triton version it was made with. Shapes that nobody tuned
+get the kernels' defaults.
+"""
+
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import torch
+
+
+def device_file(name: str) -> str:
+    """File name for a device name as CUDA reports it."""
+    return "".join(c if c.isalnum() else "_" for c in name.lower()) + ".json"
+
+
+@cache
+def _load(name: str) -> dict[str, Any]:
+    path = resources.files("tandem_kernels") / "tuned" / device_file(name)
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def tuned_gemm(rows: int, columns: int, size: int, gate: bool) -> list[int] | None:
+    """[block_m, block_n, block_k, warps, stages] of the nearest row count at or above, or None.
+
+    An empty list says that cuBLAS was faster.
+    """
+    if not torch.cuda.is_available():
+        return None
+    table = _load(torch.cuda.get_device_name()).get("gemm", {})
+    shapes = table.get(f"{columns}x{size}" + (" gate" if gate else ""), {})
+    for at in sorted(map(int, shapes)):
+        if at >= rows:
+            found: list[int] = shapes[str(at)]
+            return found
+    return None

@@ -278,7 +278,7 @@ def _prepare(spec: ClusterSpec, folder: ClusterFolder, binaries: Binaries) -> No
         taken = network.host_networks()
         for path in clusters_dir().glob("*/addresses.json"):
             taken.append(AddressPlan.from_json(path.read_text()).base)
-        plan = choose_plan(taken)
+        plan = choose_plan(taken, str(folder.root))
         folder.root.mkdir(parents=True, mode=0o755)
         folder.plan.write_text(plan.to_json())
     folder.spec.write_text(spec.to_json())

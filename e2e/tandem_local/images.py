@@ -53,6 +53,8 @@ def default_images(python_bin_dir: Path) -> tuple[ImageEntry, ...]:
     shared.mkdir(parents=True, exist_ok=True)
     shared.chmod(0o1777)
     environment["TANDEM_CACHE_DIR"] = str(shared)
+    # They can't write beside the installed modules; compiling torch's anew doubles a start.
+    environment["PYTHONPYCACHEPREFIX"] = str(shared / "bytecode")
     project = tuple(
         ImageEntry(f"{REGISTRY}/{image}:*", (str(bin_dir / script),), environment, user=IMAGE_USER)
         for image, script in ENTRYPOINTS.items()

@@ -15,9 +15,15 @@ from typing import Any
 
 import httpx
 
+from tandem_wire.disk_cache import default_cache_dir
 from tests.waiting import wait_for
 
 START_SECONDS = 240.0  # of torch, weights (converted at first use) and all three processes at once
+# Compiling torch's modules again in each of many workers costs more than the tests themselves.
+BYTECODE = {
+    "PYTHONDONTWRITEBYTECODE": "",
+    "PYTHONPYCACHEPREFIX": str(default_cache_dir() / "bytecode"),
+}
 
 
 @dataclass
@@ -75,7 +81,7 @@ class Fleet:
                 ],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "POD_NAME": name, "POD_IP": "127.0.0.1"},
+                env={**os.environ, **BYTECODE, "POD_NAME": name, "POD_IP": "127.0.0.1"},
             )
         process = Process(path, child)
         self.processes.append(process)
@@ -87,7 +93,8 @@ class Fleet:
         both = {
             name: self._start(
                 *(name, "tandem_engine.main", *ports, "--role", role),
-                *("--local-prefill-tokens", "0", *self.worker_flags),
+                # A loaded machine's pauses are no failures here.
+                *("--local-prefill-tokens", "0", "--lease-seconds", "60", *self.worker_flags),
             )
             for name, role in (("p", "prefill"), ("d", "decode"))
         }

@@ -18,6 +18,8 @@ from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
+NUM_TOKENS = 40
+
 
 @pytest.fixture(scope="module")
 def changing(tandem: Any) -> Iterator[Service]:
@@ -36,7 +38,7 @@ def under_load(service: Service) -> Iterator[None]:
 
     def load() -> None:
         while not stop.is_set():
-            bodies = [completion(service.name, f"load {i}", 40) for i in range(4)]
+            bodies = [completion(service.name, f"load {i}", NUM_TOKENS) for i in range(4)]
             seen.extend(asyncio.run(run_streams(service.url, bodies)))
 
     thread = threading.Thread(target=load)
@@ -48,6 +50,7 @@ def under_load(service: Service) -> Iterator[None]:
         thread.join()
     assert seen
     assert [s.error for s in seen if s.error] == []
+    assert {len(s.tokens) for s in seen} == {NUM_TOKENS}
 
 
 def test_kubectl_scale(changing: Service) -> None:
@@ -85,7 +88,11 @@ def test_delete_a_pod_by_hand(changing: Service) -> None:
     "patch",
     [
         {"spec": {"engine": {"image": "ghcr.io/tandem-inference/tandem-engine:0.1.0-next"}}},
-        {"spec": {"model": {"revision": "second"}}},
+        {
+            "spec": {
+                "model": {"uri": "mock://tiny?decode_ms=20&prefill_ms=20", "revision": "second"}
+            }
+        },
     ],
     ids=["image", "model"],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 from rich.table import Table
 
-from tandem_cli.console import console, show_steps
+from tandem_cli.console import console, results, show_steps
 
 
 def start_cluster(name: str, nodes: int, gpus: int, rdma: int) -> None:
@@ -36,7 +36,7 @@ def show_cluster(name: str, output: str) -> None:
     if output == "json":
         typer.echo(json.dumps(dataclasses.asdict(status), default=str, indent=2))
         return
-    console.print(f"{status.name}: {status.phase}, API at {status.api_url}")
+    results.print(f"{status.name}: {status.phase}, API at {status.api_url}")
     table = Table("COMPONENT", "NODE", "PID", "RESTARTS", "MIB", "LOG", box=None)
     for item in status.components:
         table.add_row(
@@ -47,4 +47,4 @@ def show_cluster(name: str, output: str) -> None:
             str(item.rss_bytes >> 20),
             str(item.log),
         )
-    console.print(table)
+    results.print(table)

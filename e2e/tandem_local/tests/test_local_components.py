@@ -177,6 +177,7 @@ def test_default_images_run_the_consoles_scripts(monkeypatch: pytest.MonkeyPatch
     assert engine.env["PATH"].startswith("/v/bin:")
     assert engine.env["HF_HOME"] == "/models"
     assert engine.env["PYTHONUNBUFFERED"] == "1"
+    assert engine.env["PYTHONPYCACHEPREFIX"].startswith(engine.env["TANDEM_CACHE_DIR"])
     assert images["ghcr.io/tandem-inference/tandem-router:*"].entrypoint == (
         "/v/bin/tandem-router",
     )

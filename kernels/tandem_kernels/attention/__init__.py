@@ -28,7 +28,7 @@ def extend_attention(
         )
     from tandem_kernels.attention import torch_extend
 
-    if torch_extend.suits(query, window, softcap):
+    if torch_extend.suits(query, start, window, softcap):
         return torch_extend.extend_with_cudnn(
             query, key_cache, value_cache, block_table, start, scale
         )

@@ -13,6 +13,9 @@ from tandem_kernels.overlap import launch_options, wait_for_inputs
 
 _LOG2E = 1.4426950408889634
 
+FUSE_FROM = 128
+"""Sequences times KV heads from which on the attention kernel merges splits itself (H100)."""
+
 
 @triton.jit
 def cap_scores(scores, SOFTCAP: tl.constexpr):
@@ -215,12 +218,13 @@ def paged_decode(
     value_scale: float = 1.0,
     warps: int = 4,
     stages: int | None = None,
-    fused: bool = True,
+    fused: bool | None = None,
     overlap: bool = False,
 ) -> torch.Tensor:
     """One query token per sequence against its pages, as `plan` (refilled for this step) says.
 
-    Sequences of length 0 get zeros. One launch, or two without `fused`.
+    Sequences of length 0 get zeros. One launch, or two without `fused`
+    (None: by what was measured).
 
     Args:
         query: [B, H, D], heads contiguous; rows may be strided (a view of the fused QKV).
@@ -234,6 +238,10 @@ def paged_decode(
     assert key_cache.stride(2) == head_dim
     assert key_cache.stride() == value_cache.stride()
     assert page % plan.tile == 0 or plan.tile % page == 0
+    if fused is None:
+        # One program merges many splits slower than a launch of its own does, and at small batches
+        # every sequence has many; at large ones few have any.
+        fused = batch * num_kv_heads >= FUSE_FROM
     if stages is None:
         # Keys and values of every stage share the 227 KiB of a multiprocessor.
         tile_bytes = 2 * plan.tile * triton.next_power_of_2(head_dim) * key_cache.element_size()

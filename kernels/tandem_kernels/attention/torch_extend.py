@@ -9,14 +9,17 @@ import torch
 SMALLEST_CHUNK = 512
 """Below this the paged kernel is as fast, and needs no gathered copy."""
 
+SMALLEST_CHUNK_AFTER_PREFIX = 4096
+"""With a cached prefix the merge has to pay off too."""
 
-def suits(query: torch.Tensor, window: int | None, softcap: float | None) -> bool:
+
+def suits(query: torch.Tensor, start: int, window: int | None, softcap: float | None) -> bool:
     """Whether `extend_with_cudnn` can do it and is worth it."""
     return (
         query.is_cuda
         and window is None
         and softcap is None
-        and query.shape[0] >= SMALLEST_CHUNK
+        and query.shape[0] >= (SMALLEST_CHUNK_AFTER_PREFIX if start else SMALLEST_CHUNK)
         and query.shape[2] in (64, 128)
         and query.dtype in (torch.bfloat16, torch.float16)
     )

@@ -80,8 +80,8 @@ class Options:
     """What is compared."""
 
     overlap: bool = True
-    fused: bool = True
-    prefetch: int = 16
+    fused: bool | None = None
+    prefetch: int = 8
     triton_gemm: bool = True
 
 
@@ -222,10 +222,9 @@ def main() -> None:
         flush=True,
     )
     variants = [
-        Options(overlap=False, fused=False, triton_gemm=False),
-        Options(overlap=False, fused=False),
-        Options(overlap=True, fused=False, prefetch=8),
-        Options(overlap=True, fused=True, prefetch=8),
+        Options(overlap=False, triton_gemm=False),
+        Options(overlap=False),
+        Options(),
     ]
     results = []
     for options in variants:

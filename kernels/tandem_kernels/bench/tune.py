@@ -136,9 +136,9 @@ def main() -> None:
     if "decode" in kinds:
         tune_decode(ceilings, everything.append)
     if "prefill" in kinds:
-        lines = run_prefill(8192, ceilings, PREFILL_TILES) + run_prefill(
-            2048, ceilings, PREFILL_TILES, 6144
-        )
+        lines = run_prefill(8192, ceilings, PREFILL_TILES)
+        for length, prefix in ((2048, 6144), (8192, 24576), (1024, 0)):
+            lines += run_prefill(length, ceilings, PREFILL_TILES[4:5], prefix)
         everything += lines
         print("\n".join(line.show() for line in lines), flush=True)
     if "gemm" in kinds:

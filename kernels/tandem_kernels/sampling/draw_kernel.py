@@ -68,6 +68,21 @@ def _search(row, size, scale, top, low, high, total, target, BY_MASS: tl.constex
 
 
 @triton.jit
+def _bound(values, weights, low, high, target):
+    """A threshold in [low, high) at or above which `values` alone reach the target, or `low`.
+
+    What a few values of a row reach, all of them reach: so this bounds a search from below, and
+    the lanes' maxima bound it so closely that it is over in a pass or two.
+    """
+    for _ in range(20):
+        middle = low + (high - low) * 0.5
+        reached = tl.sum(tl.where(values >= middle, weights, 0.0), axis=0) >= target
+        low = tl.where(reached, middle, low)
+        high = tl.where(reached, high, middle)
+    return low
+
+
+@triton.jit
 def _mix(value):
     """The finaliser of splitmix64."""
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9
@@ -109,8 +124,10 @@ def draw_kernel(
     high = top + tl.abs(top) * 1.0e-6 + 1.0e-30
     k = tl.load(top_k + index)
     p = tl.load(top_p + index)
-    ends = tl.where(tl.arange(0, PIVOTS) == 0, threshold, float("inf"))
     if k > 0 and k < size:
+        ones = tl.full([BLOCK], 1.0, tl.float32)
+        threshold = _bound(highest, ones, threshold, high, k.to(tl.float32))
+        ends = tl.where(tl.arange(0, PIVOTS) == 0, threshold, float("inf"))
         counts, _ = _weigh(row, size, scale, top, ends, False, BLOCK, PIVOTS)
         total = tl.sum(counts, axis=0)
         threshold = _search(
@@ -121,6 +138,13 @@ def draw_kernel(
         counts, masses = _weigh(row, size, scale, top, ends, True, BLOCK, PIVOTS)
         total = tl.sum(counts, axis=0)
         target = tl.sum(masses, axis=0) * p
+        # A little more than the target, as sums in another order round differently.
+        bound = _bound(highest, tl.exp2(highest - top), threshold, high, target * 1.0001)
+        if bound > threshold:
+            threshold = bound
+            ends = tl.where(tl.arange(0, PIVOTS) == 0, threshold, float("inf"))
+            counts, masses = _weigh(row, size, scale, top, ends, False, BLOCK, PIVOTS)
+            total = tl.sum(counts, axis=0)
         threshold = _search(
             row, size, scale, top, threshold, high, total, target, True, BLOCK, PIVOTS
         )

@@ -23,10 +23,10 @@ FILTERS = [
 ]
 
 
-@pytest.mark.parametrize("size", [7, 700, 5000])
+@pytest.mark.parametrize("size", [7, 1500])
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
 def test_same_tokens_as_the_reference(device, size, top_k, top_p, min_p):
-    rows = 12 if device.type == "cpu" else 256
+    rows = 4 if device.type == "cpu" else 256
     logits = torch.randn(rows, size, device=device) * 3
     logits[:, 1] = float("-inf")
     logits[:, 3] = logits[:, 4]  # ties
@@ -45,6 +45,7 @@ def test_same_tokens_as_the_reference(device, size, top_k, top_p, min_p):
         torch.tensor(seeds, device=device),
         torch.tensor(positions, device=device),
         torch.full((rows,), -1, device=device),
+        block=1024 if device.type == "cpu" else 2048,
     )
     expected = _expected(
         logits.cpu(), temperature.cpu(), *(c.cpu() for c in columns), seeds, positions

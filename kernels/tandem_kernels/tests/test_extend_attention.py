@@ -79,7 +79,9 @@ def test_every_tiling_gives_the_same(device, half, tile, block_m):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("prefix", "length"), [(0, 600), (700, 513), (64, 20), (0, 1)])
+@pytest.mark.parametrize(
+    ("prefix", "length"), [(0, 600), (700, 513), (4100, 4096), (64, 20), (0, 1)]
+)
 def test_dispatch_on_the_gpu(prefix, length):
     device = torch.device("cuda")
     case = make_case([prefix + length], 2, 128, 64, torch.bfloat16, device)

@@ -8,6 +8,7 @@ import structlog
 from tandem_operator.api import AutoscalingPolicyStatus
 from tandem_operator.api.autoscaling_policy import PolicyTarget
 from tandem_operator.api.conditions import ConditionType
+from tandem_operator.api.status import ScalingStep
 from tandem_operator.client import Cluster
 from tandem_operator.errors import ClusterError
 from tandem_operator.observed import Observed, PolicyDecision
@@ -31,15 +32,15 @@ class PolicyStatusWriter:
         """The entry of one service after a tick; `policy` is the object as it was read."""
         old = _targets(policy)
         mine = next((target for target in old if target.name == at.name), None)
-        newest = decision.decisions[0] if decision.decisions else None
+        newest = next(iter((*decision.decisions, *at.status.scaling)), None)
         if newest is not None:
             sentence = f"{newest.pool} {newest.from_} to {newest.to}: {newest.because}"
-            if not decision.active:
+            if newest.how is ScalingStep.ADVISED:
                 sentence = f"advised: {sentence}"
-        elif mine is not None and mine.last_decision:
-            sentence = mine.last_decision
         else:
-            sentence = f"keeps {decision.desired.prefill}:{decision.desired.decode}"
+            sentence = f"none yet; {decision.because}"
+            if mine is not None and (mine.last_decision or "").startswith("none yet"):
+                sentence = mine.last_decision or ""  # measurements change all the time
         conditions = write_some_conditions(
             mine.conditions if mine is not None else (),
             {

@@ -10,6 +10,7 @@ from tandem_operator.api import InferenceServiceStatus
 from tandem_operator.api.names import RoleLabel
 from tandem_operator.autoscaling import DecodeSignals, PrefillSignals, Signals
 from tandem_operator.autoscaling.collector import Collector
+from tandem_operator.errors import ConflictError
 from tandem_operator.metrics import Metrics
 from tandem_operator.observed import Counts, Observed, PoolView
 from tandem_operator.reconcile import Plan
@@ -259,3 +260,19 @@ async def test_decisions_are_counted_once(bench: Bench) -> None:
     labels = {"namespace": "default", "service": "qwen", "role": "decode", "how": "start"}
     name = "tandem_operator_scaling_decisions_total"
     assert metrics.registry.get_sample_value(name, labels) == 1
+
+
+async def test_a_lost_write_to_the_policy_is_made_good(bench: Bench) -> None:
+    bench.signals = BUSY
+    bench.cluster.put(policy_object())
+    stored = bench.cluster.objects[("AutoscalingPolicy", "default", "chat")]
+    facts = observe({"policyName": "chat"})
+    bench.cluster.fail["merge"] = ConflictError(409, "changed")
+    first = await bench.scaler.decide(facts)
+    assert first is not None
+    assert "status" not in stored
+    bench.cluster.fail.clear()
+    bench.signals, bench.clock.now = replace(BUSY, decode=DecodeSignals()), bench.clock.now + 10
+    shown = InferenceServiceStatus(scaling=first.decisions)
+    await bench.scaler.decide(replace(facts, status=shown))
+    assert stored["status"]["targets"][0]["lastDecision"].startswith("Decode 2 to ")

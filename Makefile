@@ -42,7 +42,8 @@ gen: $(STAMP) ## CRDs, the chart's copies of them and docs/api.md from the model
 	$(GENERATE)
 
 test: $(STAMP) ## unit, integration and end-to-end tests
-	$(PYTEST) -m "not gpu" $(TESTS)
+	$(PYTEST) -m "not gpu and not cluster" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+	$(PYTEST) -m cluster --durations=15
 
 e2e: $(STAMP) ## the end-to-end tests alone
 	$(PYTEST) -m cluster e2e/tests

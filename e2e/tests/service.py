@@ -161,7 +161,8 @@ class Service:
             "delete", "tisvc", self.name, "--ignore-not-found", f"--timeout={seconds:.0f}s",
             timeout=seconds + 10,
         )  # fmt: skip
-        wait_for(f"{self.name} leaves no pods", lambda: not self.pods(), 30)
+        # After an API server's death the garbage collector first has to find its feet again.
+        wait_for(f"{self.name} leaves no pods", lambda: not self.pods(), seconds)
 
 
 def is_ready(pod: dict[str, Any]) -> bool:

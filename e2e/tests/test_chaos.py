@@ -163,7 +163,7 @@ def test_the_operator_is_killed(chaos: Service, undisturbed: list[Stream]) -> No
             lambda name=name: (
                 num_restarts(operator, name) > before[name] and is_ready(operator.get("pod", name))
             ),
-            120,
+            240,  # the kubelet's back-off counts the deaths in other tests too
         )
     assert_recovered(chaos)
 
@@ -172,12 +172,15 @@ def test_the_operator_is_killed(chaos: Service, undisturbed: list[Stream]) -> No
 def test_a_cluster_component_is_killed(
     chaos: Service, undisturbed: list[Stream], component: str
 ) -> None:
-    node = "node-0" if component == "kubelet" else None
-    streams = run_while(chaos, lambda: chaos.cluster.kill(component, node))
+    dead: list[int] = []
+    streams = run_while(chaos, lambda: dead.append(chaos.cluster.kill(component, "node-0")))
     assert_same(streams, undisturbed)
-    wait_for(
-        "the API server answers",
-        lambda: chaos.cluster.kubectl("get", "nodes", check=False).returncode == 0,
-        60,
-    )
+
+    def is_back() -> bool:
+        found = chaos.cluster.status().components
+        pids = [c.pid for c in found if (c.name, c.node) == (component, "node-0")]
+        answers = chaos.cluster.kubectl("get", "nodes", check=False).returncode == 0
+        return answers and None not in pids and pids != dead
+
+    wait_for(f"{component} is back", is_back, 120)
     assert_recovered(chaos)

@@ -130,7 +130,7 @@ class Worker:
         return blocks
 
     def outcome(self, rid: str) -> FetchDone | FetchFailed:
-        return self.wait(FetchDone | FetchFailed, lambda event: event.rid == rid)  # type: ignore
+        return self.wait(FetchDone | FetchFailed, lambda event: event.rid == rid)  # type: ignore[return-value]
 
     def close(self) -> None:
         self.handoff.close()

@@ -7,7 +7,10 @@ STAMP := $(VENV)/.installed
 GENERATE := $(BIN)/python -m tandem_operator.crds --output crds \
 	--chart charts/tandem/templates/crds --docs docs/api.md
 
-.PHONY: up down install check test e2e gen bench clean
+# Idle OpenMP threads sleep: several workers share the cores of a test machine.
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+.PHONY: up down install check check-generated test e2e gen bench clean
 
 $(STAMP): pyproject.toml
 	@echo "==> installing into $(VENV) (extras: $(EXTRAS))"
@@ -30,13 +33,25 @@ check: $(STAMP) ## lint, types, layers, generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory check-generated
+
+check-generated: $(STAMP)
 	$(GENERATE) --check
 
 gen: $(STAMP) ## CRDs, the chart's copies of them and docs/api.md from the models
 	$(GENERATE)
 
 test: $(STAMP) ## unit, integration and end-to-end tests
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not gpu and not cluster" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+	$(PYTEST) -m cluster --durations=15
+
+e2e: $(STAMP) ## the end-to-end tests alone
+	$(PYTEST) -m cluster e2e/tests
+
+bench: $(STAMP) ## figures of this machine: hand-off, router, engine against transformers
+	$(BIN)/python -m tandem_engine.kv_transfer.bench
+	$(BIN)/python -m tandem_router.bench
+	$(BIN)/python engine/benchmarks/cpu_against_transformers.py
 
 clean:
 	rm -rf $(VENV) build dist

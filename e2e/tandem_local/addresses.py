@@ -7,6 +7,7 @@ Of 10.X.0.0/16 the lower half is for pods (one /24 per node), 10.X.128.0/18 for 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -85,13 +86,16 @@ class AddressPlan:
         return cls(IPv4Network(json.loads(text)["base"]))
 
 
-def choose_plan(taken: Iterable[IPv4Network]) -> AddressPlan:
+def choose_plan(taken: Iterable[IPv4Network], cluster: str = "") -> AddressPlan:
     """The first candidate that overlaps with nothing in `taken`.
 
+    Where the search begins depends on the cluster, so that two which start at the same moment with
+    caches of their own, and so can't know of each other yet, hardly ever choose the same.
     Raises RequirementError where every candidate is taken.
     """
     busy = [network for network in taken if network.prefixlen > 0]
-    for candidate in CANDIDATES:
+    first = zlib.crc32(cluster.encode()) % len(CANDIDATES) if cluster else 0
+    for candidate in (*CANDIDATES[first:], *CANDIDATES[:first]):
         if not any(candidate.overlaps(network) for network in busy):
             return AddressPlan(candidate)
     raise RequirementError(

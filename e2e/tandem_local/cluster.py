@@ -122,6 +122,15 @@ class LocalCluster(Commands):
         """End every process of the cluster and remove its files."""
         self.remove(self.name)
 
+    def environment(self) -> dict[str, str]:
+        """The environment for `kubectl_argv` and `helm_argv`."""
+        environment = super().environment()
+        # A proxy of the machine has no way into the cluster's network.
+        for name in ("NO_PROXY", "no_proxy"):
+            known = environment.get(name)
+            environment[name] = f"{known},{self._plan.base}" if known else str(self._plan.base)
+        return environment
+
     @property
     def name(self) -> str:
         """The cluster's name."""
@@ -269,7 +278,7 @@ def _prepare(spec: ClusterSpec, folder: ClusterFolder, binaries: Binaries) -> No
         taken = network.host_networks()
         for path in clusters_dir().glob("*/addresses.json"):
             taken.append(AddressPlan.from_json(path.read_text()).base)
-        plan = choose_plan(taken)
+        plan = choose_plan(taken, str(folder.root))
         folder.root.mkdir(parents=True, mode=0o755)
         folder.plan.write_text(plan.to_json())
     folder.spec.write_text(spec.to_json())

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tandem_local.components import SEARCH_PATH
+from tandem_local.folders import cache_dir
 from tandem_local.spec import ImageEntry
 
 REGISTRY = "ghcr.io/tandem-inference"
@@ -18,6 +19,8 @@ ENTRYPOINTS = {
     "tandem-router": "tandem-router",
     "tandem-engine": "tandem-worker",
 }
+# The USER of those images, as in the Dockerfile.
+IMAGE_USER = 65532
 # Where models lie and how they are fetched: a user's own cache serves the pods too.
 PASSED_ON = (
     "HF_HOME",
@@ -25,7 +28,6 @@ PASSED_ON = (
     "HF_HUB_OFFLINE",
     "HF_ENDPOINT",
     "HUGGINGFACE_HUB_CACHE",
-    "TANDEM_CACHE_DIR",
     "XDG_CACHE_HOME",
 )
 
@@ -42,11 +44,19 @@ def default_images(python_bin_dir: Path) -> tuple[ImageEntry, ...]:
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
         # Several workers share the machine's cores.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "OMP_NUM_THREADS": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
     }
     environment |= {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+    # Pods run as users of their own, and share what they unpack: a folder like /tmp.
+    shared = cache_dir() / "pods"
+    shared.mkdir(parents=True, exist_ok=True)
+    shared.chmod(0o1777)
+    environment["TANDEM_CACHE_DIR"] = str(shared)
+    # They can't write beside the installed modules; compiling torch's anew doubles a start.
+    environment["PYTHONPYCACHEPREFIX"] = str(shared / "bytecode")
     project = tuple(
-        ImageEntry(f"{REGISTRY}/{image}:*", (str(bin_dir / script),), environment)
+        ImageEntry(f"{REGISTRY}/{image}:*", (str(bin_dir / script),), environment, user=IMAGE_USER)
         for image, script in ENTRYPOINTS.items()
     )
     return (*project, ImageEntry(f"{SHELL_IMAGE}:*", (), environment))

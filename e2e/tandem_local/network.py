@@ -1,8 +1,4 @@
-"""Nodes as namespaces, and the network between them.
-
-A node is a pair of namespaces (network and mount) held by one idle process, the *holder*. Nothing
-has a name on the host but one veth per cluster, so when the processes are gone everything is:
-no named namespace, no mount, no firewall rule stays behind.
+"""The network between the nodes' namespaces and the host.
 
 The first node carries a bridge, the *fabric*, to which the other nodes and the host are joined by
 veths. Every node has a second bridge for its pods, and a route to the pods of every other node.
@@ -15,45 +11,21 @@ import hashlib
 import ipaddress
 import json
 import os
-import shlex
 import subprocess
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 
 from tandem_local.addresses import AddressPlan
-from tandem_local.errors import LocalError, StartError
-from tandem_local.process import ProcessRef
+from tandem_local.errors import LocalError
 
 POD_BRIDGE = "pods"
 FABRIC = "fabric"
 
-# The kubelet uses these paths whatever --root-dir says. Each node sees an empty folder of its own
-# there, so that two kubelets on one machine do not take them from each other.
-PRIVATE_FOLDERS = ("/var/lib/kubelet", "/var/log/containers")
-# The kubelet sets these for the whole machine. It finds them as it wants them, in files of ours
-# that lie over the real ones inside the node, and leaves the machine as it is.
-KUBELET_TUNABLES = {
-    "/proc/sys/vm/overcommit_memory": "1",
-    "/proc/sys/vm/panic_on_oom": "0",
-    "/proc/sys/kernel/panic": "10",
-    "/proc/sys/kernel/panic_on_oops": "1",
-    "/proc/sys/kernel/keys/root_maxkeys": "1000000",
-    "/proc/sys/kernel/keys/root_maxbytes": "25000000",
-}
-NODE_SYSCTLS = {
-    "net/ipv4/ip_forward": "1",
-    "net/ipv4/conf/all/rp_filter": "0",
-    "net/ipv4/conf/default/rp_filter": "0",
-    "net/ipv4/conf/all/send_redirects": "0",
-    "net/ipv4/conf/default/send_redirects": "0",
-}
 
-
-def host_link(name: str) -> str:
-    """Name of the cluster's veth on the host (at most 15 characters)."""
-    return "tdm" + hashlib.sha256(name.encode()).hexdigest()[:10]
+def host_link(folder: Path) -> str:
+    """Name of the veth on the host (at most 15 characters) of the cluster in `folder`."""
+    return "tdm" + hashlib.sha256(os.fsencode(folder)).hexdigest()[:10]
 
 
 def host_networks() -> list[IPv4Network]:
@@ -72,55 +44,7 @@ def enter(holder: int) -> list[str]:
     return ["nsenter", f"--target={holder}", "--net", "--mount", "--"]
 
 
-def holder_script(folder: Path) -> str:
-    """What the holder runs before it idles: masks what the kubelet would write on the machine."""
-    lines = []
-    for private in PRIVATE_FOLDERS:
-        lines.append(_mask(Path(private)))
-    tunables = folder / "tunables"
-    for path, value in KUBELET_TUNABLES.items():
-        stand_in = tunables / path.removeprefix("/proc/sys/").replace("/", ".")
-        lines.append(
-            f"if test -e {path}; then echo {value} > {shlex.quote(str(stand_in))}; "
-            f"mount --bind {shlex.quote(str(stand_in))} {path}; fi"
-        )
-    for path, value in NODE_SYSCTLS.items():
-        lines.append(f"echo {value} > /proc/sys/{path}")
-    lines.append(f"echo ready > {shlex.quote(str(folder / 'holder.ready'))}")
-    lines.append("exec sleep infinity")
-    return "\n".join(lines)
-
-
-def start_holder(folder: Path, environment: Mapping[str, str], log: Path) -> ProcessRef:
-    """Start the process that holds a node's namespaces; returns when they are furnished."""
-    (folder / "tunables").mkdir(parents=True, exist_ok=True)
-    ready = folder / "holder.ready"
-    ready.unlink(missing_ok=True)
-    # `slave`: what the host unmounts later is not pinned here, and nothing of ours goes back.
-    argv = ["unshare", "--net", "--mount", "--propagation=slave", "sh", "-euc"]
-    with log.open("ab") as output:
-        child = subprocess.Popen(
-            [*argv, holder_script(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=dict(environment),
-            start_new_session=True,
-            cwd="/",
-        )
-    deadline = time.monotonic() + 30
-    while not ready.exists():
-        if child.poll() is not None or time.monotonic() > deadline:
-            detail = log.read_text(errors="replace").strip()[-2000:]
-            raise StartError(f"the namespaces of a node could not be made:\n{detail}")
-        time.sleep(0.01)
-    ref = ProcessRef.of(child.pid)
-    if ref is None:
-        raise StartError(f"the holder of a node's namespaces died at once; see {log}")
-    return ref
-
-
-def connect(name: str, plan: AddressPlan, holders: Sequence[int]) -> None:
+def connect(folder: Path, plan: AddressPlan, holders: Sequence[int]) -> None:
     """Join the nodes to each other and to the host. The host's firewall is not touched."""
     first = holders[0]
     for index, holder in enumerate(holders):
@@ -149,7 +73,7 @@ def connect(name: str, plan: AddressPlan, holders: Sequence[int]) -> None:
         _ip_batch(batch, inside=holder)
         if index > 0:
             _ip_batch([f"link set n{index} master {FABRIC}", f"link set n{index} up"], inside=first)
-    link = host_link(name)
+    link = host_link(folder)
     _ip_batch([f"link add {link} type veth peer name host netns {first}"])
     _ip_batch([f"link set host master {FABRIC}", "link set host up"], inside=first)
     batch = [
@@ -161,9 +85,9 @@ def connect(name: str, plan: AddressPlan, holders: Sequence[int]) -> None:
     _ip_batch(batch)
 
 
-def disconnect(name: str) -> None:
+def disconnect(folder: Path) -> None:
     """Remove the cluster's veth from the host, and with it the host's routes."""
-    link = host_link(name)
+    link = host_link(folder)
     if not Path("/sys/class/net", link).exists():
         return
     try:
@@ -172,35 +96,6 @@ def disconnect(name: str) -> None:
         # The end of the first node's namespace removes it too, at the same moment perhaps.
         if Path("/sys/class/net", link).exists():
             raise
-
-
-def _mask(path: Path) -> str:
-    """Shell lines that give the mount namespace an empty `path`, made without touching the host."""
-    missing = path
-    while not missing.parent.exists():
-        missing = missing.parent
-    target = shlex.quote(str(path))
-    if missing.exists():
-        return f"mount -t tmpfs -o mode=0755 tandem {target}"
-    # The mount point must not be made on the host: lay a tmpfs over the parent and bind the
-    # parent's own entries back into it.
-    parent = shlex.quote(str(missing.parent))
-    return "\n".join(
-        [
-            "stage=$(mktemp -d)",
-            f"mount --rbind {parent} $stage",
-            f"mount -t tmpfs -o mode=0755 tandem {parent}",
-            "for entry in $stage/* $stage/.[!.]*; do",
-            f"  name={parent}/${{entry##*/}}",
-            '  if test -L "$entry"; then cp -P "$entry" "$name"',
-            '  elif test -d "$entry"; then mkdir "$name"; mount --rbind "$entry" "$name"',
-            '  elif test -e "$entry"; then : > "$name"; mount --bind "$entry" "$name"; fi',
-            "done",
-            "umount -l $stage",
-            "rmdir $stage",
-            f"mkdir -p {target}",
-        ]
-    )
 
 
 def _mac(kind: int, index: int) -> str:

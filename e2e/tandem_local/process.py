@@ -67,6 +67,11 @@ class ProcessRef:
         return cls(data["pid"], data["start"])
 
 
+def boot_id() -> str:
+    """Identity of this boot of the machine: what was recorded under another one is gone."""
+    return (PROC / "sys/kernel/random/boot_id").read_text().strip()
+
+
 def end(refs: Iterable[ProcessRef], *, grace_s: float) -> list[ProcessRef]:
     """SIGTERM, wait up to `grace_s` seconds, SIGKILL; returns those that would not die."""
     living = [ref for ref in refs if ref.alive()]

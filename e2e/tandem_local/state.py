@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from tandem_local.process import ProcessRef
+from tandem_local.process import ProcessRef, boot_id
 
 
 class Phase(StrEnum):
@@ -62,10 +62,12 @@ class ClusterState:
 
     @classmethod
     def read(cls, path: Path) -> ClusterState | None:
-        """What was last written; None if there is nothing."""
+        """What was last written; None if there is nothing, or nothing of this boot."""
         try:
             data = json.loads(path.read_text())
         except FileNotFoundError:
+            return None
+        if data.get("boot", boot_id()) != boot_id():
             return None
         return cls(
             supervisor=ProcessRef.from_data(data["supervisor"]),
@@ -86,6 +88,7 @@ class ClusterState:
 
     def _to_data(self) -> dict[str, Any]:
         return {
+            "boot": boot_id(),
             "supervisor": self.supervisor.to_data(),
             "phase": str(self.phase),
             "message": self.message,

@@ -29,6 +29,7 @@ from tandem_local.certs import Pki
 from tandem_local.components import DNS_READY_PORT, Component, build_components, environment
 from tandem_local.errors import LocalError, StartError
 from tandem_local.folders import ClusterFolder
+from tandem_local.holder import closed_folders, enter, needed_paths, start_holder
 from tandem_local.process import ProcessRef
 from tandem_local.spec import ClusterSpec
 from tandem_local.state import ClusterState, ComponentState, Phase
@@ -133,15 +134,17 @@ class Supervisor:
         return status
 
     def _make_nodes(self) -> None:
+        closed = closed_folders(needed_paths(self.spec.images))
         for index, node in enumerate(self.spec.nodes):
-            self.state.holders[node.name] = network.start_holder(
+            self.state.holders[node.name] = start_holder(
                 self.folder.node(index).root,
+                closed,
                 environment(self.folder),
                 self.folder.logs / f"holder-{node.name}.log",
             )
             self._write()
         holders = [self.state.holders[node.name].pid for node in self.spec.nodes]
-        network.connect(self.spec.name, self.plan, holders)
+        network.connect(self.folder.root, self.plan, holders)
 
     def _boot(self) -> None:
         self._start("etcd", "kube-apiserver", "procri")
@@ -190,7 +193,7 @@ class Supervisor:
                 continue
             state = ComponentState(component.name, component.node)
             holder = self.state.holders[component.node].pid
-            watched = Watched(component, state, network.enter(holder))
+            watched = Watched(component, state, enter(holder))
             watched.start(self.folder)
             self._watched.append(watched)
             self.state.components.append(state)

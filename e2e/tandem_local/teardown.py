@@ -48,7 +48,7 @@ def end_processes(folder: ClusterFolder, state: ClusterState | None) -> None:
     survivors += end(marked(MARKER, str(folder.root)), grace_s=0)
     if namespaces:
         survivors += end(members(namespaces), grace_s=0)
-    network.disconnect(folder.name)
+    network.disconnect(folder.root)
     left = [ref for ref in survivors if ref.alive()]
     if left:
         pids = ", ".join(str(ref.pid) for ref in left)

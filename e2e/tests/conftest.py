@@ -6,6 +6,7 @@ The embedded cluster is started once per session, unless TANDEM_KUBECONFIG names
 from __future__ import annotations
 
 import os
+import re
 import sys
 import uuid
 from collections.abc import Iterator
@@ -22,7 +23,9 @@ from tandem_local import (
     ProgressEvent,
     default_images,
 )
+from tandem_local.folders import clusters_dir
 
+ROOT = Path(__file__).resolve().parents[2]
 # Two sessions on one machine must not share a cluster that one of them disturbs.
 CLUSTER_NAME = os.environ.get("TANDEM_TEST_CLUSTER", f"e2e-{os.getpid()}")
 
@@ -33,9 +36,18 @@ def say(event: ProgressEvent) -> None:
         print(f"{event.stage}: {event.message}")
 
 
+def remove_abandoned() -> None:
+    """Remove the clusters of test sessions that were killed."""
+    for folder in clusters_dir().glob("*-*"):
+        owner = re.fullmatch(r"(?:e2e|life)-(\d+)", folder.name)
+        if owner and not Path("/proc", owner[1]).exists():
+            LocalCluster.remove(folder.name)
+
+
 @pytest.fixture(scope="session")
 def local_cluster() -> Iterator[LocalCluster]:
     """An embedded cluster of two nodes; the first offers GPUs and RDMA devices."""
+    remove_abandoned()
     spec = ClusterSpec(
         CLUSTER_NAME,
         (
@@ -57,6 +69,16 @@ def cluster(request: pytest.FixtureRequest) -> Cluster:
         return named
     embedded: LocalCluster = request.getfixturevalue("local_cluster")
     return embedded
+
+
+@pytest.fixture(scope="session")
+def tandem(cluster: Cluster) -> Cluster:
+    """The cluster with the operator installed by the real helm."""
+    cluster.helm(
+        *("upgrade", "--install", "tandem", str(ROOT / "charts" / "tandem")),
+        *("--namespace", "tandem-system", "--create-namespace", "--wait", "--timeout", "180s"),
+    )
+    return cluster
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """An InferenceService under test: apply, wait, look, delete, all through the real kubectl."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,8 @@ def mock_manifest(
             "prefill": {"replicas": prefill},
             "decode": {"replicas": decode},
             "router": {"replicas": 1},
+            # The test cluster's RDMA devices are only a number on a node.
+            "rdma": {"mode": "None"},
             "kvTransfer": {
                 "localPrefillTokens": 0,
                 "verify": {"mode": "Required", "minMegabytesPerSecond": 1},
@@ -55,9 +59,24 @@ class Service:
         assert done.returncode == 0, done.stderr
         return service
 
+    @classmethod
+    @contextmanager
+    def running(
+        cls, cluster: Any, manifest: dict[str, Any], seconds: float = 240
+    ) -> "Iterator[Service]":
+        """A service that is Ready; deleted at the end, also when it never became Ready.
+
+        Nobody waits for the end of the deletion: that it leaves nothing is a test of its own.
+        """
+        service = cls.apply(cluster, manifest)
+        try:
+            yield service.wait_ready(seconds)
+        finally:
+            service.kubectl("delete", "tisvc", service.name, "--wait=false")
+
     def kubectl(self, *arguments: str, check: bool = True, timeout: float = 60) -> str:
         """kubectl in the service's namespace; its standard output."""
-        done = self.cluster.kubectl(*arguments, "-n", self.namespace, check=check, timeout=timeout)
+        done = self.cluster.kubectl("-n", self.namespace, *arguments, check=check, timeout=timeout)
         output: str = done.stdout
         return output
 
@@ -142,7 +161,8 @@ class Service:
             "delete", "tisvc", self.name, "--ignore-not-found", f"--timeout={seconds:.0f}s",
             timeout=seconds + 10,
         )  # fmt: skip
-        wait_for(f"{self.name} leaves no pods", lambda: not self.pods(), 30)
+        # After an API server's death the garbage collector first has to find its feet again.
+        wait_for(f"{self.name} leaves no pods", lambda: not self.pods(), seconds)
 
 
 def is_ready(pod: dict[str, Any]) -> bool:

@@ -20,6 +20,7 @@ class Stream:
     error: str = ""
     longest_gap: float = 0.0
     retries: int = 0
+    failovers: int = 0  # workers that this stream has outlived
 
 
 async def run_stream(
@@ -53,6 +54,7 @@ async def run_stream(
 def _take(stream: Stream, event: dict[str, Any]) -> None:
     if "error" in event:
         stream.error = json.dumps(event["error"])
+    stream.failovers = event.get("tandem", {}).get("failovers", stream.failovers)
     for choice in event.get("choices", []):
         stream.text += choice.get("text", "")
         stream.tokens += choice.get("token_ids") or []

@@ -58,7 +58,7 @@ def test_pools_keep_their_identity(tandem: Any, patch: str, words: str) -> None:
     [
         ("tisvc.spec.kvTransfer", "An uncached suffix no longer than this"),
         ("tisvc.spec.prefill.podTemplate", "node selector, tolerations, sidecars"),
-        ("tisvc.spec.engine.options", "Which attention kernels run"),
+        ("tisvc.spec.engine.options", "Memory of the KV cache per worker"),
         ("tpool.spec.replicas", "kubectl scale"),
         ("tpolicy.spec.coordination", "GPUs that both pools together may use"),
     ],

@@ -18,13 +18,16 @@ from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
+NUM_TOKENS = 40
+
 
 @pytest.fixture(scope="module")
 def changing(tandem: Any) -> Iterator[Service]:
-    service = Service.apply(tandem, mock_manifest("changing", prefill=1, decode=2, profile="slow"))
-    service.wait_ready(240)
-    yield service
-    service.delete()
+    manifest = mock_manifest(
+        "changing", prefill=1, decode=2, profile="tiny?decode_ms=30&prefill_ms=20"
+    )
+    with Service.running(tandem, manifest) as service:
+        yield service
 
 
 @contextmanager
@@ -35,7 +38,7 @@ def under_load(service: Service) -> Iterator[None]:
 
     def load() -> None:
         while not stop.is_set():
-            bodies = [completion(service.name, f"load {i}", 40) for i in range(4)]
+            bodies = [completion(service.name, f"load {i}", NUM_TOKENS) for i in range(4)]
             seen.extend(asyncio.run(run_streams(service.url, bodies)))
 
     thread = threading.Thread(target=load)
@@ -47,6 +50,7 @@ def under_load(service: Service) -> Iterator[None]:
         thread.join()
     assert seen
     assert [s.error for s in seen if s.error] == []
+    assert {len(s.tokens) for s in seen} == {NUM_TOKENS}
 
 
 def test_kubectl_scale(changing: Service) -> None:
@@ -84,7 +88,11 @@ def test_delete_a_pod_by_hand(changing: Service) -> None:
     "patch",
     [
         {"spec": {"engine": {"image": "ghcr.io/tandem-inference/tandem-engine:0.1.0-next"}}},
-        {"spec": {"model": {"revision": "second"}}},
+        {
+            "spec": {
+                "model": {"uri": "mock://tiny?decode_ms=20&prefill_ms=20", "revision": "second"}
+            }
+        },
     ],
     ids=["image", "model"],
 )
@@ -102,14 +110,30 @@ def test_a_new_revision_rolls_out(changing: Service, patch: dict[str, Any]) -> N
         changing.wait_ready()
 
 
-def test_delete_leaves_nothing(tandem: Any) -> None:
-    service = Service.apply(tandem, mock_manifest("leaving", decode=1)).wait_ready()
-    service.kubectl("delete", "tisvc", "leaving", "--timeout=60s", timeout=70)
-    kinds = "pods,services,deployments,tpool,serviceaccounts,roles,rolebindings,"
+def test_delete_finishes_streams_and_leaves_nothing(tandem: Any) -> None:
+    manifest = mock_manifest("leaving", decode=1, profile="tiny?decode_ms=30&prefill_ms=20")
+    service = Service.apply(tandem, manifest).wait_ready()
+    streams: list[Stream] = []
+
+    def load() -> None:
+        bodies = [completion(service.name, f"last {i}", 80) for i in range(8)]
+        streams.extend(asyncio.run(run_streams(service.url, bodies)))
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    workers = [pod for role in ("prefill", "decode") for pod in service.pods(role)]
+    wait_for(
+        "the streams run",
+        lambda: sum(service.worker_state(pod)["load"]["num_running"] for pod in workers) >= 8,
+    )
+    service.kubectl("delete", "tisvc", "leaving", "--wait=false")
+    kinds = "tisvc,pods,services,deployments,tpool,serviceaccounts,roles,rolebindings,"
     kinds += "networkpolicies,poddisruptionbudgets,configmaps,endpointslices"
 
     def nothing() -> bool:
         left = service.kubectl("get", kinds, "-l", "tandem.dev/service=leaving", "-o", "name")
-        return not left.strip()
+        return not left.strip() and not service.get()
 
     wait_for("nothing of it is left", nothing, 30)
+    thread.join()
+    assert [stream.error for stream in streams] == [""] * 8

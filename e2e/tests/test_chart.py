@@ -1,5 +1,6 @@
 """The chart, rendered and judged by the real helm and a real API server."""
 
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -46,24 +47,25 @@ def test_namespaced_installs_hold_no_cluster_rights(tandem: Any) -> None:
 
 
 def test_the_pod_passes_the_restricted_standard(tandem: Any) -> None:
+    name = f"chart-restricted-{uuid.uuid4().hex[:8]}"
     namespace = {
         "apiVersion": "v1",
         "kind": "Namespace",
         "metadata": {
-            "name": "chart-restricted",
+            "name": name,
             "labels": {"pod-security.kubernetes.io/warn": "restricted"},
         },
     }
     tandem.kubectl("apply", "-f", "-", input=yaml.safe_dump(namespace))
     try:
         (deployment,) = [d for d in render(tandem) if d["kind"] == "Deployment"]
-        deployment["metadata"]["namespace"] = "chart-restricted"
+        deployment["metadata"]["namespace"] = name
         done = tandem.kubectl(
             "create", "--dry-run=server", "-f", "-", input=yaml.safe_dump(deployment)
         )
         assert "would violate PodSecurity" not in done.stderr
     finally:
-        tandem.kubectl("delete", "namespace", "chart-restricted", "--wait=false")
+        tandem.kubectl("delete", "namespace", name, "--wait=false")
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,12 @@ def footprint() -> dict[str, set[str]]:
     }
 
 
+def kill(pid: int) -> None:
+    """SIGKILL, and wait until it has taken effect."""
+    os.kill(pid, signal.SIGKILL)
+    eventually(f"{pid} is dead", lambda: not Path(f"/proc/{pid}").exists())
+
+
 @pytest.fixture
 def name() -> Iterator[str]:
     name = f"life-{os.getpid()}"
@@ -123,7 +129,7 @@ def test_up_takes_a_live_cluster_and_cleans_a_crashed_one(name: str) -> None:
     wait_ready(first, "default", "p")
     orphans = [c.pid for c in first.status().components if c.pid is not None]
     orphans += first.container_pids("default", "p")
-    os.kill(first.status().supervisor_pid, signal.SIGKILL)
+    kill(first.status().supervisor_pid)
     with pytest.raises(ClusterNotFound):
         LocalCluster.find(name)
     assert all(Path(f"/proc/{pid}").exists() for pid in orphans), "nobody ended them"
@@ -131,7 +137,7 @@ def test_up_takes_a_live_cluster_and_cleans_a_crashed_one(name: str) -> None:
     second = LocalCluster.up(spec, say)
     assert not any(Path(f"/proc/{pid}").exists() for pid in orphans)
     assert second.kubectl("get", "pods", "-o", "name").stdout == "", "a new cluster, not the old"
-    os.kill(second.status().supervisor_pid, signal.SIGKILL)
+    kill(second.status().supervisor_pid)
     second.down()
     assert not second.kubeconfig.parent.exists()
 

@@ -178,3 +178,42 @@ def test_rbac_and_pod_security_are_enforced(local_cluster: LocalCluster, namespa
     )
     assert refused.returncode != 0
     assert "violates PodSecurity" in refused.stderr
+
+
+def test_a_restricted_pod_runs_the_projects_python(
+    local_cluster: LocalCluster, namespace: str
+) -> None:
+    """As the chart runs the operator: not root, nothing to write to, its own token to read."""
+    cluster = local_cluster
+    cluster.kubectl(
+        "label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"
+    )
+    token = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+    script = (
+        f"import os, tandem_wire; open('{token}').read(); print('uid', os.getuid())\n"
+        "try: open('/tmp/x', 'w')\n"
+        "except OSError as e: print(e.strerror)\n"
+        "import time; print('end', flush=True); time.sleep(600)\n"
+    )
+    container = {
+        "command": ["python", "-c", script],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    user = {
+        "runAsNonRoot": True,
+        "runAsUser": 65532,
+        "fsGroup": 65532,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    manifest = pod("restricted", "", container=container, securityContext=user)
+    cluster.kubectl("apply", "-n", namespace, "-f", "-", input=manifest)
+
+    def log() -> str:
+        return cluster.kubectl("logs", "-n", namespace, "restricted", check=False).stdout
+
+    eventually("the pod has written its log", lambda: "end" in log())
+    assert log().splitlines() == ["uid 65532", "Read-only file system", "end"]

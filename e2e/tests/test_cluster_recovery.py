@@ -30,7 +30,14 @@ def came_back(cluster: LocalCluster, component: str, node: str, old: int) -> boo
 
 @pytest.mark.parametrize(
     "component",
-    ["kube-apiserver", "etcd", "kube-scheduler", "kube-controller-manager", "kubelet", "coredns"],
+    [
+        "kube-apiserver",
+        "etcd",
+        "kube-scheduler",
+        "kube-controller-manager",
+        "kubelet",
+        "kube-proxy",
+    ],
 )
 def test_a_killed_component_comes_back(
     local_cluster: LocalCluster, namespace: str, component: str

@@ -1,6 +1,10 @@
-"""RDMA wiring: placement, resources, environment, and a condition where no node offers a fabric."""
+"""RDMA wiring: placement, resources, rights and environment inside the container, by mode.
 
-import json
+All services start together, because starting is what takes the time.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,41 +14,121 @@ from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
+DEVICES = Path("/dev/infiniband")
+IPC_LOCK = 1 << 14
+MODES: dict[str, dict[str, Any]] = {
+    "auto": {"mode": "Auto"},
+    "plugin": {"mode": "DevicePlugin", "resource": {"name": "rdma/ib"}, "sharedMemory": "64Mi"},
+    "hostpath": {"mode": "HostPath", "devices": {"include": ["mlx5_0"], "gidIndex": "3"}},
+    "plain": {"mode": "None"},
+}
+FABRIC = {
+    "TANDEM_RDMA": "1",
+    "UCX_TLS": "rc,ud,sm,self,tcp",
+    "NCCL_IB_DISABLE": "0",
+    "MOONCAKE_PROTOCOL": "rdma",
+    "MC_ENABLE_DEST_DEVICE_AFFINITY": "1",
+}
+ENVIRONMENT = {
+    "auto": FABRIC,
+    "plugin": FABRIC,
+    "hostpath": {
+        **FABRIC,
+        "TANDEM_RDMA_DEVICES": "mlx5_0",
+        "UCX_NET_DEVICES": "mlx5_0:1",
+        "NCCL_IB_HCA": "mlx5_0",
+        "MOONCAKE_DEVICE": "mlx5_0",
+        "UCX_IB_GID_INDEX": "3",
+        "NCCL_IB_GID_INDEX": "3",
+        "MC_GID_INDEX": "3",
+    },
+    "plain": {"TANDEM_RDMA": "0", "NCCL_IB_DISABLE": "1", "MOONCAKE_PROTOCOL": "tcp"},
+}
+WIRING = {"auto": "DevicePlugin", "plugin": "DevicePlugin", "hostpath": "HostPath", "plain": "None"}
+by_mode = pytest.mark.parametrize("mode", MODES)
 
-def offer(cluster: Any, node: str, count: int | None) -> None:
-    """Set or remove rdma/ib on a node's status."""
-    value = None if count is None else str(count)
-    patch = json.dumps(
-        {"status": {"capacity": {"rdma/ib": value}, "allocatable": {"rdma/ib": value}}}
-    )
-    cluster.kubectl("patch", "node", node, "--subresource=status", "--type=merge", "-p", patch)
 
-
-def test_pods_land_where_the_fabric_is(tandem: Any) -> None:
-    offer(tandem, "node-0", 8)
-    manifest = mock_manifest(
-        "fabric", decode=1, rdma={"mode": "DevicePlugin", "resource": {"name": "rdma/ib"}}
-    )
-    service = Service.apply(tandem, manifest)
+@pytest.fixture(scope="module")
+def wired(tandem: Any) -> Iterator[dict[str, Service]]:
+    existed = DEVICES.exists()
+    services = {
+        mode: Service.apply(tandem, mock_manifest(f"rdma-{mode}", decode=1, rdma=rdma))
+        for mode, rdma in MODES.items()
+    }
     try:
-        service.wait_ready()
-        for role in ("prefill", "decode"):
-            for pod in service.pods(role):
-                limits = pod["spec"]["containers"][0]["resources"]["limits"]
-                assert limits["rdma/ib"] == "1"
-                assert pod["spec"]["nodeName"] == "node-0"
-                added = pod["spec"]["containers"][0]["securityContext"]["capabilities"]["add"]
-                assert "IPC_LOCK" in added
-                name = pod["metadata"]["name"]
-                environment = service.kubectl("exec", name, "--", "env")
-                assert "UCX_TLS=" in environment
-                assert "NCCL_IB_" in environment
-                shm = service.kubectl("exec", name, "--", "sh", "-c", "grep /dev/shm /proc/mounts")
-                assert "tmpfs" in shm
-        assert service.get()["status"]["transport"]["wiring"] == "DevicePlugin"
+        for service in services.values():
+            service.wait_ready(240)
+        yield services
     finally:
-        service.delete()
-        offer(tandem, "node-0", None)
+        names = [service.name for service in services.values()]
+        services["plain"].kubectl("delete", "tisvc", *names, "--wait=false")
+        services["hostpath"].delete()
+        if not existed and DEVICES.exists():
+            DEVICES.rmdir()  # the kubelet made it for the HostPath service
+
+
+def workers(service: Service) -> list[dict[str, Any]]:
+    pods = service.pods("prefill") + service.pods("decode")
+    assert len(pods) == 2
+    return pods
+
+
+@pytest.mark.parametrize("mode", ["auto", "plugin"])
+def test_pods_land_where_the_fabric_is_and_hold_one_each(
+    wired: dict[str, Service], mode: str
+) -> None:
+    for pod in workers(wired[mode]):
+        assert pod["spec"]["nodeName"] == "node-0"
+        resources = pod["spec"]["containers"][0]["resources"]
+        assert resources["limits"]["rdma/ib"] == "1"
+        assert resources["requests"]["rdma/ib"] == "1"
+
+
+@pytest.mark.parametrize("mode", ["hostpath", "plain"])
+def test_other_modes_take_no_device_from_the_plugin(wired: dict[str, Service], mode: str) -> None:
+    for pod in workers(wired[mode]):
+        assert "rdma/ib" not in pod["spec"]["containers"][0]["resources"].get("limits", {})
+
+
+@by_mode
+def test_the_environment_inside_is_what_the_mode_promises(
+    wired: dict[str, Service], mode: str
+) -> None:
+    for pod in workers(wired[mode]):
+        output = wired[mode].kubectl("exec", pod["metadata"]["name"], "--", "env")
+        inside = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+        expected = ENVIRONMENT[mode]
+        assert {name: inside.get(name) for name in expected} == expected
+        assert mode != "plain" or "rc" not in inside["UCX_TLS"].split(",")
+
+
+@by_mode
+def test_rights_and_devices_inside(wired: dict[str, Service], mode: str) -> None:
+    for pod in workers(wired[mode]):
+        script = (
+            f"grep CapEff /proc/{wired[mode].worker_state(pod)['pid']}/status;"
+            "grep -E ' /dev/(shm|infiniband) ' /proc/mounts"
+        )
+        seen = wired[mode].kubectl("exec", pod["metadata"]["name"], "--", "sh", "-c", script)
+        rights = int(seen.split("CapEff:")[1].split()[0], 16)
+        assert bool(rights & IPC_LOCK) == (mode != "plain")
+        assert mode != "plain" or rights == 0
+        assert " /dev/shm tmpfs " in seen
+        assert mode != "plugin" or "size=65536k" in seen
+        # Any container of the embedded cluster sees the machine's /dev: only its presence tells.
+        paths = [volume.get("hostPath", {}).get("path") for volume in pod["spec"]["volumes"]]
+        assert (str(DEVICES) in paths) == (mode == "hostpath")
+        assert mode != "hostpath" or f" {DEVICES} " in seen
+
+
+@by_mode
+def test_status_names_the_choice(wired: dict[str, Service], mode: str) -> None:
+    transport = wired[mode].get()["status"]["transport"]
+    assert transport["wiring"] == WIRING[mode]
+    verified = wired[mode].condition("TransportVerified")
+    # The devices of the test cluster are numbers only, and the operator must not be fooled.
+    assert verified["status"] == ("True" if mode == "plain" else "False")
+    assert mode == "plain" or "in spite of RDMA" in verified["message"]
 
 
 def test_a_missing_fabric_is_a_condition(tandem: Any) -> None:

@@ -33,6 +33,7 @@ class RouterConfig:
     slo_classes: tuple[SloClass, ...] = ()
     api_keys: frozenset[str] = frozenset()  # empty: no key needed
     drain_seconds: float = 600.0  # how long SIGTERM lets streams finish
+    linger_seconds: float = 0.0  # how long SIGTERM still takes requests, until clients know
     queue_seconds: float = 20.0  # how long a request without a worker waits before 429 or 503
     failover_seconds: float = 120.0  # how long a started request waits for another worker
     request_seconds: float = 3600.0  # no request lives longer than this

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,17 +19,57 @@ def default_cache_dir() -> Path:
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock between processes; it ends with the process, even a killed one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    shared_folder(path.parent)
+    descriptor = _open_lock(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
+
+
+def shared_folder(path: Path) -> None:
+    """Make `path` and what is missing above it, as open as the folder that exists already.
+
+    Pods of different users share one cache: what one of them makes in a folder like /tmp, the
+    others must be able to use.
+    """
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    mode = stat.S_IMODE(path.stat().st_mode)
+    for folder in reversed(missing):
+        try:
+            folder.mkdir()
+        except FileExistsError:  # another process was quicker
+            continue
+        if mode & stat.S_IWOTH:
+            folder.chmod(mode)
+
+
+def _open_lock(path: Path) -> int:
+    """A descriptor that can be locked; reading is enough, and another user's file allows no more.
+
+    The two ways are kept apart because Linux refuses O_CREAT on another user's file in a folder
+    like /tmp (`fs.protected_regular`).
+    """
+    while True:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            pass
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except FileExistsError:
+            continue
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     """Make `target` with `build(temporary path)` unless it exists; atomic, once across processes.
 
     Processes that come while another one builds wait for it. A failed or killed build leaves no
-    `target`. `build` may make a file or a directory.
+    `target`. `build` may make a file or a directory. Folders above it are made as needed.
     """
     if target.exists():
         return target
@@ -36,7 +77,8 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
         if target.exists():
             return target
         for leftover in target.parent.glob(f".{target.name}.build-*"):
-            shutil.rmtree(leftover)
+            # Another user's can't be removed, and does no harm.
+            shutil.rmtree(leftover, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.build-", dir=target.parent))
         try:
             build(work / target.name)

@@ -113,9 +113,9 @@ class ChunkPushed(msgspec.Struct, frozen=True, tag="chunk"):
 class Commit(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
     """All pages have landed. D checks the counts and the checksum before it decodes.
 
-    `checksum` is the sum modulo 2**64 of xxh3_64(payload, seed=xxh3_64(D's block numbers as
-    little-endian uint32)) over the attempt's writes, so it doesn't depend on the order in which
-    they arrive, and notices bytes that went to other blocks; 0 when checksums are off.
+    `checksum` is the sum modulo 2**64 of xxh3_64(payload, seed=xxh3_64(place)) over the attempt's
+    writes, where place is the first layer and D's block numbers as little-endian uint32. It doesn't
+    depend on the order in which they arrive; 0 when checksums are off.
     """
 
     rid: str
@@ -154,12 +154,14 @@ class Fenced(msgspec.Struct, frozen=True, tag="fenced"):
 
 
 class PagesWritten(msgspec.Struct, frozen=True, tag="pages"):
-    """shm transport, P to D: `slot` of the ring holds `num_bytes` for D's `blocks`; D's turn."""
+    """shm transport, P to D: `slot` of the ring holds some layers of D's `blocks`; D's turn."""
 
     epoch: int
     slot: int
     blocks: list[int]
     num_bytes: int
+    first_layer: int
+    num_layers: int
 
 
 class SlotFreed(msgspec.Struct, frozen=True, tag="slot"):
@@ -180,9 +182,14 @@ class Probe(msgspec.Struct, frozen=True, tag="probe"):
 
 
 class Beat(msgspec.Struct, frozen=True, tag="beat"):
-    """Heartbeat, both ways; D's beat renews the leases that P holds for it."""
+    """Heartbeat, both ways; D's beat renews the leases that P holds for it.
+
+    `num_chunks`: chunks that P has computed for anybody since its start. While it grows, a prompt
+    that waits its turn at P is not stalled.
+    """
 
     draining: bool = False
+    num_chunks: int = 0
 
 
 HandoffMessage = (

@@ -136,6 +136,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome"):
     bootstrap_host: str
     bootstrap_port: int
     protocol: int = PROTOCOL
+    salt_parts: list[str] = []  # `salt_hash(*salt_parts, cache_salt)` starts the block hash chains
 
 
 class StepItem(msgspec.Struct, frozen=True, array_like=True):

@@ -122,14 +122,16 @@ def facts_of_gguf(file: GgufFile) -> ModelFacts:
     for field in ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"):
         if field not in config:
             raise BadModelFileError(f"{file.path} lacks {field!r}", "use a complete GGUF file")
+    names = {tensor.name for tensor in file.tensors}
     embedding = next((t for t in file.tensors if t.name == "token_embd.weight"), None)
     if embedding is None:
         raise BadModelFileError(f"{file.path} has no token_embd.weight", "use a complete GGUF file")
     config["vocab_size"] = embedding.shape[0]
-    config["tie_word_embeddings"] = all(t.name != "output.weight" for t in file.tensors)
+    config["tie_word_embeddings"] = "output.weight" not in names
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
     config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
-    config["attention_bias"] = any(t.name == "blk.0.attn_q.bias" for t in file.tensors)
+    config["attention_bias"] = "blk.0.attn_q.bias" in names
+    config["mlp_bias"] = "blk.0.ffn_up.bias" in names
     if architecture == "gemma3":
         _add_gemma3_fields(config)
     else:

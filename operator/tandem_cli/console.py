@@ -1,5 +1,6 @@
 """What the command prints: one console for progress (stderr), plain stdout for results."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tandem_local import ProgressEvent
 
 console = Console(stderr=True, highlight=False)
+results = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 def print_error(error: CliError) -> None:

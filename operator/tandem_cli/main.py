@@ -188,6 +188,11 @@ def main() -> None:
     from tandem_local.errors import LocalError
 
     try:
+        if sys.argv[1:2] in (["kubectl"], ["helm"]):
+            # As they are: the parser would swallow the `--` of `kubectl exec POD -- COMMAND`.
+            from tandem_cli.target import passthrough
+
+            sys.exit(passthrough(sys.argv[1], sys.argv[2:]))
         app()
     except CliError as error:
         print_error(error)

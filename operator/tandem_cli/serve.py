@@ -65,7 +65,8 @@ def serve_model(
     fleet = Fleet()
     try:
         roles = ["prefill"] * prefill + ["decode" if prefill else "both"]
-        wires = [_start_worker(fleet, model, name, role, worker_options) for role in roles]
+        workers = [_start_worker(fleet, model, name, role, worker_options) for role in roles]
+        wires = [wait_for_port() for wait_for_port in workers]
         command = [script("tandem-router"), "--model-name", name, "--model", model]
         command += ["--host", host, "--port", str(port)]
         for wire in wires:
@@ -92,8 +93,10 @@ def script(name: str) -> str:
     return str(path)
 
 
-def _start_worker(fleet: Fleet, model: str, name: str, role: str, options: list[str]) -> int:
-    """Start one worker; returns its wire port once it has told it."""
+def _start_worker(
+    fleet: Fleet, model: str, name: str, role: str, options: list[str]
+) -> Callable[[], int]:
+    """Start one worker; the returned call waits until the worker has told its wire port."""
     told: dict[str, int] = {}
     listening = threading.Event()
 
@@ -108,13 +111,17 @@ def _start_worker(fleet: Fleet, model: str, name: str, role: str, options: list[
     command = [script("tandem-worker"), "--model", model, "--served-model-name", name]
     command += ["--role", role, "--http-port", "0", "--wire-port", "0", "--bootstrap-port", "0"]
     process = fleet.start(command + options, on_line)
-    while not listening.wait(0.1):
-        if process.poll() is not None:
-            raise CliError(
-                f"the {role} worker ended with exit code {process.returncode}",
-                "its last lines above say why",
-            )
-    return told["wire"]
+
+    def wire_port() -> int:
+        while not listening.wait(0.1):
+            if process.poll() is not None:
+                raise CliError(
+                    f"the {role} worker ended with exit code {process.returncode}",
+                    "its last lines above say why",
+                )
+        return told["wire"]
+
+    return wire_port
 
 
 def _wait_until_ready(fleet: Fleet, base: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from tandem_cli.console import console
+from tandem_cli.console import results
 from tandem_cli.target import find_target, get_items
 
 
@@ -35,11 +35,11 @@ def show_status(cluster: str, kubeconfig: Path | None, output: str) -> None:
             ready,
             service["url"],
         )
-    console.print(f"kubeconfig: {target.kubeconfig}", soft_wrap=True)
-    console.print(table)
+    results.print(f"kubeconfig: {target.kubeconfig}", soft_wrap=True)
+    results.print(table)
     for service in services:
         for condition in troubles(service["conditions"]):
-            console.print(
+            results.print(
                 f"  {service['name']}: [yellow]{condition['type']}={condition['status']}[/] "
                 f"{condition.get('reason', '')}: {condition.get('message', '')}",
                 soft_wrap=True,

@@ -1,5 +1,6 @@
 """`tandem up`: cluster, chart, manifest, Ready, and an answer from the model."""
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,14 +53,15 @@ def bring_up(
 
 def _start(cluster: str, kubeconfig: Path | None, steps: Steps) -> "Cluster":
 
-    from tandem_local import ClusterSpec, LocalCluster, NodeSpec
+    from tandem_local import ClusterSpec, LocalCluster, NodeSpec, default_images
 
     if kubeconfig is not None:
         from tandem_cli.target import find_target
 
         return find_target(cluster, kubeconfig)
     node = NodeSpec("node-0", resources={"nvidia.com/gpu": "8"})
-    found = LocalCluster.up(ClusterSpec(name=cluster, nodes=(node,)), progress=steps.follow)
+    images = default_images(Path(sys.executable).parent)
+    found = LocalCluster.up(ClusterSpec(cluster, (node,), images), progress=steps.follow)
     steps.update("start", 1.0, "cluster is ready")
     return found
 

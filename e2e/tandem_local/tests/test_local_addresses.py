@@ -49,6 +49,12 @@ def test_plan_survives_json(plan: AddressPlan) -> None:
 @given(st.sets(st.sampled_from(CANDIDATES), max_size=len(CANDIDATES) - 1))
 def test_the_choice_overlaps_with_nothing_taken(taken: set[IPv4Network]) -> None:
     assert choose_plan(taken).base not in taken
+    assert choose_plan(taken, "some cluster").base not in taken
+
+
+def test_clusters_that_start_together_choose_apart() -> None:
+    chosen = {choose_plan([], f"cluster-{number}").base for number in range(8)}
+    assert len(chosen) > 4
 
 
 def test_a_wide_route_takes_all_candidates_below_it() -> None:

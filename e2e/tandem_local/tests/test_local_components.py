@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tandem_local.bootstrap import (
 from tandem_local.components import MARKER, build_components, environment, prepare
 from tandem_local.errors import SpecError
 from tandem_local.folders import ClusterFolder
+from tandem_local.holder import closed_folders, holder_script, needed_paths
 from tandem_local.images import default_images, merge_images, read_images, write_images
 from tandem_local.process import ProcessRef
 from tandem_local.spec import ClusterSpec, ImageEntry, NodeSpec
@@ -134,13 +136,35 @@ def test_nothing_of_the_callers_environment_leaks(
 
 
 def test_the_holder_script_is_a_valid_shell_script(tmp_path: Path) -> None:
-    script = network.holder_script(tmp_path / "with blank")
+    script = holder_script(tmp_path / "with blank", [Path("/root"), Path("/a b")])
     assert subprocess.run(["sh", "-nc", script], check=False).returncode == 0
     assert script.endswith("exec sleep infinity")
+    assert "refill '/a b' 0711" in script
+
+
+def test_closed_folders_are_found_from_the_root_down(tmp_path: Path) -> None:
+    inner = tmp_path / "closed" / "open" / "shut"
+    inner.mkdir(parents=True)
+    (tmp_path / "closed").chmod(0o700)
+    inner.chmod(0o750)
+    tmp_path.chmod(0o755)
+    file = inner / "bin"
+    file.touch()
+    found = closed_folders([file, tmp_path / "closed" / "open", Path("/usr/bin/env")])
+    below = [path for path in found if tmp_path in path.parents]
+    assert below == [tmp_path / "closed", inner]
+
+
+def test_needed_paths_are_those_of_the_interpreter_and_the_images() -> None:
+    image = ImageEntry("x:1", ("/opt/x/bin/x",), {"HF_HOME": "/models", "K": "v", "P": "/a:/b"})
+    needed = needed_paths([image])
+    assert {Path("/opt/x/bin/x"), Path("/models"), Path("/a"), Path("/b")} <= set(needed)
+    assert Path(sys.executable).resolve() in needed
+    assert Path("v") not in needed
 
 
 def test_link_names_fit_the_kernel_and_differ() -> None:
-    names = {network.host_link(name) for name in ("a", "b", "a" * 40)}
+    names = {network.host_link(Path(path)) for path in ("/x/a", "/x/b", "/y/a")}
     assert len(names) == 3
     assert all(len(name) <= 15 for name in names)
 
@@ -153,6 +177,7 @@ def test_default_images_run_the_consoles_scripts(monkeypatch: pytest.MonkeyPatch
     assert engine.env["PATH"].startswith("/v/bin:")
     assert engine.env["HF_HOME"] == "/models"
     assert engine.env["PYTHONUNBUFFERED"] == "1"
+    assert engine.env["PYTHONPYCACHEPREFIX"].startswith(engine.env["TANDEM_CACHE_DIR"])
     assert images["ghcr.io/tandem-inference/tandem-router:*"].entrypoint == (
         "/v/bin/tandem-router",
     )
@@ -240,6 +265,9 @@ def test_state_survives_the_file(tmp_path: Path) -> None:
     state.write(tmp_path / "state.json")
     assert ClusterState.read(tmp_path / "state.json") == state
     assert ClusterState.read(tmp_path / "none.json") is None
+    written = json.loads((tmp_path / "state.json").read_text())
+    (tmp_path / "old.json").write_text(json.dumps(written | {"boot": "before"}))
+    assert ClusterState.read(tmp_path / "old.json") is None, "its pids mean nothing now"
     assert state.processes() == [ProcessRef(12, 22), ProcessRef(11, 21)]
     found = state.find("kubelet", "node-0")
     assert found is not None

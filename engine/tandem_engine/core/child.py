@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 import msgspec
 
@@ -17,7 +17,7 @@ from tandem_engine.config import WorkerConfig
 from tandem_engine.core.engine_core import EngineCore, core_compatibility_hash
 from tandem_engine.core.framing import pack_frame, read_frame
 from tandem_engine.core.messages import CoreFailed, CoreLoading, FromCore, Shutdown, ToCore
-from tandem_engine.kv_transfer.events import Handoff
+from tandem_engine.kv_transfer.service import start_handoff
 from tandem_engine.mock.runner import load_mock_runner
 from tandem_engine.runner.base import Runner
 
@@ -26,12 +26,6 @@ ORPHAN_SECONDS: Final = 5.0
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, float], None]
-
-
-class StartedHandoff(Handoff, Protocol):
-    """A running hand-off and the port at which it listens."""
-
-    bootstrap_port: int
 
 
 class Pipe:
@@ -77,13 +71,6 @@ def load_worker_runner(config: WorkerConfig, progress: Progress) -> Runner:
     return cast(Runner, module.load_runner(config, progress))
 
 
-def start_worker_handoff(config: WorkerConfig, runner: Runner) -> StartedHandoff:
-    """The hand-off's thread, listening at the bootstrap port."""
-    module = importlib.import_module("tandem_engine.kv_transfer.service")
-    compatibility = core_compatibility_hash(config, runner)
-    return cast(StartedHandoff, module.start_handoff(config, runner.kv, compatibility))
-
-
 class Relay:
     """Keeps what arrives while the model loads, for the core to come.
 
@@ -120,14 +107,14 @@ def run_core(config: WorkerConfig, pipe: Pipe) -> int:
     threading.Thread(target=pipe.pump, args=(relay.post,), name="pump", daemon=True).start()
     try:
         runner = load_worker_runner(config, lambda stage, part: pipe.send(CoreLoading(stage, part)))
-        handoff = start_worker_handoff(config, runner)
+        handoff = start_handoff(config, runner.kv, core_compatibility_hash(config, runner))
         core = EngineCore(config, runner, handoff, pipe.send)
     except Exception as error:
         log.exception("the core can't start")
         pipe.send(CoreFailed(f"{type(error).__name__}: {error}"))
         return 1
-    pipe.send(core.ready(handoff.bootstrap_port))
     relay.connect(core)
+    pipe.send(core.ready(handoff.bootstrap_port))
     try:
         core.run()
     except Exception:

@@ -22,7 +22,6 @@ from tandem_engine.core.messages import (
     Shutdown,
     ToCore,
 )
-from tandem_engine.core.probe import Prober
 from tandem_engine.core.report import build_stats
 from tandem_engine.kv_transfer.events import (
     FetchDone,
@@ -97,10 +96,9 @@ class EngineCore:
         self.ledger = BlockLedger(runner.num_blocks, config.page_size)
         self.scheduler = Scheduler(self.limits, self.ledger, Meter())
         self.scheduler.role = config.role
-        salt_parts = (model_identity(config), config.revision, runner.kv.layout.dtype, "")
-        self._intake = Intake(self.scheduler, salt_parts)
+        self._salt_parts = (model_identity(config), config.revision, runner.kv.layout.dtype, "")
+        self._intake = Intake(self.scheduler, self._salt_parts)
         self._intake.queue_seconds = self._queue_seconds
-        self._prober = Prober(self.ledger, self.limits)
         self.compatibility_hash = core_compatibility_hash(config, runner)
         handoff.wake_on_event(self._wake)
 
@@ -119,6 +117,7 @@ class EngineCore:
             eos_token_ids=list(self.limits.eos_token_ids),
             compatibility_hash=self.compatibility_hash,
             bootstrap_port=bootstrap_port,
+            salt_parts=list(self._salt_parts),
         )
 
     def run(self) -> None:
@@ -168,8 +167,7 @@ class EngineCore:
     def report(self) -> None:
         """Send a load report now."""
         self._stats_due = self._clock() + STATS_SECONDS
-        leases = self._handoff.num_leases() + self.scheduler.transfers.num_open
-        self._send(build_stats(self.scheduler, draining=self._draining, num_leases=leases))
+        self._send(build_stats(self.scheduler, self._handoff, draining=self._draining))
 
     def _wait(self) -> None:
         """Sleep until something arrives or a sweep or report is due; checks the ledger."""
@@ -218,11 +216,7 @@ class EngineCore:
             case SetMode():
                 self._set_mode(message)
             case ProbeRequest():
-                started = self._prober.start(message)
-                if isinstance(started, ProbeResult):
-                    self._send(started)
-                else:
-                    self._handoff.post(started)
+                self._handoff.post(message)
             case Shutdown():
                 self._set_mode(SetMode(draining=True, move_streams=True))
                 self._flush()
@@ -232,17 +226,15 @@ class EngineCore:
     def _take_handoff(self, event: HandoffEvent, now: float) -> None:
         match event:
             case FetchDone() | FetchFailed():
-                probe = self._prober.finish(event)
-                if probe is not None:
-                    self._send(probe)
-                else:
-                    self.scheduler.finish_fetch(event, now)
+                self.scheduler.finish_fetch(event, now)
             case PrefillArrived():
                 self._intake.prefill(event, now)
             case PrefillDropped(key) | PushDone(key):
                 request = self.scheduler.find(Kind.REMOTE, key)
                 if request is not None:
                     self.scheduler.end(request, "")
+            case ProbeResult():
+                self._send(event)
 
     def _set_mode(self, mode: SetMode) -> None:
         if mode.role is not None:

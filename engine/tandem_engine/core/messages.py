@@ -48,6 +48,7 @@ class CoreReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     eos_token_ids: list[int]
     compatibility_hash: str
     bootstrap_port: int
+    salt_parts: list[str] = []
 
 
 class CoreLoading(msgspec.Struct, frozen=True, tag="loading"):

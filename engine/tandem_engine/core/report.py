@@ -1,6 +1,7 @@
 """Builds the load report: worker state, gauges, counters, samples, ledger."""
 
 from tandem_engine.core.messages import CoreStats
+from tandem_engine.kv_transfer.events import Handoff
 from tandem_engine.request import Kind
 from tandem_engine.scheduler.scheduler import Scheduler
 from tandem_wire.messages import WorkerState
@@ -39,8 +40,9 @@ def build_state(scheduler: Scheduler, *, draining: bool, num_leases: int) -> Wor
     )
 
 
-def build_stats(scheduler: Scheduler, *, draining: bool, num_leases: int) -> CoreStats:
+def build_stats(scheduler: Scheduler, handoff: Handoff, *, draining: bool) -> CoreStats:
     """One report; takes the meter's samples."""
+    num_leases = handoff.num_leases()
     state = build_state(scheduler, draining=draining, num_leases=num_leases)
     ledger, transfers = scheduler.ledger, scheduler.transfers
     waiting_remote = sum(1 for request in scheduler.waiting if request.kind is Kind.REMOTE)
@@ -63,8 +65,8 @@ def build_stats(scheduler: Scheduler, *, draining: bool, num_leases: int) -> Cor
     }
     return CoreStats(
         state=state,
-        counters=dict(scheduler.meter.counters),
-        gauges=gauges,
+        counters={**scheduler.meter.counters, **handoff.counters()},
+        gauges={**gauges, **handoff.gauges()},
         observations=scheduler.meter.take_observations(),
         ledger=ledger.counts(),
     )

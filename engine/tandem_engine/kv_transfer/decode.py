@@ -13,7 +13,7 @@ from tandem_engine.kv_transfer.decode_session import Attempt, DecodeSession, Dia
 from tandem_engine.kv_transfer.errors import AttemptFailed, FetchStopped, PeerUnavailable
 from tandem_engine.kv_transfer.events import FetchDone, FetchFailed, FetchRequest, ToCore
 from tandem_engine.kv_transfer.landing import Landing
-from tandem_engine.kv_transfer.pages import KVPages, Pages, PatternPages
+from tandem_engine.kv_transfer.pages import MAX_PROBE_BYTES, KVPages, Pages, PatternPages
 from tandem_engine.kv_transfer.peers import PeerPool
 from tandem_engine.kv_transfer.settings import HandoffSettings
 from tandem_engine.runner.base import KVStore
@@ -171,6 +171,7 @@ class DecodeSide:
             num_cached_tokens=commit.num_cached_tokens,
             num_bytes=commit.num_bytes,
             seconds=seconds,
+            transport=session.inbound.name,
         )
 
     async def _transfer(
@@ -223,6 +224,8 @@ class DecodeSide:
         transport = ""
         started = self._loop.time()
         try:
+            if not 0 < request.num_blocks * self._layout.block_bytes <= MAX_PROBE_BYTES:
+                raise AttemptFailed(f"invalid: {request.num_blocks} blocks are beyond 1 GiB, or 0")
             peer = PrefillPeer("", request.host, request.port)
             session = await self._peers.session(peer, at_once=True)
             transport = session.inbound.name
@@ -235,7 +238,7 @@ class DecodeSide:
                 epoch,
                 Probe(epoch, request.num_blocks),
                 Attempt(),
-                PatternPages(self._layout.block_bytes),
+                PatternPages(self._layout),
                 blocks,
             )
         except AttemptFailed as failure:

@@ -86,7 +86,7 @@ class DecodeSession:
         connection: Connection[HandoffMessage],
         inbound: Inbound,
         reply: HandshakeReply,
-        heartbeat_seconds: float,
+        settings: HandoffSettings,
         on_ended: Callable[["DecodeSession"], None],
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -94,10 +94,12 @@ class DecodeSession:
         self.inbound = inbound
         self.worker_id = reply.worker_id
         self.draining = False
+        self._num_chunks = 0
         self.attempts: dict[int, Attempt] = {}
         self.lost: asyncio.Future[None] = loop.create_future()
         self._on_ended = on_ended
-        self._beats = loop.create_task(keep_alive(connection, Beat, heartbeat_seconds))
+        self._fence_seconds = settings.stall_seconds
+        self._beats = loop.create_task(keep_alive(connection, Beat, settings.heartbeat_seconds))
         self._reader = loop.create_task(self._run())
 
     @property
@@ -114,7 +116,8 @@ class DecodeSession:
     async def end(self, rid: str, epoch: int) -> None:
         """Make sure that nothing of `epoch` can land any more, here and at P, and forget it.
 
-        Waits for P's acknowledgement unless P has said its last word, or for the session's end.
+        Waits for P's acknowledgement unless P has said its last word, or for the session's end,
+        which this side brings about when P beats but doesn't acknowledge.
         """
         attempt = self.attempts[epoch]
         if not attempt.over_at_peer:
@@ -122,7 +125,12 @@ class DecodeSession:
                 self.connection.send(Fence(rid, epoch))
             fenced = asyncio.ensure_future(attempt.fenced.wait())
             either: list[asyncio.Future[Any]] = [fenced, self.lost]
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                either, timeout=self._fence_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not fenced.done() and not self.lost.done():
+                self.connection.abort(ConnectionLost(f"{self.worker_id} does not fence"))
+                await asyncio.wait([self.lost])
             fenced.cancel()
         await self.inbound.fence(epoch)
         del self.attempts[epoch]
@@ -149,6 +157,11 @@ class DecodeSession:
             return
         if isinstance(message, Beat):
             self.draining = message.draining
+            if message.num_chunks != self._num_chunks:
+                # Busy with others' prompts: ours wait their turn, they don't stall.
+                self._num_chunks = message.num_chunks
+                for waiting in self.attempts.values():
+                    waiting.progress()
             return
         if not isinstance(message, ChunkPushed | Commit | PrefillFailed | Fenced):
             return
@@ -208,7 +221,7 @@ class Dialler:
             finally:
                 for refused in inbounds.values():
                     await refused.close()
-        return DecodeSession(connection, chosen, reply, self._settings.heartbeat_seconds, on_ended)
+        return DecodeSession(connection, chosen, reply, self._settings, on_ended)
 
     def _offer(
         self, connection: Connection[HandoffMessage], address: tuple[str, int], name: str
@@ -225,7 +238,7 @@ class Dialler:
                 connection.send(message)
 
         if settings.shm_dir and settings.transfer in ("auto", "shm"):
-            slot_bytes = max(settings.write_bytes, self._layout.block_bytes)
+            slot_bytes = max(settings.write_bytes, 2 * self._layout.page_bytes)
             num_slots = max(2, settings.shm_ring_bytes // slot_bytes)
             with contextlib.suppress(TransportError):
                 inbounds["shm"] = ShmInbound(settings.shm_dir, slot_bytes, num_slots, freed, lost)

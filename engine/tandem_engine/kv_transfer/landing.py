@@ -38,7 +38,7 @@ class Landing:
         self.checksum = 0
         self.error = ""
 
-    def write(self, blocks: Sequence[int], payload: memoryview) -> bool:
+    def write(self, blocks: Sequence[int], layers: range, payload: memoryview) -> bool:
         """Put one write's bytes into place; False when this attempt is over (nothing written)."""
         with self._lock:
             if self._fenced:
@@ -48,9 +48,11 @@ class Landing:
         try:
             if not self._blocks.issuperset(blocks):
                 raise ValueError("the peer wrote to blocks that are not of this request")
+            if layers.stop > self._pages.num_layers:
+                raise ValueError(f"the peer wrote to layers up to {layers.stop}")
             if self._with_checksum:
-                checksum = payload_checksum(blocks, payload)
-            self._pages.take(blocks, payload)
+                checksum = payload_checksum(blocks, layers, payload)
+            self._pages.take(blocks, layers, payload)
         except ValueError as refused:
             error = str(refused)
         finally:

@@ -5,6 +5,7 @@ A peer that can't be reached is passed over for a short, growing time, never lon
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 from tandem_engine.kv_transfer.counters import Counters
@@ -14,6 +15,7 @@ from tandem_engine.kv_transfer.settings import HandoffSettings
 from tandem_wire.errors import WireError
 from tandem_wire.messages import PrefillPeer
 
+log = logging.getLogger(__name__)
 Open = Callable[[str, int, Callable[[DecodeSession], None]], Awaitable[DecodeSession]]
 
 _FIRST_DELAY_SECONDS = 0.2
@@ -28,6 +30,7 @@ class Peer:
     ) -> None:
         self.name = f"{host}:{port}"
         self.session: DecodeSession | None = None
+        self._num_stale_writes = 0
         self._host = host
         self._port = port
         self._open = open_session
@@ -41,6 +44,19 @@ class Peer:
         self._wanted_at = 0.0
         self._probe: asyncio.Task[None] | None = None
         self._closing = False
+
+    @property
+    def num_stale_writes(self) -> int:
+        """Writes of fenced epochs that were dropped, past sessions included."""
+        session = self.session  # the core's thread asks too
+        open_ones = session.inbound.num_stale_writes if session is not None else 0
+        return self._num_stale_writes + open_ones
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Nobody has wanted it for long, and it is not connected."""
+        idle = self._loop.time() - self._wanted_at
+        return self.session is None and idle > _FORGET_SECONDS
 
     async def connect(self, *, at_once: bool = False) -> DecodeSession:
         """The open session, or a new one.
@@ -73,16 +89,22 @@ class Peer:
             delay = min(self._max_delay, _FIRST_DELAY_SECONDS * 2 ** (self._num_failures - 1))
             self._retry_at = self._loop.time() + delay
             self._error = str(error) or "no handshake in time"
+            if self._num_failures == 1:
+                log.warning("no hand-off from %s: %s", self.name, self._error)
             self._counters.add("kv_dial_failures_total")
             self._start_probe()
             raise PeerUnavailable(f"{self.name}: {self._error}") from error
         self._num_failures = 0
         self._retry_at = 0.0
+        session = self.session
+        log.info("paired with %s at %s over %s", session.worker_id, self.name, session.inbound.name)
         return self.session
 
     def _ended(self, session: DecodeSession) -> None:
         if self.session is session:
+            self._num_stale_writes += session.inbound.num_stale_writes
             self.session = None
+            log.info("lost %s at %s: %s", session.worker_id, self.name, session.connection.error)
             self._start_probe()
 
     def _start_probe(self) -> None:
@@ -128,6 +150,8 @@ class PeerPool:
         key = (wanted.host, wanted.port)
         peer = self._peers.get(key)
         if peer is None:
+            for old in [old for old, known in self._peers.items() if known.is_forgotten]:
+                del self._peers[old]
             peer = Peer(*key, self._open, self._settings, self._counters)
             self._peers[key] = peer
         session = await peer.connect(at_once=at_once)
@@ -147,12 +171,8 @@ class PeerPool:
         return count
 
     def num_stale_writes(self) -> int:
-        """Writes of fenced epochs that the open sessions have dropped."""
-        return sum(
-            peer.session.inbound.num_stale_writes
-            for peer in self._peers.values()
-            if peer.session is not None
-        )
+        """Writes of fenced epochs that were dropped."""
+        return sum(peer.num_stale_writes for peer in list(self._peers.values()))
 
     async def close(self) -> None:
         """Close every session."""

@@ -1,6 +1,7 @@
 """The prefill side: the bootstrap port, who may pair with this worker, leases."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 import msgspec
@@ -26,6 +27,8 @@ from tandem_wire.handoff import (
     TransportOffer,
 )
 from tandem_wire.messages import PROTOCOL
+
+log = logging.getLogger(__name__)
 
 
 def check_pairing(mine: KVLayout, my_hash: str, theirs: Handshake) -> None:
@@ -68,6 +71,7 @@ class PrefillSide:
         self._sessions: dict[str, PrefillSession] = {}
         self._listener: Listener[HandoffMessage] | None = None
         self.draining = False
+        self._num_chunks = 0
 
     async def open(self) -> int:
         """Open the bootstrap port and return it. Raises HandoffUnavailable."""
@@ -110,6 +114,7 @@ class PrefillSide:
             offer, outbound = self._choose_transport(connection, handshake.offers)
         except PairingRefused as refused:
             self._counters.add("kv_refused_pairings_total")
+            log.warning("refused to pair with %s: %s", handshake.worker_id, refused)
             connection.send(
                 msgspec.structs.replace(reply, error=refused.error, remedy=refused.remedy)
             )
@@ -127,7 +132,7 @@ class PrefillSide:
         self._sessions[handshake.session] = session
         connection.send(msgspec.structs.replace(reply, transport=offer))
         beats = asyncio.get_running_loop().create_task(
-            keep_alive(connection, lambda: Beat(self.draining), handshake.heartbeat_seconds)
+            keep_alive(connection, self._beat, handshake.heartbeat_seconds)
         )
         try:
             await session.run()
@@ -167,8 +172,12 @@ class PrefillSide:
             "use --transfer Auto or Tcp on both, or give both the same TANDEM_SHM_DIR",
         )
 
+    def _beat(self) -> Beat:
+        return Beat(self.draining, self._num_chunks)
+
     def feed(self, event: PushChunk | PushFailed) -> None:
         """The core has news for a push; `event.key` is `session/epoch`."""
+        self._num_chunks += isinstance(event, PushChunk)
         name, _, epoch = event.key.rpartition("/")
         session = self._sessions.get(name)
         if session is not None:

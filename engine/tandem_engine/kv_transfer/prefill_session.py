@@ -17,7 +17,7 @@ from tandem_engine.kv_transfer.events import (
     PushFailed,
     ToCore,
 )
-from tandem_engine.kv_transfer.pages import KVPages
+from tandem_engine.kv_transfer.pages import MAX_PROBE_BYTES, KVPages
 from tandem_engine.kv_transfer.push import Push, Pusher, push_pattern, refusal
 from tandem_engine.kv_transfer.settings import HandoffSettings
 from tandem_engine.kv_transfer.shm import ShmOutbound
@@ -26,8 +26,6 @@ from tandem_engine.runner.base import KVStore
 from tandem_wire.connection import Connection
 from tandem_wire.errors import WireError
 from tandem_wire.handoff import Fence, Fenced, HandoffMessage, Prefill, Probe, SlotFreed
-
-_MAX_PROBE_BYTES = 1 << 30
 
 
 class PrefillSession:
@@ -165,7 +163,7 @@ class PrefillSession:
         self._send(Fenced(fence.rid, fence.epoch))
 
     def _probe(self, request: Probe) -> None:
-        if not 0 < request.num_blocks * self._layout.block_bytes <= _MAX_PROBE_BYTES:
+        if not 0 < request.num_blocks * self._layout.block_bytes <= MAX_PROBE_BYTES:
             self._send(refusal(request, "invalid", "a probe of that size is not run"))
             return
         self._spawn(self._run_probe(request))
@@ -175,7 +173,7 @@ class PrefillSession:
             await push_pattern(
                 request,
                 self.outbound,
-                self._layout.block_bytes,
+                self._layout,
                 self._settings.write_bytes,
                 self._send,
             )

@@ -9,7 +9,7 @@ from tandem_engine.kv_transfer.errors import TransportError
 from tandem_engine.kv_transfer.events import PushChunk, PushFailed
 from tandem_engine.kv_transfer.pages import Pages, PatternPages
 from tandem_engine.kv_transfer.transport import Outbound, PageWrite
-from tandem_wire.handoff import ChunkPushed, Commit, Prefill, PrefillFailed, Probe
+from tandem_wire.handoff import ChunkPushed, Commit, KVLayout, Prefill, PrefillFailed, Probe
 
 _MASK = (1 << 64) - 1
 _CODES = ("no_room", "too_long", "draining", "invalid", "transport", "internal")
@@ -30,7 +30,10 @@ class Pusher:
     def __init__(self, outbound: Outbound, pages: Pages, write_bytes: int) -> None:
         self._outbound = outbound
         self._pages = pages
+        # Whole blocks when they are small, else layer groups of one block: writes of a size that
+        # stays in the processor's cache from the export to the socket.
         self._num_blocks = max(1, write_bytes // pages.block_bytes)
+        self._num_layers = min(pages.num_layers, max(1, write_bytes // pages.layer_bytes))
 
     async def push(
         self, epoch: int, source: Sequence[int], target: Sequence[int], count: PageCount
@@ -38,12 +41,14 @@ class Pusher:
         """Write `source` into D's `target`. Raises TransportError; other writes may go on then."""
         loop = asyncio.get_running_loop()
         started = loop.time()
-        step = self._num_blocks
+        step, layers = self._num_blocks, range(self._pages.num_layers)
+        groups = [layers[i : i + self._num_layers] for i in range(0, len(layers), self._num_layers)]
         writes = [
             self._outbound.write(
-                PageWrite(epoch, self._pages, source[i : i + step], target[i : i + step])
+                PageWrite(epoch, self._pages, source[i : i + step], target[i : i + step], group)
             )
             for i in range(0, len(source), step)
+            for group in groups
         ]
         for written in await asyncio.gather(*writes):
             count.num_bytes += written.num_bytes
@@ -130,14 +135,14 @@ def refusal(request: Prefill | Probe, code: str, message: str) -> PrefillFailed:
 async def push_pattern(
     request: Probe,
     outbound: Outbound,
-    block_bytes: int,
+    layout: KVLayout,
     write_bytes: int,
     send: Callable[[msgspec.Struct], None],
 ) -> None:
     """Answer a probe: pattern pages through the same writes, then the commit."""
     count = PageCount()
     blocks = range(request.num_blocks)
-    pusher = Pusher(outbound, PatternPages(block_bytes), write_bytes)
+    pusher = Pusher(outbound, PatternPages(layout), write_bytes)
     await pusher.push(request.epoch, blocks, blocks, count)
     send(
         Commit(

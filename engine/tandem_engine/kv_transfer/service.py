@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import structlog
 import uvloop
 
 from tandem_engine.core.messages import ProbeRequest
@@ -34,7 +34,7 @@ from tandem_engine.runner.base import KVStore
 if TYPE_CHECKING:
     from tandem_engine.config import WorkerConfig
 
-log = structlog.get_logger()
+log = logging.getLogger(__name__)
 
 
 class HandoffService:
@@ -88,7 +88,9 @@ class HandoffService:
         self._call(self._take_inbox)
 
     def poll(self) -> list[ToCore]:
-        """Everything that happened since the last call."""
+        """Everything that happened since the last call. Raises what the thread died of."""
+        if self._failure is not None:
+            raise self._failure
         events: list[ToCore] = []
         while self._outbox:
             events.append(self._outbox.popleft())
@@ -106,10 +108,11 @@ class HandoffService:
 
     def counters(self) -> dict[str, float]:
         """Totals since the start, by metric name."""
-        return self._counters.totals()
+        stale = float(self._decode.num_stale_writes())
+        return self._counters.totals() | {"kv_stale_writes_total": stale}
 
     def gauges(self) -> dict[str, float]:
-        """Open sessions by side and backend, and stale writes dropped by the open ones."""
+        """Open sessions by side and backend."""
         return self._gauges
 
     def set_draining(self, draining: bool) -> None:
@@ -136,6 +139,8 @@ class HandoffService:
             self._failure = error
             if self._started.is_set():
                 log.exception("the hand-off thread died")
+                if self._wake is not None:
+                    self._wake.set()
         finally:
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
@@ -148,16 +153,19 @@ class HandoffService:
         self.bootstrap_port = await self._prefill.open()
         self._started.set()
         tick = min(0.5, self._settings.heartbeat_seconds / 2)
-        # Leases are swept at every tick, whether or not there is any work (TRT-LLM#12313).
-        while not self._stop.is_set():
-            await self._prefill.sweep(self._loop.time())
-            self._measure()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(tick):
-                    await self._stop.wait()
-        self._take_inbox()
-        await self._decode.close()
-        await self._prefill.close()
+        try:
+            # Leases are swept at every tick, whether or not there is any work (TRT-LLM#12313).
+            while not self._stop.is_set():
+                await self._prefill.sweep(self._loop.time())
+                self._measure()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(tick):
+                        await self._stop.wait()
+        finally:
+            # Also when a bug ends the thread: peers hear of it at once.
+            self._take_inbox()
+            await self._decode.close()
+            await self._prefill.close()
 
     def _measure(self) -> None:
         sides = (
@@ -168,7 +176,7 @@ class HandoffService:
             f'kv_sessions{{backend="{name}",side="{side}"}}': float(number)
             for side, sessions in sides
             for name, number in sessions.items()
-        } | {"kv_stale_writes": float(self._decode.num_stale_writes())}
+        }
 
     def _take_inbox(self) -> None:
         while self._inbox:

@@ -111,7 +111,8 @@ class ShmInbound(Inbound):
             start = _HEAD_BYTES + message.slot * self._slot_bytes
             with memoryview(self._map) as ring, ring[start : start + message.num_bytes] as payload:
                 try:
-                    self._land(message.epoch, message.blocks, payload)
+                    layers = range(message.first_layer, message.first_layer + message.num_layers)
+                    self._land(message.epoch, message.blocks, layers, payload)
                 except Exception as error:
                     self._loop.call_soon_threadsafe(self._on_lost, error)
             self._loop.call_soon_threadsafe(self._send_freed, SlotFreed(message.slot))
@@ -173,7 +174,7 @@ class ShmOutbound(Outbound):
         self._free.put(message.slot)
 
     def _send(self, write: PageWrite) -> Written:
-        num_bytes = len(write.source_blocks) * write.pages.block_bytes
+        num_bytes, blocks, layers = write.num_bytes, write.target_blocks, write.layers
         if num_bytes > self._slot_bytes:
             raise TransportError(f"a write of {num_bytes} bytes for a slot of {self._slot_bytes}")
         slot = self._free.get()
@@ -182,12 +183,14 @@ class ShmOutbound(Outbound):
         start = _HEAD_BYTES + slot * self._slot_bytes
         try:
             with memoryview(self._map) as ring, ring[start : start + num_bytes] as payload:
-                write.pages.export_into(write.source_blocks, payload)
-                checksum = payload_checksum(write.target_blocks, payload) if self._checksum else 0
+                write.pages.export_into(write.source_blocks, layers, payload)
+                checksum = payload_checksum(blocks, layers, payload) if self._checksum else 0
         except BaseException:
             self._free.put(slot)
             raise
-        message = PagesWritten(write.epoch, slot, list(write.target_blocks), num_bytes)
+        message = PagesWritten(
+            write.epoch, slot, list(blocks), num_bytes, layers.start, len(layers)
+        )
         self._loop.call_soon_threadsafe(self._send_written, message)
         return Written(num_bytes, checksum)
 

@@ -21,7 +21,7 @@ from tandem_engine.kv_transfer.transport import Inbound, Outbound, PageWrite, Wr
 from tandem_wire.connection import tune_socket
 from tandem_wire.handoff import DataHello
 
-_HEADER: Final = struct.Struct("<QIQ")  # epoch, number of blocks, payload bytes
+_HEADER: Final = struct.Struct("<QIHHQ")  # epoch, blocks, first layer, layers, payload bytes
 _BUFFER_BYTES: Final = 4 << 20
 
 
@@ -43,11 +43,11 @@ class TcpOutbound(Outbound):
         self.start_lane(lambda write: self._send(stream, write), f"tcp-{stream.fileno()}")
 
     def _send(self, stream: socket.socket, write: PageWrite) -> Written:
-        payload = write.pages.export(write.source_blocks)
-        blocks = write.target_blocks
-        checksum = payload_checksum(blocks, payload) if self._checksum else 0
+        payload = write.pages.export(write.source_blocks, write.layers)
+        blocks, layers = write.target_blocks, write.layers
+        checksum = payload_checksum(blocks, layers, payload) if self._checksum else 0
         num_bytes = len(payload)
-        head = _HEADER.pack(write.epoch, len(blocks), num_bytes)
+        head = _HEADER.pack(write.epoch, len(blocks), layers.start, len(layers), num_bytes)
         stream.sendall(head + struct.pack(f"<{len(blocks)}I", *blocks), socket.MSG_MORE)
         stream.sendall(payload)
         return Written(num_bytes, checksum)
@@ -132,7 +132,7 @@ class TcpInbound(Inbound):
         head = memoryview(bytearray(_HEADER.size))
         buffer = memoryview(bytearray(_BUFFER_BYTES))
         while _fill(stream, head):
-            epoch, num_blocks, num_bytes = _HEADER.unpack(head)
+            epoch, num_blocks, first, num_layers, num_bytes = _HEADER.unpack(head)
             if num_bytes > self._max_payload_bytes or num_blocks * 4 > self._max_payload_bytes:
                 raise TransportError(f"a write of {num_blocks} blocks and {num_bytes} bytes")
             listed = memoryview(bytearray(4 * num_blocks))
@@ -141,7 +141,8 @@ class TcpInbound(Inbound):
             payload = buffer[:num_bytes]
             if not (_fill(stream, listed) and _fill(stream, payload)):
                 raise TransportError("the peer closed in the middle of a write")
-            self._land(epoch, struct.unpack(f"<{num_blocks}I", listed), payload)
+            blocks = struct.unpack(f"<{num_blocks}I", listed)
+            self._land(epoch, blocks, range(first, first + num_layers), payload)
 
     async def close(self) -> None:
         for stream in self._sockets:

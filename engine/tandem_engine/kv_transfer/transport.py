@@ -25,12 +25,18 @@ from tandem_engine.kv_transfer.pages import Pages
 
 @dataclass(frozen=True, slots=True)
 class PageWrite:
-    """Move `source_blocks` of `pages` into D's `target_blocks`."""
+    """Move some layers of `source_blocks` of `pages` into D's `target_blocks`."""
 
     epoch: int
     pages: Pages
     source_blocks: Sequence[int]
     target_blocks: Sequence[int]
+    layers: range
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the payload."""
+        return len(self.source_blocks) * len(self.layers) * self.pages.layer_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +182,10 @@ class Inbound(ABC):
         if landing is not None:
             await landing.fence()
 
-    def _land(self, epoch: int, blocks: Sequence[int], payload: memoryview) -> None:
+    def _land(self, epoch: int, blocks: Sequence[int], layers: range, payload: memoryview) -> None:
         """Called by the transport's threads for everything that arrives."""
         landing = self._landings.get(epoch)
-        if landing is None or not landing.write(blocks, payload):
+        if landing is None or not landing.write(blocks, layers, payload):
             self.num_stale_writes += 1
 
     @abstractmethod

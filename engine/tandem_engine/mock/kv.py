@@ -68,14 +68,21 @@ class MockKV(KVStore):
 
     def write(self, block_table: Sequence[int], start: int, hashes: list[int]) -> None:
         """Store the prefix hashes of positions [start, start + len(hashes))."""
-        page = self.layout.page_size
-        if len(hashes) == 1:  # the decode path
-            block, offset = block_table[start // page], start % page
-            self._words[:, block, offset] = self._planes[:, 0] + np.uint64(hashes[0])
-            return
         blocks, offsets = self._places(block_table, start, start + len(hashes))
         words = np.array(hashes, dtype=np.uint64)
         self._words[:, blocks, offsets] = words[None, :] + self._planes
+
+    def write_cells(self, cells: list[int], hashes: list[int]) -> None:
+        """Store prefix hashes of single positions; a cell is block * page_size + offset."""
+        flat = self._words.reshape(len(self._planes), -1)
+        flat[:, cells] = np.array(hashes, dtype=np.uint64)[None, :] + self._planes
+
+    def wrong_cells(self, cells: list[int], hashes: list[int]) -> list[int]:
+        """Indexes into `cells` of those that don't hold their hash in every layer, K and V."""
+        flat = self._words.reshape(len(self._planes), -1)
+        expected = np.array(hashes, dtype=np.uint64)[None, :] + self._planes
+        wrong = (flat[:, cells] != expected).any(axis=0)
+        return [int(index) for index in np.flatnonzero(wrong)]
 
     def copy(self, source: int, destination: int) -> None:
         """Copy one block."""

@@ -13,6 +13,7 @@ from tandem_engine.attention.backend import AttentionBackend, StepTensors
 from tandem_engine.models.rope import RotaryAngles
 from tandem_engine.models.spec import ModelSpec
 from tandem_kernels.activation import gelu_tanh_and_multiply, silu_and_multiply
+from tandem_kernels.linear import linear
 from tandem_kernels.norm import rms_norm
 from tandem_kernels.rope import apply_rope
 
@@ -27,7 +28,7 @@ class _Linear:
         self.bias = parameters.get(f"{name}.bias")  # [out]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 class _Norm:
@@ -78,7 +79,7 @@ class DecoderLayer:
     def _attend(self, x: torch.Tensor, angles: Angles, attention: AttentionBackend) -> torch.Tensor:
         spec, num_tokens = self.spec, x.shape[0]
         heads = self.qkv(x).view(num_tokens, -1, spec.head_dim)  # [T, H + 2 K, D]
-        sizes = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+        sizes = [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads]
         query, key, value = torch.split(heads, sizes, dim=1)
         query = apply_rope(self.query_norm(query), *angles)
         key = apply_rope(self.key_norm(key), *angles)
@@ -117,7 +118,7 @@ class Decoder:
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """[R, C] → [R, V] in float32."""
-        logits = functional.linear(self.final_norm(x), self.head).float()
+        logits = linear(self.final_norm(x), self.head).float()
         if self.spec.logit_softcap is not None:
             logits = self.spec.logit_softcap * torch.tanh(logits / self.spec.logit_softcap)
         return logits

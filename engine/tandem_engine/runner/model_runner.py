@@ -88,6 +88,7 @@ def _load_torch(
     spec = build_spec(facts)
     room = _plan_room(config, spec, dtype)
     weights = WeightFiles(files.path, _weight_format(config, files))
+    progress("weights", 0.0)
     parameters = load_parameters(
         spec, weights, dtype, cache_dir, lambda fraction: progress("weights", fraction)
     )

@@ -128,10 +128,7 @@ class Scheduler:
                 if request.state is State.WAITING:
                     self.transfers.refuse(request.key, "no_room", "no KV blocks became free")
                     self.end(request, "error")
-            elif not request.first_token_sent and request.state not in (
-                State.DONE,
-                State.ABANDONED,
-            ):
+            elif not request.first_token_sent and self._routed.get(request.key) is request:
                 self.meter.count("deadlines_missed_total")
                 self.end(request, "error", "no token before the request's deadline")
 
@@ -281,6 +278,16 @@ class Scheduler:
 
     def _admit(self, now: float) -> None:
         """Move requests from the queue into prefill or into a fetch, in order, while they fit."""
+        self._admit_fitting(now)
+        busy = self.decoding or self.prefilling or self.transfers.num_pushing
+        if len(self.waiting) and not busy:
+            # Fetches alone hold the blocks or the places. What they wait for may be the very
+            # prompts queued here (two workers that prefill for each other), so those go back.
+            for request in [r for r in self.waiting if r.kind is Kind.REMOTE]:
+                self.transfers.refuse(request.key, "no_room", "all KV blocks wait for fetches")
+                self.end(request, "")
+
+    def _admit_fitting(self, now: float) -> None:
         room = self.limits.max_batched_tokens - len(self.decoding)
         room -= sum(request.num_uncomputed for request in self.prefilling)
         while (request := self.waiting.head) is not None:

@@ -132,12 +132,17 @@ class Fleet:
         return any(worked)
 
     def settle(self, limit: int = 5000) -> None:
-        """Step until nothing happens any more."""
+        """Step until every request has had its end; time flies while nothing else happens."""
         quiet = 0
         for _ in range(limit):
             quiet = 0 if self.step() else quiet + 1
-            if quiet > 3 and not any(w.handoff._events for w in self.workers.values()):
-                return
+            cores = [worker.core for worker in self.workers.values()]
+            if quiet > 3:
+                if not any(
+                    list(core.scheduler.requests()) or core.scheduler.num_running for core in cores
+                ):
+                    return
+                self.clock.now += 1.0
         raise AssertionError("the fleet never came to rest")
 
 
@@ -155,3 +160,22 @@ def expected_tokens(
         if token in stops and len(generated) > params.min_tokens:
             break
     return generated[len(tokens) - num_prompt :]
+
+
+def prompt(length: int, start: int = 0) -> list[int]:
+    return [32 + (start + i * 7) % 95 for i in range(length)]
+
+
+def ends(fleet: Fleet, name: str) -> dict[str, str]:
+    return {rid: stream.ends[0] for rid, stream in fleet[name].streams.items() if stream.ends}
+
+
+def posted(fleet: Fleet, name: str, kind: type) -> list[Any]:
+    return [event for event in fleet[name].handoff.posted if isinstance(event, kind)]
+
+
+def assert_clean(fleet: Fleet) -> None:
+    for worker in fleet.workers.values():
+        stats = worker.stats()
+        assert stats.ledger["owned"] == stats.ledger["leased"] == stats.ledger["leaked"] == 0
+        assert stats.state.num_running == stats.state.num_waiting == stats.state.num_leases == 0

@@ -5,6 +5,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from tandem_engine.core.messages import ProbeRequest, ProbeResult
 from tandem_engine.kv_transfer.events import (
     FetchCancelled,
     FetchDone,
@@ -82,9 +83,12 @@ class LoopbackHandoff:
                     self._fail(fetch, "cancelled")
             case PushChunk():
                 self._push(event)
+            case ProbeRequest(number=number):
+                self.tell(ProbeResult(number=number, transport="tcp", num_bytes=1))
             case PushFailed():
                 owner, prefill = self._prefills.pop(event.key, (None, None))
                 if owner is not None and prefill is not None:
+                    self.tell(PushDone(event.key))
                     owner._lost(prefill.rid, prefill.epoch, event.message)
 
     def poll(self) -> list[ToCore]:
@@ -97,6 +101,12 @@ class LoopbackHandoff:
 
     def num_leases(self) -> int:
         return len(self._fetches) + len(self._prefills)
+
+    def counters(self) -> dict[str, float]:
+        return {"kv_pushes_total": 1.0}
+
+    def gauges(self) -> dict[str, float]:
+        return {"kv_sessions": 1.0}
 
     def set_draining(self, draining: bool) -> None:
         self.draining = draining
@@ -189,6 +199,5 @@ class LoopbackHandoff:
                     num_cached_tokens=chunk.num_cached_tokens,
                     num_bytes=fetch.num_bytes,
                     seconds=0.0,
-                    transport="tcp",
                 )
             )

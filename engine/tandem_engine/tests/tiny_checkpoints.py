@@ -80,6 +80,9 @@ def make_model(family: str, seed: int = 0) -> PreTrainedModel:
             noise = torch.randn(parameter.shape, generator=generator)
             if "norm" in name:
                 parameter.add_(0.3 * noise)
+            elif "embed_tokens" in name:
+                # Small, or a tied head answers every token with itself.
+                parameter.copy_(0.1 * noise)
             else:
                 parameter.copy_(0.3 * noise)
     return model
@@ -103,3 +106,15 @@ def reference_tokens(model: PreTrainedModel, prompt: list[int], num_tokens: int)
         pad_token_id=0,
     )
     return [int(token) for token in found[0, len(prompt) :]]
+
+
+@torch.inference_mode()
+def is_greedy(model: PreTrainedModel, prompt: list[int], tokens: list[int]) -> bool:
+    """Whether each token is transformers' most likely one after the prompt and those before it.
+
+    By induction that is greedy generation, in one forward pass.
+    """
+    ids = torch.tensor([[*prompt, *tokens[:-1]]])
+    logits = model(ids, logits_to_keep=len(tokens)).logits[0]
+    best: list[int] = logits.argmax(-1).tolist()
+    return best == tokens

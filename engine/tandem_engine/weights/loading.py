@@ -87,5 +87,4 @@ def _dequantised(
     identity = (path.resolve(), status.st_size, status.st_mtime_ns, str(dtype), _CACHE_VERSION)
     key = xxhash.xxh3_64_hexdigest(repr(identity).encode())
     folder = cache_dir / "weights"
-    folder.mkdir(parents=True, exist_ok=True)
     return build_once(folder / f"{path.stem}-{key}.safetensors", build)

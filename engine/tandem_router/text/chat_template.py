@@ -12,8 +12,8 @@ from tandem_router.errors import InvalidRequest, ModelLoadError
 
 PLAIN_TEMPLATE: Final = (
     "{%- for message in messages -%}"
-    "{%- if message.role == 'system' -%}{{ message.content }}\n\n"
-    "{%- else -%}{{ message.role | capitalize }}: {{ message.content }}\n{%- endif -%}"
+    "{%- if message.role == 'system' -%}{{ message.content ~ '\n\n' }}"
+    "{%- else -%}{{ message.role | capitalize ~ ': ' ~ message.content ~ '\n' }}{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}Assistant:{%- endif -%}"
 )

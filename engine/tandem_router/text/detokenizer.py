@@ -49,9 +49,7 @@ class WindowDetokenizer(Detokenizer):
 
     __slots__ = ("_decode", "_prefix", "_read", "_tokens")
 
-    def __init__(
-        self, decode: Callable[[Sequence[int]], str], context: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], context: Sequence[int] = ()) -> None:
         """`context` are the last prompt tokens: they settle spaces at the seam."""
         self._decode = decode
         self._tokens = list(context)

@@ -48,7 +48,7 @@ class TextTokenizer(ABC):
         return self.piece(token).decode("utf-8", "replace")
 
     def encode_prompt(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a plain prompt: with the begin-of-sequence token where the model wants it, once."""
+        """Ids of a plain prompt; the begin-of-sequence token once, where the model wants it."""
         tokens = self.encode(text)
         bos = self.bos_token_id
         if add_special_tokens and self.adds_bos and bos is not None and tokens[:1] != [bos]:
@@ -114,7 +114,9 @@ class HFTokenizer(TextTokenizer):
         self._shown: dict[int, bytes] = dict.fromkeys(self._special, b"")
 
     def encode(self, text: str) -> list[int]:
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        # Only the batch call lets other threads run meanwhile; that matters for long texts.
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
+        return list(encoding.ids)
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         text = self._backend.decode(list(tokens), skip_special_tokens=skip_special_tokens)

@@ -1,6 +1,5 @@
 """The engine that workers run: image, page size, options, environment."""
 
-from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -12,54 +11,17 @@ from tandem_operator.api.quantity import Quantity
 _PRESERVED: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
 
 
-class AttentionBackend(StrEnum):
-    """Which attention kernels run."""
-
-    AUTO = "Auto"
-    TRITON = "Triton"
-    TORCH = "Torch"
-
-
-class Preemption(StrEnum):
-    """What happens to a request that must give its pages up."""
-
-    RECOMPUTE = "Recompute"
-    OFFLOAD = "Offload"
-
-
-class LogLevel(StrEnum):
-    """How much a worker logs."""
-
-    DEBUG = "Debug"
-    INFO = "Info"
-    WARNING = "Warning"
-    ERROR = "Error"
-
-
 class EngineOptions(ApiObject):
-    """Named engine options; an option that is not set has the engine's own default."""
+    """Named engine options, each of which the engine honours; unset ones have its own defaults."""
 
-    attention_backend: AttentionBackend | None = None
-    """Which attention kernels run; Auto takes Triton on a GPU and Torch on a CPU."""
-    prefix_caching: bool | None = None
-    """Whether prompts reuse the KV of equal prefixes (default true)."""
-    cuda_graphs: bool | None = None
-    """Whether decode steps run as CUDA graphs (default true on a GPU)."""
-    overlap_scheduling: bool | None = None
-    """Whether the next step is planned while this one runs (default true)."""
-    preemption: Preemption | None = None
-    """What happens to a request that must give its pages up."""
     kv_memory: Quantity | None = None
     """Memory of the KV cache per worker, like 2Gi; default: what gpuMemoryPercent leaves, 2Gi on
     CPU."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads for computing; default: the container's CPU limit."""
     max_waiting: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    """Requests that may wait before further ones are refused."""
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    """Seed of dummy weights and of sampling without a seed of its own."""
-    log_level: LogLevel | None = None
-    """How much the worker logs."""
+    """Requests that may wait in a worker before further ones are refused; default: four
+    times maxRunning."""
 
 
 class EnvVar(ApiObject):

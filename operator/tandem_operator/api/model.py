@@ -85,7 +85,8 @@ class Model(ApiObject):
     uri: Annotated[str, Field(min_length=1, max_length=1024)]
     """Where the weights are: hf://org/name, pvc://claim/path, file:///path (on the node),
     s3://bucket/prefix, oci://image (image volume), package://name (an installed Python package that
-    ships weights) or mock://profile (no weights: a latency model, for tests)."""
+    ships weights) or mock://profile (no weights: a latency model, for tests; mock://tiny?decode_ms=30
+    changes options of a profile)."""
     name: ServedName | None = None
     """The name under which requests choose the model; default: metadata.name."""
     revision: Annotated[str, Field(min_length=1, max_length=128)] = "main"

@@ -6,7 +6,8 @@ from enum import StrEnum
 
 PATTERN = (
     r"^(hf://[\w.-]+/[\w.-]+|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?|file:///.+|s3://.+|oci://.+"
-    r"|package://[a-zA-Z0-9][\w.-]*|mock://[a-z0-9][a-z0-9.-]*)$"
+    r"|package://[a-zA-Z0-9][\w.-]*"
+    r"|mock://[a-z0-9][a-z0-9.-]*([?][a-z_]+=[0-9.e-]+(&[a-z_]+=[0-9.e-]+)*)?)$"
 )
 
 
@@ -34,7 +35,7 @@ class ModelUri:
     | `s3://bucket/prefix` | `bucket`       | `prefix`       |
     | `oci://registry/i:t` | `registry/i:t` | ``             |
     | `package://name`     | `name`         | ``             |
-    | `mock://profile`     | `profile`      | ``             |
+    | `mock://profile?k=1` | `profile?k=1`  | ``             |
     """
 
     scheme: ModelScheme

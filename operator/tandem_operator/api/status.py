@@ -76,7 +76,7 @@ class SloStatus(ApiObject):
     tbt_milliseconds: Amount | None = None
     """Time between tokens at the class's percentile, in milliseconds."""
     attainment_percent: Annotated[int, Field(ge=0, le=100)] | None = None
-    """Share of requests that met both objectives."""
+    """Share of requests that met their objectives: the lower of the shares for TTFT and TBT."""
     requests_per_second: Amount | None = None
     """Requests per second over all routers, rounded."""
 

@@ -1,4 +1,4 @@
-"""Prometheus text into counter values, and the growth of histograms into quantiles."""
+"""Prometheus text into samples, the growth of counters, and of histograms into quantiles."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -7,47 +7,56 @@ from prometheus_client.parser import text_string_to_metric_families
 
 
 @dataclass(frozen=True)
-class Scrape:
-    """One reading of one pod: sums over all label sets.
+class Sample:
+    """One line of a metrics page."""
 
-    `buckets[name][le]` are cumulative counts of histogram `name`; `totals` are counters and gauges,
-    by name, and by name plus one label as `name{label="value"}`.
-    """
+    labels: Mapping[str, str]
+    value: float
+
+    def fits(self, labels: Mapping[str, str]) -> bool:
+        """Whether it has all of these labels."""
+        return labels.items() <= self.labels.items()
+
+
+@dataclass(frozen=True)
+class Scrape:
+    """One reading of one pod: its samples by name, as in the text (`…_bucket`, `…_total`)."""
 
     at: float
-    buckets: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
-    totals: Mapping[str, float] = field(default_factory=dict)
+    samples: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum over all samples of this name that have these labels."""
+        return sum(item.value for item in self.samples.get(name, ()) if item.fits(labels))
+
+    def buckets(self, name: str, **labels: str) -> dict[float, float]:
+        """Cumulative counts of histogram `name` by upper bound, summed over what has the labels."""
+        counts: dict[float, float] = {}
+        for item in self.samples.get(f"{name}_bucket", ()):
+            if item.fits(labels):
+                bound = float(item.labels["le"])
+                counts[bound] = counts.get(bound, 0.0) + item.value
+        return counts
 
 
 def parse(text: str, at: float) -> Scrape:
     """A metrics page as a `Scrape`. ValueError when it isn't Prometheus text."""
-    buckets: dict[str, dict[float, float]] = {}
-    totals: dict[str, float] = {}
+    found: dict[str, list[Sample]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name.endswith("_bucket"):
-                of_name = buckets.setdefault(sample.name.removesuffix("_bucket"), {})
-                bound = float(sample.labels["le"])
-                of_name[bound] = of_name.get(bound, 0.0) + sample.value
-                continue
-            totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
-            for label, value in sample.labels.items():
-                key = f'{sample.name}{{{label}="{value}"}}'
-                totals[key] = totals.get(key, 0.0) + sample.value
-    return Scrape(at, buckets, totals)
+            found.setdefault(sample.name, []).append(Sample(sample.labels, sample.value))
+    return Scrape(at, {name: tuple(samples) for name, samples in found.items()})
 
 
-def growth(name: str, first: Scrape | None, last: Scrape) -> float:
+def growth(name: str, first: Scrape, last: Scrape, **labels: str) -> float:
     """How much a counter grew; a counter that went back was restarted and counts from zero."""
-    before = first.totals.get(name, 0.0) if first else 0.0
-    after = last.totals.get(name, 0.0)
+    before, after = first.total(name, **labels), last.total(name, **labels)
     return after - before if after >= before else after
 
 
-def bucket_growth(name: str, first: Scrape | None, last: Scrape) -> dict[float, float]:
+def bucket_growth(name: str, first: Scrape, last: Scrape, **labels: str) -> dict[float, float]:
     """Cumulative counts of a histogram's samples between two readings, by upper bound."""
-    after = last.buckets.get(name, {})
-    before = first.buckets.get(name, {}) if first else {}
+    before, after = first.buckets(name, **labels), last.buckets(name, **labels)
     if any(after.get(bound, 0.0) < count for bound, count in before.items()):
         before = {}
     return {bound: count - before.get(bound, 0.0) for bound, count in after.items()}

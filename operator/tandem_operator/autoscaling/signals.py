@@ -1,6 +1,10 @@
 """What is measured for one decision; plain numbers, seconds and tokens."""
 
 from dataclasses import dataclass
+from typing import Final
+
+WINDOW_SECONDS: Final = 30.0
+"""How far back rates and latencies look."""
 
 
 @dataclass(frozen=True)
@@ -9,12 +13,14 @@ class PrefillSignals:
 
     `ttft_seconds` is the objective's percentile over the window, None when no request finished its
     first token in it. `queued_seconds` is the backlog summed over the pool: the time one worker
-    would need for all prompt tokens that wait. `busy_workers` is the arriving prefill work in
-    workers: uncached prompt tokens per second over the measured tokens per second of one worker.
+    would need for all prompt tokens that wait, `peak_queued_seconds` the most of it in the window.
+    `busy_workers` is the prefill work done lately, in workers: prompt tokens computed per second
+    over the measured tokens per second of one worker.
     """
 
     ttft_seconds: float | None = None
     queued_seconds: float = 0.0
+    peak_queued_seconds: float = 0.0
     busy_workers: float = 0.0
 
 
@@ -24,7 +30,7 @@ class DecodeSignals:
 
     `kv_usage` is the share of KV blocks in use, summed over the pool and divided by the pool's
     size (0 to 1); `max_kv_usage` the same of the fullest worker. `num_waiting` counts requests that
-    found no room yet.
+    found no room yet; `peak_running` is the most streams that one worker had in the window.
     """
 
     tbt_seconds: float | None = None
@@ -32,16 +38,25 @@ class DecodeSignals:
     max_kv_usage: float = 0.0
     num_running: int = 0
     num_waiting: int = 0
+    peak_running: int = 0
 
 
 @dataclass(frozen=True)
 class Signals:
-    """One reading. `age_seconds`: since the last complete scrape; inf when there was none."""
+    """One reading.
+
+    `age_seconds`: since the last complete scrape, whose figures these are; inf when there was none.
+    `settled`: readings go back a whole window without a break, enough to say what isn't needed.
+    `idle_seconds`: for how long no request has arrived or run, as far as readings go back.
+    `attained_percent`: the share of sequences that kept their objectives, None without any.
+    """
 
     age_seconds: float = float("inf")
+    settled: bool = True
     requests_per_second: float = 0.0
     num_inflight: int = 0
     idle_seconds: float = 0.0
+    attained_percent: float | None = None
     prefill: PrefillSignals = PrefillSignals()
     decode: DecodeSignals = DecodeSignals()
 

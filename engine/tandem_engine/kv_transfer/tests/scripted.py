@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -31,10 +32,10 @@ FAST = HandoffSettings(
     worker_id="w",
     boot_id="b",
     host="127.0.0.1",
-    heartbeat_seconds=0.1,
-    lease_seconds=2.0,
-    stall_seconds=2.0,
-    dial_seconds=2.0,
+    heartbeat_seconds=1.0,
+    lease_seconds=20.0,
+    stall_seconds=20.0,
+    dial_seconds=10.0,
     blacklist_seconds=0.5,
     write_bytes=2 * LAYOUT.block_bytes,
     shm_ring_bytes=8 * LAYOUT.block_bytes,
@@ -129,7 +130,13 @@ class Worker:
         return blocks
 
     def outcome(self, rid: str) -> FetchDone | FetchFailed:
-        return self.wait(FetchDone | FetchFailed, lambda event: event.rid == rid)  # type: ignore
+        return self.wait(FetchDone | FetchFailed, lambda event: event.rid == rid)  # type: ignore[return-value]
 
     def close(self) -> None:
         self.handoff.close()
+
+
+def make(stack: ExitStack, name: str, **changes: object) -> Worker:
+    worker = Worker(name, **changes)  # type: ignore[arg-type]
+    stack.callback(worker.close)
+    return worker

@@ -1,32 +1,56 @@
 """The hand-off between two services in one process: what arrives, and what may not."""
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from tandem_engine.kv_transfer.events import FetchDone, PushDone
-from tandem_engine.kv_transfer.tests.scripted import Worker
+from tandem_engine.kv_transfer.decode_session import DecodeSession
+from tandem_engine.kv_transfer.errors import HandoffUnavailable
+from tandem_engine.kv_transfer.events import (
+    FetchCancelled,
+    FetchDone,
+    FetchFailed,
+    FetchRequest,
+    PrefillArrived,
+    PrefillDropped,
+    PushDone,
+    PushFailed,
+)
+from tandem_engine.kv_transfer.prefill import PrefillSide
+from tandem_engine.kv_transfer.prefill_session import PrefillSession
+from tandem_engine.kv_transfer.tests.scripted import LAYOUT, Worker, make
+from tandem_engine.kv_transfer.transport import Inbound
+from tandem_wire.messages import SamplingParams
 
 
-@pytest.fixture(name="stack")
-def stack_fixture() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
-def make(stack: ExitStack, name: str, **changes: object) -> Worker:
-    worker = Worker(name, **changes)  # type: ignore[arg-type]
-    stack.callback(worker.close)
-    return worker
+def eventually(condition: Callable[[], bool]) -> None:
+    """Poll until the condition holds."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("transport", ["tcp", "shm"])
 @pytest.mark.parametrize("checksum", [True, False])
-def test_pages_arrive(stack: ExitStack, tmp_path: Path, transport: str, checksum: bool) -> None:
-    options = {"transfer": transport, "shm_dir": str(tmp_path), "checksum": checksum}
+@pytest.mark.parametrize("write_bytes", [1, 2 * LAYOUT.block_bytes // LAYOUT.num_layers, 10**6])
+def test_pages_arrive(
+    stack: ExitStack, tmp_path: Path, transport: str, checksum: bool, write_bytes: int
+) -> None:
+    """Writes of one layer, of layer groups, of many blocks."""
+    options = {
+        "transfer": transport,
+        "shm_dir": str(tmp_path),
+        "checksum": checksum,
+        "write_bytes": write_bytes,
+    }
     p, d = make(stack, "p", **options), make(stack, "d", **options)
     before = d.kv.data.copy()
     for number, (tokens, skip) in enumerate([(10, 0), (1, 0), (90, 8), (8, 4)]):
@@ -44,3 +68,328 @@ def test_pages_arrive(stack: ExitStack, tmp_path: Path, transport: str, checksum
     assert np.array_equal(d.kv.data, before), "a block that nobody asked for was written"
     assert p.handoff.num_leases() == d.handoff.num_leases() == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_next_peer_after_a_refusal_by_the_core(stack: ExitStack) -> None:
+    p1, p2, d = make(stack, "p1"), make(stack, "p2"), make(stack, "d")
+    d.fetch("r", [p1, p2])
+    p1.handoff.post(PushFailed(p1.arrived().key, "no_room", "no pages"))
+    p1.wait(PushDone)
+    p2.push(p2.arrived())
+    done = d.outcome("r")
+    assert isinstance(done, FetchDone)
+    assert done.worker_id == "p2"
+
+
+def test_failure_when_no_peer_delivers(stack: ExitStack) -> None:
+    p, d = make(stack, "p"), make(stack, "d")
+    nobody = make(stack, "gone")
+    nobody.close()
+    d.fetch("r", [nobody, p])
+    p.handoff.post(PushFailed(p.arrived().key, "too_long", "no way"))
+    failed = d.outcome("r")
+    assert isinstance(failed, FetchFailed)
+    assert "gone" in failed.message
+    assert "too_long: no way" in failed.message
+    d.fetch("none", [])
+    assert isinstance(d.outcome("none"), FetchFailed)
+
+
+def test_a_closed_worker_fails_its_fetches_and_drops_its_pushes(stack: ExitStack) -> None:
+    p, d = make(stack, "p"), Worker("d")
+    d.fetch("r", [p])
+    arrived = p.arrived()
+    p.push(arrived, finish=False)
+    d.close()
+    assert isinstance(d.outcome("r"), FetchFailed)
+    assert p.wait(PrefillDropped).key == arrived.key
+    assert p.handoff.num_leases() == d.handoff.num_leases() == 0
+    p.handoff.post(PushFailed(arrived.key, "internal", "late news of a dropped push"))
+    p.close()
+    p.handoff.post(PushFailed(arrived.key, "internal", "news after the end"))
+
+
+@pytest.mark.parametrize("transport", ["tcp", "shm"])
+def test_a_flipped_byte_is_caught(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
+) -> None:
+    options = {"transfer": transport, "shm_dir": str(tmp_path)}
+    bad, good, d = (make(stack, name, **options) for name in ("bad", "good", "d"))
+    land = Inbound._land
+
+    def corrupt(self: Inbound, epoch: int, *rest: Any) -> None:
+        if self.worker == "bad":  # type: ignore[attr-defined]
+            rest[-1][3] ^= 1
+        land(self, epoch, *rest)
+
+    register = DecodeSession.begin
+
+    def begin(self: DecodeSession, *args: Any) -> None:
+        self.inbound.worker = self.worker_id  # type: ignore[attr-defined]
+        register(self, *args)
+
+    monkeypatch.setattr(Inbound, "_land", corrupt)
+    monkeypatch.setattr(DecodeSession, "begin", begin)
+    d.fetch("r", [bad, good], 40)
+    bad.push(bad.arrived())
+    arrived = good.arrived()
+    source = good.push(arrived)
+    done = d.outcome("r")
+    assert isinstance(done, FetchDone)
+    assert done.worker_id == "good"
+    assert d.handoff.counters()["kv_checksum_errors_total"] == 1
+    target = arrived.request.blocks
+    assert np.array_equal(d.kv.data[:, :, target], good.kv.data[:, :, source])
+
+
+def test_a_stale_write_is_dropped(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes of a fenced epoch that are still on their way land nowhere."""
+    p, d = make(stack, "p"), make(stack, "d")
+    release, held = threading.Event(), threading.Event()
+    land = Inbound._land
+
+    def hold(self: Inbound, epoch: int, *rest: Any) -> None:
+        if epoch == 1:
+            held.set()
+            assert release.wait(20)
+        land(self, epoch, *rest)
+
+    monkeypatch.setattr(Inbound, "_land", hold)
+    before = d.kv.data.copy()
+    d.fetch("r", [p])
+    arrived = p.arrived()
+    p.push(arrived, finish=False)
+    assert held.wait(20)
+    d.handoff.post(FetchCancelled("r"))
+    assert isinstance(d.outcome("r"), FetchFailed)
+    p.wait(PrefillDropped, lambda event: event.key == arrived.key)
+    release.set()
+    d.fetch("again", [p], 40)
+    target = p.arrived()
+    source = p.push(target)
+    assert isinstance(d.outcome("again"), FetchDone)
+    blocks = target.request.blocks
+    before[:, :, blocks] = p.kv.data[:, :, source]
+    assert np.array_equal(d.kv.data, before)
+    eventually(lambda: d.handoff.counters()["kv_stale_writes_total"] >= 1)
+
+
+def test_a_stall_is_given_up_and_fenced(stack: ExitStack) -> None:
+    p1, p2, d = make(stack, "p1"), make(stack, "p2"), make(stack, "d", stall_seconds=0.3)
+    d.fetch("r", [p1, p2])
+    arrived = p1.arrived()
+    p1.push(arrived, finish=False)
+    assert p1.wait(PrefillDropped).key == arrived.key
+    p2.push(p2.arrived())
+    done = d.outcome("r")
+    assert isinstance(done, FetchDone)
+    assert done.worker_id == "p2"
+    assert p1.handoff.counters()["kv_fences_total"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hash_": "other"}, "compatibility hash"),
+        ({"layout": msgspec.structs.replace(LAYOUT, num_kv_heads=4)}, "num_kv_heads"),
+        ({"layout": msgspec.structs.replace(LAYOUT, tensor_parallel=2)}, "tensor_parallel"),
+        ({"transfer": "shm", "shm_dir": "/dev/shm"}, "no common transport"),
+    ],
+)
+def test_an_unknown_pairing_is_refused(
+    stack: ExitStack, changes: dict[str, Any], message: str
+) -> None:
+    p, d = make(stack, "p", **changes), make(stack, "d", transfer="tcp")
+    d.fetch("r", [p])
+    failed = d.outcome("r")
+    assert isinstance(failed, FetchFailed)
+    assert message in failed.message
+    assert p.handoff.counters()["kv_refused_pairings_total"] >= 1
+    assert not [event for event in p.handoff.poll() if isinstance(event, PrefillArrived)]
+
+
+def test_auto_falls_back_to_tcp_when_the_directories_differ(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    p = make(stack, "p", shm_dir=str(tmp_path / "a"))
+    d = make(stack, "d", shm_dir=str(tmp_path / "b"))
+    d.fetch("r", [p])
+    p.push(p.arrived())
+    done = d.outcome("r")
+    assert isinstance(done, FetchDone)
+    assert done.transport == "tcp"
+    assert not list(tmp_path.glob("*/*"))
+
+
+def test_another_worker_at_the_address_is_not_asked(stack: ExitStack) -> None:
+    p, d = make(stack, "new"), make(stack, "d")
+    p.name = "old"
+    d.fetch("r", [p])
+    failed = d.outcome("r")
+    assert isinstance(failed, FetchFailed)
+    assert "is now new, not old" in failed.message
+
+
+def test_a_draining_peer_refuses_and_is_then_passed_over(stack: ExitStack) -> None:
+    p, d = make(stack, "p"), make(stack, "d")
+    p.handoff.set_draining(True)
+    d.fetch("r", [p])
+    failed = d.outcome("r")
+    assert isinstance(failed, FetchFailed)
+    assert "draining" in failed.message
+    p.handoff.set_draining(False)
+    eventually(lambda: takes(d, p))
+
+
+def takes(d: Worker, p: Worker) -> bool:
+    """Whether a fetch succeeds now."""
+    takes.number += 1  # type: ignore[attr-defined]
+    rid = f"takes-{takes.number}"  # type: ignore[attr-defined]
+    d.fetch(rid, [p])
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        for event in p.handoff.poll():
+            if isinstance(event, PrefillArrived):
+                p.push(event)
+        for outcome in d.handoff.poll():
+            if isinstance(outcome, FetchDone | FetchFailed) and outcome.rid == rid:
+                return isinstance(outcome, FetchDone)
+        d.wake.wait(0.01)
+    raise AssertionError("no outcome")
+
+
+takes.number = 0  # type: ignore[attr-defined]
+
+
+def test_a_dead_peer_comes_back(stack: ExitStack) -> None:
+    """The blacklist ends by itself, and one dial serves everybody afterwards."""
+    d = make(stack, "d")
+    first = Worker("p")
+    port = first.handoff.bootstrap_port
+    assert takes(d, first)
+    first.close()
+    assert not takes(d, first)
+    second = make(stack, "p", bootstrap_port=port)
+    eventually(lambda: takes(d, second))
+
+
+def test_a_lease_runs_out_without_heartbeats(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D keeps its connection but says nothing any more: P's tick frees the pages."""
+    p = make(stack, "p")
+    d = make(stack, "d", heartbeat_seconds=5.0, lease_seconds=0.3)
+    d.fetch("r", [p])
+    arrived = p.arrived()
+    p.push(arrived, finish=False)
+    assert p.wait(PrefillDropped).key == arrived.key
+    assert p.handoff.counters()["kv_expired_leases_total"] == 1
+    failed = d.outcome("r")
+    assert isinstance(failed, FetchFailed)
+    assert "lease" in failed.message
+
+
+def test_pages_of_other_requests_are_out_of_reach(stack: ExitStack) -> None:
+    """A write to blocks that the request doesn't own fails the attempt and changes nothing."""
+    p, d = make(stack, "p"), make(stack, "d")
+    before = d.kv.data.copy()
+    d.fetch("r", [p], 8)
+    arrived = p.arrived()
+    arrived.request.blocks[:] = [50, 51]
+    p.push(arrived)
+    failed = d.outcome("r")
+    assert isinstance(failed, FetchFailed)
+    assert "not of this request" in failed.message
+    assert np.array_equal(d.kv.data, before)
+
+
+def test_many_at_once(stack: ExitStack, tmp_path: Path) -> None:
+    p, d = make(stack, "p", shm_dir=str(tmp_path)), make(stack, "d", shm_dir=str(tmp_path))
+    for number in range(40):
+        d.fetch(f"r{number}", [p], 9)
+    for _ in range(40):
+        p.push(p.arrived())
+    for number in range(40):
+        assert isinstance(d.outcome(f"r{number}"), FetchDone)
+    assert d.handoff.counters()["kv_dials_total"] == 1
+
+
+def test_what_can_not_start_says_so(stack: ExitStack) -> None:
+    p = make(stack, "p")
+    for changes, message in (
+        ({"bootstrap_port": p.handoff.bootstrap_port}, "--bootstrap-port"),
+        ({"transfer": "nixl"}, "not built in"),
+        ({"transfer": "shm"}, "TANDEM_SHM_DIR"),
+    ):
+        with pytest.raises(HandoffUnavailable, match=message):
+            Worker("x", **changes)
+
+
+def test_senseless_prefills_are_refused(stack: ExitStack) -> None:
+    p, d = make(stack, "p"), make(stack, "d")
+    d.handoff.post(
+        FetchRequest(
+            rid="r",
+            tokens=(1, 2, 3),
+            num_prompt_tokens=3,
+            num_skip_tokens=0,
+            blocks=(1, 2, 3),
+            params=SamplingParams(max_tokens=1),
+            peers=(p.peer,),
+        )
+    )
+    failed = d.outcome("r")
+    assert isinstance(failed, FetchFailed)
+    assert "invalid" in failed.message
+
+
+def test_a_write_that_fails_is_told(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    p, d = make(stack, "p"), make(stack, "d")
+
+    def broken(*_: object) -> bytes:
+        raise RuntimeError("the cache is gone")
+
+    monkeypatch.setattr(p.kv, "export_blocks", broken)
+    d.fetch("r", [p])
+    p.push(p.arrived())
+    failed = d.outcome("r")
+    assert isinstance(failed, FetchFailed)
+    assert "the cache is gone" in failed.message
+    p.wait(PushDone)
+    monkeypatch.undo()
+    assert takes(d, p)
+
+
+def test_a_peer_that_does_not_fence_is_cut_off(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It beats, but never acknowledges: the end of its connection stands in for that."""
+    p1, p2, d = make(stack, "p1"), make(stack, "p2"), make(stack, "d", stall_seconds=0.3)
+
+    async def never(*_: object) -> None:
+        return
+
+    monkeypatch.setattr(PrefillSession, "_fence", never)
+    d.fetch("r", [p1, p2])
+    p1.push(p1.arrived(), finish=False)
+    p2.push(p2.arrived())
+    done = d.outcome("r")
+    assert isinstance(done, FetchDone)
+    assert done.worker_id == "p2"
+    p1.wait(PrefillDropped)
+
+
+def test_the_death_of_the_thread_is_the_cores_death(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = make(stack, "p")
+
+    async def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(PrefillSide, "sweep", broken)
+    p.wake.wait(20)
+    with pytest.raises(RuntimeError, match="a bug"):
+        p.handoff.poll()

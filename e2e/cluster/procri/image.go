@@ -1,0 +1,134 @@
+package procri
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// errNoImage reports a name that the table does not hold.
+var errNoImage = errors.New("image not found")
+
+// anyTag at the end of a table name stands for every tag and digest.
+const anyTag = ":*"
+
+// Image is one entry of the image table.
+type Image struct {
+	// Name is what pods call the image; it may end in `:*`.
+	Name string `json:"name"`
+	// Entrypoint is what runs unless the pod names a command; empty, the pod must name one.
+	Entrypoint []string `json:"entrypoint"`
+	// Env are the image's variables.
+	Env map[string]string `json:"env"`
+	// WorkingDir is where processes start unless the pod says so; empty stands for the root.
+	WorkingDir string `json:"workingDir"`
+	// User is the number of the user that processes run as unless the pod says so.
+	User int64 `json:"user"`
+}
+
+// imageTable finds images in a JSON file, which is read again at each use.
+type imageTable struct {
+	path string
+	mu   sync.Mutex
+	// names maps ids that were given out to the full names that they stand for.
+	names map[string]string
+}
+
+func newImageTable(path string) *imageTable {
+	return &imageTable{path: path, names: map[string]string{}}
+}
+
+func (t *imageTable) load() ([]Image, error) {
+	data, err := os.ReadFile(t.path)
+	if err != nil {
+		return nil, fmt.Errorf("image table: %w", err)
+	}
+	var table struct {
+		Images []Image `json:"images"`
+	}
+	if err := json.Unmarshal(data, &table); err != nil {
+		return nil, fmt.Errorf("image table %s: %w", t.path, err)
+	}
+	return table.Images, nil
+}
+
+// find returns the entry for a name or an id, and the full name.
+func (t *imageTable) find(reference string) (Image, string, error) {
+	images, err := t.load()
+	if err != nil {
+		return Image{}, "", err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	name := reference
+	if known, isID := t.names[reference]; isID {
+		name = known
+	}
+	for _, image := range images {
+		if image.matches(name) {
+			t.names[imageID(name)] = name
+			return image, name, nil
+		}
+	}
+	return Image{}, "", fmt.Errorf("%w: %s is not in %s", errNoImage, reference, t.path)
+}
+
+// list returns the full names of the images that are known: those without a pattern, and those asked for since the start.
+func (t *imageTable) list() (map[string]Image, error) {
+	images, err := t.load()
+	if err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	known := map[string]Image{}
+	for _, image := range images {
+		if !strings.HasSuffix(image.Name, anyTag) {
+			known[image.Name] = image
+		}
+		for _, name := range t.names {
+			if image.matches(name) {
+				known[name] = image
+			}
+		}
+	}
+	return known, nil
+}
+
+func (i Image) matches(name string) bool {
+	if i.Name == name {
+		return true
+	}
+	repository, pattern := strings.CutSuffix(i.Name, anyTag)
+	if !pattern {
+		return false
+	}
+	rest, found := strings.CutPrefix(name, repository)
+	return found && (rest == "" || rest[0] == '@' || rest[0] == ':' && !strings.Contains(rest, "/"))
+}
+
+// imageID is stable over changes of the entry, so that a container that was asked for before one can be made after it.
+func imageID(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// describe is the image as CRI sees it. The kubelet takes an image without a size for a broken one.
+func (i Image) describe(name string) *runtimeapi.Image {
+	image := &runtimeapi.Image{
+		Id: imageID(name), Size: 1, Uid: &runtimeapi.Int64Value{Value: i.User}, Spec: &runtimeapi.ImageSpec{Image: name}, Pinned: true,
+	}
+	if strings.Contains(name, "@") {
+		image.RepoDigests = []string{name}
+	} else {
+		image.RepoTags = []string{name}
+	}
+	return image
+}

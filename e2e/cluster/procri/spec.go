@@ -1,0 +1,225 @@
+package procri
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/tandem-inference/tandem/e2e/cluster/procri/shim"
+)
+
+const (
+	// defaultPath is the PATH of a container whose image and pod name none.
+	defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	// defaultMemlock is how much memory a container may lock, as common runtimes have it.
+	defaultMemlock = 8 << 20
+	// unlimited is the kernel's RLIM_INFINITY.
+	unlimited = math.MaxUint64
+)
+
+// errConfig is the root of what can be wrong with a container's configuration.
+var errConfig = errors.New("invalid container configuration")
+
+// buildSpec translates a container's configuration. The pod adds its host name and mounts (its resolv.conf and the like).
+func buildSpec(
+	config *runtimeapi.ContainerConfig, image Image, hostname string, podMounts []shim.Mount,
+) (*shim.Spec, error) {
+	security := config.GetLinux().GetSecurityContext()
+	process, err := buildProcess(config, image, hostname)
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := buildMounts(config, podMounts)
+	if err != nil {
+		return nil, err
+	}
+	bounding, err := boundingSet(security.GetCapabilities(), security.GetPrivileged())
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errConfig, err)
+	}
+	spec := &shim.Spec{
+		Open:            closedFolders(process.User, image),
+		Mounts:          mounts,
+		ReadonlyRoot:    security.GetReadonlyRootfs(),
+		FreshProc:       security.GetNamespaceOptions().GetPid() != runtimeapi.NamespaceMode_NODE,
+		Memlock:         defaultMemlock,
+		Bounding:        bounding,
+		NoNewPrivileges: security.GetNoNewPrivs(),
+		Process:         *process,
+	}
+	if holds(bounding, ipcLock) {
+		spec.Memlock = unlimited
+	}
+	if resources := config.GetLinux().GetResources(); resources != nil {
+		adjustment := resources.GetOomScoreAdj()
+		spec.OOMScoreAdj = &adjustment
+	}
+	return spec, nil
+}
+
+// buildProcess translates what runs, as whom, where and with which environment.
+func buildProcess(config *runtimeapi.ContainerConfig, image Image, hostname string) (*shim.Process, error) {
+	command := config.GetCommand()
+	if len(command) == 0 {
+		command = image.Entrypoint
+	}
+	arguments := slices.Concat(command, config.GetArgs())
+	if len(arguments) == 0 {
+		return nil, fmt.Errorf("%w: neither the pod nor the image names a command", errConfig)
+	}
+	process := &shim.Process{Args: arguments, Dir: config.GetWorkingDir(), Terminal: config.GetTty()}
+	if process.Dir == "" {
+		process.Dir = image.WorkingDir
+	}
+	if process.Dir == "" {
+		process.Dir = "/"
+	}
+	if !filepath.IsAbs(process.Dir) {
+		return nil, fmt.Errorf("%w: working directory %q is not absolute", errConfig, process.Dir)
+	}
+	security := config.GetLinux().GetSecurityContext()
+	home, err := setUser(process, security, image)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range security.GetCapabilities().GetAddAmbientCapabilities() {
+		number, err := capabilityNumber(name)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", errConfig, err)
+		}
+		process.Ambient = append(process.Ambient, uintptr(number))
+	}
+	process.Env = buildEnv(config, image, map[string]string{"PATH": defaultPath, "HOME": home, "HOSTNAME": hostname})
+	return process, nil
+}
+
+// setUser fills in the process's user and groups and returns the user's home. Names and groups are the machine's.
+func setUser(
+	process *shim.Process, security *runtimeapi.LinuxContainerSecurityContext, image Image,
+) (home string, err error) {
+	account := &user.User{Uid: strconv.FormatInt(image.User, 10)}
+	switch {
+	case security.GetRunAsUser() != nil:
+		account.Uid = strconv.FormatInt(security.GetRunAsUser().GetValue(), 10)
+	case security.GetRunAsUsername() != "":
+		named, err := user.Lookup(security.GetRunAsUsername())
+		if err != nil {
+			return "", fmt.Errorf("%w: %w", errConfig, err)
+		}
+		account = named
+	}
+	// A number that no account has is as good as any; it has no groups and no home.
+	if known, err := user.LookupId(account.Uid); err == nil {
+		account = known
+	}
+	number, err := strconv.ParseUint(account.Uid, 10, 32)
+	if err != nil {
+		return "", fmt.Errorf("%w: user %s: %w", errConfig, account.Uid, err)
+	}
+	process.User = uint32(number)
+	if group, err := strconv.ParseUint(account.Gid, 10, 32); err == nil {
+		process.Group = uint32(group)
+	}
+	if security.GetRunAsGroup() != nil {
+		process.Group = uint32(security.GetRunAsGroup().GetValue())
+	}
+	for _, group := range security.GetSupplementalGroups() {
+		process.Groups = append(process.Groups, uint32(group))
+	}
+	merge := security.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Merge
+	if merge && account.Username != "" {
+		groups, err := account.GroupIds()
+		if err != nil {
+			return "", fmt.Errorf("groups of %s: %w", account.Username, err)
+		}
+		for _, text := range groups {
+			if group, err := strconv.ParseUint(text, 10, 32); err == nil && !slices.Contains(process.Groups, uint32(group)) {
+				process.Groups = append(process.Groups, uint32(group))
+			}
+		}
+	}
+	if account.HomeDir == "" {
+		return "/", nil
+	}
+	return account.HomeDir, nil
+}
+
+// buildEnv is the whole environment: nothing of procri's own goes into it.
+func buildEnv(config *runtimeapi.ContainerConfig, image Image, defaults map[string]string) []string {
+	variables := maps.Clone(defaults)
+	if config.GetTty() {
+		variables["TERM"] = "xterm"
+	}
+	maps.Copy(variables, image.Env)
+	for _, variable := range config.GetEnvs() {
+		variables[variable.GetKey()] = string(variable.GetValue())
+	}
+	env := make([]string, 0, len(variables))
+	for name, value := range variables {
+		env = append(env, name+"="+value)
+	}
+	slices.Sort(env)
+	return env
+}
+
+// buildMounts lists the mounts so that none hides another that was made before it.
+func buildMounts(config *runtimeapi.ContainerConfig, podMounts []shim.Mount) ([]shim.Mount, error) {
+	mounts := slices.Clone(podMounts)
+	for _, wanted := range config.GetMounts() {
+		if wanted.GetImage().GetImage() != "" {
+			return nil, fmt.Errorf("%w: image volume at %s: images have no files here", errConfig, wanted.GetContainerPath())
+		}
+		source, err := resolveSource(wanted.GetHostPath())
+		if err != nil {
+			return nil, err
+		}
+		mounts = append(mounts, shim.Mount{
+			Source:            source,
+			Target:            filepath.Join("/", wanted.GetContainerPath()),
+			Readonly:          wanted.GetReadonly(),
+			RecursiveReadonly: wanted.GetRecursiveReadOnly(),
+			Follow:            wanted.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE,
+		})
+	}
+	for _, device := range config.GetDevices() {
+		// The machine's /dev is there already.
+		if device.GetContainerPath() == device.GetHostPath() && strings.HasPrefix(device.GetHostPath(), "/dev/") {
+			continue
+		}
+		mounts = append(mounts, shim.Mount{Source: device.GetHostPath(), Target: device.GetContainerPath()})
+	}
+	// A container's mount replaces the pod's at the same place.
+	last := map[string]int{}
+	for i, mount := range mounts {
+		last[mount.Target] = i
+	}
+	var kept []shim.Mount
+	for i, mount := range mounts {
+		if last[mount.Target] == i {
+			kept = append(kept, mount)
+		}
+	}
+	slices.SortStableFunc(kept, func(a, b shim.Mount) int { return strings.Count(a.Target, "/") - strings.Count(b.Target, "/") })
+	return kept, nil
+}
+
+// resolveSource follows the links of a path of the machine. A folder that is missing is made, as other runtimes do for host paths.
+func resolveSource(path string) (string, error) {
+	resolved, err := filepath.EvalSymlinks(path)
+	if errors.Is(err, os.ErrNotExist) {
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			return "", err
+		}
+		resolved, err = filepath.EvalSymlinks(path)
+	}
+	return resolved, err
+}

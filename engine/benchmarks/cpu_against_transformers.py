@@ -1,0 +1,89 @@
+"""Tokens per second of the runner and of transformers, alternating in one run on the CPU.
+
+    OMP_WAIT_POLICY=PASSIVE python engine/benchmarks/cpu_against_transformers.py
+
+Both run Gemma 3 270M in float32 on the same dequantised weights and the same number of threads
+(`TANDEM_NUM_THREADS`, default: all). Each figure is the best of several rounds, which is what the
+machine can do when its other tenants let it. Tokens are compared before anything is timed.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import PreTrainedModel
+from transformers import __version__ as transformers_version
+
+from tandem_engine.config import WorkerConfig
+from tandem_engine.runner.base import Runner
+from tandem_engine.runner.model_runner import load_runner
+from tandem_engine.tests.real_gemma import MODEL, prompt_of, transformers_gemma
+from tandem_engine.tests.step_driver import Blocks, Request, generate, run_sequences
+
+ROUNDS = 5
+STEPS = 8
+CASES = ((64, 1), (64, 8), (512, 1))
+
+
+def time_runner(runner: Runner, length: int, batch: int) -> tuple[float, float]:
+    """Seconds of the prefill, and of one decode step."""
+    blocks = Blocks(runner, runner.kv.layout.page_size)
+    prompts = [prompt_of(length, start=number) for number in range(batch)]
+    requests = [Request(prompt, blocks.take(length + STEPS + 1)) for prompt in prompts]
+    start = time.perf_counter()
+    run_sequences(runner, requests, 1, chunk=1 << 30)
+    middle = time.perf_counter()
+    run_sequences(runner, requests, 1 + STEPS, chunk=1 << 30)
+    return middle - start, (time.perf_counter() - middle) / STEPS
+
+
+@torch.inference_mode()
+def time_transformers(model: PreTrainedModel, length: int, batch: int) -> tuple[float, float]:
+    """The same, with its own cache and no generation loop around it."""
+    ids = torch.tensor([prompt_of(length, start=number) for number in range(batch)])
+    start = time.perf_counter()
+    found = model(ids, use_cache=True, logits_to_keep=1)
+    middle = time.perf_counter()
+    for _ in range(STEPS):
+        tokens = found.logits[:, -1].argmax(-1)[:, None]
+        found = model(tokens, past_key_values=found.past_key_values, logits_to_keep=1)
+    return middle - start, (time.perf_counter() - middle) / STEPS
+
+
+def best_of(
+    measure: Callable[[], tuple[float, float]], best: tuple[float, float]
+) -> tuple[float, float]:
+    prefill, decode = measure()
+    return min(best[0], prefill), min(best[1], decode)
+
+
+def main() -> None:
+    began = time.perf_counter()
+    config = WorkerConfig(model=MODEL, kv_memory_bytes=512 << 20)
+    runner = load_runner(config, lambda stage, fraction: None)
+    print(f"loaded in {time.perf_counter() - began:.1f} s")
+    model = transformers_gemma()
+    prompt = prompt_of(40)
+    expected = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)
+    assert generate(runner, [prompt], 8)[0] == expected[0, 40:].tolist()
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, ", end="")
+    print(f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, ", end="")
+    print(f"torch {torch.__version__}, transformers {transformers_version}")
+    for length, batch in CASES:
+        ours, theirs = (float("inf"),) * 2, (float("inf"),) * 2
+        for _ in range(ROUNDS):
+            ours = best_of(lambda: time_runner(runner, length, batch), ours)  # noqa: B023
+            theirs = best_of(lambda: time_transformers(model, length, batch), theirs)  # noqa: B023
+        for kind, index, tokens in (("prefill", 0, length * batch), ("decode", 1, batch)):
+            ratio = theirs[index] / ours[index]
+            print(
+                f"{kind:8} prompt {length:4} batch {batch}: {tokens / ours[index]:7.1f} tokens/s,"
+                f" transformers {tokens / theirs[index]:7.1f}, ratio {ratio:.2f}"
+            )
+    runner.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The asyncio process of a worker: routers' connections, admin HTTP, metrics, drain."""

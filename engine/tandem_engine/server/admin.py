@@ -1,0 +1,236 @@
+"""HTTP of a worker: health, readiness, metrics, state, and the operator's admin calls."""
+
+import asyncio
+import hmac
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar, get_args
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tandem_engine.core.messages import ProbeRequest, ProbeResult, SetMode, ToCore
+from tandem_engine.server.metrics import WorkerMetrics
+from tandem_engine.server.routers import RouterHub
+from tandem_engine.server.status import WorkerStatus
+from tandem_wire.messages import Role
+
+B = TypeVar("B")
+Handler = Callable[[Request], Awaitable[Response]]
+
+MODE_SECONDS: Final = 5.0
+PROBE_SECONDS: Final = 60.0
+
+
+class DrainBody(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /admin/drain. `move_streams`: give running requests back instead of finishing them."""
+
+    move_streams: bool = False
+
+
+class EmptyBody(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /admin/undrain."""
+
+
+class RoleBody(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /admin/role."""
+
+    role: Role
+
+
+class ProbeBody(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /admin/probe: the prefill worker's bootstrap address and the amount of KV."""
+
+    host: str
+    port: int
+    num_blocks: int = 16
+
+
+class AdminApp:
+    """The ASGI application in `app`."""
+
+    def __init__(
+        self,
+        status: WorkerStatus,
+        hub: RouterHub,
+        metrics: WorkerMetrics,
+        to_core: Callable[[ToCore], None],
+        describe_process: Callable[[], dict[str, Any]],
+    ) -> None:
+        self._status = status
+        self._hub = hub
+        self._metrics = metrics
+        self._to_core = to_core
+        self._describe_process = describe_process
+        self._token = status.config.admin_token
+        self._probe_numbers = itertools.count(1)
+        self._probes: dict[int, asyncio.Future[ProbeResult]] = {}
+        self.app = Starlette(
+            routes=[
+                Route("/health", self._health),
+                Route("/ready", self._ready),
+                Route("/metrics", self._render_metrics),
+                Route("/state", self._show_state),
+                Route("/admin/drain", self._admin(self._drain), methods=["POST"]),
+                Route("/admin/undrain", self._admin(self._undrain), methods=["POST"]),
+                Route("/admin/role", self._admin(self._change_role), methods=["POST"]),
+                Route("/admin/probe", self._admin(self._probe), methods=["POST"]),
+            ],
+            exception_handlers={HTTPException: _error_response},
+        )
+
+    def probe_result(self, result: ProbeResult) -> None:
+        """The core has an answer to a probe; late ones have nobody waiting."""
+        future = self._probes.get(result.number)
+        if future is not None and not future.done():
+            future.set_result(result)
+
+    def _admin(self, handler: Handler) -> Handler:
+        async def guarded(request: Request) -> Response:
+            if self._token:
+                scheme, _, given = request.headers.get("authorization", "").partition(" ")
+                # As the bytes that were sent: starlette reads headers as Latin-1.
+                sent = given.strip().encode("latin-1")
+                same = hmac.compare_digest(sent, self._token.encode())
+                if scheme.lower() != "bearer" or not same:
+                    raise HTTPException(401, "the admin token is missing or wrong")
+            if self._status.ready is None:
+                raise HTTPException(503, self._status.not_ready())
+            return await handler(request)
+
+        return guarded
+
+    # --- anyone -----------------------------------------------------------------------------------
+
+    async def _health(self, _: Request) -> Response:
+        if self._status.error:
+            raise HTTPException(503, self._status.error)
+        return JSONResponse({"status": "ok"})
+
+    async def _ready(self, _: Request) -> Response:
+        reason = self._status.not_ready()
+        if reason:
+            return JSONResponse({"ready": False, "reason": reason}, 503)
+        return JSONResponse({"ready": True})
+
+    async def _render_metrics(self, _: Request) -> Response:
+        return Response(
+            self._metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
+
+    async def _show_state(self, _: Request) -> Response:
+        return JSONResponse(self._describe())
+
+    def _describe(self) -> dict[str, Any]:
+        status = self._status
+        config, stats = status.config, status.stats
+        state: dict[str, Any] = msgspec.to_builtins(status.state)
+        return {
+            "worker_id": config.worker_id,
+            "boot_id": config.boot_id,
+            "model": config.model,
+            "served_model_name": config.served_model_name,
+            "revision": config.revision,
+            "compatibility_hash": status.ready.compatibility_hash if status.ready else "",
+            "role": status.state.role,
+            "draining": status.state.draining,
+            "ready": not status.not_ready(),
+            "reason": status.not_ready(),
+            "loading": {"stage": status.loading.stage, "fraction": status.loading.fraction},
+            "reports": status.num_reports,  # grows with every report that the figures come from
+            "leases": status.state.num_leases,
+            "load": state,
+            "ledger": stats.ledger if stats else {},
+            "counters": stats.counters if stats else {},
+            "gauges": stats.gauges if stats else {},
+            "running": self._hub.running,
+            "routers": self._hub.router_ids,
+        } | self._describe_process()
+
+    # --- the operator -----------------------------------------------------------------------------
+
+    async def _drain(self, request: Request) -> Response:
+        body = await _read(request, DrainBody)
+        return await self._set_mode(
+            SetMode(draining=True, move_streams=body.move_streams),
+            lambda: self._status.state.draining,
+        )
+
+    async def _undrain(self, request: Request) -> Response:
+        await _read(request, EmptyBody)
+        if self._status.stopping:
+            raise HTTPException(409, "the worker is shutting down")
+        return await self._set_mode(
+            SetMode(draining=False), lambda: not self._status.state.draining
+        )
+
+    async def _change_role(self, request: Request) -> Response:
+        body = await _read(request, RoleBody)
+        return await self._set_mode(
+            SetMode(role=body.role), lambda: self._status.state.role == body.role
+        )
+
+    async def _set_mode(self, mode: SetMode, done: Callable[[], bool]) -> Response:
+        self._to_core(mode)
+        if not await self._status.wait_for(done, MODE_SECONDS):
+            raise HTTPException(503, "the core did not follow in time; it may be in a long step")
+        return JSONResponse(self._describe())
+
+    async def _probe(self, request: Request) -> Response:
+        body = await _read(request, ProbeBody)
+        number = next(self._probe_numbers)
+        future: asyncio.Future[ProbeResult] = asyncio.get_running_loop().create_future()
+        self._probes[number] = future
+        self._to_core(
+            ProbeRequest(number=number, host=body.host, port=body.port, num_blocks=body.num_blocks)
+        )
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                result = await future
+        except TimeoutError:
+            raise HTTPException(504, f"no result within {PROBE_SECONDS:g} s") from None
+        finally:
+            del self._probes[number]
+        rate = result.num_bytes / result.seconds / 1e6 if result.seconds else 0.0
+        return JSONResponse(
+            {
+                "ok": not result.error,
+                "transport": result.transport,
+                "bytes": result.num_bytes,
+                "seconds": result.seconds,
+                "megabytesPerSecond": rate,
+                "error": result.error,
+            },
+            200 if not result.error else 502,
+        )
+
+
+async def _read(request: Request, kind: type[B]) -> B:
+    """The JSON body as `kind` (an empty one counts as `{}`), or 400."""
+    body = await request.body() or b"{}"
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        allowed = f"; role is one of {', '.join(get_args(Role))}" if kind is RoleBody else ""
+        raise HTTPException(400, f"{error}{allowed}") from None
+
+
+_ERROR_TYPES: Final = {400: "invalid_request_error", 401: "authentication_error"}
+
+
+async def _error_response(request: Request, error: Exception) -> Response:
+    """Errors in the shape that OpenAI clients know."""
+    assert isinstance(error, HTTPException)
+    kind = _ERROR_TYPES.get(
+        error.status_code, "invalid_request_error" if error.status_code < 500 else "server_error"
+    )
+    message = error.detail
+    if error.status_code == 404:
+        message = f"there is nothing at {request.url.path}"
+    body = {"message": message, "type": kind, "param": None, "code": str(error.status_code)}
+    headers = {"WWW-Authenticate": "Bearer"} if error.status_code == 401 else None
+    return JSONResponse({"error": body}, error.status_code, headers=headers)

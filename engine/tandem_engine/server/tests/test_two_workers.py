@@ -1,0 +1,189 @@
+"""A prefill and a decode worker as processes: the same tokens, whatever happens to the former."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tandem_engine.server.tests.processes import RouterClient, WorkerProcess, prompt, until
+
+SLOW = "tiny?prefill_per_token=0.003"  # a chunk of 64 tokens takes 0.2 s
+LONG = 600  # tokens: about two seconds on a slow worker
+
+
+@pytest.fixture(name="stack")
+async def stack_fixture() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+async def start(
+    stack: AsyncExitStack, *names: str, flags: tuple[str, ...] = (), **options: str
+) -> list[WorkerProcess]:
+    """Start workers side by side; names that begin with `slow` prefill slowly."""
+
+    async def one(name: str) -> WorkerProcess:
+        mock = SLOW if name.startswith("slow") else "tiny"
+        worker = await WorkerProcess.start(name, *flags, mock=mock, **options)
+        stack.push_async_callback(worker.stop)
+        return worker
+
+    return list(await asyncio.gather(*(one(name) for name in names)))
+
+
+async def connect(stack: AsyncExitStack, worker: WorkerProcess) -> RouterClient:
+    client = await RouterClient.connect(worker)
+    stack.push_async_callback(client.close)
+    return client
+
+
+async def prefilling(worker: WorkerProcess) -> None:
+    """Wait until the worker computes a prompt for somebody else and has pushed some of it."""
+
+    async def pushing() -> bool:
+        return (await worker.state())["leases"] > 0
+
+    await until(pushing, f"{worker.name} to hold a lease")
+
+
+async def reference(client: RouterClient, number: int, length: int = LONG) -> list[int]:
+    """The tokens of an undisturbed run on one worker, under a cache of its own."""
+    client.submit(f"reference-{number}", prompt(number, length), salt="reference")
+    return await client.result(f"reference-{number}")
+
+
+@pytest.mark.parametrize("shm", [False, True])
+async def test_tokens_are_the_same_as_aggregated(
+    stack: AsyncExitStack, tmp_path: Path, shm: bool
+) -> None:
+    env = {"TANDEM_SHM_DIR": str(tmp_path)} if shm else {}
+    p, d, alone = await start(stack, "p", "d", "alone", **env)
+    to_d, to_alone = await connect(stack, d), await connect(stack, alone)
+    for number, length in enumerate([1, 15, 16, 17, 64, 65, 200, 1000]):
+        to_alone.submit(f"r{number}", prompt(number, length))
+        to_d.submit(f"r{number}", prompt(number, length), p.peer)
+    for number in range(8):
+        rid = f"r{number}"
+        assert await to_d.result(rid) == await to_alone.result(rid)
+        assert to_d.first[rid].prefill_worker == "p"
+        assert to_d.first[rid].kv_bytes > 0
+        assert to_alone.first[rid].prefill_worker == ""
+    for worker in (p, d, alone):
+        await worker.assert_clean()
+    counters = (await d.state())["counters"]
+    assert any('backend="shm"' in name for name in counters) == shm, counters
+    metrics = await d.get("/metrics")
+    assert f'backend="{"shm" if shm else "tcp"}",direction="in"' in metrics.text
+    answer = await d.post("/admin/probe", host=p.peer.host, port=p.peer.port, num_blocks=8)
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert (body["ok"], body["transport"]) == (True, "shm" if shm else "tcp")
+    assert body["bytes"] == 8 * 2 * 2 * 16 * 8
+    for worker in (p, d):
+        await worker.assert_clean()
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+async def test_death_or_freeze_of_the_prefill_worker(stack: AsyncExitStack, blow: int) -> None:
+    """The next peer, or the decode worker itself, takes over; the client sees a pause."""
+    slow, slow_too, spare, d = await start(stack, "slow", "slow-too", "spare", "d")
+    client = await connect(stack, d)
+    client.submit("to-spare", prompt(1, LONG), slow.peer, spare.peer)
+    client.submit("to-itself", prompt(2, LONG), slow_too.peer)
+    await asyncio.gather(prefilling(slow), prefilling(slow_too))
+    await slow.kill_all(blow)
+    await slow_too.kill_all(blow)
+    tokens = await client.result("to-spare"), await client.result("to-itself")
+    assert client.first["to-spare"].prefill_worker == "spare"
+    assert client.first["to-itself"].prefill_worker == ""
+    assert tokens == (await reference(client, 1), await reference(client, 2))
+    for worker in (spare, d):
+        await worker.assert_clean()
+    if blow == signal.SIGSTOP:
+        slow.thaw()
+        slow_too.thaw()
+        # Awake again, with news for a session that is over: dropped, cleaned up, usable again.
+        await slow.assert_clean()
+        client.submit("again", prompt(3, 64), slow.peer)
+        assert await client.result("again") == await reference(client, 3, 64)
+        await d.assert_clean()
+
+
+async def test_death_of_the_decode_worker_frees_leases_at_once(stack: AsyncExitStack) -> None:
+    slow, d = await start(stack, "slow", "d", flags=("--lease-seconds", "3600"))
+    client = await connect(stack, d)
+    client.submit("lost", prompt(1, LONG), slow.peer)
+    await prefilling(slow)
+    await d.kill_all()
+    await slow.assert_clean()
+    assert await slow.counter("kv_lost_leases_total") == 1
+
+
+async def test_another_revision_is_refused_at_the_handshake(stack: AsyncExitStack) -> None:
+    (p,) = await start(stack, "p", flags=("--revision", "other"))
+    (d,) = await start(stack, "d")
+    client = await connect(stack, d)
+    client.submit("r", prompt(1), p.peer)
+    assert await client.result("r") == await reference(client, 1, 200)
+    assert client.first["r"].prefill_worker == ""
+    await d.assert_clean()
+    assert await p.counter("kv_refused_pairings_total") >= 1
+    answer = await d.post("/admin/probe", host=p.peer.host, port=p.peer.port)
+    assert answer.status_code == 502
+    assert "compatibility hash" in answer.json()["error"]
+
+
+async def test_cancel_while_fetching(stack: AsyncExitStack) -> None:
+    slow, d = await start(stack, "slow", "d")
+    client = await connect(stack, d)
+    client.submit("r", prompt(1, LONG), slow.peer)
+    await prefilling(slow)
+    client.cancel("r")
+    for worker in (slow, d):
+        await worker.assert_clean()
+    client.submit("leaves", prompt(2, LONG), slow.peer)
+    await prefilling(slow)
+    await client.close()
+    for worker in (slow, d):
+        await worker.assert_clean()
+
+
+async def test_an_idle_connection_still_works(stack: AsyncExitStack) -> None:
+    """Far more than three heartbeats without a request, then the same connection carries one."""
+    p, d = await start(stack, "p", "d", flags=("--lease-seconds", "0.5"))
+    client = await connect(stack, d)
+    client.submit("first", prompt(1), p.peer)
+    await client.result("first")
+    reports = (await d.state())["reports"]
+
+    async def idle_for_long() -> bool:
+        return (await d.state())["reports"] > reports + 6  # one report each half second
+
+    await until(idle_for_long, "idle time")
+    client.submit("second", prompt(2), p.peer)
+    assert await client.result("second") == await reference(client, 2, 200)
+    assert client.first["second"].prefill_worker == "p"
+    await d.assert_clean()
+    assert await d.counter("kv_dials_total") == 1
+
+
+async def test_drain_waits_for_leases_then_exits(stack: AsyncExitStack) -> None:
+    slow, d = await start(stack, "slow", "d")
+    client, to_slow = await connect(stack, d), await connect(stack, slow)
+    client.submit("r", prompt(1, LONG), slow.peer)
+    await prefilling(slow)
+    slow.kill(signal.SIGTERM)
+    await until(lambda: to_slow.state and to_slow.state.draining, "the drain mark")
+    to_slow.submit("new", prompt(2))
+    await until(lambda: "new" in to_slow.refused, "the refusal")
+    assert to_slow.refused["new"].code == "draining"
+    client.submit("late", prompt(3), slow.peer)
+    await client.result("late")
+    assert client.first["late"].prefill_worker == "", "a draining worker took a prefill"
+    assert await client.result("r") == await reference(client, 1)
+    assert client.first["r"].prefill_worker == "slow", "the drain did not wait for the lease"
+    assert await slow.wait_exit() == 0, slow.stderr.decode()
+    await d.assert_clean()

@@ -1,0 +1,60 @@
+"""The entry point: flags, exit codes, logs."""
+
+import json
+import sys
+
+import pytest
+import structlog
+
+from tandem_engine import main as main_module
+from tandem_engine.config import WorkerConfig
+from tandem_engine.server.logs import configure_logs
+from tandem_engine.server.worker import WorkerServer, print_event
+
+
+@pytest.fixture(autouse=True)
+def _keep_structlog() -> object:
+    yield
+    structlog.reset_defaults()
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *flags: str) -> object:
+    monkeypatch.setattr(sys, "argv", ["tandem-worker", *flags])
+    with pytest.raises(SystemExit) as ended:
+        main_module.main()
+    return ended.value.code
+
+
+def test_bad_flags_exit_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch, "--role", "king") == 2
+    assert "tandem-worker: " in capsys.readouterr().err
+
+
+def test_exit_code_is_the_servers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def run(server: WorkerServer) -> int:
+        return 0 if isinstance(server._config, WorkerConfig) else 3
+
+    async def taken(_: WorkerServer) -> int:
+        raise OSError("address already in use")
+
+    monkeypatch.setattr(WorkerServer, "run", run)
+    assert run_main(monkeypatch, "--mock", "tiny") == 0
+    monkeypatch.setattr(WorkerServer, "run", taken)
+    assert run_main(monkeypatch, "--mock", "tiny") == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert json.loads(last)["reason"] == "address already in use"
+
+
+def test_logs_go_to_stderr_and_events_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    for as_json in (True, False):
+        configure_logs(json=as_json)
+        structlog.get_logger().info("loading", stage="weights")
+    print_event({"event": "listening", "http": 1})
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"event": "listening", "http": 1}
+    assert json.loads(err.splitlines()[0])["stage"] == "weights"
+    assert "weights" in err.splitlines()[1]

@@ -1,0 +1,194 @@
+"""The ledger and the prefix index on their own."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tandem_engine.cache import prefix_index
+from tandem_engine.cache.ledger import BlockLedger, Holding
+from tandem_engine.cache.prefix_index import Entry, PrefixIndex
+from tandem_engine.errors import LedgerError
+from tandem_wire.hashing import block_hash, prefix_hashes
+
+PAGE, SALT = 4, 99
+
+
+def fill(ledger: BlockLedger, tokens: list[int]) -> Holding:
+    """A holding with the KV of `tokens`, indexed down to a partial last block."""
+    holding = ledger.open()
+    assert ledger.allocate(holding, -(-len(tokens) // PAGE))
+    parent = SALT
+    for number, block in enumerate(holding.blocks):
+        part = tuple(tokens[number * PAGE : (number + 1) * PAGE])
+        hash_ = block_hash(parent, part) if len(part) == PAGE else None
+        ledger.register(block, Entry(parent, hash_, part))
+        parent = hash_ or parent
+    return holding
+
+
+def match(ledger: BlockLedger, tokens: list[int], *, partial: bool = True) -> tuple[int, int]:
+    hashes = prefix_hashes(tokens, PAGE, SALT)
+    found = ledger.match(tokens, hashes, SALT, len(tokens) - 1, partial=partial)
+    return len(found.blocks), found.num_partial
+
+
+def test_allocation_is_all_or_nothing() -> None:
+    ledger = BlockLedger(4, PAGE)
+    holding = ledger.open()
+    assert ledger.allocate(holding, 3)
+    assert not ledger.allocate(holding, 2)
+    assert len(holding.blocks) == 3
+    assert ledger.num_used == 3
+    ledger.close(holding)
+    ledger.check()
+    assert ledger.num_available == 4
+
+
+def test_released_blocks_stay_findable_until_evicted() -> None:
+    ledger = BlockLedger(4, PAGE)
+    tokens = list(range(10))
+    ledger.close(fill(ledger, tokens))
+    assert ledger.counts() == {"free": 1, "cached": 3, "owned": 0, "leased": 0, "leaked": 0}
+    assert match(ledger, [*tokens, 77]) == (2, 2)
+    assert match(ledger, tokens) == (2, 1)  # one token is always left to compute
+    assert match(ledger, tokens[:8]) == (1, 3)  # a full block can be copied from in part
+    assert match(ledger, tokens, partial=False) == (2, 0)
+    other = ledger.open()
+    assert ledger.allocate(other, 3)  # the free one, then the tail, then the second block
+    assert match(ledger, tokens) == (1, 0)
+    stored, removed = ledger.index.take_events()
+    assert (len(stored), len(removed)) == (1, 0)  # the second block came and went
+
+
+def test_shared_blocks_are_freed_by_the_last_holder() -> None:
+    ledger = BlockLedger(4, PAGE)
+    first, second = fill(ledger, list(range(8))), ledger.open()
+    for block in first.blocks:
+        ledger.share(second, block)
+    ledger.close(first)
+    assert ledger.counts()["owned"] == 2
+    second.leased = True
+    assert ledger.counts()["leased"] == 2
+    second.leased = False
+    ledger.close(second)
+    ledger.check()
+    assert ledger.num_available == 4
+
+
+def test_another_salt_or_a_collision_is_no_match() -> None:
+    ledger = BlockLedger(4, PAGE)
+    tokens = list(range(9))
+    fill(ledger, tokens)
+    hashes = prefix_hashes(tokens, PAGE, SALT + 1)
+    assert not ledger.match(tokens, hashes, SALT + 1, 8, partial=True).blocks
+    forged = prefix_hashes(tokens, PAGE, SALT)  # the right hashes with other tokens
+    assert not ledger.match([9] * 9, forged, SALT, 8, partial=False).blocks
+
+
+def test_equal_tails_are_indexed_once() -> None:
+    index = PrefixIndex(PAGE)
+    assert index.add(0, Entry(SALT, None, (1, 2)))
+    assert not index.add(1, Entry(SALT, None, (1, 2)))
+    assert index.add(2, Entry(SALT, None, (1, 2, 3)))
+    assert len(index) == 2
+
+
+def test_stored_again_is_no_event() -> None:
+    index = PrefixIndex(PAGE)
+    index.add(0, Entry(SALT, 5, (1, 2, 3, 4)))
+    assert index.take_events() == ([5], [])
+    index.remove(0)
+    index.add(1, Entry(SALT, 5, (1, 2, 3, 4)))
+    assert index.take_events() == ([], [])
+    index.remove(1)
+    assert index.take_events() == ([], [5])
+
+
+def test_double_release_is_noticed() -> None:
+    ledger = BlockLedger(4, PAGE)
+    holding = ledger.open()
+    ledger.allocate(holding, 1)
+    ledger.close(holding)
+    with pytest.raises(LedgerError, match="twice"):
+        ledger.close(holding)
+    forged = ledger.open()
+    forged.blocks.append(0)
+    with pytest.raises(LedgerError, match="holders"):
+        ledger.check()
+    with pytest.raises(LedgerError, match="twice"):
+        ledger.release(forged)
+
+
+@pytest.mark.parametrize("damage", ["lost", "free twice", "not cached", "index"])
+def test_check_finds_damage(damage: str) -> None:
+    ledger = BlockLedger(4, PAGE)
+    ledger.close(fill(ledger, list(range(8))))
+    if damage == "lost":
+        ledger._free.pop()
+    elif damage == "free twice":
+        ledger._free.append(ledger._free[0])
+    elif damage == "not cached":
+        ledger.index.remove(next(iter(ledger._cached)))
+    else:
+        ledger.index._by_hash.clear()
+    with pytest.raises(LedgerError):
+        ledger.check()
+    if damage == "lost":
+        assert ledger.counts()["leaked"] == 1
+
+
+def test_index_reports_lost_children() -> None:
+    index = PrefixIndex(PAGE)
+    index.add(0, Entry(SALT, 5, (1, 2, 3, 4)))
+    index._children.clear()
+    assert "children" in index.find_fault()
+    assert prefix_index.MAX_PARTIAL_CANDIDATES > 0
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Random allocations, shares and releases against a plain count of holders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger = BlockLedger(12, PAGE)
+        self.holdings: list[Holding] = []
+
+    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=20))
+    def place(self, tokens: list[int]) -> None:
+        hashes = prefix_hashes(tokens, PAGE, SALT)
+        found = self.ledger.match(tokens, hashes, SALT, len(tokens) - 1, partial=False)
+        needed = -(-len(tokens) // PAGE) - len(found.blocks)
+        room = self.ledger.num_free_after(found)
+        holding = self.ledger.open()
+        for block in found.blocks:
+            self.ledger.share(holding, block)
+        assert self.ledger.allocate(holding, needed) == (needed <= room)
+        if needed > room:
+            self.ledger.close(holding)
+            return
+        self.holdings.append(holding)
+        parent = SALT
+        for number, block in enumerate(holding.blocks):
+            part = tuple(tokens[number * PAGE : (number + 1) * PAGE])
+            hash_ = hashes[number] if number < len(hashes) else None
+            self.ledger.register(block, Entry(parent, hash_, part))
+            parent = hash_ or parent
+
+    @precondition(lambda self: self.holdings)
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        place = data.draw(st.integers(0, len(self.holdings) - 1))
+        self.ledger.close(self.holdings.pop(place))
+
+    @invariant()
+    def adds_up(self) -> None:
+        self.ledger.check()
+        counts = self.ledger.counts()
+        held = {block for holding in self.holdings for block in holding.blocks}
+        assert counts["owned"] == len(held) == self.ledger.num_used
+        assert counts["leaked"] == 0
+
+
+TestLedgerMachine = LedgerMachine.TestCase
+TestLedgerMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

@@ -1,0 +1,116 @@
+"""One choice of an answer: its tokens become text, logprobs and a finish reason."""
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+from tandem_router.dispatch.sequence import Sequence
+from tandem_router.text.stop import StopMatcher
+from tandem_router.text.tokenizer import TextTokenizer
+from tandem_wire.messages import StepItem, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEntry:
+    """A chosen token with its logprobs; `offset` is where its text begins in the choice's text."""
+
+    token: int
+    logprobs: TokenLogprobs
+    offset: int
+
+
+class Choice:
+    """Consumes step items of one sequence.
+
+    After `feed`, the attributes `text`, `tokens` and `entries` hold what is new and may be shown,
+    `finish_reason` is set once the choice is over.
+    """
+
+    __slots__ = (
+        "_detokenizer", "_end_tokens", "_matcher", "_num_certain", "_pending", "_wants_logprobs",
+        "entries", "finish_reason", "num_shown", "prompt_index", "sequence", "text", "tokens",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        sequence: Sequence,
+        tokenizer: TextTokenizer,
+        *,
+        prompt_index: int,
+        stops: SequenceOf[str],
+        skip_special_tokens: bool,
+        end_tokens: frozenset[int],
+    ) -> None:
+        """`end_tokens` end the choice without being part of its text."""
+        self.sequence = sequence
+        self.prompt_index = prompt_index
+        self._detokenizer = tokenizer.detokenizer(
+            skip_special_tokens=skip_special_tokens, context=sequence.prompt[-8:]
+        )
+        self._matcher = StopMatcher(stops) if stops else None
+        self._end_tokens = end_tokens
+        self._wants_logprobs = sequence.params.logprobs is not None
+        self._pending: list[TokenEntry] = []
+        self._num_certain = 0  # characters that the detokenizer has returned
+        self.num_shown = 0  # characters of the choice's text handed out so far
+        self.text = ""
+        self.tokens: list[int] = []
+        self.entries: list[TokenEntry] = []
+        self.finish_reason = ""
+
+    def feed(self, item: StepItem) -> bool:
+        """Take one item; True when there is something new to show."""
+        tokens = item.tokens
+        self.tokens = tokens
+        if item.finish:
+            self.finish_reason = "length" if item.finish == "length" else "stop"
+        visible = tokens
+        if item.finish == "stop" and tokens and tokens[-1] in self._end_tokens:
+            visible = tokens[:-1]
+        if self._matcher is None and not self._wants_logprobs:
+            text = self._detokenizer.feed(visible) if visible else ""
+            if item.finish:
+                text += self._detokenizer.flush()
+            self.text = text
+            self.num_shown += len(text)
+            return bool(text) or bool(item.finish)
+        return self._feed_carefully(item, visible)
+
+    def _feed_carefully(self, item: StepItem, visible: list[int]) -> bool:
+        """Token by token: a stop string may end in the middle of a step."""
+        shown = ""
+        stopped = False
+        for position, token in enumerate(visible):
+            if self._wants_logprobs and item.logprobs is not None:
+                logprobs = item.logprobs[position]
+                self._pending.append(TokenEntry(token, logprobs, self._num_certain))
+            new, stopped = self._match(self._detokenizer.feed((token,)))
+            shown += new
+            if stopped:
+                break
+        if item.finish and not stopped:
+            new, stopped = self._match(self._detokenizer.flush())
+            shown += new
+            if not stopped and self._matcher is not None:
+                shown += self._matcher.flush()
+        if stopped:
+            self.finish_reason = "stop"
+            self.sequence.cancel()
+        self.text = shown
+        self.num_shown += len(shown)
+        self._release_entries()
+        return bool(shown or self.entries or self.finish_reason)
+
+    def _match(self, text: str) -> tuple[str, bool]:
+        self._num_certain += len(text)
+        if self._matcher is None:
+            return text, False
+        return self._matcher.feed(text)
+
+    def _release_entries(self) -> None:
+        """Logprobs leave with the text they belong to; those behind a stop string never do."""
+        ready = self._pending
+        if self._matcher is not None:
+            limit = self.num_shown
+            ready = [entry for entry in self._pending if entry.offset < limit]
+        self.entries = ready
+        self._pending = self._pending[len(ready) :]

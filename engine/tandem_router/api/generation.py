@@ -1,0 +1,252 @@
+"""From a validated request to its answer: sequences out, events in, bytes to the client."""
+
+import random
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import Any
+
+from tandem_router.api.choice import Choice
+from tandem_router.api.exchange import Exchange
+from tandem_router.api.formats import ReplyFormat, WholeChoice
+from tandem_router.api.schema import Sampling
+from tandem_router.config import SloClass
+from tandem_router.dispatch.sequence import Sequence
+from tandem_router.dispatch.stream import Event, TokenStream
+from tandem_router.errors import InvalidRequest, RequestTooLong, RouterError
+from tandem_wire.messages import SamplingParams, Welcome
+
+MAX_SEED = (1 << 63) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A generation request after validation and tokenizing."""
+
+    request: Sampling
+    prompts: list[list[int]]
+    slo_class: SloClass
+    reply: ReplyFormat
+    stops: tuple[str, ...]
+    max_tokens: int | None  # None: as long as the model goes
+    min_tokens: int = 0
+    logprobs: int | None = None
+    logit_bias: dict[int, float] | None = None
+
+
+def parse_logit_bias(bias: dict[str, float] | None, vocab_size: int) -> dict[int, float] | None:
+    """Keys of `logit_bias` as token ids. Raises InvalidRequest."""
+    if not bias:
+        return None
+    parsed: dict[int, float] = {}
+    for key, value in bias.items():
+        if not key.isdecimal() or int(key) >= vocab_size:
+            raise InvalidRequest(
+                f"logit_bias: {key!r} is no token id below {vocab_size}", param="logit_bias"
+            )
+        parsed[int(key)] = value
+    return parsed
+
+
+def check_token_ids(prompts: SequenceOf[list[int]], vocab_size: int, param: str) -> None:
+    """Raise InvalidRequest for ids that the model doesn't have."""
+    for prompt in prompts:
+        worst = max(prompt, default=0)
+        if worst >= vocab_size:
+            raise InvalidRequest(
+                f"{param}: token id {worst} is outside the vocabulary of {vocab_size}", param=param
+            )
+
+
+def _build_params(job: Job, prompt: list[int], seed: int, facts: Welcome) -> SamplingParams:
+    request = job.request
+    if not prompt:
+        raise InvalidRequest("prompt: has no tokens", param="prompt")
+    room = facts.max_model_len - len(prompt)
+    if room < 1 or (job.max_tokens is not None and job.max_tokens > room):
+        wanted = f" and {job.max_tokens} of output" if job.max_tokens is not None else ""
+        raise RequestTooLong(
+            f"the prompt's {len(prompt)} tokens{wanted} don't fit the model's context of "
+            f"{facts.max_model_len} tokens",
+            param="max_tokens" if room >= 1 else "prompt",
+        )
+    max_tokens = job.max_tokens if job.max_tokens is not None else room
+    if job.min_tokens > max_tokens:
+        raise InvalidRequest(
+            f"min_tokens: {job.min_tokens} is more than max_tokens {max_tokens}", param="min_tokens"
+        )
+
+    def given(value: float | None, default: float) -> float:
+        return default if value is None else value
+
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=given(request.temperature, 1.0),
+        top_k=max(request.top_k or 0, 0),
+        top_p=given(request.top_p, 1.0),
+        min_p=given(request.min_p, 0.0),
+        presence_penalty=given(request.presence_penalty, 0.0),
+        frequency_penalty=given(request.frequency_penalty, 0.0),
+        repetition_penalty=given(request.repetition_penalty, 1.0),
+        seed=seed,
+        logit_bias=job.logit_bias or {},
+        logprobs=job.logprobs,
+        stop_token_ids=request.stop_token_ids or [],
+        ignore_eos=bool(request.ignore_eos),
+        min_tokens=job.min_tokens,
+    )
+
+
+class Generation:
+    """Runs one job to its end and answers the exchange."""
+
+    def __init__(self, exchange: Exchange, job: Job) -> None:
+        self._exchange = exchange
+        self._context = exchange.context
+        self._job = job
+        self._stream = TokenStream()
+        self._choices: list[Choice] = []
+        self._num_open = 0
+
+    async def run(self) -> None:
+        """Answer, streamed or whole. Raises RouterError before the answer has begun."""
+        exchange, dispatcher = self._exchange, self._context.dispatcher
+        exchange.is_generation = True
+        exchange.slo_class = self._job.slo_class.name
+        watcher = exchange.watch(self._stream)
+        try:
+            dispatcher.admit(len(self._job.prompts) * (self._job.request.n or 1))
+            self._start(await dispatcher.model_facts())
+            if self._job.request.stream:
+                await self._answer_streaming()
+            else:
+                await self._answer_whole()
+        finally:
+            watcher.cancel()
+            for choice in self._choices:
+                choice.sequence.cancel()
+            self._note()
+
+    def _start(self, facts: Welcome) -> None:
+        job, request = self._job, self._job.request
+        first_seed = request.seed if request.seed is not None else random.getrandbits(62)
+        end_tokens = frozenset(request.stop_token_ids or ())
+        if not request.ignore_eos:
+            end_tokens |= frozenset(facts.eos_token_ids)
+        num_choices = request.n or 1
+        priority = request.priority if request.priority is not None else job.slo_class.priority
+        for prompt_index, prompt in enumerate(job.prompts):
+            for number in range(num_choices):
+                seed = (first_seed + number) & MAX_SEED
+                index = len(self._choices)
+                sequence = Sequence(
+                    self._context.dispatcher,
+                    self._stream,
+                    name=f"{self._exchange.name}-{index}",
+                    index=index,
+                    prompt=prompt,
+                    params=_build_params(job, prompt, seed, facts),
+                    arrived_at=self._exchange.arrived_at,
+                    priority=priority,
+                    slo_class=job.slo_class.name,
+                    cache_salt=request.cache_salt or "",
+                )
+                self._choices.append(
+                    Choice(
+                        sequence,
+                        self._context.text.tokenizer,
+                        prompt_index=prompt_index,
+                        stops=job.stops,
+                        skip_special_tokens=request.skip_special_tokens is not False,
+                        end_tokens=end_tokens,
+                    )
+                )
+        self._num_open = len(self._choices)
+        for choice in self._choices:
+            self._context.dispatcher.start(choice.sequence)
+
+    # --- answers ----------------------------------------------------------------------------------
+
+    async def _answer_streaming(self) -> None:
+        exchange, reply = self._exchange, self._job.reply
+        parts = [reply.begin(self._choices)]
+        while self._num_open:
+            # The answer begins with the first events, so that a refusal can still be a status.
+            events = await self._stream.next()
+            for event in events:
+                choice = self._take(event)
+                if choice is not None:
+                    last = choice.finish_reason and not self._num_open
+                    parts.append(reply.chunk(choice, self._tandem() if last else None))
+            if not exchange.status:
+                await exchange.open_stream()
+            if self._num_open and parts:
+                await exchange.write(b"".join(parts))
+                parts.clear()
+        parts.append(reply.end(self._usage(), self._tandem()))
+        await exchange.close_stream(b"".join(parts))
+
+    async def _answer_whole(self) -> None:
+        whole = [WholeChoice(choice, [], [], []) for choice in self._choices]
+        while self._num_open:
+            for event in await self._stream.next():
+                choice = self._take(event)
+                if choice is not None:
+                    whole[choice.sequence.index].add()
+        body = self._job.reply.whole(whole, self._usage(), self._tandem())
+        await self._exchange.reply(body, headers=self._headers())
+
+    def _take(self, event: Event) -> Choice | None:
+        """Feed an event to its choice; the choice when it has something new to show."""
+        sequence, item = event
+        if isinstance(item, RouterError):
+            raise item
+        choice = self._choices[sequence.index]
+        if choice.finish_reason:
+            return None  # tokens behind a stop string, already under way when it was found
+        shows = choice.feed(item)
+        if choice.finish_reason:
+            self._num_open -= 1
+        # Ids are promised in full, also those whose text is still held back.
+        return choice if shows or self._job.reply.return_token_ids else None
+
+    # --- accounts ---------------------------------------------------------------------------------
+
+    def _usage(self) -> dict[str, Any]:
+        num_choices = self._job.request.n or 1
+        firsts = self._choices[::num_choices]
+        num_prompt = sum(len(choice.sequence.prompt) for choice in firsts)
+        num_output = sum(len(choice.sequence.output) for choice in self._choices)
+        num_cached = sum(choice.sequence.num_cached_tokens for choice in firsts)
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_output,
+            "total_tokens": num_prompt + num_output,
+            "prompt_tokens_details": {"cached_tokens": num_cached},
+        }
+
+    def _tandem(self) -> dict[str, Any]:
+        """Who served it: of the first choice the workers, of all choices the sums."""
+        first = self._choices[0].sequence
+        return {
+            "decode_worker": first.decode_worker,
+            "prefill_worker": first.prefill_worker,
+            "kv_bytes": sum(choice.sequence.kv_bytes for choice in self._choices),
+            "failovers": sum(choice.sequence.failovers for choice in self._choices),
+        }
+
+    def _headers(self) -> dict[str, str]:
+        return {
+            f"x-tandem-{name.replace('_', '-')}": str(value)
+            for name, value in self._tandem().items()
+        }
+
+    def _note(self) -> None:
+        if not self._choices:
+            return
+        usage = self._usage()
+        self._exchange.notes.update(
+            prompt_tokens=usage["prompt_tokens"],
+            output_tokens=usage["completion_tokens"],
+            slo_class=self._job.slo_class.name,
+            **self._tandem(),
+        )

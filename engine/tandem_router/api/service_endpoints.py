@@ -1,0 +1,108 @@
+"""The endpoints that generate nothing: models, tokens, health, metrics, state."""
+
+import time
+
+import msgspec
+
+from tandem_router.api.exchange import Exchange, require_body
+from tandem_router.api.generation import check_token_ids
+from tandem_router.api.schema import DetokenizeRequest, TokenizeRequest, parse
+from tandem_router.errors import NoWorker
+
+STARTED = int(time.time())
+
+
+def _model(exchange: Exchange) -> dict[str, object]:
+    config = exchange.context.config
+    welcome = exchange.context.fleet.welcome
+    return {
+        "id": config.model_name,
+        "object": "model",
+        "created": STARTED,
+        "owned_by": "tandem",
+        "root": config.model,
+        "max_model_len": welcome.max_model_len if welcome is not None else None,
+    }
+
+
+async def list_models(exchange: Exchange) -> None:
+    """GET /v1/models."""
+    body = {"object": "list", "data": [_model(exchange)]}
+    await exchange.reply(msgspec.json.encode(body))
+
+
+async def get_model(exchange: Exchange) -> None:
+    """GET /v1/models/{id}."""
+    exchange.context.check_model(exchange.path_params["model_id"])
+    await exchange.reply(msgspec.json.encode(_model(exchange)))
+
+
+async def tokenize(exchange: Exchange) -> None:
+    """POST /tokenize."""
+    context = exchange.context
+    request = parse(TokenizeRequest, require_body(await exchange.body()))
+    context.check_model(request.model)
+    if request.messages is not None:
+        tokens = await context.text.encode_chat(
+            [message.for_template() for message in request.messages],
+            add_generation_prompt=request.add_generation_prompt,
+        )
+    else:
+        tokens = await context.text.encode_text(
+            request.prompt or "", add_special_tokens=request.add_special_tokens
+        )
+    welcome = context.fleet.welcome
+    body = {
+        "count": len(tokens),
+        "max_model_len": welcome.max_model_len if welcome is not None else None,
+        "tokens": tokens,
+    }
+    await exchange.reply(msgspec.json.encode(body))
+
+
+async def detokenize(exchange: Exchange) -> None:
+    """POST /detokenize."""
+    context = exchange.context
+    request = parse(DetokenizeRequest, require_body(await exchange.body()))
+    context.check_model(request.model)
+    tokenizer = context.text.tokenizer
+    check_token_ids([request.tokens], tokenizer.vocab_size, "tokens")
+    text = tokenizer.decode(request.tokens, skip_special_tokens=request.skip_special_tokens)
+    await exchange.reply(msgspec.json.encode({"prompt": text}))
+
+
+async def health(exchange: Exchange) -> None:
+    """GET /health: the process is alive."""
+    await exchange.reply(b'{"status":"ok"}')
+
+
+async def ready(exchange: Exchange) -> None:
+    """GET /ready: requests can be served here."""
+    context = exchange.context
+    if context.dispatcher.leaving or context.dispatcher.draining:
+        raise NoWorker("this router is shutting down", retry_after_seconds=1)
+    if not context.fleet.has_decode_worker():
+        raise NoWorker("no decode worker is connected", retry_after_seconds=1)
+    await exchange.reply(b'{"status":"ready"}')
+
+
+async def metrics(exchange: Exchange) -> None:
+    """GET /metrics."""
+    await exchange.reply(
+        exchange.context.metrics.exposition(),
+        content_type=b"text/plain; version=0.0.4; charset=utf-8",
+    )
+
+
+async def state(exchange: Exchange) -> None:
+    """GET /state: the workers as this router sees them."""
+    context = exchange.context
+    body = {
+        "model": context.config.model_name,
+        "policy": context.config.policy,
+        "draining": context.dispatcher.draining,
+        "inflight": context.dispatcher.num_inflight,
+        "waiting": context.dispatcher.num_waiting,
+        "workers": context.fleet.describe(),
+    }
+    await exchange.reply(msgspec.json.encode(body))

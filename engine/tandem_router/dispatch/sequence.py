@@ -1,0 +1,221 @@
+"""One sequence from submission to its last token, across as many workers as that takes."""
+
+from typing import TYPE_CHECKING, Protocol
+
+from tandem_router.dispatch.stream import TokenStream
+from tandem_router.errors import (
+    GenerationFailed,
+    InvalidRequest,
+    RequestTooLong,
+    RouterError,
+)
+from tandem_wire.messages import PrefillPeer, Refused, SamplingParams, StepItem, Submit, Welcome
+
+if TYPE_CHECKING:
+    from tandem_router.workers.link import WorkerLink
+
+MAX_WORKER_ERRORS = 3
+REFUSED_SECONDS = 0.25
+
+
+class Placer(Protocol):
+    """The dispatcher, as a sequence sees it."""
+
+    def place(self, sequence: "Sequence") -> None:
+        """Find a (next) worker, now or as soon as there is one."""
+
+    def finished(self, sequence: "Sequence") -> None:
+        """The sequence is over, well or badly."""
+
+    def on_failover(self, stage: str) -> None:
+        """Count a re-submission: stage is "refused", "prefill", "decode", "moved" or "error"."""
+
+    def on_first_token(self, sequence: "Sequence", now: float) -> None:
+        """Measure TTFT."""
+
+    def on_gap(self, sequence: "Sequence", seconds: float) -> None:
+        """Measure one gap between tokens."""
+
+
+class Sequence:
+    """One prompt's one choice. Implements `workers.link.Attempt`.
+
+    Every attempt has a rid of its own, so a late frame of an old attempt can't be mistaken. The
+    tokens that were streamed travel with the next attempt: the client sees a pause.
+    """
+
+    __slots__ = (
+        "_placer", "arrived_at", "attempt", "avoid", "cache_salt", "decode_worker", "done",
+        "failovers", "gaps", "index", "kv_bytes", "last_token_at", "last_trouble",
+        "link", "name", "num_cached_tokens", "num_errors", "origin", "output", "params",
+        "prefill_worker", "priority", "prompt", "retry_after_seconds", "rid", "slo_class",
+        "stream", "waiting_since", "was_accepted",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        placer: Placer,
+        stream: TokenStream,
+        *,
+        name: str,
+        index: int,
+        prompt: list[int],
+        params: SamplingParams,
+        arrived_at: float,
+        priority: int = 0,
+        slo_class: str = "",
+        cache_salt: str = "",
+    ) -> None:
+        """`name` is unique in this router; `index` is the choice's number in the answer."""
+        self._placer = placer
+        self.stream = stream
+        self.name = name
+        self.index = index
+        self.prompt = prompt
+        self.params = params
+        self.arrived_at = arrived_at
+        self.priority = priority
+        self.slo_class = slo_class
+        self.cache_salt = cache_salt
+        self.output: list[int] = []
+        self.link: WorkerLink | None = None
+        self.origin: Welcome | None = None  # what the worker of the first tokens was
+        self.rid = ""
+        self.attempt = 0
+        self.done = False
+        self.was_accepted = False  # a worker has had it: it may wait longer for the next one
+        self.waiting_since = arrived_at
+        self.avoid: dict[str, float] = {}  # worker name -> until when it isn't asked again
+        self.num_errors = 0
+        self.failovers = 0
+        self.last_trouble = ""
+        self.retry_after_seconds = 0.0
+        self.last_token_at = 0.0
+        self.gaps: list[float] = []
+        self.num_cached_tokens = 0
+        self.decode_worker = ""
+        self.prefill_worker = ""
+        self.kv_bytes = 0
+
+    def build_submit(self, prefill: list[PrefillPeer]) -> Submit:
+        """The next attempt's message, under a new rid."""
+        self.attempt += 1
+        self.rid = f"{self.name}.{self.attempt}"
+        return Submit(
+            rid=self.rid,
+            tokens=self.prompt + self.output,
+            num_prompt_tokens=len(self.prompt),
+            params=self.params,
+            prefill=prefill,
+            priority=self.priority,
+            slo_class=self.slo_class,
+            cache_salt=self.cache_salt,
+        )
+
+    # --- called by the link -----------------------------------------------------------------------
+
+    def on_item(self, item: StepItem, now: float) -> None:
+        """Tokens of one step."""
+        if item.tokens:
+            if self.output:
+                gap = now - self.last_token_at
+                self.gaps.append(gap)
+                self._placer.on_gap(self, gap)
+            else:
+                self.num_cached_tokens = item.num_cached_tokens
+                self.prefill_worker = item.prefill_worker
+                self.kv_bytes = item.kv_bytes
+                assert self.link is not None, "items come only while an attempt runs"
+                self.decode_worker = self.link.worker_id
+                self._placer.on_first_token(self, now)
+            self.last_token_at = now
+            self.output += item.tokens
+        if not item.finish:
+            self.stream.push(self, item)
+        elif item.finish in ("stop", "length"):
+            self._end(item)
+        else:
+            self._continue_elsewhere(item, now)
+
+    def _continue_elsewhere(self, item: StepItem, now: float) -> None:
+        """The worker gave the sequence up: moved, its own cancel, or an error of its own."""
+        if item.tokens:
+            self.stream.push(self, StepItem(item.rid, item.tokens, logprobs=item.logprobs))
+        assert self.link is not None, "items come only while an attempt runs"
+        if item.finish == "error":
+            self.num_errors += 1
+            self.link.breaker.on_failure(now)
+            self.last_trouble = f"worker {self.link.worker_id} failed: {item.error or 'no reason'}"
+            if self.num_errors >= MAX_WORKER_ERRORS:
+                self.fail(GenerationFailed(self.last_trouble))
+                return
+        else:
+            self.last_trouble = f"worker {self.link.worker_id} gave the request up"
+        self.avoid[self.link.address.name] = now + REFUSED_SECONDS
+        self._retry("error" if item.finish == "error" else "moved", now)
+
+    def on_refused(self, refused: Refused, now: float) -> None:
+        """The worker won't run it: the client's fault, or another worker's turn."""
+        if refused.code == "too_long":
+            self.fail(RequestTooLong(refused.message))
+            return
+        if refused.code == "invalid":
+            self.fail(InvalidRequest(refused.message))
+            return
+        assert self.link is not None, "refusals come only while an attempt runs"
+        self.last_trouble = f"{refused.code}: {refused.message}"
+        self.retry_after_seconds = max(self.retry_after_seconds, refused.retry_after_seconds)
+        pause = max(refused.retry_after_seconds, REFUSED_SECONDS)
+        self.avoid[self.link.address.name] = now + min(pause, 5.0)
+        if refused.code in ("no_room", "draining"):
+            self.link.breaker.on_abandoned()
+        else:
+            self.link.breaker.on_failure(now)
+        self._retry("refused", now, was_accepted=self.was_accepted)
+
+    def on_lost(self, reason: str, now: float) -> None:
+        """The worker's connection is gone."""
+        self.last_trouble = (
+            f"lost worker {self.decode_worker or 'before its first token'}: {reason}"
+        )
+        self._retry("decode" if self.output else "prefill", now)
+
+    def _retry(self, stage: str, now: float, *, was_accepted: bool = True) -> None:
+        self.link = None
+        self.was_accepted = was_accepted
+        if stage != "refused":
+            self.failovers += 1
+        self.waiting_since = now if stage != "refused" else self.waiting_since
+        self._placer.on_failover(stage)
+        if len(self.output) >= self.params.max_tokens:
+            # The last token came, the word that it was the last didn't.
+            self._end(StepItem(self.rid, [], finish="length"))
+            return
+        self._placer.place(self)
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def _end(self, item: StepItem) -> None:
+        self.link = None
+        self.done = True
+        self.stream.push(self, item)
+        self._placer.finished(self)
+
+    def fail(self, error: RouterError) -> None:
+        """End with an error instead of tokens."""
+        if self.done:
+            return
+        self.link = None
+        self.done = True
+        self.stream.push(self, error)
+        self._placer.finished(self)
+
+    def cancel(self) -> None:
+        """No further tokens are wanted: a stop string was hit, or the client left."""
+        if self.done:
+            return
+        self.done = True
+        if self.link is not None:
+            self.link.cancel(self.rid)
+            self.link = None
+        self._placer.finished(self)

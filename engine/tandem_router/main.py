@@ -1,0 +1,228 @@
+"""`tandem-router`: flags, logging, the HTTP server, and a clean end on SIGTERM."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import structlog
+
+from tandem_router.app import build_app
+from tandem_router.config import PolicyName, RouterConfig, SloClass
+from tandem_router.discovery.static import parse_address
+from tandem_router.errors import ModelLoadError
+from tandem_router.http_server import HttpServer, open_listener
+from tandem_router.router import default_router_id, running_router
+from tandem_router.text.loading import load_text_model
+from tandem_router.text.model import TextModel
+
+log = structlog.get_logger(__name__)
+
+
+class SloClassJson(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """One entry of --slo-classes, as in spec.slo.classes."""
+
+    name: str
+    default: bool = False
+    ttft_milliseconds: int = 0
+    tbt_milliseconds: int = 0
+    percentile: int = 95
+    priority: int = 0
+
+
+def parse_slo_classes(text: str) -> tuple[SloClass, ...]:
+    """The JSON list of --slo-classes. Raises ValueError."""
+    try:
+        entries = msgspec.json.decode(text or "[]", type=list[SloClassJson])
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"--slo-classes: {error}") from error
+    if sum(entry.default for entry in entries) > 1:
+        raise ValueError("--slo-classes: two classes are marked default")
+    return tuple(
+        SloClass(
+            name=entry.name,
+            default=entry.default,
+            ttft_seconds=entry.ttft_milliseconds / 1e3,
+            tbt_seconds=entry.tbt_milliseconds / 1e3,
+            priority=entry.priority,
+        )
+        for entry in entries
+    )
+
+
+def read_api_keys(path: str) -> frozenset[str]:
+    """The keys of --api-keys-file: a file with one key a line, or a folder of such files.
+
+    A mounted secret is a folder with a file per entry. Raises OSError, and ValueError for no keys.
+    """
+    if not path:
+        return frozenset()
+    place = Path(path)
+    files = [place]
+    if place.is_dir():
+        files = [entry for entry in sorted(place.iterdir()) if entry.is_file()]
+    lines = (line.strip() for file in files for line in file.read_text().splitlines())
+    keys = frozenset(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise ValueError(f"--api-keys-file: {path} holds no key")
+    return keys
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="tandem-router", description=__doc__)
+    add = parser.add_argument
+    add("--model-name", default="", help="name that requests give (default: the URI's last part)")
+    add("--model", required=True, help="model URI, for tokenizer and chat template")
+    add("--revision", default="", help="revision; with --service only its workers are used")
+    add("--host", default="0.0.0.0", help="address to listen at")
+    add("--port", type=int, default=8000, help="port to listen at; 0 takes a free one")
+    add("--service", default="", help="watch pods labelled tandem.dev/service=NAME")
+    add("--namespace", default="", help="namespace of those pods (default: the router's own)")
+    add("--worker", action="append", default=[], metavar="HOST:PORT", help="a fixed worker")
+    add("--policy", choices=get_args(PolicyName), default="LeastLoaded")
+    add("--slo-classes", default="", help="JSON list as in spec.slo.classes")
+    add("--api-keys-file", default="", help="file with one API key a line, or a folder of such")
+    add("--drain-seconds", type=float, default=600.0, help="how long SIGTERM lets streams finish")
+    add(
+        "--linger-seconds",
+        type=float,
+        default=None,
+        help="SIGTERM turns /ready off at once but takes requests so long (3 with --service)",
+    )
+    add("--queue-seconds", type=float, default=20.0, help="wait for a first worker this long")
+    add("--failover-seconds", type=float, default=120.0, help="wait for a next worker this long")
+    add("--max-inflight", type=int, default=8192, help="sequences at a time; more get 429")
+    add("--cache-dir", default="", help="where converted tokenizers are kept")
+    add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    add("--no-access-log", action="store_true", help="log no line per request")
+    return parser
+
+
+def parse_config(arguments: argparse.Namespace) -> RouterConfig:
+    """Flags to configuration. Raises ValueError or OSError, naming the flag."""
+    if bool(arguments.service) == bool(arguments.worker):
+        raise ValueError("give either --service or one or more --worker")
+    for worker in arguments.worker:
+        parse_address(worker)
+    return RouterConfig(
+        model_name=arguments.model_name or arguments.model.rstrip("/").rsplit("/", 1)[-1],
+        model=arguments.model,
+        revision=arguments.revision,
+        host=arguments.host,
+        port=arguments.port,
+        service=arguments.service,
+        namespace=arguments.namespace,
+        workers=tuple(arguments.worker),
+        policy=arguments.policy,
+        slo_classes=parse_slo_classes(arguments.slo_classes),
+        api_keys=read_api_keys(arguments.api_keys_file),
+        drain_seconds=arguments.drain_seconds,
+        linger_seconds=_linger(arguments),
+        queue_seconds=arguments.queue_seconds,
+        failover_seconds=arguments.failover_seconds,
+        max_inflight=arguments.max_inflight,
+        cache_dir=arguments.cache_dir,
+        router_id=default_router_id(),
+    )
+
+
+def _linger(arguments: argparse.Namespace) -> float:
+    """Endpoints of a Service take a moment to change; a static router has none."""
+    if arguments.linger_seconds is not None:
+        return float(arguments.linger_seconds)
+    return 3.0 if arguments.service else 0.0
+
+
+def configure_logging(level: str, access_log: bool) -> None:
+    """One JSON line per event on standard output."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(serializer=_to_json),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=_LoggerFactory(access_log),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(level=max(number, logging.WARNING), format="%(levelname)s %(message)s")
+
+
+def _to_json(value: object, **_: object) -> str:
+    return msgspec.json.encode(value, enc_hook=repr).decode()
+
+
+class _LoggerFactory:
+    """Prints; the access log can be silenced on its own."""
+
+    def __init__(self, access_log: bool) -> None:
+        self._access_log = access_log
+
+    def __call__(self, *names: str) -> object:
+        if names[:1] == ("access",) and not self._access_log:
+            return structlog.ReturnLogger()
+        return structlog.PrintLogger()
+
+
+async def serve(config: RouterConfig, text: TextModel) -> None:
+    """Run until SIGTERM or SIGINT, then drain. A second signal ends at once."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running_router(config, text) as context:
+        server = HttpServer(build_app(context))
+        listener = open_listener(config.host, config.port)
+        port = listener.getsockname()[1]
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        log.info("serving", host=config.host, port=port, model=config.model_name)
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stop.clear()
+        context.dispatcher.leaving = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(config.linger_seconds):
+                await stop.wait()
+        log.info("draining", inflight=context.dispatcher.num_inflight)
+        drained = asyncio.create_task(context.dispatcher.drain(config.drain_seconds))
+        again = asyncio.create_task(stop.wait())
+        await asyncio.wait({drained, again}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (drained, again, stopping):
+            task.cancel()
+        server.should_exit = True
+        await serving
+        log.info("stopped")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console script."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        config = parse_config(arguments)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    configure_logging(arguments.log_level, not arguments.no_access_log)
+    try:
+        text = load_text_model(config.model, revision=config.revision, cache_dir=config.cache_dir)
+    except ModelLoadError as error:
+        print(f"tandem-router: {error}", file=sys.stderr)
+        sys.exit(1)
+    import uvloop
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    uvloop.run(serve(config, text))
+
+
+if __name__ == "__main__":
+    main()

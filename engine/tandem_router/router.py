@@ -1,0 +1,66 @@
+"""One router: its parts put together, started, and drained."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator
+
+import structlog
+
+from tandem_router.api.context import RouterContext
+from tandem_router.config import RouterConfig
+from tandem_router.discovery.base import Discovery
+from tandem_router.discovery.static import StaticDiscovery
+from tandem_router.dispatch.dispatcher import Dispatcher
+from tandem_router.metrics import RouterMetrics
+from tandem_router.policy.registry import build_policy
+from tandem_router.text.model import TextModel
+from tandem_router.workers.fleet import Fleet
+
+log = structlog.get_logger(__name__)
+
+
+def build_discovery(config: RouterConfig) -> Discovery:
+    """Watch pods when a service is named, else the static list."""
+    if config.service:
+        # Imported here: the Kubernetes client takes a second to load and a static list needs none.
+        from tandem_router.discovery.pods import PodDiscovery
+
+        return PodDiscovery(config.service, config.namespace, revision=config.revision)
+    return StaticDiscovery(config.workers)
+
+
+def default_router_id() -> str:
+    """The pod's name, else host and process."""
+    return os.environ.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}"
+
+
+@contextlib.asynccontextmanager
+async def running_router(
+    config: RouterConfig, text: TextModel, discovery: Discovery | None = None
+) -> AsyncIterator[RouterContext]:
+    """Start fleet, dispatcher and discovery; close every connection at the end."""
+    metrics = RouterMetrics(config)
+    fleet = Fleet(config)
+    dispatcher = Dispatcher(config, fleet, build_policy(config.policy), metrics)
+    source = discovery if discovery is not None else build_discovery(config)
+    tasks = [
+        asyncio.create_task(dispatcher.run(), name="dispatcher"),
+        asyncio.create_task(source.run(fleet.update), name="discovery"),
+    ]
+    for task in tasks:
+        task.add_done_callback(_report)
+    try:
+        yield RouterContext(config, text, fleet, dispatcher, metrics)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await fleet.close()
+
+
+def _report(task: "asyncio.Task[None]") -> None:
+    """These tasks never end by themselves; say so loudly if one does."""
+    if not task.cancelled() and task.exception() is not None:
+        log.error("a part of the router died", part=task.get_name(), exc_info=task.exception())

@@ -1,0 +1,111 @@
+"""A whole router on a free port, inside the test's own loop, in front of fake workers."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+import openai
+
+from tandem_router.api.context import RouterContext
+from tandem_router.app import build_app
+from tandem_router.config import RouterConfig
+from tandem_router.discovery.base import Discovery
+from tandem_router.http_server import HttpServer, open_listener
+from tandem_router.router import running_router
+from tandem_router.tests.fake_worker import FakeWorker
+from tandem_router.text.loading import load_text_model
+from tandem_router.text.model import TextModel
+
+BASE = RouterConfig(
+    model_name="mock", model="mock://tiny", queue_seconds=5.0, failover_seconds=30.0
+)
+
+
+async def until(condition: Callable[[], Any], *, seconds: float = 20.0) -> None:
+    """Wait for a condition; fails with it after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"never came true: {condition}"
+        await asyncio.sleep(0.005)
+
+
+@dataclass
+class Running:
+    """A router under test."""
+
+    context: RouterContext
+    url: str
+    http: httpx.AsyncClient
+
+    def openai(self, key: str = "none") -> openai.AsyncOpenAI:
+        """The official client; the caller closes it."""
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+
+    async def post(self, path: str, **body: Any) -> httpx.Response:
+        """A JSON request."""
+        return await self.http.post(path, json=body)
+
+    async def events(self, path: str, **body: Any) -> list[dict[str, Any]]:
+        """The events of a stream, without the closing [DONE], which must be there."""
+        found: list[dict[str, Any]] = []
+        done = False
+        async with self.http.stream("POST", path, json={**body, "stream": True}) as response:
+            assert response.status_code == 200, await response.aread()
+            async for line in response.aiter_lines():
+                assert not done or not line
+                if line == "data: [DONE]":
+                    done = True
+                elif line:
+                    found.append(json.loads(line.removeprefix("data: ")))
+        assert done or "error" in found[-1]
+        return found
+
+
+def text_of(events: list[dict[str, Any]], index: int = 0) -> str:
+    """The text of a completion stream."""
+    return "".join(
+        choice["text"]
+        for event in events
+        for choice in event.get("choices", ())
+        if choice["index"] == index
+    )
+
+
+@contextlib.asynccontextmanager
+async def router(
+    *workers: FakeWorker,
+    text: TextModel | None = None,
+    discovery: Discovery | None = None,
+    wait: bool = True,
+    **settings: Any,
+) -> AsyncIterator[Running]:
+    """A router in front of `workers`, ready once they have welcomed it."""
+    for worker in workers:
+        if not worker.port:
+            await worker.start()
+    config = replace(BASE, workers=tuple(worker.address for worker in workers), **settings)
+    text = text or load_text_model(config.model)
+    async with running_router(config, text, discovery) as context:
+        server = HttpServer(build_app(context))
+        listener = open_listener("127.0.0.1", 0)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        await until(lambda: server.started)
+        if wait:
+            await until(
+                lambda: sum(link.is_connected for link in context.fleet.links) >= len(workers)
+            )
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+            try:
+                yield Running(context, url, http)
+            finally:
+                server.should_exit = True
+                server.force_exit = True
+                await serving
+    for worker in workers:
+        await worker.die()

@@ -1,0 +1,160 @@
+"""Workers found by list and watch; nothing the API server does makes them vanish."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from tandem_router.discovery import pods as pods_module
+from tandem_router.discovery.pods import PodDiscovery, own_namespace, wire_port
+from tandem_router.discovery.static import parse_address
+from tandem_router.router import build_discovery
+from tandem_router.tests.fake_api_server import FakeApiServer, pod
+from tandem_router.tests.fake_worker import FakeWorker
+from tandem_router.tests.harness import BASE, router, until
+from tandem_router.workers.link import WorkerAddress
+
+
+@dataclass
+class Seen:
+    api: FakeApiServer
+    workers: dict[str, WorkerAddress] = field(default_factory=dict)
+
+    def take(self, workers: Sequence[WorkerAddress]) -> None:
+        self.workers = {worker.name: worker for worker in workers}
+
+
+@contextlib.asynccontextmanager
+async def watching() -> AsyncIterator[Seen]:
+    api = await FakeApiServer().start()
+    seen = Seen(api)
+    api.put(pod("d0"))
+    task = asyncio.create_task(PodDiscovery("svc", "ns", api=api.api()).run(seen.take))
+    try:
+        await until(lambda: api.num_watches == 1)
+        yield seen
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await api.stop()
+
+
+async def test_pods_come_change_and_go() -> None:
+    async with watching() as seen:
+        assert set(seen.workers) == {"d0"}
+        seen.api.put(pod("p0", role="prefill", ip="10.0.0.9", port=9999))
+        await until(lambda: "p0" in seen.workers)
+        assert (seen.workers["p0"].host, seen.workers["p0"].port) == ("10.0.0.9", 9999)
+        seen.api.put(pod("r0", role="router"))
+        seen.api.put(pod("d1", ip=""))
+        seen.api.put(pod("d2", phase="Failed"))
+        seen.api.put(pod("p0", role="prefill", draining="true"))
+        await until(lambda: seen.workers["p0"].marked_draining)
+        assert set(seen.workers) == {"d0", "p0"}
+        seen.api.put(pod("d0", deleted=True))
+        await until(lambda: seen.workers["d0"].marked_draining)
+        seen.api.put(pod("p0", role="prefill", draining="false"))
+        await until(lambda: not seen.workers["p0"].marked_draining)
+        seen.api.delete("d0")
+        await until(lambda: set(seen.workers) == {"p0"})
+        assert seen.api.selectors == {"tandem.dev/service=svc"}
+
+
+async def test_a_watch_that_ends_is_taken_up_again() -> None:
+    async with watching() as seen:
+        seen.api.send({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "77"}}})
+        seen.api.close_watches()
+        await until(lambda: seen.api.num_watches == 2)
+        seen.api.put(pod("d1"))
+        await until(lambda: "d1" in seen.workers)
+        assert seen.api.num_lists == 1
+
+
+async def test_expired_versions_are_listed_anew() -> None:
+    async with watching() as seen:
+        seen.api.pods["d9"] = pod("d9")
+        seen.api.send({"type": "ERROR", "object": {"code": 410, "message": "too old"}})
+        await until(lambda: "d9" in seen.workers and seen.api.num_watches == 2)
+        seen.api.send({"type": "ERROR", "object": {"code": 500, "message": "oh"}})
+        await until(lambda: seen.api.num_lists >= 3 and seen.api.num_watches == 3)
+        seen.api.fail_with = 410
+        seen.api.close_watches()
+        await until(lambda: seen.api.num_refused > 2)
+        seen.api.fail_with = None
+        seen.api.put(pod("d8"))
+        await until(lambda: "d8" in seen.workers)
+
+
+async def test_a_server_that_is_away_leaves_the_workers() -> None:
+    async with watching() as seen:
+        await seen.api.stop()
+        with pytest.raises(AssertionError):
+            await until(lambda: not seen.workers, seconds=0.3)
+        seen.api.put(pod("d1"))
+        await seen.api.start()
+        await until(lambda: set(seen.workers) == {"d0", "d1"})
+        seen.api.fail_with = 403
+        seen.api.close_watches()
+        with pytest.raises(AssertionError):
+            await until(lambda: not seen.workers, seconds=0.3)
+        seen.api.fail_with = None
+        seen.api.put(pod("d2"))
+        await until(lambda: "d2" in seen.workers)
+
+
+async def test_a_fleet_follows_the_pods() -> None:
+    api = await FakeApiServer().start()
+    first, second = await FakeWorker("a").start(), await FakeWorker("b").start()
+    api.put(pod("a", port=first.port))
+    async with router_with(api) as running:
+        fleet = running.context.fleet
+        await until(fleet.has_decode_worker)
+        body = {"model": "mock", "prompt": "x", "max_tokens": 3}
+        assert (await running.post("/v1/completions", **body)).status_code == 200
+        api.put(pod("b", port=second.port))
+        await until(lambda: sum(link.is_connected for link in fleet.links) == 2)
+        api.put(pod("a", port=first.port, draining="true"))
+        await until(lambda: any(link.is_draining for link in fleet.links))
+        assert (await running.post("/v1/completions", **body)).status_code == 200
+        assert len(second.submits) == 1
+        # A pod that leaves keeps its running streams until they end.
+        second.hold_after = 1
+        stream = asyncio.create_task(running.events("/v1/completions", **body))
+        await until(lambda: len(second.submits) == 2)
+        api.delete("b")
+        await until(lambda: all(link.is_draining for link in fleet.links))
+        assert {link.worker_id for link in fleet.links} == {"a", "b"}
+        await second.die()
+        await until(lambda: {link.address.name for link in fleet.links} == {"a"})
+        api.put(pod("a", port=first.port, uid="u2"))
+        assert len(await stream) == 3
+    await first.die()
+    await api.stop()
+
+
+def router_with(api: FakeApiServer):  # type: ignore[no-untyped-def]
+    return router(wait=False, discovery=PodDiscovery("svc", "ns", api=api.api()))
+
+
+def test_ports_and_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert wire_port({}) == 8101
+    monkeypatch.setenv("TANDEM_WIRE_PORT", "9000")
+    assert wire_port({}) == 9000
+    assert wire_port({"tandem.dev/wire-port": "7"}) == 7
+    assert parse_address("[::1]:80") == WorkerAddress("[::1]:80", "::1", 80)
+    for bad in ("host", "host:", ":80", "host:x", "host:99999"):
+        with pytest.raises(ValueError, match="HOST:PORT"):
+            parse_address(bad)
+
+
+def test_the_namespace(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(pods_module, "_NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.delenv("POD_NAMESPACE", raising=False)
+    assert own_namespace() == "default"
+    (tmp_path / "namespace").write_text("mine\n")
+    assert own_namespace() == "mine"
+    from dataclasses import replace
+
+    assert isinstance(build_discovery(replace(BASE, service="svc")), PodDiscovery)

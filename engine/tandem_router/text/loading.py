@@ -1,0 +1,135 @@
+"""From a model's URI to its tokenizer and chat template."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from tokenizers import Tokenizer
+
+from tandem_router.errors import ModelLoadError
+from tandem_router.text.chat_template import ChatTemplate
+from tandem_router.text.gguf_vocabulary import build_gguf_tokenizer
+from tandem_router.text.model import TextModel
+from tandem_router.text.tokenizer import ByteTokenizer, HFTokenizer
+from tandem_wire.disk_cache import build_once, default_cache_dir
+from tandem_wire.gguf_file import GgufError, GgufFile, read_gguf
+from tandem_wire.model_source import ModelSourceError, resolve_model
+
+MOCK_SCHEME: Final = "mock://"
+_SPECIAL_NAMES: Final = ("bos_token", "eos_token", "unk_token", "pad_token")
+_GGUF_NAMES: Final = {
+    "bos_token": "tokenizer.ggml.bos_token_id",
+    "eos_token": "tokenizer.ggml.eos_token_id",
+    "unk_token": "tokenizer.ggml.unknown_token_id",
+    "pad_token": "tokenizer.ggml.padding_token_id",
+}
+
+
+def load_text_model(uri: str, *, revision: str = "", cache_dir: str = "") -> TextModel:
+    """Tokenizer and template of the model; downloads only the small files of a repository.
+
+    Raises ModelLoadError, naming what is missing.
+    """
+    if uri.startswith(MOCK_SCHEME):
+        return TextModel(ByteTokenizer(), ChatTemplate(None, {}))
+    cache = Path(cache_dir) if cache_dir else default_cache_dir()
+    try:
+        files = resolve_model(uri, revision=revision, weights=False, cache_dir=cache)
+        if files.format == "Gguf":
+            return load_gguf(files.path, cache)
+        return load_directory(files.path)
+    except (ModelSourceError, GgufError, OSError) as error:
+        raise ModelLoadError(f"{uri}: {error}") from error
+
+
+def load_directory(path: Path) -> TextModel:
+    """A directory in the Hugging Face form: tokenizer.json, tokenizer_config.json, templates."""
+    file = path / "tokenizer.json"
+    if not file.exists():
+        raise ModelLoadError(f"{path} has no tokenizer.json: convert the model's tokenizer to it")
+    config = _read_json(path / "tokenizer_config.json")
+    special = {
+        name: text for name in _SPECIAL_NAMES if (text := _token_text(config.get(name))) is not None
+    }
+    adds_bos = config.get("add_bos_token")
+    tokenizer = HFTokenizer(
+        _open_tokenizer(file),
+        bos_token=special.get("bos_token"),
+        eos_tokens=[special["eos_token"]] if "eos_token" in special else [],
+        adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
+    )
+    template_file = path / "chat_template.jinja"
+    template = (
+        template_file.read_text(encoding="utf-8")
+        if template_file.exists()
+        else _default_template(config.get("chat_template"))
+    )
+    return TextModel(tokenizer, ChatTemplate(template, special))
+
+
+def load_gguf(path: Path, cache: Path) -> TextModel:
+    """A GGUF file; its tokenizer is converted once and kept in the cache."""
+    file = read_gguf(path)
+    tokenizer_file = _converted(file, cache)
+    tokens = file.array("tokenizer.ggml.tokens")
+    special: dict[str, str] = {}
+    for name, key in _GGUF_NAMES.items():
+        number = file.integer(key)
+        if number is not None and number < len(tokens):
+            special[name] = str(tokens[number])
+    is_sentencepiece = file.text("tokenizer.ggml.model") == "llama"
+    tokenizer = HFTokenizer(
+        _open_tokenizer(tokenizer_file),
+        bos_token=special.get("bos_token"),
+        eos_tokens=[special["eos_token"]] if "eos_token" in special else [],
+        # llama.cpp adds it to a SentencePiece vocabulary that doesn't say otherwise.
+        adds_bos=bool(file.metadata.get("tokenizer.ggml.add_bos_token", is_sentencepiece)),
+    )
+    template = file.text("tokenizer.chat_template") or None
+    return TextModel(tokenizer, ChatTemplate(template, special))
+
+
+def _converted(file: GgufFile, cache: Path) -> Path:
+    """The cached tokenizer.json of a GGUF file, made at first use."""
+    stat = file.path.stat()
+    facts = f"1:{file.path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    name = hashlib.sha256(facts.encode()).hexdigest()[:24]
+    folder = cache / "tokenizers"
+    return build_once(
+        folder / f"{name}.json", lambda target: build_gguf_tokenizer(file).save(str(target), False)
+    )
+
+
+def _open_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception for whatever is wrong
+        raise ModelLoadError(f"{path} is no tokenizer that can be read: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelLoadError(f"{path} is no valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{path} holds no JSON object")
+    return value
+
+
+def _token_text(value: Any) -> str | None:
+    """A special token's text: a string, or an object with `content`."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _default_template(value: Any) -> str | None:
+    """One template, or the one named "default" of several."""
+    if isinstance(value, list):
+        named = {entry["name"]: entry["template"] for entry in value if isinstance(entry, dict)}
+        value = named.get("default")
+    return value if isinstance(value, str) else None

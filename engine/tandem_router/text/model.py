@@ -1,0 +1,58 @@
+"""A model's text side: tokenizer and chat template together."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from tandem_router.text.chat_template import PLAIN_STOP, ChatTemplate
+from tandem_router.text.tokenizer import TextTokenizer
+
+OFFLOAD_CHARACTERS: Final = 8192
+
+
+class TextModel:
+    """Prompts for one model. Long ones are tokenized in a thread, so that streams go on."""
+
+    def __init__(self, tokenizer: TextTokenizer, template: ChatTemplate) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+
+    @property
+    def default_chat_stops(self) -> tuple[str, ...]:
+        """Stop strings that end a turn where the model has no template of its own."""
+        return PLAIN_STOP if self.template.is_plain else ()
+
+    async def encode_text(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a plain prompt."""
+        if len(text) < OFFLOAD_CHARACTERS:
+            return self.tokenizer.encode_prompt(text, add_special_tokens=add_special_tokens)
+        return await asyncio.to_thread(
+            self.tokenizer.encode_prompt, text, add_special_tokens=add_special_tokens
+        )
+
+    async def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation. Raises InvalidRequest when the template refuses it."""
+        size = sum(len(message["content"]) for message in messages)
+        if size < OFFLOAD_CHARACTERS:
+            return self._encode_chat(messages, add_generation_prompt, variables)
+        return await asyncio.to_thread(
+            self._encode_chat, messages, add_generation_prompt, variables
+        )
+
+    def _encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None,
+    ) -> list[int]:
+        text = self.template.render(
+            messages, add_generation_prompt=add_generation_prompt, variables=variables
+        )
+        # A model's own template writes its special tokens itself.
+        return self.tokenizer.encode_prompt(text, add_special_tokens=self.template.is_plain)

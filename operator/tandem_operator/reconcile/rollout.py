@@ -1,0 +1,71 @@
+"""Which revisions may have workers now: a pure step function, replace-all.
+
+A new revision comes up beside the old one, whole; when all of it is ready the routers change over;
+when the routers have changed over, the old workers drain. Revisions never serve each other: a
+router of one revision uses workers of its own revision only.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """Where a roll-out is."""
+
+    STEADY = "Steady"
+    SURGE = "Surge"  # workers of the new revision come up beside the old ones
+    SWITCH = "Switch"  # the routers change over
+    RETIRE = "Retire"  # the old workers drain
+    PAUSED = "Paused"
+
+
+@dataclass(frozen=True)
+class RolloutView:
+    """What the step needs to know. Revisions are ids; "" is none."""
+
+    target: str
+    routed: str  # revision of the router Deployment
+    routed_live: bool  # workers of `routed` that were started exist
+    routers_changed: bool  # every router is of `routed`, ready, and no other is left
+    target_ready: bool  # the target's workers are all ready
+    old_workers: bool  # workers of other revisions than the target exist
+    paused: bool = False
+
+
+@dataclass(frozen=True)
+class RolloutStep:
+    """What to do now.
+
+    `grow`: the revision whose workers are kept at the desired number, "" for none. `route`: the one
+    that routers use. `keep`: revisions whose workers stay; None: all of them, because a router that
+    goes may still hold streams on any.
+    """
+
+    stage: Stage
+    grow: str
+    route: str
+    keep: frozenset[str] | None
+
+
+def plan_rollout(view: RolloutView) -> RolloutStep:
+    """The next step. Idempotent: the same view gives the same step."""
+    target, routed = view.target, view.routed
+    serving = bool(routed) and view.routed_live
+    if routed == target or not (serving or view.paused):
+        return _routed_to_target(view)
+    keep = frozenset({routed, target}) if view.routers_changed else None
+    if view.paused:
+        return RolloutStep(Stage.PAUSED, "" if routed else target, routed or target, keep)
+    if view.target_ready:
+        return RolloutStep(Stage.SWITCH, target, target, keep)
+    return RolloutStep(Stage.SURGE, target, routed, keep)
+
+
+def _routed_to_target(view: RolloutView) -> RolloutStep:
+    target = view.target
+    if not view.old_workers:
+        stage = Stage.STEADY if view.routed == target and view.routers_changed else Stage.SWITCH
+        return RolloutStep(stage, target, target, frozenset({target}))
+    if (view.routed == target and view.routers_changed) or not view.routed_live:
+        return RolloutStep(Stage.RETIRE, target, target, frozenset({target}))
+    return RolloutStep(Stage.SWITCH, target, target, None)

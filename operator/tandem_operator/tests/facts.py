@@ -1,0 +1,224 @@
+"""Facts for tests of the pure core, and a small fleet that obeys plans."""
+
+import re
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
+from tandem_operator.api.names import ANNOTATION_DRAINING, LABEL_REVISION, RoleLabel
+from tandem_operator.build.labels import ANNOTATION_MOVING, ANNOTATION_SPEC_REPLICAS
+from tandem_operator.observed import (
+    Images,
+    Observed,
+    PodFailure,
+    PoolView,
+    ProbeResult,
+    RouterView,
+    WorkerLoad,
+    WorkerPod,
+)
+from tandem_operator.read_pod import read_pod
+from tandem_operator.reconcile import Plan, reconcile
+
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+IMAGES = Images("router:1", "engine:1")
+ROLES = {"qwen-prefill": RoleLabel.PREFILL, "qwen-decode": RoleLabel.DECODE}
+
+
+def make_spec(**changes: Any) -> InferenceServiceSpec:
+    """A small service; `changes` are top-level fields, in camelCase."""
+    base: dict[str, Any] = {
+        "model": {"uri": "mock://fast"},
+        "prefill": {"replicas": 1},
+        "decode": {"replicas": 2},
+        "rdma": {"mode": "None"},
+        "kvTransfer": {"verify": {"minMegabytesPerSecond": 1}},
+        "rollout": {"drainSeconds": 60},
+    }
+    return InferenceServiceSpec.model_validate({**base, **changes})
+
+
+def make_pod(name: str = "qwen-decode-a", **changes: Any) -> WorkerPod:
+    """A ready decode worker of revision r1."""
+    facts: dict[str, Any] = {
+        "name": name,
+        "uid": f"uid-{name}",
+        "role": RoleLabel.DECODE,
+        "revision": "r1",
+        "group": name.rsplit("-", 1)[-1],
+        "created": NOW - timedelta(minutes=5),
+        "ip": "10.0.0.1",
+        "node": "node-1",
+        "ready": True,
+        "started": True,
+        "admin_token": "token",
+    }
+    return WorkerPod(**{**facts, **changes})
+
+
+def make_observed(spec: InferenceServiceSpec | None = None, **changes: Any) -> Observed:
+    """A service at its first visit."""
+    facts: dict[str, Any] = {
+        "name": "qwen",
+        "namespace": "default",
+        "uid": "uid-qwen",
+        "generation": 1,
+        "spec": make_spec() if spec is None else spec,
+        "images": IMAGES,
+        "entropy": "entropy",
+        "nodes": (),
+    }
+    return Observed(**{**facts, **changes})
+
+
+@dataclass
+class Fleet:
+    """Obeys plans like an API server with a kubelet would, without time of its own."""
+
+    spec: InferenceServiceSpec
+    now: datetime = NOW
+    generation: int = 1
+    status: InferenceServiceStatus = field(default_factory=InferenceServiceStatus)
+    pools: dict[RoleLabel, PoolView] = field(default_factory=dict)
+    pods: dict[str, WorkerPod] = field(default_factory=dict)
+    router: RouterView | None = None
+    probe: ProbeResult | None = None
+    busy: dict[str, int] = field(default_factory=dict)  # streams by pod
+    deleting_since: datetime | None = None
+    has_finalizer: bool = False
+    plans: list[Plan] = field(default_factory=list)
+    num_pods_made: int = 0
+
+    def observe(self) -> Observed:
+        """What an observer would see."""
+        pods = tuple(
+            replace(
+                pod, load=WorkerLoad(self.busy.get(pod.name, 0), 0, pod.draining_since is not None)
+            )
+            if pod.started
+            else pod
+            for pod in self.pods.values()
+        )
+        return make_observed(
+            self.spec,
+            generation=self.generation,
+            status=self.status,
+            pools=dict(self.pools),
+            pods=pods,
+            router=self.router,
+            probe=self.probe,
+            deleting_since=self.deleting_since,
+            has_finalizer=self.has_finalizer,
+        )
+
+    def step(self, seconds: float = 1.0, *, start_pods: bool = True) -> Plan:
+        """One pass, then the world moves on."""
+        plan = reconcile(self.observe(), self.now)
+        self.plans.append(plan)
+        self._obey(plan)
+        if start_pods:
+            self.start_pods()
+        self.now += timedelta(seconds=seconds)
+        return plan
+
+    def settle(self, limit: int = 200) -> None:
+        """Pass until nothing changes any more and no failed pod waits for its back-off."""
+        for _ in range(limit):
+            before = (self.status, dict(self.pools), dict(self.pods), self.router)
+            plan = self.step()
+            after = (self.status, dict(self.pools), dict(self.pods), self.router)
+            waits = any(pod.failure is not None for pod in self.pods.values())
+            if plan.quiet and before == after and not waits:
+                return
+        raise AssertionError("it doesn't settle")
+
+    def start_pods(self) -> None:
+        """Every pod that waits runs and is ready."""
+        for name, pod in self.pods.items():
+            if not pod.started and pod.failure is None:
+                self.pods[name] = replace(pod, started=True, ready=True, ip="10.0.0.9")
+
+    def crash(self, name: str, reason: str = "Error") -> None:
+        """The engine of a pod ends."""
+        failure = PodFailure(1, reason, self.now, "last words")
+        self.pods[name] = replace(self.pods[name], started=False, ready=False, failure=failure)
+
+    def edit(self, spec: InferenceServiceSpec) -> None:
+        """The user changes the spec."""
+        self.spec = spec
+        self.generation += 1
+
+    def scale(self, role: RoleLabel, replicas: int) -> None:
+        """Someone writes a pool's /scale."""
+        self.pools[role] = replace(self.pools[role], replicas=replicas)
+
+    def count(self, role: RoleLabel) -> int:
+        """Live workers of a role."""
+        return sum(pod.role is role and pod.live for pod in self.pods.values())
+
+    def _obey(self, plan: Plan) -> None:
+        if plan.finalizer != "keep":
+            self.has_finalizer = plan.finalizer == "add"
+        for child in plan.apply:
+            self._apply(child)
+        for body in plan.create:
+            self._create(body)
+        for mark in plan.mark:
+            self._mark(mark.name, mark.annotations)
+        for call in plan.engine_calls:
+            if call.action == "probe":
+                self.probe = ProbeResult(
+                    call.revision, call.pod, call.peer, self.now, "tcp", 10**8, 0.1
+                )
+        for item in plan.delete:
+            assert self.pods[item.name].uid == item.uid
+            del self.pods[item.name]
+        if plan.status is not None:
+            self.status = InferenceServiceStatus.model_validate(plan.status)
+        for name, status in plan.pool_status.items():
+            role = ROLES[name]
+            self.pools[role] = replace(
+                self.pools[role], status=status, desired=status["desiredReplicas"]
+            )
+
+    def _apply(self, child: dict[str, Any]) -> None:
+        meta = child["metadata"]
+        if child["kind"] == "WorkerPool":
+            role = ROLES[meta["name"]]
+            old = self.pools.get(role)
+            self.pools[role] = PoolView(
+                name=meta["name"],
+                uid=f"uid-{meta['name']}",
+                replicas=child["spec"]["replicas"],
+                spec_replicas=int(meta["annotations"][ANNOTATION_SPEC_REPLICAS]),
+                desired=old.desired if old else None,
+                ignored_scale=meta["annotations"].get("tandem.dev/ignored-scale", ""),
+                revision=child["spec"]["revision"],
+                status=old.status if old else {},
+            )
+        elif child["kind"] == "Deployment":
+            number = child["spec"]["replicas"]
+            revision = meta["labels"][LABEL_REVISION]
+            self.router = RouterView(revision, number, number, rolled_out=True)
+
+    def _create(self, body: dict[str, Any]) -> None:
+        name = body["metadata"]["name"]
+        assert name not in self.pods, "a name is never used twice"
+        assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
+        self.num_pods_made += 1
+        stamp = self.now.isoformat().replace("+00:00", "Z")
+        meta = {**body["metadata"], "uid": f"uid-{self.num_pods_made}", "creationTimestamp": stamp}
+        pod = read_pod({**body, "metadata": meta})
+        assert pod is not None
+        self.pods[name] = pod
+
+    def _mark(self, name: str, annotations: Any) -> None:
+        pod = self.pods[name]
+        if ANNOTATION_DRAINING in annotations:
+            marked = annotations[ANNOTATION_DRAINING]
+            since = datetime.fromisoformat(marked) if marked else None
+            pod = replace(pod, draining_since=since)
+        if ANNOTATION_MOVING in annotations:
+            pod = replace(pod, moving=annotations[ANNOTATION_MOVING] == "true")
+        self.pods[name] = pod

@@ -1,0 +1,254 @@
+"""Observe, reconcile and execute together, over the client's methods."""
+
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from tandem_operator.controller import Controller, resync
+from tandem_operator.errors import ClusterError, ConflictError, NotOwnedError
+from tandem_operator.events import Events
+from tandem_operator.execute import Executor
+from tandem_operator.metrics import Metrics
+from tandem_operator.observe import Observer
+from tandem_operator.observed import ProbeResult, WorkerLoad
+from tandem_operator.reconcile import EngineCall
+from tandem_operator.tests.facts import IMAGES
+from tandem_operator.tests.memory_cluster import MemoryCluster
+from tandem_operator.workqueue import WorkQueue, key_of
+
+KEY = ("default", "qwen")
+
+
+class QuietWorkers:
+    """Workers that are idle and do what they are told."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    async def load(self, ip: str) -> WorkerLoad | None:
+        return WorkerLoad(0, 0, draining=True)
+
+    async def call(self, call: EngineCall) -> bool:
+        self.calls.append(call.action)
+        return True
+
+    async def probe(self, call: EngineCall, now: datetime) -> ProbeResult:
+        self.calls.append("probe")
+        return ProbeResult(call.revision, call.pod, call.peer, now, "tcp", 10**8, 0.1)
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.cluster = MemoryCluster()
+        self.workers = QuietWorkers()
+        self.metrics = Metrics()
+        self.executor = Executor(self.cluster, self.workers, Events(self.cluster, "me"))  # type: ignore[arg-type]
+        observer = Observer(self.cluster, self.workers, IMAGES)  # type: ignore[arg-type]
+        self.controller = Controller(self.cluster, observer, self.executor, self.metrics)  # type: ignore[arg-type]
+
+    def put_service(self, **spec: Any) -> None:
+        base = {
+            "model": {"uri": "mock://fast"},
+            "prefill": {"replicas": 1},
+            "decode": {"replicas": 2},
+            "kvTransfer": {"verify": {"minMegabytesPerSecond": 1}},
+        }
+        self.cluster.put(
+            {
+                "apiVersion": "tandem.dev/v1alpha1",
+                "kind": "InferenceService",
+                "metadata": {"name": "qwen", "namespace": "default", "generation": 1, "uid": "u"},
+                "spec": {**base, **spec},
+            }
+        )
+
+    @property
+    def service(self) -> dict[str, Any]:
+        return self.cluster.objects[("InferenceService", "default", "qwen")]
+
+    def kubelet(self) -> None:
+        for (kind, _, _), body in self.cluster.objects.items():
+            if kind == "Pod" and "status" not in body:
+                ready = {"type": "Ready", "status": "True"}
+                body["status"] = {
+                    "phase": "Running",
+                    "podIP": "10.0.0.1",
+                    "conditions": [ready],
+                    "containerStatuses": [{"name": "engine", "state": {"running": {}}}],
+                }
+            if kind == "Deployment":
+                number = body["spec"]["replicas"]
+                names = ("replicas", "updatedReplicas", "availableReplicas", "readyReplicas")
+                body["status"] = dict.fromkeys(names, number)
+
+    def kinds(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for kind, _, _ in self.cluster.objects:
+            found[kind] = found.get(kind, 0) + 1
+        return found
+
+    async def settle(self, passes: int = 6) -> None:
+        for _ in range(passes):
+            await self.controller.work(KEY)
+            self.kubelet()
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def condition(bench: Bench, kind: str) -> dict[str, Any]:
+    found: list[dict[str, Any]] = bench.service["status"]["conditions"]
+    return next(item for item in found if item["type"] == kind)
+
+
+async def test_a_service_becomes_everything_that_serves_it(bench: Bench) -> None:
+    bench.put_service()
+    await bench.settle()
+    kinds = bench.kinds()
+    assert kinds["Pod"] == 3
+    assert kinds["WorkerPool"] == 2
+    assert kinds["Deployment"] == 1
+    assert kinds["Service"] == 2
+    assert kinds["ServiceAccount"] == 2
+    assert kinds["Role"] == kinds["RoleBinding"] == 1
+    assert kinds["PodDisruptionBudget"] == 3
+    assert kinds["NetworkPolicy"] == 2
+    assert bench.service["metadata"]["finalizers"] == ["tandem.dev/finalizer"]
+    assert condition(bench, "Ready")["status"] == "True"
+    assert bench.workers.calls == ["probe"]
+    assert kinds["Event"] >= 4
+
+
+async def test_a_settled_service_costs_no_writes(bench: Bench) -> None:
+    bench.put_service()
+    await bench.settle()
+    bench.cluster.calls.clear()
+    await bench.controller.work(KEY)
+    assert {method for method, _, _ in bench.cluster.calls} <= {"get", "list"}
+
+
+async def test_what_is_not_ours_is_not_touched(bench: Bench) -> None:
+    foreign = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "qwen", "namespace": "default"},
+        "spec": {"selector": {"app": "theirs"}},
+    }
+    bench.cluster.put(foreign)
+    bench.put_service()
+    with pytest.raises(NotOwnedError):
+        await bench.controller.work(KEY)
+    assert bench.cluster.objects[("Service", "default", "qwen")]["spec"] == foreign["spec"]
+    with pytest.raises(NotOwnedError):
+        await bench.controller.work(KEY)
+    degraded = condition(bench, "Degraded")
+    assert (degraded["status"], degraded["reason"]) == ("True", "StepFailed")
+    assert "remove or rename" in degraded["message"]
+
+
+async def test_children_of_a_deleted_predecessor_are_replaced(bench: Bench) -> None:
+    owner = {"kind": "InferenceService", "name": "qwen", "uid": "old"}
+    bench.cluster.put(
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "qwen", "namespace": "default", "ownerReferences": [owner]},
+        }
+    )
+    bench.put_service()
+    await bench.settle(2)
+    service = bench.cluster.objects[("Service", "default", "qwen")]
+    assert service["metadata"]["ownerReferences"][0]["uid"] == "u"
+
+
+async def test_a_crash_leaves_its_log_in_status(bench: Bench) -> None:
+    bench.put_service()
+    await bench.settle()
+    name, pod = next((n, b) for (k, _, n), b in bench.cluster.objects.items() if k == "Pod")
+    ended = {"exitCode": 1, "reason": "Error", "finishedAt": "2026-11-22T12:30:00Z"}
+    pod["status"] = {
+        "phase": "Failed",
+        "containerStatuses": [{"name": "engine", "state": {"terminated": ended}}],
+    }
+    await bench.settle()
+    failure = bench.service["status"]["failures"][0]
+    assert (failure["pod"], failure["log"]) == (name, "last words")
+    assert ("Pod", "default", name) not in bench.cluster.objects
+    assert bench.kinds()["Pod"] == 3
+
+
+async def test_scale_in_calls_the_worker_before_it_deletes(bench: Bench) -> None:
+    bench.put_service()
+    await bench.settle()
+    bench.cluster.objects[("WorkerPool", "default", "qwen-decode")]["spec"]["replicas"] = 1
+    await bench.settle(2)
+    assert bench.workers.calls[-1] == "drain"
+    marked = [
+        body
+        for (kind, _, _), body in bench.cluster.objects.items()
+        if kind == "Pod" and "tandem.dev/draining" in body["metadata"]["annotations"]
+    ]
+    assert len(marked) == 1
+    marked[0]["metadata"]["annotations"]["tandem.dev/draining"] = "2026-11-22T00:00:00Z"
+    await bench.settle(2)
+    assert bench.kinds()["Pod"] == 2
+
+
+async def test_the_status_is_written_even_when_a_step_failed(bench: Bench) -> None:
+    bench.put_service()
+    bench.cluster.fail["apply"] = ClusterError(403, "forbidden")
+    with pytest.raises(ClusterError):
+        await bench.controller.work(KEY)
+    assert condition(bench, "Ready")["status"] == "False"
+
+
+async def test_a_scale_write_between_look_and_apply_is_not_lost(bench: Bench) -> None:
+    bench.put_service()
+    await bench.settle()
+    pool = bench.cluster.objects[("WorkerPool", "default", "qwen-decode")]
+    seen = dict(pool["metadata"])
+    pool["metadata"]["resourceVersion"] = "later"
+    with pytest.raises(ConflictError):
+        await bench.cluster.apply({**pool, "metadata": seen})
+
+
+async def test_deletion_ends_with_the_finalizer(bench: Bench) -> None:
+    bench.put_service()
+    await bench.settle()
+    bench.service["metadata"]["deletionTimestamp"] = "2026-11-22T00:00:00Z"
+    await bench.controller.work(KEY)
+    assert bench.service["metadata"]["finalizers"] == []
+
+
+async def test_a_service_that_is_gone_is_forgotten(bench: Bench) -> None:
+    assert await bench.controller.work(KEY) is None
+
+
+async def test_resync_triggers_every_service(bench: Bench) -> None:
+    bench.put_service()
+    seen: list[tuple[str, str]] = []
+
+    async def work(key: tuple[str, str]) -> float | None:
+        seen.append(key)
+        return None
+
+    queue = WorkQueue(work)
+    assert await resync(bench.cluster, queue, ()) == 1  # type: ignore[arg-type]
+    assert queue.known() == [key_of("default", "qwen")]
+    await queue.close()
+
+
+async def test_nodes_that_may_not_be_read_are_unknown(bench: Bench) -> None:
+    bench.put_service(rdma={"mode": "Auto"})
+
+    async def forbidden(kind: str, *args: Any) -> list[dict[str, Any]]:
+        if kind == "Node":
+            raise ClusterError(403, "forbidden")
+        return await MemoryCluster.list(bench.cluster, kind, *args)
+
+    bench.cluster.list = forbidden  # type: ignore[method-assign]
+    await bench.settle()
+    assert "can't read nodes" in condition(bench, "Degraded")["message"]

@@ -1,0 +1,127 @@
+"""Configuration, health, metrics, kopf's settings and triggers."""
+
+from itertools import islice
+from typing import Any
+
+import httpx
+import kopf
+import pytest
+from aiohttp.test_utils import unused_port
+
+from tandem_operator.config import read_config
+from tandem_operator.health import HealthServer
+from tandem_operator.metrics import Metrics
+from tandem_operator.tests.facts import Fleet, make_spec
+from tandem_operator.watch import Patient, build_registry, build_settings
+
+
+def test_flags_win_over_the_environment() -> None:
+    env = {"POD_NAME": "op-1", "POD_NAMESPACE": "tandem", "TANDEM_NAMESPACE": "a,b"}
+    config = read_config([], env)
+    assert (config.identity, config.own_namespace) == ("op-1", "tandem")
+    assert config.namespaces == ("a", "b")
+    config = read_config(["--namespace=c", "--engine-image=e:1", "--no-leader-election"], env)
+    assert config.namespaces == ("c",)
+    assert config.engine_image == "e:1"
+    assert not config.leader_election
+    assert read_config([], {"POD_NAME": "x"}).namespaces == ()
+
+
+def test_an_unknown_flag_ends_with_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_config(["--bogus"], {})
+    assert "--bogus" in capsys.readouterr().err
+
+
+async def test_health_and_metrics_are_served() -> None:
+    metrics = Metrics()
+    ports = unused_port(), unused_port()
+    server = HealthServer(metrics.registry, *ports)
+    await server.start()
+    async with httpx.AsyncClient(trust_env=False) as client:
+        assert (await client.get(f"http://127.0.0.1:{ports[0]}/healthz")).status_code == 200
+        assert (await client.get(f"http://127.0.0.1:{ports[0]}/readyz")).status_code == 200
+        text = (await client.get(f"http://127.0.0.1:{ports[1]}/metrics")).text
+    await server.stop()
+    assert "tandem_operator_leading" in text
+
+
+def test_metrics_follow_a_service_and_forget_it() -> None:
+    fleet, metrics = Fleet(make_spec()), Metrics()
+    for _ in range(4):
+        observed = fleet.observe()
+        metrics.record(observed, fleet.step())
+    labels = {"namespace": "default", "service": "qwen"}
+    value = metrics.registry.get_sample_value
+    decode = {**labels, "role": "decode", "state": "ready"}
+    assert value("tandem_operator_replicas", decode) == 2
+    assert value("tandem_operator_rollout_progress", labels) == 1.0
+    created = value("tandem_operator_decisions_total", {**labels, "step": "create"})
+    assert created == 3
+    metrics.forget("default", "qwen")
+    assert value("tandem_operator_replicas", decode) is None
+    assert value("tandem_operator_rollout_progress", labels) is None
+
+
+def test_kopf_writes_nothing() -> None:
+    settings = build_settings()
+    assert not settings.posting.enabled
+    # kopf takes the finalizer that it is configured with off objects: it must not be ours.
+    assert settings.persistence.finalizer != "tandem.dev/finalizer"
+
+
+def test_watches_are_patient() -> None:
+    seen: list[None] = []
+    patient = Patient(lambda: seen.append(None))
+    assert list(islice(patient, 6)) == [0.2, 0.5, 1, 2, 3, 3]
+    assert len(seen) == 6
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.keys: list[tuple[str, str]] = []
+        self.forgotten: list[tuple[str, str, str]] = []
+
+    def trigger(self, key: tuple[str, str]) -> None:
+        self.keys.append(key)
+
+    def known(self) -> list[tuple[str, str]]:
+        return [("ns", "one"), ("other", "two")]
+
+    def forget(self, kind: str, namespace: str, name: str) -> None:
+        self.forgotten.append((kind, namespace, name))
+
+
+def handlers(recorder: Recorder) -> dict[str, Any]:
+    registry = build_registry(recorder, recorder)  # type: ignore[arg-type]
+    return {handler.fn.__name__: handler.fn for handler in registry._watching._handlers}
+
+
+def body(**metadata: Any) -> kopf.Body:
+    return kopf.Body({"kind": "Pod", "metadata": {"namespace": "ns", "uid": "u", **metadata}})
+
+
+async def test_own_status_writes_are_no_news() -> None:
+    recorder = Recorder()
+    on_service = handlers(recorder)["on_service"]
+    await on_service(type="MODIFIED", body=body(name="one", generation=1))
+    await on_service(type="MODIFIED", body=body(name="one", generation=1))
+    assert recorder.keys == [("ns", "one")]
+    await on_service(type="MODIFIED", body=body(name="one", generation=2))
+    await on_service(type="DELETED", body=body(name="one", generation=2))
+    assert len(recorder.keys) == 3
+
+
+async def test_children_lead_to_their_service() -> None:
+    recorder = Recorder()
+    on_child = handlers(recorder)["on_child"]
+    labels = {"tandem.dev/service": "one"}
+    await on_child(type="DELETED", body=body(name="pod", labels=labels))
+    assert recorder.keys == [("ns", "one")]
+    assert recorder.forgotten == [("Pod", "ns", "pod")]
+
+
+async def test_a_policy_wakes_the_services_of_its_namespace() -> None:
+    recorder = Recorder()
+    await handlers(recorder)["on_policy"](namespace="ns")
+    assert recorder.keys == [("ns", "one")]

@@ -128,14 +128,15 @@ def make_decode_plan(
     batch, device = lengths.shape[0], lengths.device
     target = max(1, programs // num_kv_heads)
     num_units = batch + target
-    floats = {"dtype": torch.float32, "device": device}
     return DecodePlan(
         lengths=lengths,
         block_tables=block_tables,
         units=torch.full((num_units, UNIT_FIELDS), -1, dtype=torch.int32, device=device),
         requests=torch.zeros((batch, 2), dtype=torch.int32, device=device),
-        partial_out=torch.empty((num_units, num_heads, head_dim), **floats),
-        partial_lse=torch.empty((num_units, num_heads), **floats),
+        partial_out=torch.empty(
+            (num_units, num_heads, head_dim), dtype=torch.float32, device=device
+        ),
+        partial_lse=torch.empty((num_units, num_heads), dtype=torch.float32, device=device),
         arrivals=torch.zeros((batch, num_kv_heads), dtype=torch.int32, device=device),
         window=window or 0,
         tile=tile,

@@ -87,7 +87,7 @@ class GemmBench:
         def call(weight: torch.Tensor) -> torch.Tensor:
             return torch.mm(x, weight.t(), out=out)
 
-        calls = [lambda w=w: call(w) for w in self.weights]  # type: ignore[misc]
+        calls = [lambda w=w: call(w) for w in self.weights]
         seconds = seconds_per_call(calls)
         floor = self.moved / ceilings.copy
         return Line(self.name(rows), seconds, floor, 0.0, f"{self.rate(seconds)} cuBLAS")

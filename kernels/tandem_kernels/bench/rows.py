@@ -61,7 +61,7 @@ def run_rope(num_tokens: int, ceilings: Ceilings, qk_norm: bool = False) -> list
     weight = torch.randn(dim, device="cuda", dtype=torch.bfloat16) if qk_norm else None
     out = torch.full((num_tokens, heads, dim), float("nan"), device="cuda", dtype=torch.bfloat16)
     expected = rope_reference.rope_and_write(
-        qkv, heads, cos, sin, *caches[1], blocks, offsets, weight, weight
+        qkv, heads, cos, sin, caches[1, 0], caches[1, 1], blocks, offsets, weight, weight
     )
     moved = 2 * qkv.nbytes + cos.nbytes + sin.nbytes
     lines = []
@@ -69,8 +69,8 @@ def run_rope(num_tokens: int, ceilings: Ceilings, qk_norm: bool = False) -> list
 
         def call(block_heads: int = block_heads) -> torch.Tensor:
             return rope.rope_and_write(
-                qkv, heads, cos, sin, *caches[0], blocks, offsets, weight, weight, out=out,
-                block_heads=block_heads,
+                qkv, heads, cos, sin, caches[0, 0], caches[0, 1], blocks, offsets, weight, weight,
+                out=out, block_heads=block_heads,
             )  # fmt: skip
 
         error = check("rope_and_write", call(), expected, 1e-2)

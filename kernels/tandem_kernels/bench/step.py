@@ -6,7 +6,7 @@ all layers, head and greedy token. Attention reads real pages of a full cache.
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -122,7 +122,7 @@ class DecodeStep:
         tuned = tuned_gemm(rows, columns, weight.shape[1], gate)
         if rows <= 64 and options.triton_gemm and tuned != []:
             prefetch = options.prefetch if rows == 1 else 1
-            tiles = GemmTiles(*tuned, prefetch=prefetch) if tuned else None
+            tiles = replace(GemmTiles(*tuned), prefetch=prefetch) if tuned else None
             return small_linear(x, weight, gate=gate, tiles=tiles, overlap=options.overlap)
         found = functional.linear(x, weight)
         return activation.silu_and_multiply(found) if gate else found

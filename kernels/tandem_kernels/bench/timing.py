@@ -27,7 +27,7 @@ def seconds_per_call(calls: Sequence[Call], repeats: int = 15) -> float:
         for call in calls:
             call()
     graph.replay()
-    times = []
+    times: list[float] = []
     for _ in range(repeats):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
@@ -51,7 +51,7 @@ class Ceilings:
 
 def _seconds_eager(call: Call, repeats: int = 15) -> float:
     """Median without a graph: for calls that take far longer than their launch."""
-    times = []
+    times: list[float] = []
     for _ in range(repeats):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()

@@ -144,7 +144,7 @@ def rope_and_write(
     *,
     key_scale: float = 1.0,
     value_scale: float = 1.0,
-    block_heads: int = 16,
+    block_heads: int = 8,
     overlap: bool = False,
 ) -> torch.Tensor:
     """The reference's `rope_and_write`: returns the queries, puts keys and values into the pages.

@@ -48,7 +48,7 @@ def rope_and_write(
     """
     _, num_kv_heads, _, head_dim = key_cache.shape
     heads = qkv.view(qkv.shape[0], -1, head_dim)
-    query, key, value = torch.split(heads, (num_heads, num_kv_heads, num_kv_heads), dim=1)
+    query, key, value = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
     if query_weight is not None and key_weight is not None:
         query = rms_norm(query, query_weight, epsilon, weight_in_float32)
         key = rms_norm(key, key_weight, epsilon, weight_in_float32)

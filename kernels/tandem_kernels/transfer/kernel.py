@@ -69,7 +69,7 @@ def pack(
     heads: range | None = None,
     out: torch.Tensor | None = None,
     *,
-    piece: int = 8192,
+    piece: int = 2048,
 ) -> torch.Tensor:
     """The reference's `pack`; `cache` is contiguous, at most 65,535 blocks at once."""
     heads = range(cache.shape[3]) if heads is None else heads
@@ -88,7 +88,7 @@ def unpack(
     layers: range,
     heads: range | None = None,
     *,
-    piece: int = 8192,
+    piece: int = 2048,
 ) -> None:
     """The reference's `unpack`; both contiguous, at most 65,535 blocks at once."""
     heads = range(cache.shape[3]) if heads is None else heads

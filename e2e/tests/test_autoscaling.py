@@ -211,6 +211,7 @@ def test_little_load_brings_both_pools_to_their_minimum(prompts: Service, output
     for service in (prompts, outputs):
         assert "Drain" in {item["how"] for item in decisions(service)}
         assert set(service.leaked_blocks().values()) == {0}
+        assert service.get()["status"].get("failures", []) == []
 
 
 def test_advisory_only_says_so(outputs: Service) -> None:

@@ -81,14 +81,18 @@ def test_logs_exec_and_port_forward(quickstart: Service) -> None:
         pod = quickstart.pod_names(role)[0]
         assert quickstart.kubectl("logs", pod).strip()
         assert quickstart.kubectl("exec", pod, "--", "sh", "-c", "echo $((6*7))").strip() == "42"
+    assert_forwarded(quickstart, f"service/{quickstart.name}", 8000)
+    assert_forwarded(quickstart, f"pod/{quickstart.pod_names('prefill')[0]}", 8100)
+
+
+def assert_forwarded(service: Service, target: str, remote: int) -> None:
+    """A port that kubectl forwards to the target answers /health."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = quickstart.cluster.kubectl_argv(
-        "port-forward", f"service/{quickstart.name}", f"{port}:8000"
-    )
+    command = service.cluster.kubectl_argv("port-forward", target, f"{port}:{remote}")
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, env=quickstart.cluster.environment()
+        command, stdout=subprocess.DEVNULL, env=service.cluster.environment()
     )
     try:
 
@@ -150,20 +154,22 @@ def test_aggregated_and_disaggregated_agree(quickstart: Service, model: str) -> 
     prompts = [PROMPT, "Water boils at", "def fibonacci(n):\n", "To be or not to be, that is " * 40]
     decode = next(pod for pod in quickstart.pods("decode") if is_ready(pod))
 
-    def tokens(url: str) -> list[list[int]]:
+    def tokens(url: str, salt: str, *, moved: bool) -> list[list[int]]:
         answers = []
         for prompt in prompts:
             body = {
                 **{"model": model, "prompt": prompt, "max_tokens": 24, "temperature": 0},
-                **{"return_token_ids": True, "ignore_eos": True},
+                # The one must not reuse the other's cached pages.
+                **{"return_token_ids": True, "ignore_eos": True, "cache_salt": salt},
             }
             reply = httpx.post(f"{url}/v1/completions", json=body, timeout=120).json()
+            assert (reply["tandem"]["kv_bytes"] > 0) == moved
             answers.append(reply["choices"][0]["token_ids"])
         return answers
 
-    both = tokens(quickstart.url)
+    both = tokens(quickstart.url, "together", moved=True)
     with aggregated_router(decode, model) as url:
-        assert tokens(url) == both
+        assert tokens(url, "alone", moved=False) == both
 
 
 class aggregated_router:  # noqa: N801

@@ -2,8 +2,9 @@
 
 All three filters keep the tokens whose logit is at least some threshold, so a row's threshold is
 searched: each pass over the row counts (or weighs) what lies above several pivots at once and
-keeps the section that holds the answer, until no second value is left in it. Sort-free sampling
-with pivots is FlashInfer's; here the set that is kept is exact, ties included, as the reference's.
+keeps the section that holds the answer, until few enough values are left to search in registers.
+Sort-free sampling with pivots is FlashInfer's; here the set that is kept is exact, ties included,
+as the reference's.
 """
 
 import torch
@@ -37,19 +38,53 @@ def _weigh(row, size, scale, top, pivots, BY_MASS: tl.constexpr, BLOCK: tl.const
 
 
 @triton.jit
-def _search(row, size, scale, top, low, high, total, target, BY_MASS: tl.constexpr,
-            BLOCK: tl.constexpr, PIVOTS: tl.constexpr):  # fmt: skip
-    """The largest threshold in [low, high) above or at which `target` is reached.
+def _bound(values, weights, low, high, target, HALVINGS: tl.constexpr):
+    """A threshold in [low, high) at or above which `values` alone reach the target, or `low`.
 
-    `total`: how many values are at or above `low`. None is at or above `high`, or too few.
+    What a few values of a row reach, all of them reach: so this bounds a search from below, and
+    the lanes' maxima bound it so closely that it is over in a pass or two.
+    """
+    for _ in range(HALVINGS):
+        middle = low + (high - low) * 0.5
+        reached = tl.sum(tl.where(values >= middle, weights, 0.0), axis=0) >= target
+        low = tl.where(reached, middle, low)
+        high = tl.where(reached, high, middle)
+    return low
+
+
+@triton.jit
+def _gather(row, size, scale, low, scratch, BLOCK: tl.constexpr, FEW: tl.constexpr):
+    """The values at or above `low`, at most FEW of them, in registers [FEW]; -inf fills up."""
+    places = tl.arange(0, BLOCK)
+    count = size * 0
+    for start in range(0, size, BLOCK):
+        x = tl.load(row + start + places, mask=start + places < size, other=float("-inf"))
+        x = x.to(tl.float32) * scale
+        above = (x >= low).to(tl.int32)
+        at = count + tl.cumsum(above, axis=0) - 1
+        tl.store(scratch + at, x, mask=(above > 0) & (at < FEW))
+        count += tl.sum(above, axis=0)
+    # Other threads of this program read what these stored.
+    tl.debug_barrier()
+    kept = tl.arange(0, FEW)
+    found = tl.load(scratch + kept, mask=kept < count, other=float("-inf"), cache_modifier=".cg")
+    tl.debug_barrier()
+    return found
+
+
+@triton.jit
+def _search(row, size, scale, top, low, high, total, target, scratch, BY_MASS: tl.constexpr,
+            BLOCK: tl.constexpr, PIVOTS: tl.constexpr, FEW: tl.constexpr):  # fmt: skip
+    """The largest threshold in [low, high) at or above which `target` is reached.
+
+    `total`: how many values are at or above `low`. Those at or above `high` don't reach it. Once
+    few values are left above `low`, they are gathered and the rest happens in registers.
     """
     steps = tl.arange(0, PIVOTS)
     num_low = total
-    num_high = total * 0
-    searching = (high > low) & (num_low > 1)
+    searching = (high > low) & (num_low > FEW)
     while searching:
-        width = (high - low) / PIVOTS
-        pivots = low + width * steps  # the first is low itself
+        pivots = low + (high - low) / PIVOTS * steps  # the first is low itself
         counts, reached = _weigh(row, size, scale, top, pivots, BY_MASS, BLOCK, PIVOTS)
         enough = (reached >= target) | (steps == 0)
         kept = tl.max(tl.where(enough, steps, 0), axis=0)
@@ -57,28 +92,16 @@ def _search(row, size, scale, top, low, high, total, target, BY_MASS: tl.constex
         above = tl.min(tl.where(steps > kept, pivots, float("inf")), axis=0)
         new_high = tl.minimum(high, above)
         num_low = tl.sum(tl.where(steps == kept, counts, 0), axis=0)
-        next_count = tl.sum(tl.where(steps == kept + 1, counts, 0), axis=0)
-        num_high = tl.where(kept + 1 < PIVOTS, next_count, num_high)
-        # One value left, or no float between the ends: low is the threshold.
-        narrower = (new_low > low) | (new_high < high)
-        searching = narrower & (num_low - num_high > 1)
+        # No float between the ends: low is the threshold, many times over.
+        searching = ((new_low > low) | (new_high < high)) & (num_low > FEW)
         low = new_low
         high = new_high
-    return low
-
-
-@triton.jit
-def _bound(values, weights, low, high, target):
-    """A threshold in [low, high) at or above which `values` alone reach the target, or `low`.
-
-    What a few values of a row reach, all of them reach: so this bounds a search from below, and
-    the lanes' maxima bound it so closely that it is over in a pass or two.
-    """
-    for _ in range(20):
-        middle = low + (high - low) * 0.5
-        reached = tl.sum(tl.where(values >= middle, weights, 0.0), axis=0) >= target
-        low = tl.where(reached, middle, low)
-        high = tl.where(reached, high, middle)
+    if num_low <= FEW:
+        values = _gather(row, size, scale, low, scratch, BLOCK, FEW)
+        weights = tl.full([FEW], 1.0, tl.float32)
+        if BY_MASS:
+            weights = tl.exp2(values - top)
+        low = _bound(values, weights, low, high, target, 44)
     return low
 
 
@@ -100,14 +123,17 @@ def draw_kernel(
     seeds,
     positions,
     out,
+    scratch,
     stride,
     size,
     BLOCK: tl.constexpr,
     PIVOTS: tl.constexpr,
+    FEW: tl.constexpr,
 ):
     """Program: one row. Logits are taken times log2 e / temperature, so that exp2 does."""
     index = tl.program_id(0)
     row = logits + index.to(tl.int64) * stride
+    few = scratch + index.to(tl.int64) * FEW
     places = tl.arange(0, BLOCK)
     warmth = tl.load(inverse_temperature + index)
     scale = warmth * 1.4426950408889634
@@ -126,12 +152,24 @@ def draw_kernel(
     p = tl.load(top_p + index)
     if k > 0 and k < size:
         ones = tl.full([BLOCK], 1.0, tl.float32)
-        threshold = _bound(highest, ones, threshold, high, k.to(tl.float32))
+        threshold = _bound(highest, ones, threshold, high, k.to(tl.float32), 20)
         ends = tl.where(tl.arange(0, PIVOTS) == 0, threshold, float("inf"))
         counts, _ = _weigh(row, size, scale, top, ends, False, BLOCK, PIVOTS)
         total = tl.sum(counts, axis=0)
         threshold = _search(
-            row, size, scale, top, threshold, high, total, k.to(tl.float32), False, BLOCK, PIVOTS
+            row,
+            size,
+            scale,
+            top,
+            threshold,
+            high,
+            total,
+            k.to(tl.float32),
+            few,
+            False,
+            BLOCK,
+            PIVOTS,
+            FEW,
         )
     if p < 1.0:
         ends = tl.where(tl.arange(0, PIVOTS) == 0, threshold, float("inf"))
@@ -139,14 +177,14 @@ def draw_kernel(
         total = tl.sum(counts, axis=0)
         target = tl.sum(masses, axis=0) * p
         # A little more than the target, as sums in another order round differently.
-        bound = _bound(highest, tl.exp2(highest - top), threshold, high, target * 1.0001)
+        bound = _bound(highest, tl.exp2(highest - top), threshold, high, target * 1.0001, 20)
         if bound > threshold:
             threshold = bound
             ends = tl.where(tl.arange(0, PIVOTS) == 0, threshold, float("inf"))
             counts, masses = _weigh(row, size, scale, top, ends, False, BLOCK, PIVOTS)
             total = tl.sum(counts, axis=0)
         threshold = _search(
-            row, size, scale, top, threshold, high, total, target, True, BLOCK, PIVOTS
+            row, size, scale, top, threshold, high, total, target, few, True, BLOCK, PIVOTS, FEW
         )
     share = tl.load(min_p + index)
     if share > 0.0:
@@ -200,8 +238,9 @@ def draw(
     positions: torch.Tensor,
     out: torch.Tensor | None = None,
     *,
-    block: int = 2048,
-    warps: int = 16,
+    block: int | None = None,
+    warps: int | None = None,
+    few: int = 8192,
 ) -> torch.Tensor:
     """A token per row: what `filter_logits` and `sample_inverse_cdf` give, in one launch.
 
@@ -217,6 +256,9 @@ def draw(
         [B] int64.
     """
     rows, size = logits.shape
+    # Many rows fill the device with small programs; a single one is faster with a large one.
+    block = block or (1024 if rows >= 64 else 2048)
+    warps = warps or block // 128
     out = torch.empty(rows, dtype=torch.int64, device=logits.device) if out is None else out
     draw_kernel[(rows,)](
         logits,
@@ -227,10 +269,12 @@ def draw(
         seeds,
         positions,
         out,
+        torch.empty((rows, few), dtype=torch.float32, device=logits.device),
         logits.stride(0),
         size,
         BLOCK=min(block, max(64, triton.next_power_of_2(size))),
         PIVOTS=_NUM_PIVOTS,
+        FEW=few,
         num_warps=warps,
     )
     return out

@@ -25,7 +25,8 @@ FILTERS = [
 
 @pytest.mark.parametrize("size", [7, 1500])
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
-def test_same_tokens_as_the_reference(device, size, top_k, top_p, min_p):
+@pytest.mark.parametrize("few", [16, 2048])
+def test_same_tokens_as_the_reference(device, size, top_k, top_p, min_p, few):
     rows = 4 if device.type == "cpu" else 256
     logits = torch.randn(rows, size, device=device) * 3
     logits[:, 1] = float("-inf")
@@ -46,6 +47,7 @@ def test_same_tokens_as_the_reference(device, size, top_k, top_p, min_p):
         torch.tensor(positions, device=device),
         torch.full((rows,), -1, device=device),
         block=1024 if device.type == "cpu" else 2048,
+        few=few,
     )
     expected = _expected(
         logits.cpu(), temperature.cpu(), *(c.cpu() for c in columns), seeds, positions
@@ -69,3 +71,10 @@ def test_extreme_logits(device):
     )
     expected = _expected(logits, *arguments, seeds.tolist(), seeds.tolist())
     assert found.cpu().tolist() == expected.tolist()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
+def test_large_rows(top_k, top_p, min_p):
+    device = torch.device("cuda")
+    test_same_tokens_as_the_reference(device, 40_000, top_k, top_p, min_p, 8192)

@@ -80,7 +80,7 @@ def test_every_tiling_gives_the_same(device, half, tile, block_m):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("prefix", "length"), [(0, 600), (700, 513), (4100, 4096), (64, 20), (0, 1)]
+    ("prefix", "length"), [(0, 2100), (0, 600), (700, 513), (4100, 4096), (64, 20), (0, 1)]
 )
 def test_dispatch_on_the_gpu(prefix, length):
     device = torch.device("cuda")

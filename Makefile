@@ -7,8 +7,8 @@ STAMP := $(VENV)/.installed
 GENERATE := $(BIN)/python -m tandem_operator.crds --output crds \
 	--chart charts/tandem/templates/crds --docs docs/api.md
 
-# Idle OpenMP threads sleep: several workers share the cores of a test machine.
-PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+PYTEST := $(BIN)/python -m pytest
 
 .PHONY: up down install check check-generated test e2e gen bench clean
 

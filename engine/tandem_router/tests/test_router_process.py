@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -25,10 +26,23 @@ from tandem_router.text.loading import load_text_model
 PROMPT = "Once upon a time there was a prompt of some length. " * 10
 
 
+# Below the range from which the kernel takes ports for outgoing connections: a worker that is killed
+# must find its port free when it starts again. Each test process begins elsewhere.
+FIRST_PORT, NUM_PORTS = 20000, 12000
+_candidates = itertools.count(os.getpid() * 997)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 that nobody else is handed or takes by chance."""
+    for candidate in _candidates:
+        port = FIRST_PORT + candidate % NUM_PORTS
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise AssertionError("not reached")
 
 
 class Process:

@@ -26,7 +26,7 @@ from tandem_router.text.loading import load_text_model
 PROMPT = "Once upon a time there was a prompt of some length. " * 10
 
 
-# Below the range from which the kernel takes ports for outgoing connections: a worker that is killed
+# Below the range from which the kernel takes ports for outgoing connections: a killed worker
 # must find its port free when it starts again. Each test process begins elsewhere.
 FIRST_PORT, NUM_PORTS = 20000, 12000
 _candidates = itertools.count(os.getpid() * 997)

@@ -86,7 +86,9 @@ def build_registry(queue: WorkQueue, executor: Executor) -> kopf.OperatorRegistr
     @kopf.on.event(GROUP, VERSION, WORKER_POOLS, registry=registry)
     async def on_child(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002
         meta = body.metadata
-        namespace, service = meta.get("namespace") or "default", meta["labels"].get(LABEL_SERVICE)
+        namespace = meta.get("namespace") or "default"
+        # A pool that somebody else wrote may have no labels at all.
+        service = meta.get("labels", {}).get(LABEL_SERVICE)
         if type == "DELETED":
             executor.forget(str(body.get("kind", "")), namespace, meta["name"])
         if service:

@@ -159,9 +159,13 @@ def test_long_prompts_raise_prefill_alone(prompts: Service) -> None:
     assert prompts.pool("Decode")["desired"] == 1
     newest = decisions(prompts)[0]
     assert newest["because"]
-    events = prompts.kubectl("get", "events", "-o", "json")
-    told = [item for item in json.loads(events)["items"] if item["reason"] == "ScalingDecided"]
-    assert any(newest["because"] in item["message"] for item in told)
+
+    def told() -> bool:
+        events = json.loads(prompts.kubectl("get", "events", "-o", "json"))["items"]
+        messages = (item["message"] for item in events if item["reason"] == "ScalingDecided")
+        return any(newest["because"] in message for message in messages)
+
+    wait_for("the decision is an event", told, 30)
 
 
 def test_long_outputs_raise_decode_alone(outputs: Service, prompts: Service) -> None:

@@ -7,7 +7,6 @@ STAMP := $(VENV)/.installed
 GENERATE := $(BIN)/python -m tandem_operator.crds --output crds \
 	--chart charts/tandem/templates/crds --docs docs/api.md
 
-
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: up down install check check-generated test e2e gen bench clean
@@ -43,7 +42,7 @@ gen: $(STAMP) ## CRDs, the chart's copies of them and docs/api.md from the model
 
 test: $(STAMP) ## unit, integration and end-to-end tests
 	$(PYTEST) -m "not gpu and not cluster" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
-	$(PYTEST) -m cluster --durations=15
+	$(PYTEST) -m cluster --reruns 1 --durations=15
 
 e2e: $(STAMP) ## the end-to-end tests alone
 	$(PYTEST) -m cluster e2e/tests

@@ -47,7 +47,8 @@ def bring_up(
     console.print(f"[dim]ready and answered in {time.monotonic() - started:.0f} s[/]")
     console.print(
         "next: [bold]tandem status[/], [bold]tandem chat[/], "
-        f"[bold]tandem kubectl get tisvc,tpool,pods[/], [bold]tandem logs {name}[/]"
+        f"[bold]tandem kubectl get tisvc,tpool,pods[/], [bold]tandem logs {name}[/]",
+        soft_wrap=True,
     )
 
 
@@ -137,7 +138,8 @@ def _answer(target: "Cluster", service: dict[str, Any], prompt: str) -> None:
     console.print(
         f"served by: router → [cyan]{answer.decode_worker}[/] (decode) ← "
         f"[cyan]{answer.prefill_worker or answer.decode_worker}[/] (prefill), "
-        f"{answer.kv_bytes:,} bytes of KV moved between them"
+        f"{answer.kv_bytes:,} bytes of KV moved between them",
+        soft_wrap=True,
     )
     console.print(
         f"endpoint: {endpoint.url}/v1  (in the cluster: {answer.cluster_url(name, namespace)})"

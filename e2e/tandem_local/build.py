@@ -25,7 +25,7 @@ CLUSTER_OVERRIDE = "TANDEM_CLUSTER_BINARY"
 COREDNS_OVERRIDE = "TANDEM_COREDNS_BINARY"
 SOURCE_NAMES = ("go.mod", "go.sum")
 # The order of magnitude of a cold build on two cores, told before it starts.
-COLD_BUILD = "about ten minutes on two cores, once"
+COLD_BUILD = "about seven minutes on two cores, once"
 
 
 def find_binaries(progress: Progress = silent) -> Binaries:

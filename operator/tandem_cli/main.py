@@ -152,7 +152,7 @@ def cluster_up(
     gpus: Annotated[int, typer.Option(min=0, help="nvidia.com/gpu advertised per node.")] = 8,
     rdma: Annotated[int, typer.Option(min=0, help="rdma/ib advertised per node.")] = 0,
 ) -> None:
-    """Start the embedded cluster (built on first use; about ten minutes on two cores)."""
+    """Start the embedded cluster (built on first use; about seven minutes on two cores)."""
     from tandem_cli.cluster import start_cluster
 
     start_cluster(cluster, nodes, gpus, rdma)

@@ -59,12 +59,19 @@ def missing_commands() -> list[str]:
 def _apt_install(packages: list[str]) -> None:
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     install = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
-    # A fresh container image has no package lists.
+    # A fresh container image has no package lists, and old lists name files that are gone.
     has_lists = any(Path("/var/lib/apt/lists").glob("*_Packages*"))
-    commands = [install] if has_lists else [["apt-get", "update"], install]
-    for command in commands:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=600
-        )
-        if done.returncode != 0:
-            raise RequirementError(f"`{' '.join(command)}` failed:\n{done.stderr.strip()[-2000:]}")
+    if has_lists and not _failure(install, environment):
+        return
+    for command in (["apt-get", "update"], install):
+        failure = _failure(command, environment)
+        if failure:
+            raise RequirementError(f"`{' '.join(command)}` failed:\n{failure[-2000:]}")
+
+
+def _failure(command: list[str], environment: dict[str, str]) -> str:
+    """What a command complained of; empty when it did its work."""
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=600
+    )
+    return "" if done.returncode == 0 else done.stderr.strip() or f"status {done.returncode}"

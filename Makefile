@@ -15,6 +15,7 @@ $(STAMP): pyproject.toml
 	@echo "==> installing into $(VENV) (extras: $(EXTRAS))"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Tandem needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade >/dev/null
 	@$(BIN)/python -m pip install --quiet --upgrade uv
 	@$(BIN)/uv pip install --python $(BIN)/python -e '.[$(EXTRAS)]'
 	@touch $(STAMP)

@@ -56,6 +56,7 @@ class GgufSource(TensorSource):
                 raise BadModelFileError(f"{tensor.name} is cut short", "download the file again")
             values = gguf.quants.dequantize(raw.reshape(*rows, row_bytes), kind)
         except (ValueError, KeyError, NotImplementedError) as error:
+            # The last is what the gguf package raises for a type that it can't dequantise.
             if isinstance(error, BadModelFileError):
                 raise
             raise UnsupportedModelError(

@@ -4,6 +4,7 @@
 `ExternalCluster` has the same surface for a cluster that a kubeconfig names.
 """
 
+from tandem_local.build import find_binaries
 from tandem_local.client import Cluster
 from tandem_local.cluster import ClusterAddresses, LocalCluster
 from tandem_local.display import shown_progress
@@ -45,5 +46,6 @@ __all__ = [
     "SpecError",
     "StartError",
     "default_images",
+    "find_binaries",
     "shown_progress",
 ]

@@ -28,6 +28,15 @@ def start_cluster(name: str, nodes: int, gpus: int, rdma: int) -> None:
     console.print(f"cluster {name!r} is ready: export KUBECONFIG={cluster.kubeconfig}")
 
 
+def build_programs() -> None:
+    """Build the cluster's programs into the cache, unless they are there."""
+    from tandem_local import find_binaries
+
+    with show_steps() as steps:
+        binaries = find_binaries(steps.follow)
+    console.print(f"the embedded cluster's programs are in {binaries.cluster.parent}")
+
+
 def show_cluster(name: str, output: str) -> None:
     """Components with their pids and restarts, and nodes."""
     from tandem_local import LocalCluster

@@ -145,6 +145,14 @@ def helm(ctx: typer.Context) -> None:
     raise typer.Exit(passthrough("helm", ctx.args))
 
 
+@cluster_app.command("build")
+def cluster_build() -> None:
+    """Build the embedded cluster's programs; `up` does it too, this is for doing it beforehand."""
+    from tandem_cli.cluster import build_programs
+
+    build_programs()
+
+
 @cluster_app.command("up")
 def cluster_up(
     cluster: ClusterName = "tandem",

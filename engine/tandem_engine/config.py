@@ -46,10 +46,11 @@ class WorkerConfig:
     max_running: int = 256  # sequences that hold KV for decoding (fetching ones included)
     max_waiting: int = 0  # queued sequences before `no_room`; 0: four times max_running
     gpu_memory_percent: int = 90  # share of device memory for weights, activations and KV
-    kv_memory_bytes: int = 2 * 2**30  # KV cache size on a CPU
+    kv_memory_bytes: int = 0  # KV cache size; 0: 2 GiB on a CPU, what is left on a GPU
     dtype: Dtype = "Auto"  # of weights, activations and KV
     format: WeightFormat = "Auto"  # of the weight files
     device: Device = "auto"
+    cuda_graphs: bool = True  # decode steps on a GPU as CUDA graphs
     transfer: Transfer = "Auto"  # KV transport; Auto: the best that both sides can do
     chunk_tokens: int = 2048  # prompt tokens computed between two pushes of KV
     local_prefill_tokens: int = 128  # uncached suffixes up to this long are never sent away
@@ -154,10 +155,16 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--max-running", type=int, default=256, help="sequences that decode at once")
     add("--max-waiting", type=int, default=0, help="queued sequences (0: 4 x max-running)")
     add("--gpu-memory-percent", type=int, default=90, help="share of GPU memory to use")
-    add("--kv-memory", default="2Gi", metavar="SIZE", help="bytes of KV cache on a CPU")
+    add("--kv-memory", default="", metavar="SIZE", help="KV cache (CPU: 2Gi, GPU: what is left)")
     add("--dtype", choices=get_args(Dtype), default="Auto", help="of weights and KV")
     add("--format", choices=get_args(WeightFormat), default="Auto", help="of the weight files")
     add("--device", choices=get_args(Device), default="auto", help="where the model runs")
+    add(
+        "--cuda-graphs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="run decode steps on a GPU as CUDA graphs",
+    )
     add("--transfer", choices=get_args(Transfer), default="Auto", help="KV transport")
     add("--chunk-tokens", type=int, default=2048, help="prompt tokens between two pushes")
     add("--local-prefill-tokens", type=int, default=128, help="suffixes up to here stay here")
@@ -181,7 +188,8 @@ def parse_args(argv: Sequence[str], environ: Mapping[str, str] | None = None) ->
     if mock:
         values["model"] = f"mock://{mock}"
     try:
-        values["kv_memory_bytes"] = parse_bytes(values.pop("kv_memory"))
+        kv_memory = values.pop("kv_memory")
+        values["kv_memory_bytes"] = parse_bytes(kv_memory) if kv_memory else 0
     except ConfigError as error:
         raise ConfigError(f"--kv-memory: {error}") from None
     config = WorkerConfig(**values)

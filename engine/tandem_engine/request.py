@@ -1,10 +1,14 @@
 """One request inside the core, from its arrival to its one end."""
 
 from enum import Enum, auto
+from typing import Final
 
 from tandem_engine.cache.ledger import Holding
 from tandem_engine.runner.base import BatchItem
 from tandem_wire.messages import PrefillPeer, SamplingParams
+
+_UNKNOWN: Final = (0,)
+"""In place of a token that only the device knows."""
 
 
 class Kind(Enum):
@@ -39,7 +43,7 @@ class Request:
         "arrival_time",
         "cache_salt",
         "deadline",
-        "decode_item",
+        "decode_items",
         "end_length",
         "first_token_sent",
         "hashes",
@@ -116,13 +120,49 @@ class Request:
         self.first_token_sent = False
         self.end_length = 0  # tokens (prompt and output) at which the request ends by length
         self.stops: frozenset[int] = frozenset()
-        self.decode_item: BatchItem | None = None
+        self.decode_items: list[BatchItem] = []
         self.sort_key: tuple[int, int, int] = (-priority, 0, arrival)
 
     @property
     def blocks(self) -> list[int]:
         """The block table; empty while the request holds nothing."""
         return self.holding.blocks if self.holding is not None else []
+
+    def item(self, count: int) -> BatchItem:
+        """A step's part of this sequence: the next `count` tokens."""
+        start = self.num_computed
+        return BatchItem(
+            rid=self.key,
+            tokens=self.tokens[start : start + count],
+            start=start,
+            block_table=self.blocks,
+            sample=False,
+            params=self.params,
+            prompt_tokens=self.prompt,
+            output_tokens=self.output,
+        )
+
+    def item_decode(self) -> BatchItem:
+        """The last token, whose KV is all that is missing."""
+        item = self._next_decode_item()
+        item.tokens, item.start, item.previous = (self.tokens[-1],), self.num_computed, -1
+        return item
+
+    def item_ahead(self, row: int) -> BatchItem:
+        """The token after that: the one that `row` of the step that runs now will sample."""
+        item = self._next_decode_item()
+        item.tokens, item.start, item.previous = _UNKNOWN, self.num_computed + 1, row
+        return item
+
+    def _next_decode_item(self) -> BatchItem:
+        """Two items take turns: one may be in a step that runs."""
+        if len(self.decode_items) < 2:
+            item = self.item(1)
+            item.sample = True
+            self.decode_items.append(item)
+        else:
+            self.decode_items.reverse()
+        return self.decode_items[-1]
 
     @property
     def num_uncomputed(self) -> int:

@@ -5,6 +5,9 @@ has passed `wait_for_inputs`. Up to its own call of that function it may only to
 in flight writes: weights and the step's plan. That is when it asks the L2 for its first weights.
 """
 
+from functools import cache
+
+import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
@@ -29,6 +32,12 @@ def prefetch_lines(pointers):
         is_pure=False,
         pack=1,
     )
+
+
+@cache
+def is_supported() -> bool:
+    """Whether the current device can launch so: Hopper and later."""
+    return torch.cuda.get_device_capability() >= (9, 0)
 
 
 def launch_options(overlap: bool) -> dict[str, bool]:

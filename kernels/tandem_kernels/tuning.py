@@ -7,7 +7,7 @@ get the kernels' defaults.
 import json
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -17,13 +17,18 @@ def device_file(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name.lower()) + ".json"
 
 
+_NEAREST: Final = {(9, 0): "NVIDIA H100 80GB HBM3"}
+"""Whose file serves other devices of a compute capability."""
+
+
 @cache
 def _load(name: str) -> dict[str, Any]:
     path = resources.files("tandem_kernels") / "tuned" / device_file(name)
-    if not path.is_file():
-        return {}
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    nearest = _NEAREST.get(torch.cuda.get_device_capability())
+    return {} if nearest in (None, name) else _load(nearest)
 
 
 def tuned_gemm(rows: int, columns: int, size: int, gate: bool) -> list[int] | None:

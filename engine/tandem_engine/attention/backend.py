@@ -23,21 +23,31 @@ class Chunk:
 class StepTensors:
     """One step's tokens, flat: first one row per decoding sequence, then the chunks' rows.
 
-    Legend: T rows, B decoding sequences, M blocks of the longest of them.
+    Legend: T rows, B decoding sequences (padding included), M blocks of the longest of them.
     """
 
     token_ids: torch.Tensor  # [T] int64
     positions: torch.Tensor  # [T] int64
-    slot_blocks: torch.Tensor  # [T] int64: the block that takes the token's KV
+    slot_blocks: torch.Tensor  # [T] int64: the block that takes the token's KV; -1 for padding
     slot_offsets: torch.Tensor  # [T] int64: its place in that block's page
-    decode_tables: torch.Tensor  # [B, M] int64, padded with the sequence's own last block
-    decode_lengths: torch.Tensor  # [B] int64: positions that exist, this token included
+    decode_tables: torch.Tensor  # [B, M] integers; past a sequence's end any block that exists
+    decode_lengths: torch.Tensor  # [B] integers: positions that exist, this token's included
     chunks: tuple[Chunk, ...]
 
     @property
     def num_decodes(self) -> int:
         """B."""
         return int(self.decode_lengths.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """RMS norms of each query and key head, before the positions are applied."""
+
+    query: torch.Tensor  # [D]
+    key: torch.Tensor  # [D]
+    epsilon: float
+    in_float32: bool
 
 
 class AttentionBackend(ABC):
@@ -53,13 +63,18 @@ class AttentionBackend(ABC):
 
     @abstractmethod
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        norms: HeadNorms | None,
     ) -> torch.Tensor:
-        """Store the step's KV of one layer and attend causally, within the layer's window.
+        """Norm and rotate, store the step's KV of one layer, attend causally within its window.
 
         Args:
-            query: [T, H, D]; key, value: [T, K, D], positions applied.
+            qkv: [T, (H + 2 K) · D], the fused projection's output; may be changed.
+            angles: cosines and sines [T, D/2].
 
         Returns:
-            [T, H, D].
+            [T, H · D].
         """

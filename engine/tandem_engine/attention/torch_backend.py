@@ -2,9 +2,10 @@
 
 import torch
 
-from tandem_engine.attention.backend import AttentionBackend, StepTensors
+from tandem_engine.attention.backend import AttentionBackend, HeadNorms, StepTensors
 from tandem_engine.models.spec import ModelSpec
-from tandem_kernels.attention import decode_attention, extend_attention, write_kv
+from tandem_kernels.attention import decode_attention, extend_attention
+from tandem_kernels.rope import rope_and_write
 
 
 class TorchAttention(AttentionBackend):
@@ -54,12 +55,17 @@ class TorchAttention(AttentionBackend):
         return tables, mask
 
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        norms: HeadNorms | None,
     ) -> torch.Tensor:
         step = self._step
         assert step is not None, "plan() comes before attend()"
         keys, values = self._caches[layer]
-        write_kv(key, value, keys, values, step.slot_blocks, step.slot_offsets)
+        slots = (step.slot_blocks, step.slot_offsets)
+        query = rotate_and_store(self._spec, qkv, angles, norms, keys, values, *slots)
         scale, softcap = self._spec.attention_scale, self._spec.attention_softcap
         window = self._windows[layer]
         found = []
@@ -81,4 +87,19 @@ class TorchAttention(AttentionBackend):
                     softcap,
                 )
             )
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return (found[0] if len(found) == 1 else torch.cat(found)).flatten(1)
+
+
+def rotate_and_store(
+    spec: ModelSpec,
+    qkv: torch.Tensor,
+    angles: tuple[torch.Tensor, torch.Tensor],
+    norms: HeadNorms | None,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    blocks: torch.Tensor,
+    offsets: torch.Tensor,
+) -> torch.Tensor:
+    """Queries [T, H, D]; keys and values go into the pages [N, K, P, D]."""
+    weights = () if norms is None else (norms.query, norms.key, norms.epsilon, norms.in_float32)
+    return rope_and_write(qkv, spec.num_heads, *angles, keys, values, blocks, offsets, *weights)

@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from tandem_engine.cache.ledger import BlockLedger
@@ -33,7 +34,7 @@ from tandem_engine.kv_transfer.events import (
 )
 from tandem_engine.kv_transfer.events import ToCore as HandoffEvent
 from tandem_engine.request import Kind
-from tandem_engine.runner.base import Runner
+from tandem_engine.runner.base import Batch, PendingStep, Runner
 from tandem_engine.scheduler.limits import Limits
 from tandem_engine.scheduler.meter import Meter
 from tandem_engine.scheduler.scheduler import Scheduler
@@ -66,6 +67,15 @@ def model_identity(config: WorkerConfig) -> str:
     return config.model.split("?", 1)[0] if config.is_mock else config.model
 
 
+@dataclass(frozen=True, slots=True)
+class _RunningStep:
+    """A step whose results the scheduler hasn't had; `launched` is a clock time."""
+
+    batch: Batch
+    launched: float
+    pending: PendingStep
+
+
 class EngineCore:
     """One worker's engine, without processes or sockets.
 
@@ -86,6 +96,9 @@ class EngineCore:
         self._send = send
         self._clock = clock
         self._inbox: deque[ToCore] = deque()
+        self._handoff_events: deque[HandoffEvent] = deque()
+        self._running_step: _RunningStep | None = None
+        self._step_ended = 0.0
         self._wake = threading.Event()
         self._running = True
         self._draining = False
@@ -135,30 +148,68 @@ class EngineCore:
             self._runner.close()
 
     def run_once(self) -> bool:
-        """One round; False when there was nothing to run."""
+        """One round; False when there was nothing to run.
+
+        Where the runner can, the next step is launched before the results of the one that runs are
+        read, as long as nothing has arrived that could change it.
+        """
         now = self._clock()
+        self._handoff_events.extend(self._handoff.poll())
+        running = self._running_step
+        if running is not None:
+            self._running_step = None
+            if not self._inbox and not self._handoff_events:
+                ahead = self.scheduler.plan_ahead()
+                if ahead is not None:
+                    self._running_step = self._launch(ahead)
+            self._finish(running)
+        worked = running is not None
+        if self._running_step is None:
+            worked |= self._start_step(now)
+        else:
+            self.scheduler.sweep(now)
+            self._flush()
+        if now >= self._stats_due:
+            self.report()
+        return worked
+
+    def _start_step(self, now: float) -> bool:
+        """Take what arrived, and run what there is to run; False when there is nothing."""
         while self._inbox:
             self._take(self._inbox.popleft(), now)
-        for event in self._handoff.poll():
-            self._take_handoff(event, now)
+        while self._handoff_events:
+            self._take_handoff(self._handoff_events.popleft(), now)
         scheduler = self.scheduler
         scheduler.sweep(now)
         batch = scheduler.schedule(now) if scheduler.has_work else None
         # The hand-off starts on new fetches while the step runs; refusals don't wait for it.
         self._flush()
-        if batch is not None:
-            started = self._clock()
-            results = self._runner.execute(batch)
-            ended = self._clock()
-            num_decodes = sum(1 for item in batch.items if len(item.tokens) == 1)
-            scheduler.meter.record_step(
-                ended - started, len(batch.items), num_decodes, batch.num_tokens - num_decodes
-            )
-            scheduler.finish_step(batch, results, ended)
+        if batch is None:
+            return False
+        step = self._launch(batch)
+        if self._runner.plans_ahead:
+            self._running_step = step
+        else:
+            self._finish(step)
             self._flush()
-        if now >= self._stats_due:
-            self.report()
-        return batch is not None
+        return True
+
+    def _launch(self, batch: Batch) -> _RunningStep:
+        return _RunningStep(batch, self._clock(), self._runner.launch(batch))
+
+    def _finish(self, step: _RunningStep) -> None:
+        """Wait for a step, and give its results to the scheduler."""
+        results = step.pending.wait()
+        ended = self._clock()
+        # A step planned ahead starts when the one before it ends.
+        started = max(step.launched, self._step_ended)
+        self._step_ended = ended
+        batch = step.batch
+        num_decodes = sum(1 for item in batch.items if len(item.tokens) == 1)
+        self.scheduler.meter.record_step(
+            ended - started, len(batch.items), num_decodes, batch.num_tokens - num_decodes
+        )
+        self.scheduler.finish_step(batch, results, ended)
 
     def check(self) -> None:
         """Raise LedgerError unless every block is accounted for."""

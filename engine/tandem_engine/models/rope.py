@@ -9,6 +9,7 @@ class RotaryAngles:
     """Cosines and sines by position, for one rope of a model.
 
     Args:
+        max_position: positions that a sequence may have.
         factors: [head_dim / 2] divisors of the frequencies that replace the spec's scaling.
     """
 
@@ -16,6 +17,7 @@ class RotaryAngles:
         self,
         spec: RopeSpec,
         head_dim: int,
+        max_position: int,
         device: torch.device,
         factors: torch.Tensor | None = None,
     ) -> None:
@@ -23,9 +25,23 @@ class RotaryAngles:
         frequencies = 1.0 / spec.theta**exponent
         if factors is None:
             factors = torch.tensor([spec.divisor(value) for value in frequencies.tolist()])
-        self._frequencies = (frequencies / factors.float()).to(device)  # [D/2]
+        self._frequencies = (frequencies / factors.float().cpu()).to(device)  # [D/2]
+        self._max_position = max_position
+        self._tables: tuple[torch.Tensor, torch.Tensor] | None = None  # [max_position, D/2] each
 
     def at(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines [T, D/2] at positions [T]."""
+        if not positions.is_cuda:
+            return self._compute(positions, dtype)
+        if self._tables is None:
+            # Looking up is one launch per table and step; computing takes five.
+            every = torch.arange(self._max_position, device=positions.device)
+            self._tables = self._compute(every, dtype)
+        cos, sin = self._tables
+        return cos.index_select(0, positions), sin.index_select(0, positions)
+
+    def _compute(
+        self, positions: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         angles = positions.float()[:, None] * self._frequencies
         return angles.cos().to(dtype), angles.sin().to(dtype)

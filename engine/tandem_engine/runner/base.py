@@ -8,6 +8,15 @@ from tandem_wire.handoff import KVLayout
 from tandem_wire.messages import SamplingParams, TokenLogprobs
 
 
+def has_penalties(params: SamplingParams) -> bool:
+    """Whether sampling needs the tokens generated so far, not only their number."""
+    return (
+        params.repetition_penalty != 1.0
+        or params.frequency_penalty != 0.0
+        or params.presence_penalty != 0.0
+    )
+
+
 @dataclass(slots=True)
 class BatchItem:
     """The part of one sequence that runs in this step.
@@ -15,8 +24,10 @@ class BatchItem:
     `tokens` are the ids at positions [start, start + len(tokens)): a prompt chunk, or one token of
     a decode. KV for positions < start is already in the pages of `block_table`; this step writes
     the rest. When `sample` is set, the runner returns the token that follows the last position.
-    `output_tokens` are the sequence's generated tokens so far (for penalties, min_tokens and the
-    sampler's position, which is `len(output_tokens)`).
+    `output_tokens` are the sequence's generated tokens so far (for penalties and min_tokens).
+
+    With `previous` >= 0 the item is planned ahead: its one token is what that row of the step
+    before samples, which the host doesn't know yet; `tokens` holds a placeholder.
     """
 
     rid: str
@@ -27,6 +38,12 @@ class BatchItem:
     params: SamplingParams
     prompt_tokens: Sequence[int] = ()
     output_tokens: Sequence[int] = ()
+    previous: int = -1
+
+    @property
+    def output_position(self) -> int:
+        """The place in the output of the token that this step samples; 0 for the first."""
+        return len(self.output_tokens) + (self.previous >= 0)
 
     @property
     def end(self) -> int:
@@ -54,6 +71,24 @@ class SampledToken:
 
     token: int
     logprobs: TokenLogprobs | None = None
+
+
+class PendingStep(ABC):
+    """A step that was launched."""
+
+    @abstractmethod
+    def wait(self) -> list[SampledToken | None]:
+        """Its results once it has run: one entry per item, None where `sample` was not set."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedStep(PendingStep):
+    """A step that ran before `launch` returned."""
+
+    results: list[SampledToken | None]
+
+    def wait(self) -> list[SampledToken | None]:
+        return self.results
 
 
 class KVStore(ABC):
@@ -90,7 +125,7 @@ class KVStore(ABC):
 class Runner(ABC):
     """Owns the weights, the KV tensors and the sampler of one worker.
 
-    The core calls `execute` from one thread only. Block numbers run from 0 to `num_blocks` - 1;
+    The core calls `launch` from one thread only. Block numbers run from 0 to `num_blocks` - 1;
     the runner never decides which block belongs to whom.
     """
 
@@ -99,10 +134,16 @@ class Runner(ABC):
     max_model_len: int
     num_blocks: int
     kv: KVStore
+    plans_ahead: bool = False
+    """Whether `launch` returns before the step has run, and takes items with `previous`."""
 
     @abstractmethod
     def execute(self, batch: Batch) -> list[SampledToken | None]:
         """Run one step; one entry per item, None where `sample` was not set."""
+
+    def launch(self, batch: Batch) -> PendingStep:
+        """Start one step. At most one other may be pending, and steps end in their order."""
+        return FinishedStep(self.execute(batch))
 
     @abstractmethod
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float], None]
 """Called with a stage's name and the fraction of it that is done."""
 
+_HOST_KV_BYTES: Final = 2 * 2**30
 _DTYPES: Final = {"BFloat16": "bfloat16", "Float16": "float16", "Float32": "float32"}
 
 
@@ -58,15 +58,6 @@ def _limit_threads() -> None:
     torch.set_num_threads(int(threads) if threads else len(os.sched_getaffinity(0)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Room:
-    """What the KV cache holds."""
-
-    layout: KVLayout
-    num_blocks: int
-    max_model_len: int
-
-
 def _load_torch(
     config: WorkerConfig,
     files: ModelFiles,
@@ -76,27 +67,115 @@ def _load_torch(
 ) -> Runner:
     import torch
 
-    from tandem_engine.attention.torch_backend import TorchAttention
     from tandem_engine.models.spec import build_spec
-    from tandem_engine.runner.kv_pages import HostKVStore
-    from tandem_engine.runner.torch_runner import TorchRunner
     from tandem_engine.weights.loading import WeightFiles, load_parameters
 
-    if config.device == "cuda":
-        raise ConfigError("--device cuda: this engine runs on the CPU only; use auto or cpu")
-    dtype: torch.dtype = getattr(torch, _DTYPES.get(config.dtype, "float32"))
+    device = _choose_device(config)
+    default = "bfloat16" if device.type == "cuda" else "float32"
+    dtype: torch.dtype = getattr(torch, _DTYPES.get(config.dtype, default))
     spec = build_spec(facts)
-    room = _plan_room(config, spec, dtype)
+    _check_length(config, spec)
     weights = WeightFiles(files.path, _weight_format(config, files))
-    progress("weights", 0.0)
-    parameters = load_parameters(
-        spec, weights, dtype, cache_dir, lambda fraction: progress("weights", fraction)
-    )
+
+    def load() -> dict[str, torch.Tensor]:
+        progress("weights", 0.0)
+        return load_parameters(
+            spec,
+            weights,
+            dtype,
+            cache_dir,
+            lambda fraction: progress("weights", fraction),
+            device=device,
+        )
+
+    if device.type == "cuda":
+        return _load_cuda(config, spec, facts, dtype, device, load(), progress)
+    return _load_host(config, spec, facts, dtype, load, progress)
+
+
+def _choose_device(config: WorkerConfig) -> "torch.device":
+    import torch
+
+    found = torch.cuda.is_available()
+    if config.device == "cuda" and not found:
+        raise ConfigError("--device cuda: torch sees no GPU; use cpu, or check driver and torch")
+    return torch.device("cuda", 0) if found and config.device != "cpu" else torch.device("cpu")
+
+
+def _load_host(
+    config: WorkerConfig,
+    spec: "ModelSpec",
+    facts: ModelFacts,
+    dtype: "torch.dtype",
+    load: Callable[[], "dict[str, torch.Tensor]"],
+    progress: Progress,
+) -> Runner:
+    """The CPU's runner; its KV cache has the size that the configuration says."""
+    from tandem_engine.attention.torch_backend import TorchAttention
+    from tandem_engine.runner.kv_pages import HostKVStore
+    from tandem_engine.runner.torch_runner import TorchRunner
+
+    layout = _kv_layout(config, spec, dtype)
+    num_blocks = (config.kv_memory_bytes or _HOST_KV_BYTES) // layout.block_bytes
+    max_model_len = _fit_length(config, spec, num_blocks, "--kv-memory")
+    parameters = load()
     progress("kv cache", 0.0)
-    kv = HostKVStore(room.layout, room.num_blocks, dtype, config.shm_dir)
-    return TorchRunner(
-        spec, parameters, kv, TorchAttention, facts.eos_token_ids, room.max_model_len
+    kv = HostKVStore(layout, num_blocks, dtype, config.shm_dir)
+    return TorchRunner(spec, parameters, kv, TorchAttention, facts.eos_token_ids, max_model_len)
+
+
+def _load_cuda(
+    config: WorkerConfig,
+    spec: "ModelSpec",
+    facts: ModelFacts,
+    dtype: "torch.dtype",
+    device: "torch.device",
+    parameters: "dict[str, torch.Tensor]",
+    progress: Progress,
+) -> Runner:
+    """The GPU's runner; its KV cache takes what `--gpu-memory-percent` leaves."""
+    import torch
+
+    from tandem_engine.runner.cuda_runner import CudaRunner
+    from tandem_engine.runner.decode_graphs import padded_sizes
+    from tandem_engine.runner.device_kv import DeviceKVStore
+    from tandem_engine.runner.memory_profile import measure_memory
+
+    torch.cuda.set_device(device)
+    layout = _kv_layout(config, spec, dtype)
+    max_model_len = config.max_model_len or spec.max_position
+
+    def make(num_blocks: int, longest: int) -> CudaRunner:
+        return CudaRunner(
+            spec,
+            parameters,
+            DeviceKVStore(layout, num_blocks, dtype, device),
+            facts.eos_token_ids,
+            longest,
+            config.max_running,
+            graphs=config.cuda_graphs,
+        )
+
+    progress("memory profile", 0.0)
+    plan = measure_memory(
+        make(1, max_model_len),
+        device,
+        percent=config.gpu_memory_percent,
+        max_tokens=config.max_batched_tokens,
+        max_running=config.max_running,
+        num_graphs=len(padded_sizes(config.max_running)) if config.cuda_graphs else 0,
     )
+    least = layout.block_bytes * max(1, -(-config.max_model_len // layout.page_size))
+    plan.check(max(least, config.kv_memory_bytes))
+    num_blocks = (config.kv_memory_bytes or plan.kv) // layout.block_bytes
+    flag = "--kv-memory" if config.kv_memory_bytes else "--gpu-memory-percent"
+    longest = _fit_length(config, spec, num_blocks, flag)
+    torch.cuda.empty_cache()
+    runner = make(num_blocks, longest)
+    if config.role != "prefill":
+        # A prefill worker decodes rarely, if ever: it captures what it needs when it does.
+        runner.capture_graphs(lambda fraction: progress("graphs", fraction))
+    return runner
 
 
 def _weight_format(
@@ -111,9 +190,8 @@ def _weight_format(
     )
 
 
-def _plan_room(config: WorkerConfig, spec: "ModelSpec", dtype: "torch.dtype") -> _Room:
-    """How many blocks fit, and the longest sequence."""
-    layout = KVLayout(
+def _kv_layout(config: WorkerConfig, spec: "ModelSpec", dtype: "torch.dtype") -> KVLayout:
+    return KVLayout(
         num_layers=spec.num_layers,
         num_kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
@@ -121,17 +199,22 @@ def _plan_room(config: WorkerConfig, spec: "ModelSpec", dtype: "torch.dtype") ->
         dtype=str(dtype).removeprefix("torch."),
         itemsize=dtype.itemsize,
     )
-    num_blocks = config.kv_memory_bytes // layout.block_bytes
-    num_tokens = num_blocks * config.page_size
+
+
+def _check_length(config: WorkerConfig, spec: "ModelSpec") -> None:
     if config.max_model_len > spec.max_position:
         raise ConfigError(
             f"--max-model-len {config.max_model_len} is more than the {spec.max_position} "
             "positions that the model knows; lower it"
         )
+
+
+def _fit_length(config: WorkerConfig, spec: "ModelSpec", num_blocks: int, flag: str) -> int:
+    """Tokens of the longest sequence that `num_blocks` hold."""
+    num_tokens = num_blocks * config.page_size
     if num_blocks < 1 or config.max_model_len > num_tokens:
         raise ConfigError(
-            f"--kv-memory holds {num_tokens} tokens of {layout.block_bytes // config.page_size} "
-            f"bytes, --max-model-len wants {config.max_model_len or 'at least one block'}; "
-            "raise the one or lower the other"
+            f"{flag} leaves KV for {num_tokens} tokens, --max-model-len wants "
+            f"{config.max_model_len or 'at least one block'}; raise the one or lower the other"
         )
-    return _Room(layout, num_blocks, config.max_model_len or min(spec.max_position, num_tokens))
+    return config.max_model_len or min(spec.max_position, num_tokens)

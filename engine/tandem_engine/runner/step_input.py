@@ -18,51 +18,96 @@ class StepInput:
     last_rows: tuple[int, ...]
 
 
-def build_step(items: Sequence[BatchItem], page_size: int, device: torch.device) -> StepInput:
-    """Lay the items out flat: those of one token first, then the chunks."""
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Places in a batch of the items of one token, and of the chunks."""
+
+    decodes: list[int]
+    chunks: list[int]
+
+
+def split_batch(items: Sequence[BatchItem]) -> Split:
+    """Which items are decodes and which are chunks."""
     decodes = [index for index, item in enumerate(items) if len(item.tokens) == 1]
     chunks = [index for index, item in enumerate(items) if len(item.tokens) > 1]
+    return Split(decodes, chunks)
+
+
+def build_step(items: Sequence[BatchItem], page_size: int, device: torch.device) -> StepInput:
+    """Lay the items out flat: those of one token first, then the chunks."""
+    split = split_batch(items)
+    decodes = [items[index] for index in split.decodes]
+    tables, lengths = _decode_tables(decodes, page_size)
+    positions = lengths - 1
+    columns = (positions // page_size)[:, None]
+    rows = StepTensors(
+        token_ids=_tensor([item.tokens[0] for item in decodes], device),
+        positions=_tensor(positions, device),
+        slot_blocks=_tensor(np.take_along_axis(tables, columns, axis=1)[:, 0], device),
+        slot_offsets=_tensor(positions % page_size, device),
+        decode_tables=_tensor(tables, device),
+        decode_lengths=_tensor(lengths, device),
+        chunks=(),
+    )
     last_rows = [0] * len(items)
+    for row, index in enumerate(split.decodes):
+        last_rows[index] = row
+    step, ends = add_chunks(rows, [items[index] for index in split.chunks], page_size)
+    for index, row in zip(split.chunks, ends, strict=True):
+        last_rows[index] = row
+    return StepInput(step, tuple(last_rows))
+
+
+def add_chunks(
+    decodes: StepTensors, items: Sequence[BatchItem], page_size: int
+) -> tuple[StepTensors, list[int]]:
+    """The step with these chunks behind its decodes, and the flat row of each one's last token."""
+    if not items:
+        return decodes, []
+    device = decodes.token_ids.device
+    first = decodes.num_decodes
     num_tokens = sum(len(item.tokens) for item in items)
     token_ids = np.empty(num_tokens, np.int64)
     positions = np.empty(num_tokens, np.int64)
     slot_blocks = np.empty(num_tokens, np.int64)
-    for row, index in enumerate(decodes):
-        item = items[index]
-        token_ids[row], positions[row] = item.tokens[0], item.start
-        slot_blocks[row] = item.block_table[item.start // page_size]
-        last_rows[index] = row
-    row = len(decodes)
-    found: list[Chunk] = []
-    for index in chunks:
-        item = items[index]
+    chunks: list[Chunk] = []
+    ends: list[int] = []
+    row = 0
+    for item in items:
         span = slice(row, row + len(item.tokens))
         table = np.asarray(item.block_table[: -(-item.end // page_size)], np.int64)
         token_ids[span] = item.tokens
         positions[span] = np.arange(item.start, item.end)
         slot_blocks[span] = table[positions[span] // page_size]
-        block_table = torch.from_numpy(table).to(device)
-        found.append(Chunk(row, len(item.tokens), item.start, block_table))
+        chunks.append(Chunk(first + row, len(item.tokens), item.start, _tensor(table, device)))
         row = span.stop
-        last_rows[index] = row - 1
-    tables, lengths = _decode_tables([items[index] for index in decodes], page_size)
-    tensors = StepTensors(
-        token_ids=torch.from_numpy(token_ids).to(device),
-        positions=torch.from_numpy(positions).to(device),
-        slot_blocks=torch.from_numpy(slot_blocks).to(device),
-        slot_offsets=torch.from_numpy(positions % page_size).to(device),
-        decode_tables=torch.from_numpy(tables).to(device),
-        decode_lengths=torch.from_numpy(lengths).to(device),
-        chunks=tuple(found),
+        ends.append(first + row - 1)
+
+    def behind(before: torch.Tensor, values: np.ndarray) -> torch.Tensor:
+        found = _tensor(values, device)
+        return torch.cat((before, found)) if first else found
+
+    step = StepTensors(
+        token_ids=behind(decodes.token_ids, token_ids),
+        positions=behind(decodes.positions, positions),
+        slot_blocks=behind(decodes.slot_blocks, slot_blocks),
+        slot_offsets=behind(decodes.slot_offsets, positions % page_size),
+        decode_tables=decodes.decode_tables,
+        decode_lengths=decodes.decode_lengths,
+        chunks=tuple(chunks),
     )
-    return StepInput(tensors, tuple(last_rows))
+    return step, ends
+
+
+def _tensor(values: np.ndarray | list[int], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(values, np.int64)).to(device)
 
 
 def _decode_tables(items: Sequence[BatchItem], page_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Block tables [B, M], each padded with its own last block, and lengths [B]."""
     lengths = np.array([item.end for item in items], np.int64)
     widths = -(-lengths // page_size)
-    tables = np.empty((len(items), int(widths.max(initial=0))), np.int64)
+    tables = np.empty((len(items), int(widths.max(initial=1))), np.int64)
     for row, (item, width) in enumerate(zip(items, widths.tolist(), strict=True)):
         tables[row, :width] = item.block_table[:width]
         tables[row, width:] = item.block_table[width - 1]

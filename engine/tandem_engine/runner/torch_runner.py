@@ -1,4 +1,4 @@
-"""The runner on torch: weights, KV tensors, and one forward pass per step."""
+"""The CPU's runner: weights, KV tensors, and one forward pass per step."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,7 +16,7 @@ MakeBackend = Callable[[ModelSpec, torch.Tensor], AttentionBackend]
 
 
 class TorchRunner(Runner):
-    """Runs a decoder over paged KV.
+    """Runs a decoder over paged KV, one step at a time.
 
     Args:
         parameters: by the names of `models/parameters.py`; never written to.
@@ -52,11 +52,11 @@ class TorchRunner(Runner):
         if not batch.items:
             return results
         step = build_step(batch.items, self.kv.layout.page_size, self._device)
-        hidden = self._model.forward(step.tensors, self._attention)  # [T, C]
         sampled = [index for index, item in enumerate(batch.items) if item.sample]
+        rows = torch.tensor([step.last_rows[index] for index in sampled], device=self._device)
+        hidden = self._model.forward(step.tensors, self._attention, rows)  # [R, C]
         if sampled:
-            rows = torch.tensor([step.last_rows[index] for index in sampled], device=self._device)
-            logits = self._model.logits(hidden[rows])  # [R, V]
+            logits = self._model.logits(hidden)  # [R, V]
             tokens = self._sampler.sample(logits, [batch.items[index] for index in sampled])
             for index, token in zip(sampled, tokens, strict=True):
                 results[index] = token

@@ -9,19 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from tandem_engine.runner.base import BatchItem
+from tandem_engine.runner.base import BatchItem, has_penalties
 
 
 def is_adjusted(item: BatchItem) -> bool:
     """Whether anything here applies to the item."""
     params = item.params
-    return (
-        params.repetition_penalty != 1.0
-        or params.frequency_penalty != 0.0
-        or params.presence_penalty != 0.0
-        or bool(params.logit_bias)
-        or len(item.output_tokens) < params.min_tokens
-    )
+    forced = bool(params.logit_bias) or item.output_position < params.min_tokens
+    return forced or has_penalties(params)
 
 
 def adjust_logits(
@@ -38,7 +33,7 @@ def _adjust_row(
     logits: torch.Tensor, item: BatchItem, eos_token_ids: Sequence[int], vocab: int
 ) -> None:
     params = item.params
-    if len(item.output_tokens) < params.min_tokens:
+    if item.output_position < params.min_tokens:
         stops = list(params.stop_token_ids)
         if not params.ignore_eos:
             stops += eos_token_ids

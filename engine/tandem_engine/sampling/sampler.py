@@ -1,18 +1,62 @@
 """One token per row of logits, and its logprobs."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 
 from tandem_engine.runner.base import BatchItem, SampledToken
 from tandem_engine.sampling.adjustment import adjust_logits, is_adjusted
-from tandem_engine.sampling.draw import uniform
-from tandem_kernels.sampling import filter_logits, sample_inverse_cdf
+from tandem_kernels.sampling import argmax, draw
 from tandem_wire.messages import TokenLogprobs
 
 _GREEDY_BELOW: Final = 1e-5
 """Temperatures under this are taken as 0: dividing by them would overflow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Of the rows that asked for them; [r] rows, k the most that any of them wants."""
+
+    rows: tuple[int, ...]
+    chosen: torch.Tensor  # [r] float32
+    top_values: torch.Tensor  # [r, k] float32, best first
+    top_ids: torch.Tensor  # [r, k] int64
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A step's tokens where they were sampled: nothing has waited for the device yet."""
+
+    tokens: torch.Tensor  # [R] int64
+    logprobs: Logprobs | None
+
+    def to_host(self) -> "Choice":
+        """Copies in pinned memory, complete once the current stream has come this far."""
+        found = self.logprobs
+        if found is not None:
+            found = Logprobs(
+                found.rows, _pinned(found.chosen), _pinned(found.top_values), _pinned(found.top_ids)
+            )
+        return Choice(_pinned(self.tokens), found)
+
+    def read(self, items: Sequence[BatchItem]) -> list[SampledToken]:
+        """The tokens, in the order of `items`, on the host."""
+        sampled = [SampledToken(token) for token in self.tokens.tolist()]
+        if self.logprobs is not None:
+            chosen = self.logprobs.chosen.tolist()
+            ids, values = self.logprobs.top_ids.tolist(), self.logprobs.top_values.tolist()
+            for at, row in enumerate(self.logprobs.rows):
+                count = items[row].params.logprobs or 0
+                found = TokenLogprobs(chosen[at], ids[at][:count], values[at][:count])
+                sampled[row] = SampledToken(sampled[row].token, found)
+        return sampled
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
 
 
 class Sampler:
@@ -22,32 +66,39 @@ class Sampler:
         self._eos_token_ids = tuple(eos_token_ids)
 
     def sample(self, logits: torch.Tensor, items: Sequence[BatchItem]) -> list[SampledToken]:
+        """One token per item, waiting for it; see `choose`."""
+        return self.choose(logits, items).read(items)
+
+    def choose(
+        self,
+        logits: torch.Tensor,
+        items: Sequence[BatchItem],
+        greedy: torch.Tensor | None = None,
+    ) -> Choice:
         """One token per item.
 
         Logprobs are those of the model itself: before penalties, bias, temperature and filters.
 
         Args:
-            logits: [B, V] float32, may be changed.
+            logits: [B, V], any float type; left as they are.
+            greedy: [B] int64, their argmax if that is known; overwritten by the chosen tokens.
         """
-        logprobs: dict[int, torch.Tensor] = {
-            row: logits[row].log_softmax(-1)
-            for row, item in enumerate(items)
-            if item.params.logprobs is not None
-        }
+        wanting = [row for row, item in enumerate(items) if item.params.logprobs is not None]
+        scores = logits[wanting].float().log_softmax(-1) if wanting else logits
         if any(is_adjusted(item) for item in items):
+            logits = logits.float() if logits.dtype != torch.float32 else logits.clone()
             adjust_logits(logits, items, self._eos_token_ids)
-        tokens = logits.argmax(-1)
+            greedy = argmax(logits, greedy)
+        tokens = argmax(logits) if greedy is None else greedy
         random = [i for i, item in enumerate(items) if item.params.temperature >= _GREEDY_BELOW]
         if random:
-            rows = torch.tensor(random, device=logits.device)
-            tokens[rows] = _draw(logits[rows], [items[index] for index in random])
-        chosen: list[int] = tokens.tolist()
-        return [
-            SampledToken(token, _report(logprobs[row], token, items[row].params.logprobs or 0))
-            if row in logprobs
-            else SampledToken(token)
-            for row, token in enumerate(chosen)
-        ]
+            drawing = [items[index] for index in random]
+            if len(random) == len(items):
+                tokens.copy_(_draw(logits, drawing))
+            else:
+                rows = torch.tensor(random, device=logits.device)
+                tokens[rows] = _draw(logits[rows], drawing)
+        return Choice(tokens, _report(scores, tokens, wanting, items) if wanting else None)
 
 
 def _draw(logits: torch.Tensor, items: Sequence[BatchItem]) -> torch.Tensor:
@@ -57,18 +108,22 @@ def _draw(logits: torch.Tensor, items: Sequence[BatchItem]) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=logits.device)
 
     params = [item.params for item in items]
-    logits = logits / column([p.temperature for p in params])[:, None]
-    if any(p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0 for p in params):
-        top_k = column([max(p.top_k, 0) for p in params], torch.int64)
-        top_p = column([p.top_p for p in params])
-        logits = filter_logits(logits, top_k, top_p, column([p.min_p for p in params]))
-    draws = [uniform(item.params.seed, len(item.output_tokens)) for item in items]
-    return sample_inverse_cdf(logits, column(draws, torch.float64))
+    return draw(
+        logits if logits.is_cuda else logits.float(),
+        column([p.temperature for p in params]),
+        column([max(p.top_k, 0) for p in params], torch.int64),
+        column([p.top_p for p in params]),
+        column([p.min_p for p in params]),
+        column([p.seed for p in params], torch.int64),
+        column([item.output_position for item in items], torch.int64),
+    )
 
 
-def _report(logprobs: torch.Tensor, token: int, count: int) -> TokenLogprobs:
-    """The chosen token's logprob and the `count` highest, best first."""
-    if count == 0:
-        return TokenLogprobs(float(logprobs[token]))
-    values, ids = logprobs.topk(min(count, logprobs.shape[0]))
-    return TokenLogprobs(float(logprobs[token]), ids.tolist(), values.tolist())
+def _report(
+    scores: torch.Tensor, tokens: torch.Tensor, rows: list[int], items: Sequence[BatchItem]
+) -> Logprobs:
+    """Logprobs of the chosen tokens and the highest ones, from scores [r, V]."""
+    most = max(items[row].params.logprobs or 0 for row in rows)
+    chosen = scores.gather(1, tokens[rows][:, None]).squeeze(1)
+    values, ids = scores.topk(min(most, scores.shape[1]), dim=-1)
+    return Logprobs(tuple(rows), chosen, values, ids)

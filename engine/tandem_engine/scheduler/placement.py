@@ -99,4 +99,4 @@ class Placement:
         request.holding = None
         request.num_computed = 0
         request.num_registered = 0
-        request.decode_item = None
+        request.decode_items = []

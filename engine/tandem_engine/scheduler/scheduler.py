@@ -8,7 +8,7 @@ from tandem_engine.cache.ledger import BlockLedger
 from tandem_engine.cache.prefix_index import PrefixMatch
 from tandem_engine.kv_transfer.events import FetchDone, FetchFailed
 from tandem_engine.request import Kind, Request, State
-from tandem_engine.runner.base import Batch, BatchItem, SampledToken
+from tandem_engine.runner.base import Batch, BatchItem, SampledToken, has_penalties
 from tandem_engine.scheduler.limits import Limits
 from tandem_engine.scheduler.meter import Meter
 from tandem_engine.scheduler.outbox import Finish, Outbox
@@ -43,6 +43,7 @@ class Scheduler:
         self._remote: dict[str, Request] = {}
         self._deadlines: list[tuple[float, int, Request]] = []
         self._scheduled: list[Request] = []
+        self._ahead: list[Request] = []  # of the step planned ahead
         self._blocked: tuple[Request, int, int] | None = None
 
     # --- requests come and go ---------------------------------------------------------------------
@@ -149,15 +150,7 @@ class Scheduler:
             # More decodes than budget: take turns.
             self.decoding = decodes[share:] + decodes[:share]
             decodes = decodes[:share]
-        for request in decodes:
-            item = request.decode_item
-            if item is None:
-                item = request.decode_item = self._item(request, 1)
-                item.sample = True
-            else:
-                item.tokens = (request.tokens[-1],)
-                item.start = request.num_computed
-            items.append(item)
+        items.extend(request.item_decode() for request in decodes)
         scheduled.extend(decodes)
         budget -= len(decodes)
         for request in self.prefilling:
@@ -166,7 +159,7 @@ class Scheduler:
             count = min(request.num_uncomputed, budget)
             if request.kind is Kind.REMOTE:
                 count = min(count, self.limits.chunk_tokens)
-            item = self._item(request, count)
+            item = request.item(count)
             item.sample = count == request.num_uncomputed
             items.append(item)
             scheduled.append(request)
@@ -176,25 +169,54 @@ class Scheduler:
         self._scheduled = scheduled
         return Batch(items, self.placement.take_copies())
 
-    def _item(self, request: Request, count: int) -> BatchItem:
-        start = request.num_computed
-        return BatchItem(
-            rid=request.key,
-            tokens=request.tokens[start : start + count],
-            start=start,
-            block_table=request.blocks,
-            sample=False,
-            params=request.params,
-            prompt_tokens=request.prompt,
-            output_tokens=request.output,
-        )
+    def plan_ahead(self) -> Batch | None:
+        """The step after the one that runs now, before its results are known; None: wait for them.
+
+        Only decodes are planned so, and only while nothing else could run beside them. A sequence
+        that turns out to have ended computes a token for nobody.
+        """
+        running = [(row, r) for row, r in enumerate(self._scheduled) if r.state is State.DECODE]
+        if self.prefilling or self._may_admit() or len(running) != len(self.decoding):
+            return None
+        going_on = [(row, r) for row, r in running if len(r.tokens) + 1 < r.end_length]
+        if not going_on or not all(self._can_run_ahead(request) for _, request in going_on):
+            return None
+        self._ahead = [request for _, request in going_on]
+        return Batch([request.item_ahead(row) for row, request in going_on])
+
+    def _can_run_ahead(self, request: Request) -> bool:
+        """Whether the step after the next needs no token of it, and has its block."""
+        if has_penalties(request.params):
+            return False
+        has_block = len(request.blocks) * self.limits.page_size > request.num_computed + 1
+        return has_block or self.placement.grow(request)
+
+    def _may_admit(self) -> bool:
+        """Whether the head of the queue might find a place now."""
+        head = self.waiting.head
+        if head is None:
+            return False
+        return self._blocked != self._situation(head) and not self._is_full_for(head)
+
+    def _situation(self, head: Request) -> tuple[Request, int, int]:
+        """What decides about the head of the queue: it is only tried again when this changes."""
+        return head, self.ledger.num_available, self._num_active
+
+    @property
+    def _num_active(self) -> int:
+        return len(self.prefilling) + len(self.decoding) + self.transfers.num_fetching
+
+    def _is_full_for(self, head: Request) -> bool:
+        return head.kind is Kind.ROUTED and self._num_active >= self.limits.max_running
 
     def finish_step(self, batch: Batch, results: list[SampledToken | None], now: float) -> None:
-        """Take the results of the batch that `schedule` returned last."""
+        """Take the results of the batch that `schedule` returned, or `plan_ahead` before that."""
         self.placement.finish_copies()
         page = self.limits.page_size
         done = False
         for request, item, result in zip(self._scheduled, batch.items, results, strict=True):
+            if request.state is State.DONE:
+                continue  # it had ended when this step was planned ahead
             end = item.start + len(item.tokens)
             request.num_computed = end
             if end // page > request.num_registered:
@@ -205,7 +227,7 @@ class Scheduler:
                 if request.state is State.PREFILL:
                     self._enter_decode(request, now)
                 done |= self._append(request, result.token, result.logprobs)
-        self._scheduled = []
+        self._scheduled, self._ahead = self._ahead, []
         if done:
             self.decoding = [r for r in self.decoding if r.state is State.DECODE]
 
@@ -291,12 +313,10 @@ class Scheduler:
         room = self.limits.max_batched_tokens - len(self.decoding)
         room -= sum(request.num_uncomputed for request in self.prefilling)
         while (request := self.waiting.head) is not None:
-            active = len(self.prefilling) + len(self.decoding) + self.transfers.num_fetching
-            if request.kind is Kind.ROUTED and active >= self.limits.max_running:
+            if self._is_full_for(request):
                 return
-            # Matching a long prompt is not free, so a head that didn't fit is only tried again
-            # when something has changed.
-            situation = (request, self.ledger.num_available, active)
+            # Matching a long prompt is not free.
+            situation = self._situation(request)
             if situation == self._blocked:
                 return
             fit = self._fit(request, room > 0)

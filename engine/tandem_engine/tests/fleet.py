@@ -15,6 +15,7 @@ from tandem_engine.core.messages import (
 )
 from tandem_engine.mock.runner import _START as START_HASH
 from tandem_engine.mock.runner import EOS_TOKEN, extend_hash, load_mock_runner, next_token
+from tandem_engine.runner.base import Batch, PendingStep, Runner, SampledToken
 from tandem_engine.tests.loopback import LoopbackHandoff, Network
 from tandem_wire.messages import KvEvents, PrefillPeer, SamplingParams, StepItem, Submit
 
@@ -39,10 +40,65 @@ class Clock:
         return self.now
 
 
+@dataclass
+class LateStep(PendingStep):
+    """A step that runs when its results are asked for: after the next one was launched."""
+
+    runner: Runner
+    batch: Batch
+    before: list[SampledToken | None]
+    """The results of the step before, which `wait` of that one fills in."""
+    results: list[SampledToken | None] = field(default_factory=list)
+
+    def wait(self) -> list[SampledToken | None]:
+        for item in self.batch.items:
+            if item.previous >= 0:
+                sampled = self.before[item.previous]
+                assert sampled is not None
+                item.tokens, item.previous = (sampled.token,), -1
+        self.results += self.runner.execute(self.batch)
+        return self.results
+
+
+class LateRunner(Runner):
+    """A runner like a GPU's, on top of one that isn't."""
+
+    plans_ahead = True
+
+    def __init__(self, inner: Runner) -> None:
+        self._inner = inner
+        self._last: LateStep | None = None
+        self.vocab_size, self.eos_token_ids = inner.vocab_size, inner.eos_token_ids
+        self.max_model_len, self.num_blocks = inner.max_model_len, inner.num_blocks
+        self.kv = inner.kv
+        self.num_ahead = 0
+
+    def launch(self, batch: Batch) -> PendingStep:
+        before = self._last.results if self._last is not None else []
+        self._last = LateStep(self._inner, batch, before)
+        self.num_ahead += any(item.previous >= 0 for item in batch.items)
+        return self._last
+
+    def execute(self, batch: Batch) -> list[SampledToken | None]:
+        return self.launch(batch).wait()
+
+    def close(self) -> None:
+        self._inner.close()
+
+
 class Worker:
     """One core, driven by hand."""
 
-    def __init__(self, name: str, network: Network, clock: Callable[[], float], **flags: Any):
+    def __init__(
+        self,
+        name: str,
+        network: Network,
+        clock: Callable[[], float],
+        *,
+        late: bool = False,
+        open_runner: Callable[[WorkerConfig], Runner] = load_mock_runner,
+        **flags: Any,
+    ) -> None:
         flags.setdefault("model", "mock://tiny?blocks=64&max_len=1024")
         flags.setdefault("page_size", 8)
         flags.setdefault("chunk_tokens", 32)
@@ -51,7 +107,8 @@ class Worker:
         flags.setdefault("local_prefill_tokens", 16)
         self.name = name
         self.config = WorkerConfig(**flags).resolve_auto({"POD_NAME": name})
-        self.runner = load_mock_runner(self.config)
+        runner = open_runner(self.config)
+        self.runner: Runner = LateRunner(runner) if late else runner
         self.handoff = LoopbackHandoff(name, self.runner.kv, network)
         self.frames: list[FromCore] = []
         self.streams: dict[str, Stream] = {}

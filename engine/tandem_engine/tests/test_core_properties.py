@@ -49,9 +49,10 @@ def build_tokens(values: dict[str, Any]) -> tuple[list[int], int]:
     return prompt, len(prompt)
 
 
-def run(actions: list[Any], *, blocks: int, network: Network) -> Fleet:
+def run(actions: list[Any], *, blocks: int, network: Network, late: bool) -> Fleet:
     fleet = Fleet(
         *NAMES,
+        late=late,
         network=network,
         model=f"mock://tiny?blocks={blocks}&max_len=300",
         max_running=6,
@@ -134,19 +135,24 @@ common = settings(
 )
 
 
-@common
-@given(st.lists(action, min_size=3, max_size=40))
-def test_random_workloads_leave_nothing_behind(actions: list[Any]) -> None:
-    run(actions, blocks=96, network=Network())
+both_kinds_of_runner = pytest.mark.parametrize("late", [False, True], ids=["prompt", "late"])
 
 
+@both_kinds_of_runner
 @common
-@given(st.lists(action, min_size=3, max_size=40), st.integers(0, 2**16))
+@given(actions=st.lists(action, min_size=3, max_size=40))
+def test_random_workloads_leave_nothing_behind(actions: list[Any], late: bool) -> None:
+    run(actions, blocks=96, network=Network(), late=late)
+
+
+@both_kinds_of_runner
+@common
+@given(actions=st.lists(action, min_size=3, max_size=40), seed=st.integers(0, 2**16))
 def test_scarce_blocks_and_failing_peers_leave_nothing_behind(
-    actions: list[Any], seed: int
+    actions: list[Any], seed: int, late: bool
 ) -> None:
     network = Network(rng=random.Random(seed), refuse_share=0.2, drop_share=0.15)
-    run(actions, blocks=34, network=network)
+    run(actions, blocks=34, network=network, late=late)
 
 
 def random_actions(rng: random.Random, count: int) -> list[Any]:
@@ -178,11 +184,12 @@ def random_actions(rng: random.Random, count: int) -> list[Any]:
     return actions
 
 
+@both_kinds_of_runner
 @pytest.mark.parametrize("seed", range(4))
-def test_heavy_load_preempts_fails_and_still_adds_up(seed: int) -> None:
+def test_heavy_load_preempts_fails_and_still_adds_up(seed: int, late: bool) -> None:
     rng = random.Random(seed)
     network = Network(rng=rng, refuse_share=0.1, drop_share=0.05)
-    fleet = run(random_actions(rng, 150), blocks=60, network=network)
+    fleet = run(random_actions(rng, 150), blocks=60, network=network, late=late)
     totals: Counter[str] = Counter()
     for worker in fleet.workers.values():
         totals.update({name: int(value) for name, value in worker.stats().counters.items()})

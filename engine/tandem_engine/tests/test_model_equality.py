@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tandem_engine.config import WorkerConfig
+from tandem_engine.config import Device, WorkerConfig
 from tandem_engine.runner.base import Batch, Runner
 from tandem_engine.runner.model_runner import load_runner
 from tandem_engine.tests.step_driver import Blocks, Request, generate, run_sequences
@@ -24,10 +24,13 @@ def make_prompt(length: int, seed: int = 0) -> list[int]:
     return random.Random(seed * 10_007 + length).choices(range(3, VOCAB), k=length)
 
 
-def open_runner(directory: Path, page_size: int = PAGE) -> Runner:
+def open_runner(directory: Path, device: Device, page_size: int = PAGE) -> Runner:
     config = WorkerConfig(
         model=f"file://{directory}",
+        device=device,
+        dtype="Float32",
         page_size=page_size,
+        max_running=16,
         kv_memory_bytes=32 << 20,
         cache_dir=str(directory / "cache"),
     )
@@ -35,13 +38,13 @@ def open_runner(directory: Path, page_size: int = PAGE) -> Runner:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_tokens_equal_transformers(family: str, tmp_path: Path) -> None:
+def test_greedy_tokens_equal_transformers(family: str, tmp_path: Path, device: Device) -> None:
     model = save_checkpoint(family, tmp_path)
     lengths = [1, 2, 3, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE, 41, 67, 100, 129, 200]
     prompts = [make_prompt(length) for length in lengths]
     expected = [reference_tokens(model, prompt, NUM_TOKENS) for prompt in prompts]
     assert len({token for tokens in expected for token in tokens}) > 20, "the model is degenerate"
-    runner = open_runner(tmp_path)
+    runner = open_runner(tmp_path, device)
     assert [generate(runner, [prompt], NUM_TOKENS)[0] for prompt in prompts] == expected
     for chunk, stagger in ((1 << 30, 0), (PAGE, 1), (7, 2), (50, 1)):
         assert generate(runner, prompts, NUM_TOKENS, chunk, stagger) == expected
@@ -49,32 +52,32 @@ def test_greedy_tokens_equal_transformers(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 16])
-def test_batches_of_mixed_lengths(batch: int, tmp_path: Path) -> None:
+def test_batches_of_mixed_lengths(batch: int, tmp_path: Path, device: Device) -> None:
     model = save_checkpoint("gemma3", tmp_path)
     prompts = [make_prompt(1 + (n * 37) % 150, seed=n) for n in range(batch)]
     expected = [reference_tokens(model, prompt, NUM_TOKENS) for prompt in prompts]
-    runner = open_runner(tmp_path)
+    runner = open_runner(tmp_path, device)
     assert generate(runner, prompts, NUM_TOKENS, chunk=23, stagger=1) == expected
     runner.close()
 
 
 @pytest.mark.parametrize("page_size", [1, 8, 64])
-def test_page_sizes(page_size: int, tmp_path: Path) -> None:
+def test_page_sizes(page_size: int, tmp_path: Path, device: Device) -> None:
     model = save_checkpoint("mistral", tmp_path)
     prompts = [make_prompt(length) for length in (5, 64, 90)]
     expected = [reference_tokens(model, prompt, NUM_TOKENS) for prompt in prompts]
-    runner = open_runner(tmp_path, page_size)
+    runner = open_runner(tmp_path, device, page_size)
     assert generate(runner, prompts, NUM_TOKENS, chunk=33) == expected
     runner.close()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_a_cached_prefix_and_a_copied_block_give_the_same_tokens(
-    family: str, tmp_path: Path
+    family: str, tmp_path: Path, device: Device
 ) -> None:
     model = save_checkpoint(family, tmp_path)
     shared = make_prompt(3 * PAGE + 5)
-    runner = open_runner(tmp_path)
+    runner = open_runner(tmp_path, device)
     blocks = Blocks(runner, PAGE)
     first = Request(shared, blocks.take(len(shared) + NUM_TOKENS))
     run_sequences(runner, [first], NUM_TOKENS, chunk=20)
@@ -91,10 +94,12 @@ def test_a_cached_prefix_and_a_copied_block_give_the_same_tokens(
     runner.close()
 
 
-def test_kv_pages_that_moved_to_another_runner_continue_there(tmp_path: Path) -> None:
+def test_kv_pages_that_moved_to_another_runner_continue_there(
+    tmp_path: Path, device: Device
+) -> None:
     model = save_checkpoint("qwen3", tmp_path)
     prompt = make_prompt(70)
-    prefill, decode = open_runner(tmp_path), open_runner(tmp_path)
+    prefill, decode = open_runner(tmp_path, device), open_runner(tmp_path, device)
     source = Request(prompt, Blocks(prefill, PAGE, seed=1).take(len(prompt)))
     first = run_sequences(prefill, [source], 1, chunk=32)[0]
     target = Request(prompt, Blocks(decode, PAGE, seed=2).take(len(prompt) + NUM_TOKENS))

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from tandem_engine.runner.base import BatchItem
-from tandem_engine.sampling.draw import uniform
 from tandem_engine.sampling.sampler import Sampler
-from tandem_kernels.sampling import filter_logits, sample_inverse_cdf
+from tandem_kernels.sampling.reference import filter_logits, sample_inverse_cdf, uniform
 from tandem_wire.messages import SamplingParams
 
 VOCAB = 50

@@ -239,7 +239,7 @@ def test_limits_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     save_checkpoint("llama", tmp_path)
     with pytest.raises(ConfigError, match="--max-model-len 5000 is more than the 4096 positions"):
         open_runner(tmp_path, max_model_len=5000)
-    with pytest.raises(ConfigError, match="--kv-memory holds"):
+    with pytest.raises(ConfigError, match="--kv-memory leaves KV for"):
         open_runner(tmp_path, max_model_len=4096, kv_memory_bytes=1 << 16)
     with pytest.raises(ConfigError, match="--device cuda"):
         open_runner(tmp_path, device="cuda")

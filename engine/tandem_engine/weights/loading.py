@@ -13,7 +13,7 @@ from tandem_engine.models.parameters import Parameter, build_parameters
 from tandem_engine.models.spec import ModelSpec
 from tandem_engine.weights.parameter_file import map_parameters, write_parameters
 from tandem_engine.weights.random_source import RandomSource
-from tandem_engine.weights.source import Progress, iterate_parameters
+from tandem_engine.weights.source import Progress, TensorSource, iterate_parameters
 from tandem_wire.disk_cache import build_once
 from tandem_wire.gguf_file import read_gguf
 
@@ -37,8 +37,10 @@ def load_parameters(
     dtype: torch.dtype,
     cache_dir: Path,
     progress: Progress | None = None,
+    *,
+    device: torch.device,
 ) -> dict[str, torch.Tensor]:
-    """All parameters of the model on the CPU, by our names.
+    """All parameters of the model on `device`, by our names.
 
     GGUF files are dequantised once per machine and dtype, into `cache_dir`, and mapped from there.
 
@@ -48,14 +50,15 @@ def load_parameters(
     parameters = build_parameters(spec)
     if files.format == "Gguf":
         path = _dequantised(spec, files.path, parameters, dtype, cache_dir, progress)
-        return map_parameters(path)
+        return {name: tensor.to(device) for name, tensor in map_parameters(path).items()}
     if files.format == "Dummy":
-        source = RandomSource(parameters)
-        return dict(iterate_parameters(parameters, source, dtype, progress))
-    from tandem_engine.weights.safetensors_dir import SafetensorsDirectory
+        source: TensorSource = RandomSource(parameters)
+    else:
+        from tandem_engine.weights.safetensors_dir import SafetensorsDirectory
 
-    directory = SafetensorsDirectory(files.path)
-    return dict(iterate_parameters(parameters, directory, dtype, progress))
+        source = SafetensorsDirectory(files.path)
+    found = iterate_parameters(parameters, source, dtype, progress)
+    return {name: tensor.to(device) for name, tensor in found}
 
 
 def _dequantised(

@@ -8,7 +8,7 @@ whose plan outlives a step.
 import torch
 
 from tandem_kernels.attention import reference
-from tandem_kernels.attention.reference import decode_attention, write_kv
+from tandem_kernels.attention.reference import decode_attention
 
 
 def extend_attention(
@@ -28,7 +28,7 @@ def extend_attention(
         )
     from tandem_kernels.attention import torch_extend
 
-    if torch_extend.suits(query, start, window, softcap):
+    if torch_extend.suits(query.shape[0], key_cache, start, window, softcap):
         return torch_extend.extend_with_cudnn(
             query, key_cache, value_cache, block_table, start, scale
         )
@@ -43,4 +43,4 @@ def extend_attention(
     return paged_extend(query, key_cache, value_cache, *chunk, scale, window, softcap)
 
 
-__all__ = ["decode_attention", "extend_attention", "write_kv"]
+__all__ = ["decode_attention", "extend_attention"]

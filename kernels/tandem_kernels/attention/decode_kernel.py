@@ -246,7 +246,7 @@ def paged_decode(
         # Keys and values of every stage share the 227 KiB of a multiprocessor.
         tile_bytes = 2 * plan.tile * triton.next_power_of_2(head_dim) * key_cache.element_size()
         stages = min(3, max(2, 200_000 // tile_bytes))
-    group, block_d = num_heads // num_kv_heads, triton.next_power_of_2(head_dim)
+    group, block_d = num_heads // num_kv_heads, max(16, triton.next_power_of_2(head_dim))
     decode_kernel[(num_kv_heads, plan.units.shape[0])](
         query,
         key_cache,

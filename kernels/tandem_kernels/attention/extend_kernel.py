@@ -210,7 +210,7 @@ def paged_extend(
         SOFTCAP=softcap or 0.0,
         BLOCK_M=block_m,
         TILE=tile,
-        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
         STAGES=stages,
         num_warps=warps,
     )

@@ -13,15 +13,21 @@ SMALLEST_CHUNK_AFTER_PREFIX = 4096
 """With a cached prefix the merge has to pay off too."""
 
 
-def suits(query: torch.Tensor, start: int, window: int | None, softcap: float | None) -> bool:
-    """Whether `extend_with_cudnn` can do it and is worth it."""
+def suits(
+    num_tokens: int,
+    key_cache: torch.Tensor,
+    start: int,
+    window: int | None,
+    softcap: float | None,
+) -> bool:
+    """Whether `extend_with_cudnn` can do a chunk of `num_tokens` and is worth it."""
     return (
-        query.is_cuda
+        key_cache.is_cuda
         and window is None
         and softcap is None
-        and query.shape[0] >= (SMALLEST_CHUNK_AFTER_PREFIX if start else SMALLEST_CHUNK)
-        and query.shape[2] in (64, 128)
-        and query.dtype in (torch.bfloat16, torch.float16)
+        and num_tokens >= (SMALLEST_CHUNK_AFTER_PREFIX if start else SMALLEST_CHUNK)
+        and key_cache.shape[3] in (64, 128)
+        and key_cache.dtype in (torch.bfloat16, torch.float16)
     )
 
 

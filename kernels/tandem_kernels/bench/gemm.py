@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from tandem_kernels.bench.timing import Ceilings, Line, check, seconds_per_call
-from tandem_kernels.gemm import reference
-from tandem_kernels.gemm.kernel import GemmTiles, small_linear
+from tandem_kernels.linear import reference
+from tandem_kernels.linear.kernel import GemmTiles, small_linear
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from tandem_kernels.activation import reference as activation_reference
 from tandem_kernels.attention.decode_kernel import paged_decode
 from tandem_kernels.attention.split_plan import make_decode_plan
 from tandem_kernels.bench.timing import Ceilings, check, measure_ceilings, seconds_per_call
-from tandem_kernels.gemm.kernel import GemmTiles, small_linear
+from tandem_kernels.linear.kernel import GemmTiles, small_linear
 from tandem_kernels.norm import kernel as norm
 from tandem_kernels.norm import reference as norm_reference
 from tandem_kernels.rope import kernel as rope

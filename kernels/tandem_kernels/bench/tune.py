@@ -20,8 +20,8 @@ from tandem_kernels.bench.gemm import BITS, LLAMA_8B, GemmBench, fits, tilings
 from tandem_kernels.bench.memory import run_sampling, run_transfer
 from tandem_kernels.bench.rows import run_activation, run_norm, run_rope
 from tandem_kernels.bench.timing import Ceilings, Line, measure_ceilings
-from tandem_kernels.gemm.kernel import GemmTiles, small_linear
-from tandem_kernels.gemm.reference import quantize_rows
+from tandem_kernels.linear.kernel import GemmTiles, small_linear
+from tandem_kernels.linear.reference import quantize_rows
 
 ROWS = (1, 4, 8, 16, 32, 64)
 DECODE_TILES = [(32, 4, 4), (32, 4, 6), (64, 4, 2), (64, 4, 3), (64, 4, 4), (64, 8, 3), (128, 4, 2),

@@ -1,5 +1,71 @@
-"""Linear layers."""
+"""Linear layers. With few rows the time is that of reading the weights, and Triton reads them
+faster than cuBLAS; with many, cuBLAS is at the matmul rate.
+"""
 
-from tandem_kernels.linear.reference import linear
+from typing import TYPE_CHECKING
 
-__all__ = ["linear"]
+import torch
+
+from tandem_kernels.linear import reference
+
+if TYPE_CHECKING:
+    from tandem_kernels.linear.kernel import GemmTiles
+
+MOST_ROWS = 64
+"""The Triton kernels' limit."""
+
+
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x Wᵀ + b for x [T, K] and weight [N, K]; `out` [T, N] is written where it is given."""
+    if not x.is_cuda:
+        found = reference.linear(x, weight, bias)
+        return found if out is None else out.copy_(found)
+    tiles = _tiles(x, weight, gate=False)
+    if tiles is not None:
+        from tandem_kernels.linear.kernel import small_linear
+        from tandem_kernels.overlap import is_supported
+
+        return small_linear(x, weight, bias, out=out, tiles=tiles, overlap=is_supported())
+    if out is None:
+        return torch.nn.functional.linear(x, weight, bias)
+    return (
+        torch.mm(x, weight.t(), out=out)
+        if bias is None
+        else torch.addmm(bias, x, weight.t(), out=out)
+    )
+
+
+def gated_linear(
+    x: torch.Tensor, weight: torch.Tensor, gelu: bool = False, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """act(x Gᵀ) · (x Uᵀ) for weight [2 N, K] = G above U; act is silu, or gelu's tanh form."""
+    if not x.is_cuda:
+        return reference.gated_linear(x, weight, gelu, bias)
+    tiles = None if bias is not None else _tiles(x, weight, gate=True)
+    if tiles is not None:
+        from tandem_kernels.linear.kernel import small_linear
+        from tandem_kernels.overlap import is_supported
+
+        return small_linear(x, weight, gate=True, gelu=gelu, tiles=tiles, overlap=is_supported())
+    from tandem_kernels.activation import gelu_tanh_and_multiply, silu_and_multiply
+
+    activate = gelu_tanh_and_multiply if gelu else silu_and_multiply
+    return activate(torch.nn.functional.linear(x, weight, bias))
+
+
+def _tiles(x: torch.Tensor, weight: torch.Tensor, gate: bool) -> "GemmTiles | None":
+    """The Triton kernel's configuration for these shapes, or None where cuBLAS is to be used."""
+    rows, size = x.shape
+    if rows > MOST_ROWS or x.dtype not in (torch.bfloat16, torch.float16):
+        return None
+    from tandem_kernels.linear.kernel import choose_tiles
+
+    return choose_tiles(rows, weight.shape[0] // (2 if gate else 1), size, gate)
+
+
+__all__ = ["gated_linear", "linear"]

@@ -11,8 +11,9 @@ def rms_norm(
     """x / sqrt(mean(x², last dimension) + epsilon) · weight; see `reference.rms_norm`."""
     if x.is_cuda and x.stride(-1) == 1:
         from tandem_kernels.norm import kernel
+        from tandem_kernels.overlap import is_supported
 
-        return kernel.rms_norm(x, weight, epsilon, weight_in_float32)
+        return kernel.rms_norm(x, weight, epsilon, weight_in_float32, overlap=is_supported())
     return reference.rms_norm(x, weight, epsilon, weight_in_float32)
 
 
@@ -26,8 +27,11 @@ def add_rms_norm(
     """residual += x in place, then the norm of the sum; see `reference.add_rms_norm`."""
     if x.is_cuda and x.stride(-1) == 1 and residual.is_contiguous():
         from tandem_kernels.norm import kernel
+        from tandem_kernels.overlap import is_supported
 
-        return kernel.add_rms_norm(x, residual, weight, epsilon, weight_in_float32)
+        return kernel.add_rms_norm(
+            x, residual, weight, epsilon, weight_in_float32, overlap=is_supported()
+        )
     return reference.add_rms_norm(x, residual, weight, epsilon, weight_in_float32)
 
 

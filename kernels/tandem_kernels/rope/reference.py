@@ -2,6 +2,7 @@
 
 import torch
 
+from tandem_kernels.attention.reference import write_kv
 from tandem_kernels.norm.reference import rms_norm
 
 
@@ -53,7 +54,9 @@ def rope_and_write(
         query = rms_norm(query, query_weight, epsilon, weight_in_float32)
         key = rms_norm(key, key_weight, epsilon, weight_in_float32)
     key = apply_rope(key, cos, sin)
-    real = blocks >= 0
-    key_cache[blocks[real], :, offsets[real]] = key[real].to(key_cache.dtype)
-    value_cache[blocks[real], :, offsets[real]] = value[real].to(value_cache.dtype)
+    if int(blocks.min()) < 0:
+        real = blocks >= 0
+        key, value, blocks, offsets = key[real], value[real], blocks[real], offsets[real]
+    key, value = key.to(key_cache.dtype), value.to(value_cache.dtype)
+    write_kv(key, value, key_cache, value_cache, blocks, offsets)
     return apply_rope(query, cos, sin)

@@ -1,5 +1,35 @@
-"""From logits to one token per row."""
+"""From logits to one token per row: sort-free Triton kernels on CUDA, plain torch elsewhere."""
 
-from tandem_kernels.sampling.reference import filter_logits, sample_inverse_cdf
+import torch
 
-__all__ = ["filter_logits", "sample_inverse_cdf"]
+from tandem_kernels.sampling import reference
+
+
+def argmax(logits: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """The most likely token of each row of [B, V]: [B] int64, the lowest id among equals."""
+    if logits.is_cuda:
+        from tandem_kernels.sampling import kernel
+
+        return kernel.greedy(logits, out)
+    return torch.argmax(logits, dim=-1, out=out)
+
+
+def draw(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+) -> torch.Tensor:
+    """A random token for each row of [B, V] under the row's filters; see `reference.draw`."""
+    rows = (temperature, top_k, top_p, min_p, seeds, positions)
+    if logits.is_cuda:
+        from tandem_kernels.sampling import draw_kernel
+
+        return draw_kernel.draw(logits, *rows)
+    return reference.draw(logits, *rows)
+
+
+__all__ = ["argmax", "draw"]

@@ -77,6 +77,37 @@ def sample_inverse_cdf(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Ten
     return torch.searchsorted(cumulative, target, right=True).squeeze(1)
 
 
+def draw(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+) -> torch.Tensor:
+    """A token per row, by a number that depends on (seed, position) alone.
+
+    Args:
+        logits: [B, V] float32, before temperature.
+        temperature: [B] float32, above 0. top_k, top_p, min_p: as in `filter_logits`.
+        seeds, positions: [B] int64; a seed's 64 bits are taken as they are.
+
+    Returns:
+        [B] int64.
+    """
+    logits = logits / temperature[:, None]
+    if bool(((top_k > 0) | (top_p < 1.0) | (min_p > 0.0)).any()):
+        logits = filter_logits(logits, top_k, top_p, min_p)
+    numbers = [
+        uniform(seed, position)
+        for seed, position in zip(seeds.tolist(), positions.tolist(), strict=True)
+    ]
+    return sample_inverse_cdf(
+        logits, torch.tensor(numbers, dtype=torch.float64, device=logits.device)
+    )
+
+
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) from 53 bits of splitmix64 (Steele, Lea and Flood, 2014)."""
     mask, step = (1 << 64) - 1, 0x9E3779B97F4A7C15

@@ -6,7 +6,7 @@ schedule. With GATE it owns the same columns of the gate and the up half, and ap
 activation before it writes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -14,6 +14,7 @@ import triton.language as tl
 
 from tandem_kernels.activation.kernel import activate
 from tandem_kernels.overlap import launch_options, prefetch_lines, wait_for_inputs
+from tandem_kernels.tuning import tuned_gemm
 
 
 @triton.jit
@@ -168,6 +169,15 @@ def default_tiles(rows: int, columns: int) -> GemmTiles:
         return GemmTiles(0, 8 if columns < 16_384 else 16, 512, 4, 2)
     wide = columns >= 16_384
     return GemmTiles(max(16, triton.next_power_of_2(rows)), 64 if wide else 32, 128, 4, 4)
+
+
+def choose_tiles(rows: int, columns: int, size: int, gate: bool) -> GemmTiles | None:
+    """The tuned configuration for x [rows, size] and `columns` outputs; None: cuBLAS is faster."""
+    tuned = tuned_gemm(rows, columns, size, gate)
+    if tuned is None:
+        return default_tiles(rows, columns)
+    # Many rows leave the multiprocessors no time to ask for more than the next weights.
+    return replace(GemmTiles(*tuned), prefetch=8 if rows == 1 else 1) if tuned else None
 
 
 def small_linear(

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tandem_kernels.gemm import kernel, reference
-from tandem_kernels.gemm.kernel import GemmTiles
+from tandem_kernels.linear import kernel, reference
+from tandem_kernels.linear.kernel import GemmTiles
 from tandem_kernels.tests.paged_case import relative_error
 
 SHAPES = [(1, 96, 256), (1, 50, 200), (3, 130, 512), (17, 33, 136), (64, 64, 128)]

@@ -1,0 +1,148 @@
+"""Attention by the Triton kernels, and cuDNN where it is faster: the GPU's backend."""
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+
+from tandem_engine.attention.backend import AttentionBackend, Chunk, HeadNorms, StepTensors
+from tandem_engine.attention.torch_backend import rotate_and_store
+from tandem_engine.models.spec import ModelSpec
+from tandem_kernels.attention.decode_kernel import paged_decode
+from tandem_kernels.attention.extend_kernel import paged_extend
+from tandem_kernels.attention.split_plan import DecodePlan, make_decode_plan
+from tandem_kernels.attention.torch_extend import extend_with_cudnn, suits
+from tandem_kernels.overlap import is_supported
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Chunks whose rows follow each other, for one launch."""
+
+    rows: slice
+    tables: torch.Tensor  # [C, M] int32
+    starts: torch.Tensor  # [C] int32
+    row_starts: torch.Tensor  # [C + 1] int32
+    longest: int
+
+
+class TritonAttention(AttentionBackend):
+    """Decodes by split-KV over the step's own lengths; chunks by tiles of rows.
+
+    A step's `decode_tables` and `decode_lengths` must be int32 views of long-lived buffers, the
+    same for every step of one size: their plans are made once, and CUDA graphs keep them.
+
+    Args:
+        kv_cache: [layers, 2, N, K, P, D].
+    """
+
+    def __init__(self, spec: ModelSpec, kv_cache: torch.Tensor) -> None:
+        self._spec = spec
+        self._caches = [(layer[0], layer[1]) for layer in kv_cache]
+        self._windows = [layer.window for layer in spec.layers]
+        self._programs = torch.cuda.get_device_properties(kv_cache.device).multi_processor_count
+        self._overlap = is_supported()
+        self._plans: dict[int, dict[int | None, DecodePlan]] = {}
+        self._step: StepTensors | None = None
+        self._decode: dict[int | None, DecodePlan] = {}
+        self._runs: list[_Run] = []
+        self._alone: list[tuple[Chunk, _Run]] = []
+
+    def plan(self, step: StepTensors) -> None:
+        self._step = step
+        count = step.num_decodes
+        if count:
+            if count not in self._plans:
+                self._plans[count] = self._make_plans(step)
+            self._decode = self._plans[count]
+            for plan in self._decode.values():
+                plan.refill()
+        self._runs, self._alone = [], []
+        for alone, group in groupby(step.chunks, self._goes_alone):
+            if alone:
+                self._alone += [(chunk, _gather_run([chunk])) for chunk in group]
+            else:
+                self._runs.append(_gather_run(list(group)))
+
+    def _make_plans(self, step: StepTensors) -> dict[int | None, DecodePlan]:
+        spec = self._spec
+        return {
+            window: make_decode_plan(
+                step.decode_lengths,
+                step.decode_tables,
+                spec.num_heads,
+                spec.num_kv_heads,
+                spec.head_dim,
+                window=window,
+                programs=self._programs,
+            )
+            for window in set(self._windows)
+        }
+
+    def _goes_alone(self, chunk: Chunk) -> bool:
+        """Whether some layer computes this chunk by itself, with cuDNN."""
+        return any(self._by_cudnn(chunk, window) for window in set(self._windows))
+
+    def _by_cudnn(self, chunk: Chunk, window: int | None) -> bool:
+        softcap = self._spec.attention_softcap
+        return suits(chunk.num_tokens, self._caches[0][0], chunk.start, window, softcap)
+
+    def attend(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        norms: HeadNorms | None,
+    ) -> torch.Tensor:
+        step, spec = self._step, self._spec
+        assert step is not None, "plan() comes before attend()"
+        keys, values = self._caches[layer]
+        slots = (step.slot_blocks, step.slot_offsets)
+        query = rotate_and_store(spec, qkv, angles, norms, keys, values, *slots)
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        window = self._windows[layer]
+        limits = (spec.attention_scale, window, spec.attention_softcap)
+        count = step.num_decodes
+        if count:
+            paged_decode(
+                query[:count],
+                keys,
+                values,
+                self._decode[window],
+                out[:count],
+                spec.attention_scale,
+                spec.attention_softcap,
+                overlap=self._overlap,
+            )
+        runs = list(self._runs)
+        for chunk, run in self._alone:
+            if self._by_cudnn(chunk, window):
+                out[run.rows] = extend_with_cudnn(
+                    query[run.rows], keys, values, chunk.block_table, chunk.start, limits[0]
+                )
+            else:
+                runs.append(run)
+        for run in runs:
+            chunks = (run.tables, run.starts, run.row_starts, run.longest)
+            paged_extend(query[run.rows], keys, values, *chunks, *limits, out=out[run.rows])
+        return out.flatten(1)
+
+
+def _gather_run(chunks: list[Chunk]) -> _Run:
+    """One launch's metadata on the device."""
+    device = chunks[0].block_table.device
+    sizes = [chunk.num_tokens for chunk in chunks]
+    first = chunks[0].row
+    tables = torch.nn.utils.rnn.pad_sequence(
+        [chunk.block_table for chunk in chunks], batch_first=True
+    )
+    row_starts = [0]
+    for size in sizes:
+        row_starts.append(row_starts[-1] + size)
+    return _Run(
+        rows=slice(first, first + row_starts[-1]),
+        tables=tables.int(),
+        starts=torch.tensor([chunk.start for chunk in chunks], dtype=torch.int32, device=device),
+        row_starts=torch.tensor(row_starts, dtype=torch.int32, device=device),
+        longest=max(sizes),
+    )

@@ -1,0 +1,139 @@
+"""The GPU's runner: decode steps from CUDA graphs, sampled tokens that stay on the device."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tandem_engine.attention.triton_backend import TritonAttention
+from tandem_engine.models.decoder import Decoder
+from tandem_engine.models.spec import ModelSpec
+from tandem_engine.runner.base import Batch, BatchItem, PendingStep, Runner, SampledToken
+from tandem_engine.runner.decode_graphs import DecodeGraphs
+from tandem_engine.runner.decode_slots import DecodeSlots
+from tandem_engine.runner.device_kv import DeviceKVStore
+from tandem_engine.runner.step_input import Split, add_chunks, split_batch
+from tandem_engine.sampling.sampler import Choice, Sampler
+from tandem_kernels.sampling import argmax
+
+
+@dataclass(frozen=True, slots=True)
+class _LaunchedStep(PendingStep):
+    """Results on their way to the host."""
+
+    items: list[BatchItem]
+    rows: list[int]  # places in `items` of the choice's rows
+    choice: Choice | None
+    done: torch.cuda.Event
+
+    def wait(self) -> list[SampledToken | None]:
+        self.done.synchronize()
+        results: list[SampledToken | None] = [None] * len(self.items)
+        if self.choice is not None:
+            tokens = self.choice.read([self.items[row] for row in self.rows])
+            for row, token in zip(self.rows, tokens, strict=True):
+                if self.items[row].sample:
+                    results[row] = token
+        return results
+
+
+class CudaRunner(Runner):
+    """Runs a decoder over paged KV on one GPU.
+
+    Args:
+        parameters: by the names of `models/parameters.py`, on the device; never written to.
+        kv: owned by the runner from here on.
+        max_running: most sequences that decode at once.
+        graphs: whether decode steps are CUDA graphs.
+    """
+
+    kv: DeviceKVStore
+    plans_ahead = True
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        parameters: dict[str, torch.Tensor],
+        kv: DeviceKVStore,
+        eos_token_ids: Sequence[int],
+        max_model_len: int,
+        max_running: int,
+        *,
+        graphs: bool = True,
+    ) -> None:
+        self.vocab_size = spec.vocab_size
+        self.eos_token_ids = tuple(eos_token_ids)
+        self.max_model_len = max_model_len
+        self.num_blocks = kv.cache.shape[2]
+        self.kv = kv
+        self._page = kv.layout.page_size
+        self._device = kv.cache.device
+        self._model = Decoder(spec, parameters)
+        self._attention = TritonAttention(spec, kv.cache)
+        self._sampler = Sampler(self.eos_token_ids)
+        max_blocks = -(-max_model_len // self._page)
+        self._slots = DecodeSlots(max_running, max_blocks, self._page, self._device)
+        self._logits = torch.empty(
+            (max_running, spec.vocab_size), dtype=kv.cache.dtype, device=self._device
+        )
+        self._graphs = DecodeGraphs(self._decode, max_running, enabled=graphs)
+
+    def capture_graphs(self, progress: Callable[[float], None]) -> None:
+        """Capture the graphs of all batch sizes now rather than when they are first needed."""
+        with torch.inference_mode():
+            self._slots.stage([])
+            self._graphs.capture_all(progress)
+
+    def _decode(self, size: int) -> None:
+        """A step of `size` rows: staged inputs → logits, and the most likely tokens."""
+        hidden = self._model.forward(self._slots.fill(size), self._attention)
+        logits = self._model.logits(hidden, out=self._logits[:size])
+        argmax(logits, out=self._slots.sampled[:size])
+
+    def execute(self, batch: Batch) -> list[SampledToken | None]:
+        return self.launch(batch).wait()
+
+    @torch.inference_mode()
+    def launch(self, batch: Batch) -> PendingStep:
+        for source, destination in batch.copies:
+            self.kv.copy_block(source, destination)
+        items = batch.items
+        split = split_batch(items)
+        choice = None
+        if items and not split.chunks:
+            rows = split.decodes
+            choice = self._run_decodes(items)
+        elif items:
+            rows = [index for index, item in enumerate(items) if item.sample]
+            choice = self._run_mixed(items, split, rows)
+        else:
+            rows = []
+        host = None if choice is None else choice.to_host()
+        done = torch.cuda.Event()
+        done.record()
+        self.kv.steps_until(done)
+        return _LaunchedStep(items, rows, host, done)
+
+    def _run_decodes(self, items: list[BatchItem]) -> Choice:
+        self._slots.stage(items)
+        self._graphs.replay(self._graphs.size_for(len(items)))
+        count = len(items)
+        return self._sampler.choose(self._logits[:count], items, self._slots.sampled[:count])
+
+    def _run_mixed(self, items: list[BatchItem], split: Split, sampled: list[int]) -> Choice | None:
+        """Prompt chunks, with decodes beside them: not from a graph."""
+        self._slots.stage([items[index] for index in split.decodes])
+        size = self._graphs.size_for(len(split.decodes)) if split.decodes else 0
+        chunks = [items[index] for index in split.chunks]
+        step, ends = add_chunks(self._slots.fill(size), chunks, self._page)
+        place = {index: row for row, index in enumerate(split.decodes)}
+        place.update(zip(split.chunks, ends, strict=True))
+        wanted = [place[index] for index in sampled]
+        rows = torch.tensor(wanted, dtype=torch.int64, device=self._device)
+        hidden = self._model.forward(step, self._attention, rows)
+        if not sampled:
+            return None
+        return self._sampler.choose(self._model.logits(hidden), [items[index] for index in sampled])
+
+    def close(self) -> None:
+        torch.cuda.synchronize()

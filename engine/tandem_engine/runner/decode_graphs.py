@@ -1,0 +1,67 @@
+"""Decode steps as CUDA graphs, one per padded batch size."""
+
+import logging
+from bisect import bisect_left
+from collections.abc import Callable
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+def padded_sizes(most: int) -> list[int]:
+    """Batch sizes that decode steps are padded to: up to an eighth more rows than sequences."""
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, most, 16)]
+    return [size for size in sizes if size < most] + [most]
+
+
+class DecodeGraphs:
+    """Graphs of `run(size)`, captured when first needed or all at once.
+
+    All share one memory pool, so `run` must leave its results in tensors that it doesn't make.
+    Larger ones are captured first: the smaller ones fit into the memory of theirs.
+
+    Args:
+        run: a step of `size` rows. It may only touch tensors at fixed addresses.
+        enabled: without, `replay` just runs.
+    """
+
+    def __init__(self, run: Callable[[int], None], most: int, *, enabled: bool = True) -> None:
+        self.sizes = padded_sizes(most)
+        self._run = run
+        self._enabled = enabled
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._pool: tuple[int, int] | None = None
+
+    def size_for(self, count: int) -> int:
+        """The smallest padded size that holds `count` sequences."""
+        return self.sizes[bisect_left(self.sizes, count)]
+
+    def replay(self, size: int) -> None:
+        """Run a step of one of `sizes`."""
+        if not self._enabled:
+            self._run(size)
+            return
+        if size not in self._graphs:
+            self._capture(size)
+        self._graphs[size].replay()
+
+    def capture_all(self, progress: Callable[[float], None]) -> None:
+        """Capture every size now. Runs steps: the inputs must be padding."""
+        if not self._enabled:
+            return
+        for done, size in enumerate(reversed(self.sizes)):
+            self._capture(size)
+            progress((done + 1) / len(self.sizes))
+
+    def _capture(self, size: int) -> None:
+        # Kernels are compiled and loaded, and libraries make their workspaces, outside the graph.
+        self._run(size)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        # The hand-off's threads use the device meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            self._run(size)
+        self._pool = self._pool or graph.pool()
+        self._graphs[size] = graph
+        log.debug("captured a decode graph of %d rows", size)

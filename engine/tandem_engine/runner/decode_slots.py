@@ -1,0 +1,94 @@
+"""What a GPU's decode steps read, in device memory at addresses that never change."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import torch
+
+from tandem_engine.attention.backend import StepTensors
+from tandem_engine.runner.base import BatchItem
+from tandem_kernels.decode_inputs import DecodeInputs, fill_inputs
+
+_MOST_ROW_COPIES: Final = 8
+"""More block tables than this are copied in one piece, changed or not."""
+
+
+class DecodeSlots:
+    """One row per decoding sequence, `max_rows` at most, written by the host before each step.
+
+    Per sequence and step the host sends two numbers, and the block table when it has changed; a
+    kernel makes the rest of them. CUDA graphs and attention plans hold views of these tensors.
+
+    Args:
+        max_blocks: entries of the longest block table.
+    """
+
+    def __init__(self, max_rows: int, max_blocks: int, page: int, device: torch.device) -> None:
+        def rows(dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(max_rows, dtype=dtype, device=device)
+
+        self.max_rows = max_rows
+        self.sampled = rows(torch.int64)
+        """Tokens of the last step, one per row."""
+        self._page = page
+        self._tables = torch.zeros((max_rows, max_blocks), dtype=torch.int32, device=device)
+        self._staged = torch.zeros((2, max_rows), dtype=torch.int32, device=device)
+        self._inputs = DecodeInputs(
+            *(rows(torch.int64) for _ in range(4)), lengths=rows(torch.int32)
+        )
+        self._host_tables = torch.zeros((max_rows, max_blocks), dtype=torch.int32, pin_memory=True)
+        self._host_staged = torch.zeros((2, max_rows), dtype=torch.int32, pin_memory=True)
+        self._tables_view: np.ndarray = self._host_tables.numpy()
+        self._staged_view: np.ndarray = self._host_staged.numpy()
+        self._shown: list[tuple[Sequence[int], int]] = [((), 0)] * max_rows
+        self._copied = torch.cuda.Event()
+
+    def stage(self, items: Sequence[BatchItem]) -> None:
+        """Send the rows of the next step. Call before `fill`, on the stream of the steps."""
+        # The copies of the step before read the same host memory.
+        self._copied.synchronize()
+        self._staged_view[1] = -1
+        count = len(items)
+        self._staged_view[0, :count] = [
+            item.tokens[0] if item.previous < 0 else -1 - item.previous for item in items
+        ]
+        self._staged_view[1, :count] = [item.start for item in items]
+        self._staged.copy_(self._host_staged, non_blocking=True)
+        self._send_tables(self._changed_rows(items), count)
+        self._copied.record()
+
+    def _changed_rows(self, items: Sequence[BatchItem]) -> list[int]:
+        """Update the host's block tables; the rows that differ from what the device has."""
+        changed = []
+        for row, item in enumerate(items):
+            table = item.block_table
+            shown, length = self._shown[row]
+            if shown is table and length == len(table):
+                continue
+            self._tables_view[row, : len(table)] = table
+            self._shown[row] = (table, len(table))
+            changed.append(row)
+        return changed
+
+    def _send_tables(self, rows: list[int], count: int) -> None:
+        if len(rows) > _MOST_ROW_COPIES:
+            self._tables[:count].copy_(self._host_tables[:count], non_blocking=True)
+            return
+        for row in rows:
+            self._tables[row].copy_(self._host_tables[row], non_blocking=True)
+
+    def fill(self, size: int) -> StepTensors:
+        """A step of `size` rows over what `stage` sent; rows without a sequence are padding."""
+        inputs, tables = self._inputs.first(size), self._tables[:size]
+        if size:
+            fill_inputs(self._staged[:, :size], self.sampled, tables, self._page, inputs)
+        return StepTensors(
+            token_ids=inputs.token_ids,
+            positions=inputs.positions,
+            slot_blocks=inputs.slot_blocks,
+            slot_offsets=inputs.slot_offsets,
+            decode_tables=tables,
+            decode_lengths=inputs.lengths,
+            chunks=(),
+        )

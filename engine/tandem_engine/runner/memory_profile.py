@@ -1,0 +1,99 @@
+"""How much of a GPU's memory the KV cache may have, measured before it is made."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from tandem_engine.errors import ConfigError
+from tandem_engine.runner.base import Batch, BatchItem, Runner
+from tandem_wire.messages import SamplingParams
+
+_PER_GRAPH: Final = 12 * 2**20
+"""What a captured graph holds besides its share of the pool, measured on an H100."""
+_RESERVE: Final = 256 * 2**20
+"""For the allocator's gaps and the libraries' workspaces."""
+_WARM_LENGTHS: Final = (2, 17, 33, 65, 129)
+"""Chunks of so many tokens make attention compile each of its tile heights."""
+_COSTLY: Final = SamplingParams(
+    max_tokens=1, temperature=1.0, top_p=0.9, presence_penalty=0.5, logprobs=5
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes of one device."""
+
+    total: int
+    allowed: int  # of the total, for everything
+    others: int  # in use by other processes and by CUDA itself
+    held: int  # weights and buffers
+    activations: int  # the most that a step takes on top
+    graphs: int
+
+    @property
+    def kv(self) -> int:
+        """What is left for the KV cache."""
+        return self.allowed - self.others - self.held - self.activations - self.graphs - _RESERVE
+
+    def check(self, wanted: int) -> None:
+        """Raise ConfigError, with the account, unless `wanted` bytes of KV fit."""
+        if self.kv < wanted:
+            gib = 2**30
+            raise ConfigError(
+                f"of {self.total / gib:.1f} GiB of GPU memory, {self.allowed / gib:.1f} may be "
+                f"used; weights take {self.held / gib:.1f}, a step {self.activations / gib:.1f}, "
+                f"graphs {self.graphs / gib:.1f}, others {self.others / gib:.1f}: "
+                f"{self.kv / gib:.2f} are left for KV, {wanted / gib:.2f} are needed; raise "
+                "--gpu-memory-percent, or lower --max-batched-tokens or --max-model-len"
+            )
+
+
+def worst_batch(max_tokens: int, max_running: int, max_len: int) -> Batch:
+    """A step as large as any: decodes with every extra, and a prompt that fills the rest.
+
+    All of it reads and writes the first block alone, so the results mean nothing.
+    """
+    num_decodes = min(max_running, max(1, max_tokens // 2))
+    items = [_item(1, sample=True) for _ in range(num_decodes)]
+    left = max_tokens - num_decodes
+    while left > 1:
+        length = min(left, max_len)
+        items.append(_item(length, sample=True))
+        left -= length
+    return Batch(items)
+
+
+def _item(length: int, *, sample: bool) -> BatchItem:
+    """A prompt of so many tokens in block 0, which one block table entry per token covers."""
+    tokens = [0] * length
+    return BatchItem("profile", tokens, 0, [0] * length, sample, _COSTLY, tokens)
+
+
+def measure_memory(
+    runner: Runner,
+    device: torch.device,
+    *,
+    percent: int,
+    max_tokens: int,
+    max_running: int,
+    num_graphs: int,
+) -> MemoryPlan:
+    """Run the worst step on a runner that has next to no KV cache, and take the account."""
+    for length in _WARM_LENGTHS:
+        runner.execute(Batch([_item(length, sample=False)]))
+    torch.cuda.synchronize(device)
+    held = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    runner.execute(worst_batch(max_tokens, max_running, runner.max_model_len))
+    activations = torch.cuda.max_memory_allocated(device) - held
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return MemoryPlan(
+        total=total,
+        allowed=total * percent // 100,
+        others=total - free - torch.cuda.memory_reserved(device),
+        held=held,
+        activations=activations,
+        graphs=num_graphs * _PER_GRAPH + activations // 8,
+    )

@@ -1,0 +1,151 @@
+"""The GPU's runner: precision, graphs, batches, and a whole engine on it. Runs with `-m gpu`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tandem_engine.config import WorkerConfig
+from tandem_engine.runner.base import Batch, BatchItem, Runner
+from tandem_engine.runner.model_runner import load_runner
+from tandem_engine.tests.fleet import Fleet
+from tandem_engine.tests.step_driver import Blocks, generate
+from tandem_engine.tests.test_model_equality import NUM_TOKENS, make_prompt
+from tandem_engine.tests.tiny_checkpoints import (
+    FAMILIES,
+    VOCAB,
+    reference_tokens,
+    save_checkpoint,
+)
+from tandem_wire.messages import SamplingParams
+
+pytestmark = pytest.mark.gpu
+KV_BYTES = 64 << 20
+
+
+def open_cuda(directory: Path, **flags: Any) -> Runner:
+    flags.setdefault("dtype", "Float32")
+    flags.setdefault("max_running", 64)
+    flags.setdefault("kv_memory_bytes", KV_BYTES)
+    config = WorkerConfig(model=f"file://{directory}", device="cuda", page_size=16, **flags)
+    return load_runner(config, lambda stage, fraction: None)
+
+
+def forced_logprobs(runner: Runner, tokens: list[int], prompt: int, chunk: int) -> torch.Tensor:
+    """[len(tokens) - prompt + 1, V]: after the prompt in chunks, then after each further token."""
+    params = SamplingParams(max_tokens=1 << 30, temperature=0.0, logprobs=VOCAB)
+    blocks = Blocks(runner, 16).take(len(tokens))
+    spans = [(at, min(at + chunk, prompt)) for at in range(0, prompt, chunk)]
+    spans += [(at, at + 1) for at in range(prompt, len(tokens))]
+    rows = []
+    for start, end in spans:
+        item = BatchItem("r", tokens[start:end], start, blocks, end >= prompt, params)
+        result = runner.execute(Batch([item]))[0]
+        if result is not None:
+            assert result.logprobs is not None
+            row = torch.full((VOCAB,), float("nan"))
+            row[result.logprobs.top_ids] = torch.tensor(result.logprobs.top_logprobs)
+            rows.append(row)
+    return torch.stack(rows)
+
+
+def rms(x: torch.Tensor) -> float:
+    return float(x.double().pow(2).mean().sqrt())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_bfloat16_is_as_exact_as_transformers(family: str, tmp_path: Path) -> None:
+    model = save_checkpoint(family, tmp_path)
+    tokens, prompt = make_prompt(150), 120
+
+    def logprobs() -> torch.Tensor:
+        logits = model(torch.tensor([tokens])).logits[0, prompt - 1 :]
+        return logits.float().log_softmax(-1)
+
+    exact = logprobs()
+    model.to(torch.bfloat16)
+    theirs = rms(logprobs() - exact)
+    for graphs in (True, False):
+        runner = open_cuda(tmp_path, dtype="BFloat16", cuda_graphs=graphs)
+        for chunk in (1000, 33):
+            ours = rms(forced_logprobs(runner, tokens, prompt, chunk) - exact)
+            print(f"{family}: error {ours:.4f}, transformers {theirs:.4f}")
+            assert ours <= 1.25 * theirs
+        runner.close()
+
+
+@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
+def test_batches_of_1_to_64(graphs: bool, tmp_path: Path) -> None:
+    model = save_checkpoint("qwen3", tmp_path)
+    prompts = [make_prompt(1 + (n * 37) % 90, seed=n) for n in range(64)]
+    expected = [reference_tokens(model, prompt, NUM_TOKENS) for prompt in prompts]
+    runner = open_cuda(tmp_path, cuda_graphs=graphs)
+    for batch in (1, 2, 3, 7, 8, 9, 33, 64):
+        found = generate(runner, prompts[:batch], NUM_TOKENS, chunk=23, stagger=1)
+        assert found == expected[:batch], batch
+    runner.close()
+
+
+def test_a_whole_engine_with_hand_off(tmp_path: Path) -> None:
+    """Two cores: more requests than places, preemption, KV that moves between GPUs' caches."""
+    model = save_checkpoint("llama3", tmp_path)
+    prompts = [make_prompt(5 + (n * 53) % 120, seed=n) for n in range(40)]
+    expected = [reference_tokens(model, prompt, 24) for prompt in prompts]
+
+    def open_small(config: WorkerConfig) -> Runner:
+        return load_runner(config, lambda stage, fraction: None)
+
+    for peers in ((), ("b",)):
+        fleet = Fleet(
+            "a",
+            "b",
+            open_runner=open_small,
+            model=f"file://{tmp_path}",
+            device="cuda",
+            dtype="Float32",
+            page_size=16,
+            max_running=24,
+            max_waiting=64,
+            max_batched_tokens=128,
+            kv_memory_bytes=100 * 16 * 3 * 2 * 2 * 8 * 4,
+            local_prefill_tokens=16,
+        )
+        for number, prompt in enumerate(prompts):
+            params = {"max_tokens": 24, "ignore_eos": True}
+            fleet["a"].submit(f"r{number}", prompt, peers=peers, params=params)
+        fleet.settle(50_000)
+        found = [fleet["a"].streams[f"r{number}"].tokens for number in range(len(prompts))]
+        assert found == expected
+        counters = fleet["a"].stats().counters
+        assert counters["preemptions_total"] > 0
+        assert bool(counters.get("transfers_total")) == bool(peers)
+        for worker in fleet.workers.values():
+            worker.runner.close()
+
+
+def test_sampling_draws_what_the_cpu_draws(tmp_path: Path) -> None:
+    save_checkpoint("llama3", tmp_path)
+    prompts = [make_prompt(20 + n, seed=n) for n in range(12)]
+    streams = []
+    for device in ("cpu", "cuda"):
+        fleet = Fleet(
+            "a",
+            open_runner=lambda config: load_runner(config, lambda stage, fraction: None),
+            model=f"file://{tmp_path}",
+            device=device,
+            dtype="Float32",
+            page_size=16,
+            kv_memory_bytes=KV_BYTES,
+        )
+        for number, prompt in enumerate(prompts):
+            params: dict[str, Any] = {"max_tokens": 30, "temperature": 0.8, "seed": number}
+            params |= [{}, {"top_p": 0.9}, {"top_k": 20}, {"min_p": 0.05}][number % 4]
+            params |= [{}, {"presence_penalty": 0.7}, {"min_tokens": 20}][number % 3]
+            params |= {"logprobs": 3} if number % 5 == 0 else {}
+            fleet["a"].submit(f"r{number}", prompt, params=params)
+        fleet.settle(50_000)
+        streams.append([fleet["a"].streams[f"r{n}"].tokens for n in range(len(prompts))])
+        fleet["a"].runner.close()
+    assert streams[0] == streams[1]

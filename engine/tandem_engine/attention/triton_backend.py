@@ -8,6 +8,7 @@ import torch
 from tandem_engine.attention.backend import AttentionBackend, Chunk, HeadNorms, StepTensors
 from tandem_engine.attention.torch_backend import rotate_and_store
 from tandem_engine.models.spec import ModelSpec
+from tandem_engine.upload import upload
 from tandem_kernels.attention.decode_kernel import paged_decode
 from tandem_kernels.attention.extend_kernel import paged_extend
 from tandem_kernels.attention.split_plan import DecodePlan, make_decode_plan
@@ -142,7 +143,7 @@ def _gather_run(chunks: list[Chunk]) -> _Run:
     return _Run(
         rows=slice(first, first + row_starts[-1]),
         tables=tables.int(),
-        starts=torch.tensor([chunk.start for chunk in chunks], dtype=torch.int32, device=device),
-        row_starts=torch.tensor(row_starts, dtype=torch.int32, device=device),
+        starts=upload([chunk.start for chunk in chunks], torch.int32, device),
+        row_starts=upload(row_starts, torch.int32, device),
         longest=max(sizes),
     )

@@ -14,6 +14,7 @@ from tandem_engine.runner.decode_slots import DecodeSlots
 from tandem_engine.runner.device_kv import DeviceKVStore
 from tandem_engine.runner.step_input import Split, add_chunks, split_batch
 from tandem_engine.sampling.sampler import Choice, Sampler
+from tandem_engine.upload import upload
 from tandem_kernels.sampling import argmax
 
 
@@ -129,7 +130,7 @@ class CudaRunner(Runner):
         place = {index: row for row, index in enumerate(split.decodes)}
         place.update(zip(split.chunks, ends, strict=True))
         wanted = [place[index] for index in sampled]
-        rows = torch.tensor(wanted, dtype=torch.int64, device=self._device)
+        rows = upload(wanted, torch.int64, self._device)
         hidden = self._model.forward(step, self._attention, rows)
         if not sampled:
             return None

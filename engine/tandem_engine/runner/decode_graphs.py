@@ -31,7 +31,7 @@ class DecodeGraphs:
         self._run = run
         self._enabled = enabled
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool = torch.cuda.graph_pool_handle()
 
     def size_for(self, count: int) -> int:
         """The smallest padded size that holds `count` sequences."""
@@ -62,6 +62,5 @@ class DecodeGraphs:
         # The hand-off's threads use the device meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             self._run(size)
-        self._pool = self._pool or graph.pool()
         self._graphs[size] = graph
         log.debug("captured a decode graph of %d rows", size)

@@ -35,7 +35,11 @@ class DecodeSlots:
         self._tables = torch.zeros((max_rows, max_blocks), dtype=torch.int32, device=device)
         self._staged = torch.zeros((2, max_rows), dtype=torch.int32, device=device)
         self._inputs = DecodeInputs(
-            *(rows(torch.int64) for _ in range(4)), lengths=rows(torch.int32)
+            token_ids=rows(torch.int64),
+            positions=rows(torch.int64),
+            slot_blocks=rows(torch.int64),
+            slot_offsets=rows(torch.int64),
+            lengths=rows(torch.int32),
         )
         self._host_tables = torch.zeros((max_rows, max_blocks), dtype=torch.int32, pin_memory=True)
         self._host_staged = torch.zeros((2, max_rows), dtype=torch.int32, pin_memory=True)

@@ -8,6 +8,7 @@ import torch
 
 from tandem_engine.attention.backend import Chunk, StepTensors
 from tandem_engine.runner.base import BatchItem
+from tandem_engine.upload import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def add_chunks(
 
 
 def _tensor(values: np.ndarray | list[int], device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(values, np.int64)).to(device)
+    return upload(values, torch.int64, device)
 
 
 def _decode_tables(items: Sequence[BatchItem], page_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from tandem_engine.runner.base import Batch, Runner, SampledToken
 from tandem_engine.runner.kv_pages import HostKVStore
 from tandem_engine.runner.step_input import build_step
 from tandem_engine.sampling.sampler import Sampler
+from tandem_engine.upload import upload
 
 MakeBackend = Callable[[ModelSpec, torch.Tensor], AttentionBackend]
 
@@ -53,7 +54,8 @@ class TorchRunner(Runner):
             return results
         step = build_step(batch.items, self.kv.layout.page_size, self._device)
         sampled = [index for index, item in enumerate(batch.items) if item.sample]
-        rows = torch.tensor([step.last_rows[index] for index in sampled], device=self._device)
+        wanted = [step.last_rows[index] for index in sampled]
+        rows = upload(wanted, torch.int64, self._device)
         hidden = self._model.forward(step.tensors, self._attention, rows)  # [R, C]
         if sampled:
             logits = self._model.logits(hidden)  # [R, V]

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
 
 from tandem_engine.runner.base import BatchItem, SampledToken
 from tandem_engine.sampling.adjustment import adjust_logits, is_adjusted
+from tandem_engine.upload import upload
 from tandem_kernels.sampling import argmax, draw
 from tandem_wire.messages import TokenLogprobs
 
@@ -84,7 +86,9 @@ class Sampler:
             greedy: [B] int64, their argmax if that is known; overwritten by the chosen tokens.
         """
         wanting = [row for row, item in enumerate(items) if item.params.logprobs is not None]
-        scores = logits[wanting].float().log_softmax(-1) if wanting else logits
+        scores = logits
+        if wanting:
+            scores = logits[upload(wanting, torch.int64, logits.device)].float().log_softmax(-1)
         if any(is_adjusted(item) for item in items):
             logits = logits.float() if logits.dtype != torch.float32 else logits.clone()
             adjust_logits(logits, items, self._eos_token_ids)
@@ -96,27 +100,24 @@ class Sampler:
             if len(random) == len(items):
                 tokens.copy_(_draw(logits, drawing))
             else:
-                rows = torch.tensor(random, device=logits.device)
+                rows = upload(random, torch.int64, logits.device)
                 tokens[rows] = _draw(logits[rows], drawing)
         return Choice(tokens, _report(scores, tokens, wanting, items) if wanting else None)
 
 
 def _draw(logits: torch.Tensor, items: Sequence[BatchItem]) -> torch.Tensor:
     """A random token [B] for each row of [B, V]."""
-
-    def column(values: list[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=logits.device)
-
     params = [item.params for item in items]
-    return draw(
-        logits if logits.is_cuda else logits.float(),
-        column([p.temperature for p in params]),
-        column([max(p.top_k, 0) for p in params], torch.int64),
-        column([p.top_p for p in params]),
-        column([p.min_p for p in params]),
-        column([p.seed for p in params], torch.int64),
-        column([item.output_position for item in items], torch.int64),
-    )
+    shares = [[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]]
+    numbers = [
+        [max(p.top_k, 0) for p in params],
+        [p.seed for p in params],
+        [item.output_position for item in items],
+    ]
+    temperature, top_p, min_p = upload(np.array(shares), torch.float32, logits.device)
+    top_k, seeds, positions = upload(np.array(numbers, np.int64), torch.int64, logits.device)
+    logits = logits if logits.is_cuda else logits.float()
+    return draw(logits, temperature, top_k, top_p, min_p, seeds, positions)
 
 
 def _report(
@@ -124,6 +125,7 @@ def _report(
 ) -> Logprobs:
     """Logprobs of the chosen tokens and the highest ones, from scores [r, V]."""
     most = max(items[row].params.logprobs or 0 for row in rows)
-    chosen = scores.gather(1, tokens[rows][:, None]).squeeze(1)
+    of_rows = tokens[upload(rows, torch.int64, tokens.device)]
+    chosen = scores.gather(1, of_rows[:, None]).squeeze(1)
     values, ids = scores.topk(min(most, scores.shape[1]), dim=-1)
     return Logprobs(tuple(rows), chosen, values, ids)

@@ -1,7 +1,7 @@
 """Cores with mock runners in one thread, and what their routers would have seen."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tandem_engine.config import WorkerConfig
@@ -75,7 +75,9 @@ class LateRunner(Runner):
 
     def launch(self, batch: Batch) -> PendingStep:
         before = self._last.results if self._last is not None else []
-        self._last = LateStep(self._inner, batch, before)
+        # A block table is what it is now: its sequence may have ended by the time the step runs.
+        items = [replace(item, block_table=list(item.block_table)) for item in batch.items]
+        self._last = LateStep(self._inner, Batch(items, batch.copies), before)
         self.num_ahead += any(item.previous >= 0 for item in batch.items)
         return self._last
 

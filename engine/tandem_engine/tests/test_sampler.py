@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tandem_engine.runner.base import BatchItem
+from tandem_engine.sampling.adjustment import adjust_logits
 from tandem_engine.sampling.sampler import Sampler
 from tandem_kernels.sampling.reference import filter_logits, sample_inverse_cdf, uniform
 from tandem_wire.messages import SamplingParams
@@ -157,7 +158,7 @@ def test_penalties_match_their_formulas() -> None:
         expected[token] -= 0.4 * output.count(token) + 0.3
     changed = logits.clone()
     item = make_item(prompt, output, temperature=0.0, **params)
-    Sampler([EOS]).sample(changed, [item])
+    adjust_logits(changed, [item], [EOS])
     assert torch.allclose(changed[0], torch.tensor(expected), atol=1e-5)
 
 

@@ -21,6 +21,7 @@ ROPE_FACTORS = "rope_factors"
 """Extra entry of the parameters: divisors of the rope's frequencies, from GGUF files only."""
 
 _CACHE_VERSION = 1
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ def load_parameters(
     cache_dir: Path,
     progress: Progress | None = None,
     *,
-    device: torch.device,
+    device: torch.device = CPU,
 ) -> dict[str, torch.Tensor]:
     """All parameters of the model on `device`, by our names.
 

@@ -1,7 +1,6 @@
 """Making a runner from a worker's configuration. Imports torch only when called."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from tandem_engine.config import WorkerConfig
 from tandem_engine.errors import ConfigError
 from tandem_engine.runner.base import Runner
+from tandem_engine.startup import Startup
 from tandem_wire.disk_cache import default_cache_dir
 from tandem_wire.handoff import KVLayout
 from tandem_wire.model_config import ModelFacts, read_model_facts
@@ -19,13 +19,10 @@ if TYPE_CHECKING:
 
     from tandem_engine.models.spec import ModelSpec
 
-Progress = Callable[[str, float], None]
-"""Called with a stage's name and the fraction of it that is done."""
-
 _DTYPES: Final = {"BFloat16": "bfloat16", "Float16": "float16", "Float32": "float32"}
 
 
-def load_runner(config: WorkerConfig, progress: Progress) -> Runner:
+def load_runner(config: WorkerConfig, progress: Startup) -> Runner:
     """Find the model's files, load its weights and make the KV cache.
 
     Raises:
@@ -72,7 +69,7 @@ def _load_torch(
     files: ModelFiles,
     facts: ModelFacts,
     cache_dir: Path,
-    progress: Progress,
+    progress: Startup,
 ) -> Runner:
     import torch
 
@@ -92,6 +89,7 @@ def _load_torch(
     parameters = load_parameters(
         spec, weights, dtype, cache_dir, lambda fraction: progress("weights", fraction)
     )
+    progress.count_weights(sum(tensor.nbytes for tensor in parameters.values()))
     progress("kv cache", 0.0)
     kv = HostKVStore(room.layout, room.num_blocks, dtype, config.shm_dir)
     return TorchRunner(

@@ -19,6 +19,7 @@ from transformers import __version__ as transformers_version
 from tandem_engine.config import WorkerConfig
 from tandem_engine.runner.base import Runner
 from tandem_engine.runner.model_runner import load_runner
+from tandem_engine.startup import Startup
 from tandem_engine.tests.real_gemma import MODEL, prompt_of, transformers_gemma
 from tandem_engine.tests.step_driver import Blocks, Request, generate, run_sequences
 
@@ -62,7 +63,7 @@ def best_of(
 def main() -> None:
     began = time.perf_counter()
     config = WorkerConfig(model=MODEL, kv_memory_bytes=512 << 20)
-    runner = load_runner(config, lambda stage, fraction: None)
+    runner = load_runner(config, Startup())
     print(f"loaded in {time.perf_counter() - began:.1f} s")
     model = transformers_gemma()
     prompt = prompt_of(40)

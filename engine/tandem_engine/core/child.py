@@ -1,4 +1,4 @@
-"""The core process itself: `python -m tandem_engine.core.child FD`, started by `CoreProcess`."""
+"""The core process: `python -m tandem_engine.core.child FD [BEGAN]`, started by `CoreProcess`."""
 
 import importlib
 import logging
@@ -20,12 +20,12 @@ from tandem_engine.core.messages import CoreFailed, CoreLoading, FromCore, Shutd
 from tandem_engine.kv_transfer.service import start_handoff
 from tandem_engine.mock.runner import load_mock_runner
 from tandem_engine.runner.base import Runner
+from tandem_engine.startup import Startup, process_start
 
 ORPHAN_SECONDS: Final = 5.0
 """How long a core whose server is gone may take to end by itself."""
 
 log = logging.getLogger(__name__)
-Progress = Callable[[str, float], None]
 
 
 class Pipe:
@@ -62,13 +62,13 @@ class Pipe:
         os._exit(1)  # a step or a thread hangs; nobody is left to tell
 
 
-def load_worker_runner(config: WorkerConfig, progress: Progress) -> Runner:
+def load_worker_runner(config: WorkerConfig, startup: Startup) -> Runner:
     """The mock, or the real runner; torch is imported only for the latter."""
     if config.is_mock:
         return load_mock_runner(config)
-    progress("importing", 0.0)
+    startup("importing", 0.0)
     module = importlib.import_module("tandem_engine.runner.model_runner")
-    return cast(Runner, module.load_runner(config, progress))
+    return cast(Runner, module.load_runner(config, startup))
 
 
 class Relay:
@@ -101,12 +101,13 @@ class Relay:
                 core.post(message)
 
 
-def run_core(config: WorkerConfig, pipe: Pipe) -> int:
-    """Load, loop, end; the exit code."""
+def run_core(config: WorkerConfig, pipe: Pipe, began: float | None = None) -> int:
+    """Load, loop, end; the exit code. `began`: when the worker was started (`boot_seconds`)."""
     relay = Relay()
     threading.Thread(target=pipe.pump, args=(relay.post,), name="pump", daemon=True).start()
+    startup = Startup(lambda stage, part: pipe.send(CoreLoading(stage, part)), began)
     try:
-        runner = load_worker_runner(config, lambda stage, part: pipe.send(CoreLoading(stage, part)))
+        runner = load_worker_runner(config, startup)
         handoff = start_handoff(config, runner.kv, core_compatibility_hash(config, runner))
         core = EngineCore(config, runner, handoff, pipe.send)
     except Exception as error:
@@ -114,7 +115,9 @@ def run_core(config: WorkerConfig, pipe: Pipe) -> int:
         pipe.send(CoreFailed(f"{type(error).__name__}: {error}"))
         return 1
     relay.connect(core)
-    pipe.send(core.ready(handoff.bootstrap_port))
+    report = startup.report()
+    log.info(report.describe())
+    pipe.send(core.ready(handoff.bootstrap_port, report))
     try:
         core.run()
     except Exception:
@@ -131,7 +134,8 @@ def main() -> None:
     pipe = Pipe(socket.socket(fileno=int(sys.argv[1])))
     config = pipe.receive_config()
     if config is not None:
-        sys.exit(run_core(config, pipe))
+        began = float(sys.argv[2]) if len(sys.argv) > 2 else process_start()
+        sys.exit(run_core(config, pipe, began))
 
 
 if __name__ == "__main__":

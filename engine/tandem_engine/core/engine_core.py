@@ -38,6 +38,7 @@ from tandem_engine.runner.base import Batch, PendingStep, Runner
 from tandem_engine.scheduler.limits import Limits
 from tandem_engine.scheduler.meter import Meter
 from tandem_engine.scheduler.scheduler import Scheduler
+from tandem_engine.startup import StartReport
 from tandem_wire.hashing import compatibility_hash
 from tandem_wire.messages import PROTOCOL, Cancel, KvEvents
 
@@ -120,8 +121,8 @@ class EngineCore:
         self._inbox.append(message)
         self._wake.set()
 
-    def ready(self, bootstrap_port: int) -> CoreReady:
-        """What the server needs to greet routers."""
+    def ready(self, bootstrap_port: int, startup: StartReport | None = None) -> CoreReady:
+        """What the server needs to greet routers, and where the time until now went."""
         return CoreReady(
             max_model_len=self.limits.max_model_len,
             page_size=self.limits.page_size,
@@ -131,6 +132,7 @@ class EngineCore:
             compatibility_hash=self.compatibility_hash,
             bootstrap_port=bootstrap_port,
             salt_parts=list(self._salt_parts),
+            startup=startup,
         )
 
     def run(self) -> None:

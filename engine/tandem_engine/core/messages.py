@@ -6,6 +6,7 @@ hand-off. Every frame is a msgspec struct from here or, inside `RoutedSubmit`, f
 
 import msgspec
 
+from tandem_engine.startup import StartReport
 from tandem_wire.messages import Cancel, KvEvents, Refused, Role, StepItem, Submit, WorkerState
 
 
@@ -49,6 +50,7 @@ class CoreReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     compatibility_hash: str
     bootstrap_port: int
     salt_parts: list[str] = []
+    startup: StartReport | None = None
 
 
 class CoreLoading(msgspec.Struct, frozen=True, tag="loading"):

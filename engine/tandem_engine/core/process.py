@@ -39,12 +39,17 @@ class CoreProcess:
         self._decoder: msgspec.msgpack.Decoder[FromCore] = msgspec.msgpack.Decoder(FromCore)
 
     @classmethod
-    async def spawn(cls, config: WorkerConfig) -> "CoreProcess":
-        """Start a core. Its first frames are `CoreLoading`, then `CoreReady` or `CoreFailed`."""
+    async def spawn(cls, config: WorkerConfig, began: float | None = None) -> "CoreProcess":
+        """Start a core. Its first frames are `CoreLoading`, then `CoreReady` or `CoreFailed`.
+
+        `began`: when the worker was started, on the clock of `boot_seconds`; None: just now.
+        """
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         command = [sys.executable, "-m", "tandem_engine.core.child", str(theirs.fileno())]
+        if began is not None:
+            command.append(repr(began))
         try:
             process = await asyncio.to_thread(
                 subprocess.Popen, command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL

@@ -5,21 +5,32 @@ names are those of transformers; `weights/gguf_names.py` translates GGUF's into 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tandem_engine.models.spec import ModelSpec
+
+Split = Literal["rows", "columns", "vocabulary"]
+"""How tensor parallelism cuts a parameter (`shard.py`): each part along its rows; along its last
+dimension, which is the rows of the layer before; or along rows that are padded to the same number
+for every rank."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """One tensor of ours: checkpoint tensors `parts`, of shapes `part_shapes`, joined along rows.
 
-    `offset` is added to each element on loading (norm weights of Gemma).
+    `offset` is added to each element on loading (norm weights of Gemma). `split` None: every rank
+    holds all of it. `units` says for each part how many pieces a cut may not go through (heads);
+    empty: every row or column is one. A part of fewer units than the first (KV heads beside query
+    heads) is repeated where there are more ranks than units.
     """
 
     name: str
     parts: tuple[str, ...]
     part_shapes: tuple[tuple[int, ...], ...]
     offset: float = 0.0
+    split: Split | None = None
+    units: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -27,18 +38,32 @@ class Parameter:
         return (sum(shape[0] for shape in self.part_shapes), *self.part_shapes[0][1:])
 
 
-def _linear(name: str, parts: list[tuple[str, int]], columns: int, bias: bool) -> list[Parameter]:
+def _linear(
+    name: str,
+    parts: list[tuple[str, int]],
+    columns: int,
+    bias: bool,
+    split: Split,
+    units: tuple[int, ...] = (),
+) -> list[Parameter]:
     """A fused linear layer whose parts have the given numbers of rows."""
     found = [
         Parameter(
             f"{name}.weight",
             tuple(f"{part}.weight" for part, _ in parts),
             tuple((rows, columns) for _, rows in parts),
+            split=split,
+            units=units,
         )
     ]
     if bias:
         names = tuple(f"{part}.bias" for part, _ in parts)
-        found.append(Parameter(f"{name}.bias", names, tuple((rows,) for _, rows in parts)))
+        shapes = tuple((rows,) for _, rows in parts)
+        # What is cut by columns gives sums that ranks add up; the bias is added once, after that.
+        if split == "columns":
+            found.append(Parameter(f"{name}.bias", names, shapes))
+        else:
+            found.append(Parameter(f"{name}.bias", names, shapes, split=split, units=units))
     return found
 
 
@@ -50,9 +75,12 @@ def build_parameters(spec: ModelSpec) -> list[Parameter]:
     def norm(name: str, part: str, size: int = hidden) -> Parameter:
         return Parameter(f"{name}.weight", (f"{part}.weight",), ((size,),), spec.norm_offset)
 
-    found = [
-        Parameter("embedding.weight", ("model.embed_tokens.weight",), ((spec.vocab_size, hidden),))
-    ]
+    def vocabulary(name: str, part: str) -> Parameter:
+        shape = (spec.vocab_size, hidden)
+        return Parameter(f"{name}.weight", (f"{part}.weight",), (shape,), split="vocabulary")
+
+    heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+    found = [vocabulary("embedding", "model.embed_tokens")]
     for layer in range(spec.num_layers):
         ours, theirs = f"layers.{layer}", f"model.layers.{layer}"
         attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
@@ -60,12 +88,13 @@ def build_parameters(spec: ModelSpec) -> list[Parameter]:
         parts = [
             (f"{attention}.{x}_proj", rows) for x, rows in zip("qkv", (query, kv, kv), strict=True)
         ]
-        found += _linear(f"{ours}.qkv", parts, hidden, spec.qkv_bias)
+        found += _linear(f"{ours}.qkv", parts, hidden, spec.qkv_bias, "rows", heads)
         if spec.qk_norm:
             found.append(norm(f"{ours}.query_norm", f"{attention}.q_norm", head))
             found.append(norm(f"{ours}.key_norm", f"{attention}.k_norm", head))
+        parts = [(f"{attention}.o_proj", hidden)]
         found += _linear(
-            f"{ours}.output", [(f"{attention}.o_proj", hidden)], query, spec.output_bias
+            f"{ours}.output", parts, query, spec.output_bias, "columns", (spec.num_heads,)
         )
         if spec.sandwich_norm:
             found.append(norm(f"{ours}.after_attention_norm", f"{theirs}.post_attention_layernorm"))
@@ -73,12 +102,12 @@ def build_parameters(spec: ModelSpec) -> list[Parameter]:
         else:
             found.append(norm(f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm"))
         parts = [(f"{mlp}.{x}_proj", spec.intermediate_size) for x in ("gate", "up")]
-        found += _linear(f"{ours}.gate_up", parts, hidden, spec.mlp_bias)
+        found += _linear(f"{ours}.gate_up", parts, hidden, spec.mlp_bias, "rows")
         parts = [(f"{mlp}.down_proj", hidden)]
-        found += _linear(f"{ours}.down", parts, spec.intermediate_size, spec.mlp_bias)
+        found += _linear(f"{ours}.down", parts, spec.intermediate_size, spec.mlp_bias, "columns")
         if spec.sandwich_norm:
             found.append(norm(f"{ours}.after_mlp_norm", f"{theirs}.post_feedforward_layernorm"))
     found.append(norm("final_norm", "model.norm"))
     if not spec.tied_embeddings:
-        found.append(Parameter("head.weight", ("lm_head.weight",), ((spec.vocab_size, hidden),)))
+        found.append(vocabulary("head", "lm_head"))
     return found

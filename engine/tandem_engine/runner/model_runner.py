@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from tandem_engine.config import WorkerConfig
 from tandem_engine.errors import ConfigError
 from tandem_engine.runner.base import Runner
+from tandem_engine.startup import Startup
 from tandem_wire.disk_cache import default_cache_dir
 from tandem_wire.handoff import KVLayout
 from tandem_wire.model_config import ModelFacts, read_model_facts
@@ -18,14 +19,11 @@ if TYPE_CHECKING:
 
     from tandem_engine.models.spec import ModelSpec
 
-Progress = Callable[[str, float], None]
-"""Called with a stage's name and the fraction of it that is done."""
-
 _HOST_KV_BYTES: Final = 2 * 2**30
 _DTYPES: Final = {"BFloat16": "bfloat16", "Float16": "float16", "Float32": "float32"}
 
 
-def load_runner(config: WorkerConfig, progress: Progress) -> Runner:
+def load_runner(config: WorkerConfig, progress: Startup) -> Runner:
     """Find the model's files, load its weights and make the KV cache.
 
     Raises:
@@ -63,7 +61,7 @@ def _load_torch(
     files: ModelFiles,
     facts: ModelFacts,
     cache_dir: Path,
-    progress: Progress,
+    progress: Startup,
 ) -> Runner:
     import torch
 
@@ -79,7 +77,7 @@ def _load_torch(
 
     def load() -> dict[str, torch.Tensor]:
         progress("weights", 0.0)
-        return load_parameters(
+        parameters = load_parameters(
             spec,
             weights,
             dtype,
@@ -87,6 +85,8 @@ def _load_torch(
             lambda fraction: progress("weights", fraction),
             device=device,
         )
+        progress.count_weights(sum(tensor.nbytes for tensor in parameters.values()))
+        return parameters
 
     if device.type == "cuda":
         return _load_cuda(config, spec, facts, dtype, device, load(), progress)
@@ -108,7 +108,7 @@ def _load_host(
     facts: ModelFacts,
     dtype: "torch.dtype",
     load: Callable[[], "dict[str, torch.Tensor]"],
-    progress: Progress,
+    progress: Startup,
 ) -> Runner:
     """The CPU's runner; its KV cache has the size that the configuration says."""
     from tandem_engine.attention.torch_backend import TorchAttention
@@ -131,7 +131,7 @@ def _load_cuda(
     dtype: "torch.dtype",
     device: "torch.device",
     parameters: "dict[str, torch.Tensor]",
-    progress: Progress,
+    progress: Startup,
 ) -> Runner:
     """The GPU's runner; its KV cache takes what `--gpu-memory-percent` leaves."""
     import torch
@@ -156,7 +156,7 @@ def _load_cuda(
             graphs=config.cuda_graphs,
         )
 
-    progress("memory profile", 0.0)
+    progress("profile", 0.0)
     plan = measure_memory(
         make(1, max_model_len),
         device,

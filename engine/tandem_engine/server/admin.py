@@ -128,6 +128,7 @@ class AdminApp:
     def _describe(self) -> dict[str, Any]:
         status = self._status
         config, stats = status.config, status.stats
+        startup = status.ready.startup if status.ready else None
         state: dict[str, Any] = msgspec.to_builtins(status.state)
         return {
             "worker_id": config.worker_id,
@@ -141,6 +142,7 @@ class AdminApp:
             "ready": not status.not_ready(),
             "reason": status.not_ready(),
             "loading": {"stage": status.loading.stage, "fraction": status.loading.fraction},
+            "startup": startup.as_json() if startup else None,
             "reports": status.num_reports,  # grows with every report that the figures come from
             "leases": status.state.num_leases,
             "load": state,

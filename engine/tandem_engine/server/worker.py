@@ -185,6 +185,7 @@ class WorkerServer:
             model=self._config.served_model_name,
             blocks=ready.num_blocks,
             compatibility=ready.compatibility_hash,
+            startup=ready.startup.as_json() if ready.startup else None,
         )
         self._announce({"event": "listening", **self._ports})
 

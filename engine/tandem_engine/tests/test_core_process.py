@@ -24,6 +24,7 @@ from tandem_engine.core.messages import (
 )
 from tandem_engine.core.process import CoreProcess
 from tandem_engine.errors import CoreDiedError
+from tandem_engine.startup import Startup
 from tandem_engine.tests.fleet import expected_tokens, prompt
 from tandem_wire.messages import PrefillPeer, SamplingParams, StepItem, Submit
 
@@ -226,13 +227,14 @@ def test_real_runner_is_imported_lazily(monkeypatch: pytest.MonkeyPatch) -> None
 
     class Module:
         @staticmethod
-        def load_runner(config: WorkerConfig, progress: child.Progress) -> str:
+        def load_runner(config: WorkerConfig, progress: Startup) -> str:
             progress("weights", 1.0)
             return f"runner of {config.model}"
 
     monkeypatch.setattr(child.importlib, "import_module", lambda name: Module)
     config = WorkerConfig(model="hf://a/b")
-    runner: Any = child.load_worker_runner(config, lambda stage, part: stages.append(stage))
+    startup = Startup(lambda stage, part: stages.append(stage))
+    runner: Any = child.load_worker_runner(config, startup)
     assert runner == "runner of hf://a/b"
     assert stages == ["importing", "weights"]
 

@@ -9,6 +9,7 @@ import torch
 from tandem_engine.config import WorkerConfig
 from tandem_engine.runner.base import Batch, BatchItem, Runner
 from tandem_engine.runner.model_runner import load_runner
+from tandem_engine.startup import Startup
 from tandem_engine.tests.fleet import Fleet
 from tandem_engine.tests.step_driver import Blocks, generate
 from tandem_engine.tests.test_model_equality import NUM_TOKENS, make_prompt
@@ -29,7 +30,7 @@ def open_cuda(directory: Path, **flags: Any) -> Runner:
     flags.setdefault("max_running", 64)
     flags.setdefault("kv_memory_bytes", KV_BYTES)
     config = WorkerConfig(model=f"file://{directory}", device="cuda", page_size=16, **flags)
-    return load_runner(config, lambda stage, fraction: None)
+    return load_runner(config, Startup())
 
 
 def forced_logprobs(runner: Runner, tokens: list[int], prompt: int, chunk: int) -> torch.Tensor:
@@ -95,7 +96,7 @@ def test_a_whole_engine_with_hand_off(tmp_path: Path) -> None:
     expected = [reference_tokens(model, prompt, 24) for prompt in prompts]
 
     def open_small(config: WorkerConfig) -> Runner:
-        return load_runner(config, lambda stage, fraction: None)
+        return load_runner(config, Startup())
 
     for peers in ((), ("b",)):
         fleet = Fleet(
@@ -132,7 +133,7 @@ def test_sampling_draws_what_the_cpu_draws(tmp_path: Path) -> None:
     for device in ("cpu", "cuda"):
         fleet = Fleet(
             "a",
-            open_runner=lambda config: load_runner(config, lambda stage, fraction: None),
+            open_runner=lambda config: load_runner(config, Startup()),
             model=f"file://{tmp_path}",
             device=device,
             dtype="Float32",

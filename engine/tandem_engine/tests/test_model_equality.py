@@ -8,6 +8,7 @@ import pytest
 from tandem_engine.config import Device, WorkerConfig
 from tandem_engine.runner.base import Batch, Runner
 from tandem_engine.runner.model_runner import load_runner
+from tandem_engine.startup import Startup
 from tandem_engine.tests.step_driver import Blocks, Request, generate, run_sequences
 from tandem_engine.tests.tiny_checkpoints import (
     FAMILIES,
@@ -34,7 +35,7 @@ def open_runner(directory: Path, device: Device, page_size: int = PAGE) -> Runne
         kv_memory_bytes=32 << 20,
         cache_dir=str(directory / "cache"),
     )
-    return load_runner(config, lambda stage, fraction: None)
+    return load_runner(config, Startup())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

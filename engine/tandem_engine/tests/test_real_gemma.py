@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from tandem_engine.config import WorkerConfig
 from tandem_engine.runner.base import Runner
 from tandem_engine.runner.model_runner import load_runner
+from tandem_engine.startup import Startup
 from tandem_engine.tests.real_gemma import BOS, MODEL, prompt_of, transformers_gemma
 from tandem_engine.tests.step_driver import generate
 from tandem_engine.tests.tiny_checkpoints import is_greedy
@@ -23,7 +24,7 @@ def reference() -> PreTrainedModel:
 @pytest.fixture(scope="module")
 def runner() -> Iterator[Runner]:
     config = WorkerConfig(model=MODEL, page_size=PAGE, kv_memory_bytes=1 << 30)
-    loaded = load_runner(config, lambda stage, fraction: None)
+    loaded = load_runner(config, Startup())
     yield loaded
     loaded.close()
 

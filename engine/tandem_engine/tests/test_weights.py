@@ -16,6 +16,7 @@ from tandem_engine.models.rope_spec import RopeSpec
 from tandem_engine.models.spec import build_spec
 from tandem_engine.runner.base import Runner
 from tandem_engine.runner.model_runner import load_runner
+from tandem_engine.startup import Startup
 from tandem_engine.tests.step_driver import generate
 from tandem_engine.tests.tiny_checkpoints import (
     VOCAB,
@@ -35,7 +36,7 @@ Q8 = gguf.GGMLQuantizationType.Q8_0
 def open_runner(path: Path, **options: object) -> Runner:
     options = {"kv_memory_bytes": 16 << 20, "cache_dir": str(path.parent / "cache"), **options}
     config = WorkerConfig(model=f"file://{path}", page_size=16, **options)  # type: ignore[arg-type]
-    return load_runner(config, lambda stage, fraction: None)
+    return load_runner(config, Startup())
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
@@ -84,7 +85,7 @@ def test_rope_factors_of_a_gguf_file_stand_for_llama3_scaling(tmp_path: Path) ->
 
 def _load(path: str, cache: str) -> None:
     config = WorkerConfig(model=f"file://{path}", kv_memory_bytes=16 << 20, cache_dir=cache)
-    load_runner(config, lambda stage, fraction: None).close()
+    load_runner(config, Startup()).close()
 
 
 def test_workers_that_start_together_dequantise_once(tmp_path: Path) -> None:

@@ -1,27 +1,30 @@
 """A model's parameters from its files, by the cheapest way there is."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 import xxhash
 
 from tandem_engine.models.parameters import Parameter, build_parameters
+from tandem_engine.models.shard import WHOLE, Shard
 from tandem_engine.models.spec import ModelSpec
-from tandem_engine.weights.parameter_file import map_parameters, write_parameters
-from tandem_engine.weights.random_source import RandomSource
-from tandem_engine.weights.source import Progress, TensorSource, iterate_parameters
+from tandem_engine.weights.parameter_file import map_parameters, split_fused, write_parameters
+from tandem_engine.weights.random_source import RandomSource, make_random_parameters
+from tandem_engine.weights.safetensors_header import read_header
+from tandem_engine.weights.source import Progress, iterate_parameters
+from tandem_engine.weights.streaming import stream_parameters
 from tandem_wire.disk_cache import build_once
 from tandem_wire.gguf_file import read_gguf
 
 ROPE_FACTORS = "rope_factors"
 """Extra entry of the parameters: divisors of the rope's frequencies, from GGUF files only."""
 
-_CACHE_VERSION = 1
-CPU = torch.device("cpu")
+CPU: Final = torch.device("cpu")
+_CACHE_VERSION: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +43,75 @@ def load_parameters(
     progress: Progress | None = None,
     *,
     device: torch.device = CPU,
+    shard: Shard = WHOLE,
 ) -> dict[str, torch.Tensor]:
-    """All parameters of the model on `device`, by our names.
+    """All parameters of the model, or a rank's slice of each, on `device`, by our names.
 
-    GGUF files are dequantised once per machine and dtype, into `cache_dir`, and mapped from there.
+    On the CPU they are views of the mapped files where that is possible; to a GPU they are streamed
+    (`streaming.py`). GGUF files are dequantised once per machine and dtype, into `cache_dir`, and
+    loaded from there.
 
     Raises:
         ModelSourceError: damaged, incomplete or unsupported files.
+        ConfigError: the model can't be divided among that many ranks.
     """
     parameters = build_parameters(spec)
     if files.format == "Gguf":
-        path = _dequantised(spec, files.path, parameters, dtype, cache_dir, progress)
-        return {name: tensor.to(device) for name, tensor in map_parameters(path).items()}
+        return _load_gguf(spec, files.path, parameters, dtype, cache_dir, progress, device, shard)
+    on_cpu = device.type == "cpu"
     if files.format == "Dummy":
-        source: TensorSource = RandomSource(parameters)
-    else:
-        from tandem_engine.weights.safetensors_dir import SafetensorsDirectory
+        if not on_cpu:
+            return make_random_parameters(parameters, dtype, device, shard)
+        source = RandomSource(parameters)
+        return dict(iterate_parameters(parameters, source, dtype, progress, shard))
+    from tandem_engine.weights.safetensors_dir import SafetensorsDirectory, find_places
 
-        source = SafetensorsDirectory(files.path)
-    found = iterate_parameters(parameters, source, dtype, progress)
-    return {name: tensor.to(device) for name, tensor in found}
+    if not on_cpu:
+        places = find_places(files.path)
+        return stream_parameters(parameters, places, dtype, device, progress, shard)
+    directory = SafetensorsDirectory(files.path)
+    return dict(iterate_parameters(parameters, directory, dtype, progress, shard))
+
+
+def _load_gguf(
+    spec: ModelSpec,
+    path: Path,
+    parameters: list[Parameter],
+    dtype: torch.dtype,
+    cache_dir: Path,
+    progress: Progress | None,
+    device: torch.device,
+    shard: Shard,
+) -> dict[str, torch.Tensor]:
+    mapped = device.type == "cpu" and shard == WHOLE
+    advance = progress if mapped or progress is None else _forwards(progress)
+    cached = _dequantised(spec, path, parameters, dtype, cache_dir, advance)
+    if mapped:
+        return map_parameters(cached)
+    places = read_header(cached)
+    # Our own file holds the parameters whole, with everything added that is to be added.
+    parts = {
+        part: place
+        for parameter in parameters
+        for part, place in split_fused(parameter, places[parameter.name])
+    }
+    final = [replace(parameter, offset=0.0) for parameter in parameters]
+    found = stream_parameters(final, parts, dtype, device, advance, shard)
+    if ROPE_FACTORS in places:
+        found[ROPE_FACTORS] = map_parameters(cached)[ROPE_FACTORS].to(device)
+    return found
+
+
+def _forwards(progress: Progress) -> Progress:
+    """`progress` for two passes over the same bytes: it never goes back."""
+    furthest = 0.0
+
+    def advance(fraction: float) -> None:
+        nonlocal furthest
+        furthest = max(furthest, fraction)
+        progress(furthest)
+
+    return advance
 
 
 def _dequantised(

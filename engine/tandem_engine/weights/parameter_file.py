@@ -1,12 +1,15 @@
 """Parameters in our own form in one safetensors file: written as a stream, read by mapping it."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import torch
 from safetensors import safe_open
+
+from tandem_engine.models.parameters import Parameter
+from tandem_engine.weights.safetensors_header import TensorPlace
 
 _NAMES: Final = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _ALIGNMENT: Final = 4096
@@ -39,3 +42,11 @@ def map_parameters(path: Path) -> dict[str, torch.Tensor]:
     """Views of the mapped file; processes on one machine share its pages. Never write to them."""
     with safe_open(str(path), framework="pt", device="cpu") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def split_fused(parameter: Parameter, place: TensorPlace) -> Iterator[tuple[str, TensorPlace]]:
+    """Where each part lies in a parameter that was written joined."""
+    row = 0
+    for part, shape in zip(parameter.parts, parameter.part_shapes, strict=True):
+        yield part, place.rows(row, shape[0])
+        row += shape[0]

@@ -6,6 +6,7 @@ import torch
 import xxhash
 
 from tandem_engine.models.parameters import Parameter
+from tandem_engine.models.shard import WHOLE, Shard, part_room, sharded_shape
 from tandem_engine.weights.source import TensorSource
 
 _SPREAD = 0.02
@@ -29,9 +30,52 @@ class RandomSource(TensorSource):
 
     def load(self, name: str) -> torch.Tensor:
         shape = self._shapes[name]
-        if name.endswith("norm.weight") or "layernorm" in name:
+        if _is_norm(name):
             return torch.ones(shape)
-        generator = torch.Generator().manual_seed(
-            xxhash.xxh3_64_intdigest(name.encode(), seed=self._seed) >> 1
-        )
+        generator = torch.Generator().manual_seed(_seed_of(name, self._seed))
         return torch.randn(shape, generator=generator) * _SPREAD
+
+
+def make_random_parameters(
+    parameters: Sequence[Parameter],
+    dtype: torch.dtype,
+    device: torch.device,
+    shard: Shard = WHOLE,
+    seed: int = 0,
+) -> dict[str, torch.Tensor]:
+    """The same kind of weights, drawn on the device itself in `dtype`.
+
+    Every worker on one kind of device draws the same ones for one seed, and ranks of one group draw
+    slices of the same ones; they aren't those that `RandomSource` gives.
+    """
+    generator = torch.Generator(device)
+    found: dict[str, torch.Tensor] = {}
+    for parameter in parameters:
+        shape = sharded_shape(parameter, shard)
+        found[parameter.name] = whole = torch.empty(shape, dtype=dtype, device=device)
+        rooms = part_room(parameter, shard, whole)
+        for name, part_shape, (cut, room) in zip(
+            parameter.parts, parameter.part_shapes, rooms, strict=True
+        ):
+            if _is_norm(name):
+                room.fill_(1.0)
+                continue
+            generator.manual_seed(_seed_of(name, seed))
+            if tuple(room.shape) == part_shape:
+                room.normal_(0.0, _SPREAD, generator=generator)
+                continue
+            # A rank draws all of it and keeps its slice: slices must not depend on their number.
+            drawn = torch.empty(part_shape, dtype=dtype, device=device)
+            drawn.normal_(0.0, _SPREAD, generator=generator)
+            size = cut.stop - cut.start
+            room.zero_()
+            room.narrow(cut.dimension, 0, size).copy_(drawn.narrow(cut.dimension, cut.start, size))
+    return found
+
+
+def _is_norm(name: str) -> bool:
+    return name.endswith("norm.weight") or "layernorm" in name
+
+
+def _seed_of(name: str, seed: int) -> int:
+    return int(xxhash.xxh3_64_intdigest(name.encode(), seed=seed)) >> 1

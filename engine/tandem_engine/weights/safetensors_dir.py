@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from tandem_engine.weights.safetensors_header import TensorPlace, read_header
 from tandem_engine.weights.source import TensorSource
 from tandem_wire.model_error import BadModelFileError
 
@@ -23,8 +24,39 @@ def _plain_name(name: str) -> str:
     return name
 
 
+def find_shards(directory: Path) -> list[Path]:
+    """One model.safetensors, or the shards that the index names.
+
+    Raises:
+        BadModelFileError: no weights there.
+    """
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        names = sorted(path.name for path in directory.glob("*.safetensors"))
+    if not names:
+        raise BadModelFileError(
+            f"{directory} holds no .safetensors file", "use format Dummy for random weights"
+        )
+    return [directory / name for name in names]
+
+
+def find_places(directory: Path) -> dict[str, TensorPlace]:
+    """Where each tensor of the checkpoint lies.
+
+    Raises:
+        BadModelFileError: no weights there, a shard is missing or damaged.
+    """
+    return {
+        _plain_name(name): place
+        for path in find_shards(directory)
+        for name, place in read_header(path).items()
+    }
+
+
 class SafetensorsDirectory(TensorSource):
-    """One model.safetensors, or shards with an index; mapped, so a tensor is read when used.
+    """The shards mapped, so a tensor is read when used.
 
     Raises:
         BadModelFileError: no weights there, a shard is missing or damaged.
@@ -33,17 +65,7 @@ class SafetensorsDirectory(TensorSource):
     def __init__(self, directory: Path) -> None:
         self._open: dict[Path, Any] = {}
         self._place: dict[str, tuple[Path, str]] = {}
-        index = directory / "model.safetensors.index.json"
-        if index.exists():
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        else:
-            files = sorted(path.name for path in directory.glob("*.safetensors"))
-        if not files:
-            raise BadModelFileError(
-                f"{directory} holds no .safetensors file", "use format Dummy for random weights"
-            )
-        for name in files:
-            path = directory / name
+        for path in find_shards(directory):
             try:
                 self._open[path] = safe_open(str(path), framework="pt", device="cpu")
             except (OSError, SafetensorError) as error:

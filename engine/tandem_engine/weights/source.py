@@ -7,10 +7,11 @@ from typing import Final
 import torch
 
 from tandem_engine.models.parameters import Parameter
+from tandem_engine.models.shard import WHOLE, Shard, cut_part
 from tandem_wire.model_error import BadModelFileError
 
 Progress = Callable[[float], None]
-"""Called with the fraction of the parameters that is done, 0 to 1."""
+"""Called with the fraction of the bytes that is done, 0 to 1."""
 
 _IGNORED: Final = (
     "rotary_emb.inv_freq",  # a constant that old checkpoints carry along
@@ -40,10 +41,10 @@ class TensorSource(ABC):
         """One tensor, on the CPU, in the dtype of the file (float32 for quantised ones)."""
 
 
-def check_names(parameters: Sequence[Parameter], source: TensorSource) -> None:
+def check_names(parameters: Sequence[Parameter], names: Iterable[str]) -> None:
     """Raise BadModelFileError unless the checkpoint holds exactly what the model needs."""
     wanted = {part for parameter in parameters for part in parameter.parts}
-    found = set(source.names())
+    found = set(names)
     unknown = sorted(name for name in found - wanted if not any(part in name for part in _IGNORED))
     # A tied head may still be written out.
     unknown = [name for name in unknown if name != "lm_head.weight"]
@@ -63,37 +64,54 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
+def check_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Raise BadModelFileError unless a tensor of the checkpoint has the shape that fits."""
+    if found != wanted:
+        raise BadModelFileError(
+            f"{name} has shape {found}, the config says {wanted}",
+            "check that config and weights belong together",
+        )
+
+
 def iterate_parameters(
     parameters: Sequence[Parameter],
     source: TensorSource,
     dtype: torch.dtype,
     progress: Progress | None = None,
+    shard: Shard = WHOLE,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield each parameter by name, joined, offset and in `dtype`, in the given order.
+    """Yield each parameter by name, a rank's slice of it, joined, offset and in `dtype`, in order.
 
     A parameter that needs none of that stays a view of the mapped file.
 
     Raises:
         BadModelFileError: tensors are missing, unknown or of another shape.
     """
-    check_names(parameters, source)
-    for number, parameter in enumerate(parameters):
-        parts = [_load_part(parameter, index, source) for index in range(len(parameter.parts))]
+    check_names(parameters, source.names())
+    total = sum(torch.Size(parameter.shape).numel() for parameter in parameters)
+    done = 0
+    for parameter in parameters:
+        parts = [
+            _load_part(parameter, index, source, shard) for index in range(len(parameter.parts))
+        ]
         offset = 0.0 if source.norms_are_final else parameter.offset
         if offset:
             parts = [part.float() + offset for part in parts]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         yield parameter.name, tensor.to(dtype)
+        done += torch.Size(parameter.shape).numel()
         if progress is not None:
-            progress((number + 1) / len(parameters))
+            progress(done / total)
 
 
-def _load_part(parameter: Parameter, index: int, source: TensorSource) -> torch.Tensor:
-    name, shape = parameter.parts[index], parameter.part_shapes[index]
+def _load_part(
+    parameter: Parameter, index: int, source: TensorSource, shard: Shard
+) -> torch.Tensor:
+    name = parameter.parts[index]
     tensor = source.load(name)
-    if tuple(tensor.shape) != shape:
-        raise BadModelFileError(
-            f"{name} has shape {tuple(tensor.shape)}, the config says {shape}",
-            "check that config and weights belong together",
-        )
-    return tensor
+    check_shape(name, tuple(tensor.shape), parameter.part_shapes[index])
+    cut = cut_part(parameter, index, shard)
+    found = tensor.narrow(cut.dimension, cut.start, cut.stop - cut.start)
+    if (missing := cut.size - found.shape[cut.dimension]) > 0:
+        found = torch.cat([found, found.new_zeros(missing, *found.shape[1:])])
+    return found.contiguous()

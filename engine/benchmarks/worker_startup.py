@@ -35,6 +35,8 @@ NAMES = {
 }
 """What goes on after an event, where its name doesn't say so."""
 
+EVENTS = ("starting", "loading", "ready", "listening")
+
 Reached = dict[str, tuple[float, float]]
 """Wall and CPU seconds by event, in order."""
 
@@ -60,7 +62,8 @@ def events(process: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
             said = json.loads(line)
         except ValueError:
             continue  # the core's own log, which is text
-        yield said
+        if said["event"] in EVENTS:
+            yield said
     sys.exit(f"the worker ended with {process.wait()}; start it by hand to see why")
 
 

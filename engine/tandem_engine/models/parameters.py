@@ -43,7 +43,7 @@ def _linear(
     parts: list[tuple[str, int]],
     columns: int,
     bias: bool,
-    split: Split,
+    split: Split | None = None,
     units: tuple[int, ...] = (),
 ) -> list[Parameter]:
     """A fused linear layer whose parts have the given numbers of rows."""

@@ -85,7 +85,8 @@ def _load_torch(
             lambda fraction: progress("weights", fraction),
             device=device,
         )
-        progress.count_weights(sum(tensor.nbytes for tensor in parameters.values()))
+        # What is mapped on the CPU hasn't been read yet.
+        progress.count_weights(sum(x.nbytes for x in parameters.values() if not x.is_cpu))
         return parameters
 
     if device.type == "cuda":

@@ -314,15 +314,3 @@ def test_missing_tensors_and_other_shapes_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
     with pytest.raises(BadModelFileError, match="has no place for"):
         stream_all(tmp_path, torch.float32)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
-def test_streamed_to_a_gpu_is_mapped(stored: torch.dtype, tmp_path: Path) -> None:
-    save_checkpoint("gemma3", tmp_path, shard="60KB")
-    convert(tmp_path, stored)
-    expected = map_all(tmp_path, torch.bfloat16)
-    files, gpu = WeightFiles(tmp_path, "Safetensors"), torch.device("cuda")
-    found = load_parameters(spec_of(tmp_path), files, torch.bfloat16, tmp_path, device=gpu)
-    assert all(tensor.is_cuda for tensor in found.values())
-    assert_same({name: tensor.cpu() for name, tensor in found.items()}, expected)

@@ -17,6 +17,7 @@ from tandem_engine.core.messages import (
 from tandem_engine.errors import CoreDiedError
 from tandem_engine.server.tests.processes import DECODER, RouterClient, until
 from tandem_engine.server.worker import WorkerServer
+from tandem_engine.startup import StartReport
 from tandem_wire.connection import Connection
 from tandem_wire.endpoint import dial
 from tandem_wire.messages import (
@@ -33,6 +34,7 @@ READY = CoreReady(
     eos_token_ids=[2],
     compatibility_hash="beef",
     bootstrap_port=8998,
+    startup=StartReport({"import": 2.0, "weights": 0.5}, 10**9),
 )
 
 

@@ -119,7 +119,13 @@ async def test_readiness_follows_loading_and_drain(stage: Stage) -> None:
 
     await until(reason, "the reason")
     assert (await stage.http("POST", "/admin/drain")).status_code == 503
+    assert (await stage.http("GET", "/state")).json()["startup"] is None
     await stage.ready()
+    assert (await stage.http("GET", "/state")).json()["startup"] == {
+        "seconds": 2.5,
+        "stages": {"import": 2.0, "weights": 0.5},
+        "num_weight_bytes": 10**9,
+    }
     assert (await stage.http("GET", "/ready")).json() == {"ready": True}
     answer = await stage.http("POST", "/admin/drain", json={"move_streams": True})
     assert answer.json()["draining"] is True

@@ -175,6 +175,7 @@ def _load_cuda(
     runner = make(num_blocks, longest)
     if config.role != "prefill":
         # A prefill worker decodes rarely, if ever: it captures what it needs when it does.
+        progress("graphs", 0.0)
         runner.capture_graphs(lambda fraction: progress("graphs", fraction))
     return runner
 

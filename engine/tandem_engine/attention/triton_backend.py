@@ -100,9 +100,15 @@ class TritonAttention(AttentionBackend):
         keys, values = self._caches[layer]
         slots = (step.slot_blocks, step.slot_offsets)
         query = rotate_and_store(spec, qkv, angles, norms, keys, values, *slots)
-        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         window = self._windows[layer]
         limits = (spec.attention_scale, window, spec.attention_softcap)
+        if (
+            len(step.chunks) == 1
+            and not step.num_decodes
+            and self._by_cudnn(step.chunks[0], window)
+        ):
+            return self._extend_alone(step.chunks[0], query, keys, values).flatten(1)
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         count = step.num_decodes
         if count:
             paged_decode(
@@ -118,15 +124,24 @@ class TritonAttention(AttentionBackend):
         runs = list(self._runs)
         for chunk, run in self._alone:
             if self._by_cudnn(chunk, window):
-                out[run.rows] = extend_with_cudnn(
-                    query[run.rows], keys, values, chunk.block_table, chunk.start, limits[0]
-                )
+                self._extend_alone(chunk, query[run.rows], keys, values, out[run.rows])
             else:
                 runs.append(run)
         for run in runs:
             chunks = (run.tables, run.starts, run.row_starts, run.longest)
             paged_extend(query[run.rows], keys, values, *chunks, *limits, out=out[run.rows])
         return out.flatten(1)
+
+    def _extend_alone(
+        self,
+        chunk: Chunk,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        pages = (keys, values, chunk.block_table, chunk.start)
+        return extend_with_cudnn(query, *pages, self._spec.attention_scale, out)
 
 
 def _gather_run(chunks: list[Chunk]) -> _Run:

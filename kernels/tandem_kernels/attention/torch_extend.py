@@ -6,6 +6,8 @@ without a mask, and the two results are merged by their log-sum-exps (Dao et al.
 
 import torch
 
+from tandem_kernels.attention.pages_kernel import gather_pages, merge_parts
+
 SMALLEST_CHUNK = 2048
 """Below this the paged kernel is faster, for it needs no gathered copy."""
 
@@ -48,20 +50,19 @@ def extend_with_cudnn(
     block_table: torch.Tensor,
     start: int,
     scale: float,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `reference.extend_attention`, for what `suits`; [T, H, D]."""
-    num_tokens, page = query.shape[0], key_cache.shape[2]
-    total = start + num_tokens
-    table = block_table[: -(-total // page)]
-    key, value = (
-        cache.index_select(0, table).transpose(0, 1).flatten(1, 2)[None, :, :total]
-        for cache in (key_cache, value_cache)
-    )  # [1, K, S, D]
+    """As `reference.extend_attention`, for what `suits`; into `out` [T, H, D] where given."""
+    total, page = start + query.shape[0], key_cache.shape[2]
+    keys, values = gather_pages(key_cache, value_cache, block_table[: -(-total // page)])
+    key, value = (rows[None, :total].transpose(1, 2) for rows in (keys, values))  # [1, K, S, D]
     rows = query.transpose(0, 1)[None]
     own, own_lse = _attend(rows, key[:, :, start:], value[:, :, start:], True, scale)
     if start == 0:
-        return own[0].transpose(0, 1)
+        found = own[0].transpose(0, 1)
+        return found if out is None else out.copy_(found)
+    if out is None:
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     before, before_lse = _attend(rows, key[:, :, :start], value[:, :, :start], False, scale)
-    share = torch.sigmoid(own_lse - before_lse)[..., None]  # of the chunk's own keys
-    merged = torch.lerp(before.float(), own.float(), share).to(query.dtype)
-    return merged[0].transpose(0, 1)
+    parts = (before[0].transpose(0, 1), before_lse[0], own[0].transpose(0, 1), own_lse[0])
+    return merge_parts(*parts, out)

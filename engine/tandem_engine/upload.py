@@ -7,7 +7,9 @@ import torch
 
 
 def upload(
-    values: Sequence[int] | Sequence[float] | np.ndarray, dtype: torch.dtype, device: torch.device
+    values: Sequence[int] | Sequence[float] | np.ndarray | torch.Tensor,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> torch.Tensor:
     """A tensor of `values` on `device`; to a GPU without waiting for what runs there.
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 import torch
 
 from tandem_engine.runner.base import BatchItem, SampledToken
@@ -108,16 +107,33 @@ class Sampler:
 def _draw(logits: torch.Tensor, items: Sequence[BatchItem]) -> torch.Tensor:
     """A random token [B] for each row of [B, V]."""
     params = [item.params for item in items]
-    shares = [[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]]
-    numbers = [
-        [max(p.top_k, 0) for p in params],
-        [p.seed for p in params],
-        [item.output_position for item in items],
-    ]
-    temperature, top_p, min_p = upload(np.array(shares), torch.float32, logits.device)
-    top_k, seeds, positions = upload(np.array(numbers, np.int64), torch.int64, logits.device)
+    temperature, top_p, min_p = _columns(
+        [[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]],
+        torch.float32,
+        logits.device,
+    )
+    top_k, seeds, positions = _columns(
+        [
+            [max(p.top_k, 0) for p in params],
+            [p.seed for p in params],
+            [item.output_position for item in items],
+        ],
+        torch.int64,
+        logits.device,
+    )
     logits = logits if logits.is_cuda else logits.float()
     return draw(logits, temperature, top_k, top_p, min_p, seeds, positions)
+
+
+def _columns(
+    values: list[list[float]] | list[list[int]], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """[columns, B] in one transfer."""
+    count = len(values[0])
+    # Each starts at a multiple of 16 bytes: Triton compiles a kernel anew for every alignment.
+    host = torch.zeros((len(values), -(-count // 4) * 4), dtype=dtype)
+    host[:, :count] = torch.tensor(values, dtype=dtype)
+    return upload(host, dtype, device)[:, :count]
 
 
 def _report(

@@ -71,7 +71,7 @@ def _attend_tiles(
     return acc, total, biggest
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride_table"])
 def extend_kernel(
     query,
     key_cache,

@@ -63,7 +63,7 @@ def gather_pages(
     return keys, values
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def merge_parts_kernel(
     first,
     first_lse,

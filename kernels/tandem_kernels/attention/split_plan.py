@@ -17,7 +17,7 @@ UNIT_FIELDS = 5
 """Of a unit: request (-1: none), first position, end, the request's number of units, its first."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "num_units", "target"])
 def plan_kernel(
     lengths,
     units,

@@ -7,7 +7,7 @@ import triton.language as tl
 from tandem_kernels.decode_inputs.reference import DecodeInputs
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def decode_inputs_kernel(
     staged,
     sampled,

@@ -17,7 +17,7 @@ from tandem_kernels.overlap import launch_options, prefetch_lines, wait_for_inpu
 from tandem_kernels.tuning import tuned_gemm
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def small_gemm_kernel(
     x,
     weight,

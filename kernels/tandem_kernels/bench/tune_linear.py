@@ -49,6 +49,18 @@ def best_tiles(bench: GemmBench, rows: int, ceilings: Ceilings) -> list[int]:
     return [best.block_m, best.block_n, best.block_k, best.warps, best.stages]
 
 
+def show_table(table: dict[str, Any]) -> str:
+    """JSON with one shape per line."""
+    parts = []
+    for name, value in table.items():
+        text = json.dumps(value)
+        if isinstance(value, dict):
+            lines = [f"{json.dumps(key)}: {json.dumps(value[key])}" for key in value]
+            text = "{\n    " + ",\n    ".join(lines) + "\n  }"
+        parts.append(f"  {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
 def main() -> None:
     """Tune, and write what was found into the package."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -69,7 +81,7 @@ def main() -> None:
         table.setdefault("gemm", {})[name] = found
         del bench
         torch.cuda.empty_cache()
-        path.write_text(json.dumps(table, indent=1) + "\n")
+        path.write_text(show_table(table))
         print(f'"{name}": {json.dumps(found)}', flush=True)
 
 

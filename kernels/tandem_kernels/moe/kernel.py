@@ -28,6 +28,68 @@ from tandem_kernels.overlap import launch_options, wait_for_inputs
 from tandem_kernels.tuning import tuned_moe
 
 
+@triton.jit
+def expert_tile(
+    x,
+    weight,
+    weights,
+    order,
+    out,
+    start_place,
+    count,
+    first_column,
+    N,
+    K,
+    stride_x,
+    TOP_K: tl.constexpr,
+    GATE: tl.constexpr,
+    GELU: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    STREAM: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """`count` pairs from `start_place` on against BLOCK_N columns of one expert's `weight`."""
+    places = start_place + tl.arange(0, BLOCK_M)
+    real = tl.arange(0, BLOCK_M) < count
+    columns = first_column + tl.arange(0, BLOCK_N)
+    read_columns = tl.minimum(columns, N - 1).to(tl.int64)
+    steps = tl.arange(0, BLOCK_K)
+    pairs = tl.load(order + places, mask=real, other=0)
+    rows = pairs // TOP_K if GATE else places
+    x_at = x + rows.to(tl.int64)[:, None] * stride_x + steps[None, :]
+    w_at = weight + read_columns[:, None] * K + steps[None, :]
+    size = N.to(tl.int64) * K
+    evict: tl.constexpr = "evict_first" if STREAM else ""
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    other = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+        if EVEN_K:
+            a = tl.load(x_at + start, mask=real[:, None], other=0.0)
+            w = tl.load(w_at + start, eviction_policy=evict)
+        else:
+            inside = (start + steps < K)[None, :]
+            a = tl.load(x_at + start, mask=real[:, None] & inside, other=0.0)
+            w = tl.load(w_at + start, mask=inside, other=0.0)
+        acc = tl.dot(a, tl.trans(w), acc, input_precision="ieee")
+        if GATE:
+            if EVEN_K:
+                u = tl.load(w_at + size + start, eviction_policy=evict)
+            else:
+                u = tl.load(w_at + size + start, mask=(start + steps < K)[None, :], other=0.0)
+            other = tl.dot(a, tl.trans(u), other, input_precision="ieee")
+    if GATE:
+        acc = activate(acc, GELU) * other
+        into = places
+    else:
+        acc = acc * tl.load(weights + pairs, mask=real, other=0.0).to(tl.float32)[:, None]
+        into = pairs
+    at = out + into.to(tl.int64)[:, None] * N + columns[None, :]
+    tl.store(at, acc.to(out.dtype.element_ty), mask=real[:, None] & (columns < N)[None, :])
+
+
 @triton.jit(do_not_specialize=["most"])
 def expert_gemm_kernel(
     x,
@@ -68,45 +130,27 @@ def expert_gemm_kernel(
     if count == 0:
         return
     expert = tl.load(blocks + block).to(tl.int64)
-    places = tl.load(blocks + most + block) + tl.arange(0, BLOCK_M)
-    real = tl.arange(0, BLOCK_M) < count
-    columns = (inner // side) * BLOCK_N + tl.arange(0, BLOCK_N)
-    read_columns = tl.minimum(columns, N - 1).to(tl.int64)
-    steps = tl.arange(0, BLOCK_K)
-    pairs = tl.load(order + places, mask=real, other=0)
-    rows = pairs // TOP_K if GATE else places
-    x_at = x + rows.to(tl.int64)[:, None] * stride_x + steps[None, :]
-    size = N.to(tl.int64) * K
-    if GATE:
-        w_at = weight + expert * 2 * size + read_columns[:, None] * K + steps[None, :]
-    else:
-        w_at = weight + expert * size + read_columns[:, None] * K + steps[None, :]
-    evict: tl.constexpr = "evict_first" if STREAM else ""
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    other = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-        if EVEN_K:
-            a = tl.load(x_at + start, mask=real[:, None], other=0.0)
-            w = tl.load(w_at + start, eviction_policy=evict)
+    place = tl.load(blocks + most + block)
+    mine = weight + expert * (N.to(tl.int64) * K * (2 if GATE else 1))
+    column = (inner // side) * BLOCK_N
+    half: tl.constexpr = BLOCK_M // 2
+    if BLOCK_M > 64:
+        # An expert's last block is often short; the matrix units' tiles have 64 rows.
+        if count <= half:
+            expert_tile(
+                x, mine, weights, order, out, place, count, column, N, K, stride_x, TOP_K, GATE,
+                GELU, half, BLOCK_N, BLOCK_K, EVEN_K, STREAM, STAGES,
+            )  # fmt: skip
         else:
-            inside = (start + steps < K)[None, :]
-            a = tl.load(x_at + start, mask=real[:, None] & inside, other=0.0)
-            w = tl.load(w_at + start, mask=inside, other=0.0)
-        acc = tl.dot(a, tl.trans(w), acc, input_precision="ieee")
-        if GATE:
-            if EVEN_K:
-                u = tl.load(w_at + size + start, eviction_policy=evict)
-            else:
-                u = tl.load(w_at + size + start, mask=(start + steps < K)[None, :], other=0.0)
-            other = tl.dot(a, tl.trans(u), other, input_precision="ieee")
-    if GATE:
-        acc = activate(acc, GELU) * other
-        into = places
+            expert_tile(
+                x, mine, weights, order, out, place, count, column, N, K, stride_x, TOP_K, GATE,
+                GELU, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, STREAM, STAGES,
+            )  # fmt: skip
     else:
-        acc = acc * tl.load(weights + pairs, mask=real, other=0.0).to(tl.float32)[:, None]
-        into = pairs
-    at = out + into.to(tl.int64)[:, None] * N + columns[None, :]
-    tl.store(at, acc.to(out.dtype.element_ty), mask=real[:, None] & (columns < N)[None, :])
+        expert_tile(
+            x, mine, weights, order, out, place, count, column, N, K, stride_x, TOP_K, GATE, GELU,
+            BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, STREAM, STAGES,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -12,8 +12,9 @@ def route(
     """Weights [T, top_k] float32 and expert ids [T, top_k] int32; see `reference.route`."""
     if logits.is_cuda:
         from tandem_kernels.moe import route_kernel
+        from tandem_kernels.overlap import is_supported
 
-        return route_kernel.route(logits, routing, bias)
+        return route_kernel.route(logits, routing, bias, overlap=is_supported())
     return reference.route(logits, routing, bias)
 
 
@@ -28,8 +29,10 @@ def apply_experts(
     """The weighted sum of each token's experts [T, C]; see `reference.apply_experts`."""
     if x.is_cuda:
         from tandem_kernels.moe import kernel
+        from tandem_kernels.overlap import is_supported
 
-        return kernel.apply_experts(x, weights, ids, gate_up, down, gelu)
+        overlap = is_supported()
+        return kernel.apply_experts(x, weights, ids, gate_up, down, gelu, overlap=overlap)
     return reference.apply_experts(x, weights, ids, gate_up, down, gelu)
 
 
@@ -41,7 +44,6 @@ def fused_moe(
     routing: Routing,
     bias: torch.Tensor | None = None,
     gelu: bool = False,
-    overlap: bool = False,
 ) -> torch.Tensor:
     """Routing and experts in one call, without a host synchronisation: a CUDA graph can hold it.
 
@@ -52,14 +54,15 @@ def fused_moe(
         down: [E, C, I].
         bias: [E], for the choice of experts only.
         gelu: gelu's tanh form instead of silu.
-        overlap: start kernels before those they wait for have ended; see `overlap.py`.
 
     Returns:
         [T, C] in x's dtype.
     """
     if x.is_cuda:
         from tandem_kernels.moe import kernel
+        from tandem_kernels.overlap import is_supported
 
+        overlap = is_supported()
         return kernel.fused_moe(x, logits, gate_up, down, routing, bias, gelu, overlap=overlap)
     return reference.fused_moe(x, logits, gate_up, down, routing, bias, gelu)
 

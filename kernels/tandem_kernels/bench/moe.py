@@ -1,7 +1,8 @@
 """Mixture of experts against the weights of the experts hit, or the matmul rate.
 
 `python -m tandem_kernels.bench.moe OUT.json [tune]`. With `tune` every configuration of both
-products is checked and timed first; the JSON's "tuned" is what `tuned/` should hold.
+products is checked and timed first; the JSON's "tuned" is what `tuned/` should hold. With
+`compile` as the only argument all of them are compiled in parallel, and nothing is measured.
 """
 
 import json
@@ -29,7 +30,7 @@ from tandem_kernels.moe.kernel import ExpertTiles, ProductTiles, run_product
 from tandem_kernels.moe.plan_kernel import ExpertPlan, plan_given
 from tandem_kernels.moe.token_kernel import VectorTiles
 
-TOKENS = (1, 8, 32, 64, 256, 4096)
+TOKENS = (1, 8, 32, 64, 256, 1024, 4096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,16 +186,15 @@ class MoeBench:
 
     def run_vectors(self, ceilings: Ceilings) -> Iterator[tuple[VectorTiles, Line]]:
         """One token: first the gate-up launch varies, then the down launch."""
-        best: tuple[float, VectorTiles] | None = None
+        times: dict[tuple[int, int, int, int], float] = {}
         for gate in VECTORS:
             tiles = VectorTiles(*gate, *DOWN_VECTORS[0])
             line = self.run(1, ceilings, tiles)
             yield tiles, line
-            if best is None or line.seconds < best[0]:
-                best = line.seconds, tiles
-        assert best is not None
+            times[gate] = line.seconds
+        gate = min(times, key=lambda gate: times[gate])
         for down in DOWN_VECTORS[1:]:
-            tiles = VectorTiles(*astuple(best[1])[:4], *down)
+            tiles = VectorTiles(*gate, *down)
             yield tiles, self.run(1, ceilings, tiles)
 
 
@@ -245,8 +245,8 @@ def _compile(job: tuple[MoeShape, int, ProductTiles, bool]) -> None:
         return
 
 
-def compile_all(processes: int = 15) -> None:
-    """Compile the products' configurations in parallel, before this process touches the GPU."""
+def compile_all(processes: int = 12) -> None:
+    """Compile the products' configurations in forks of this process, which has no GPU context."""
     jobs = [
         (shape, *candidate)
         for shape in SHAPES
@@ -260,9 +260,10 @@ def compile_all(processes: int = 15) -> None:
 
 def main() -> None:
     """Tune if asked to, then check and time every case."""
-    tuning = "tune" in sys.argv[2:]
-    if tuning:
+    if sys.argv[1:] == ["compile"]:
         compile_all()
+        return
+    tuning = "tune" in sys.argv[2:]
     torch.manual_seed(13)
     ceilings = measure_ceilings()
     print(

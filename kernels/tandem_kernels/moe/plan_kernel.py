@@ -20,7 +20,7 @@ from tandem_kernels.moe.route_kernel import choose_experts, routing_options
 from tandem_kernels.moe.routing import Routing
 from tandem_kernels.overlap import launch_options, wait_for_inputs
 
-SMALL_TILE = 16_384
+SMALL_TILE = 8_192
 """Most tokens times experts, both rounded up to powers of 2, that one program sorts."""
 
 
@@ -275,4 +275,4 @@ def plan_large(
 def fits_one_program(tokens: int, num_experts: int) -> bool:
     """Whether `plan_small` takes this many tokens."""
     rows = max(2, triton.next_power_of_2(tokens))
-    return rows * triton.next_power_of_2(num_experts) <= SMALL_TILE
+    return bool(rows * triton.next_power_of_2(num_experts) <= SMALL_TILE)

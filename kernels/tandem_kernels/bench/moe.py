@@ -1,15 +1,15 @@
 """Mixture of experts against the weights of the experts hit, or the matmul rate.
 
-`python -m tandem_kernels.bench.moe OUT.json [tune]`. With `tune` every configuration of both
-products is checked and timed first; the JSON's "tuned" is what `tuned/` should hold. With
-`compile` as the only argument all of them are compiled in parallel, and nothing is measured.
+`python -m tandem_kernels.bench.moe OUT.json [tune [TOKENS ...]]`. With `tune` every configuration
+of both products is checked and timed first; the JSON's "tuned" is what `tuned/` should hold. With
+`compile` in place of the file all of them are compiled in parallel, and nothing is measured.
 """
 
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 import triton
 
 from tandem_kernels.bench.timing import (
+    Call,
     Ceilings,
     Line,
     WrongResultError,
@@ -27,7 +28,8 @@ from tandem_kernels.bench.timing import (
 )
 from tandem_kernels.moe import Routing, kernel, reference
 from tandem_kernels.moe.kernel import ExpertTiles, ProductTiles, run_product
-from tandem_kernels.moe.plan_kernel import ExpertPlan, plan_given
+from tandem_kernels.moe.plan_kernel import ExpertPlan, make_plan, plan_given
+from tandem_kernels.moe.route_kernel import route
 from tandem_kernels.moe.token_kernel import VectorTiles
 
 TOKENS = (1, 8, 32, 64, 256, 1024, 4096)
@@ -62,8 +64,10 @@ FEW = [(16, 256, 4, 3), (32, 128, 4, 4), (32, 128, 4, 6), (32, 256, 4, 3), (64, 
        (64, 128, 4, 3), (64, 128, 4, 4), (128, 64, 4, 4), (128, 128, 8, 3)]  # fmt: skip
 SOME = [(32, 128, 4, 4), (64, 64, 4, 4), (64, 128, 4, 3), (128, 64, 4, 3), (128, 64, 8, 4),
         (256, 64, 8, 3)]  # fmt: skip
-MANY = [(64, 64, 4, 4, 1), (128, 64, 8, 3, 1), (128, 64, 8, 4, 1), (128, 64, 8, 3, 8),
-        (256, 64, 8, 3, 1), (256, 64, 8, 3, 8)]  # fmt: skip
+MANY = [(64, 64, 8, 3, 1), (64, 64, 8, 4, 1), (64, 128, 8, 2, 1), (128, 64, 4, 3, 1),
+        (128, 64, 8, 3, 1), (128, 64, 8, 4, 1), (128, 64, 8, 3, 8), (128, 64, 8, 4, 8),
+        (128, 128, 8, 2, 1), (128, 32, 8, 5, 1), (256, 64, 8, 3, 1), (256, 64, 8, 4, 1),
+        (256, 64, 8, 3, 8), (256, 64, 8, 4, 8)]  # fmt: skip
 VECTORS = [(4, 512, 4, 1), (8, 512, 4, 1), (4, 1024, 4, 1), (2, 2048, 4, 1), (8, 256, 4, 3)]
 DOWN_VECTORS = [(4, 256, 4, 3), (8, 256, 4, 1), (2, 256, 4, 4), (4, 256, 2, 3), (8, 256, 4, 3),
                 (2, 256, 2, 4)]  # fmt: skip
@@ -73,7 +77,7 @@ def candidates(shape: MoeShape, tokens: int) -> Iterator[tuple[int, ProductTiles
     """(block_m, tiles, gate) worth trying."""
     each = tokens * shape.top_k / shape.num_experts
     block_ms = [16] if each <= 8 else [16, 32] if each <= 20 else [32, 64]
-    block_ms = [64, 128] if each > 128 else block_ms
+    block_ms = [128] if each > 128 else block_ms
     for block_m in block_ms:
         for tiles in FEW if block_m == 16 else SOME if each <= 128 else MANY:
             found = ProductTiles(*tiles)
@@ -186,27 +190,64 @@ class MoeBench:
 
     def run_vectors(self, ceilings: Ceilings) -> Iterator[tuple[VectorTiles, Line]]:
         """One token: first the gate-up launch varies, then the down launch."""
-        times: dict[tuple[int, int, int, int], float] = {}
+        times: dict[VectorTiles, float] = {}
         for gate in VECTORS:
-            tiles = VectorTiles(*gate, *DOWN_VECTORS[0])
-            line = self.run(1, ceilings, tiles)
-            yield tiles, line
-            times[gate] = line.seconds
-        gate = min(times, key=lambda gate: times[gate])
+            for bits in (0, 7):
+                tiles = VectorTiles(*gate, *DOWN_VECTORS[0], overlap=bits)
+                yield tiles, (line := self.run(1, ceilings, tiles, True))
+                times[tiles] = line.seconds
         for down in DOWN_VECTORS[1:]:
-            tiles = VectorTiles(*gate, *down)
-            yield tiles, self.run(1, ceilings, tiles)
+            best = min(times, key=lambda tiles: times[tiles])
+            tiles = VectorTiles(*astuple(best)[:4], *down, best.overlap)  # type: ignore[call-arg]
+            yield tiles, (line := self.run(1, ceilings, tiles, True))
+            times[tiles] = line.seconds
+        best = min(times, key=lambda tiles: times[tiles])
+        for bits in range(8):
+            tiles = replace(best, overlap=bits)
+            yield tiles, self.run(1, ceilings, tiles, True)
+
+    def run_parts(self, tokens: int, ceilings: Ceilings) -> list[Line]:
+        """What is neither of the two products: routing with sorting, and the sum."""
+        _, logits = self.inputs(tokens)
+        lines = []
+        tiles = kernel.tiles_for(tokens, self.shape.top_k, self.gate_up, self.down)
+        calls: list[Call] = [partial(route, some, self.routing) for some in logits]
+        if isinstance(tiles, ExpertTiles):
+            block_m = tiles.block_m
+            calls = [partial(make_plan, some, self.routing, None, block_m) for some in logits]
+        name = f"{self.shape.name} T={tokens} routing"
+        lines.append(Line(name, seconds_per_call(calls * 4), logits[0].nbytes / ceilings.copy, 0.0))
+        if tokens > 1:
+            pairs = torch.randn(
+                tokens * self.shape.top_k, self.shape.hidden, device="cuda", dtype=torch.bfloat16
+            )
+            out = torch.full((tokens, self.shape.hidden), float("nan"), device="cuda")
+            out = out.bfloat16()
+            kernel.sum_pairs(pairs, out, self.shape.top_k)
+            expected = pairs.float().unflatten(0, (tokens, -1)).sum(1)
+            error = check("sum", out, expected, 1e-2)
+            seconds = seconds_per_call(
+                [partial(kernel.sum_pairs, pairs, out, self.shape.top_k) for _ in range(5)]
+            )
+            floor = (pairs.nbytes + out.nbytes) / ceilings.copy
+            lines.append(Line(f"{self.shape.name} T={tokens} sum", seconds, floor, error))
+        return lines
 
 
-def tune(bench: MoeBench, ceilings: Ceilings, lines: list[Line]) -> dict[str, dict[str, list[int]]]:
+def tune(
+    bench: MoeBench, ceilings: Ceilings, counts: Sequence[int], lines: list[Line]
+) -> dict[str, dict[str, list[int]]]:
     """What `tuned/` holds of one shape."""
     found: dict[str, dict[str, list[int]]] = {}
-    vectors = list(bench.run_vectors(ceilings))
-    lines += [line for _, line in vectors]
-    tiles, line = min(vectors, key=lambda pair: pair[1].seconds)
-    print(line.show(), flush=True)
-    found["1"] = {"vector": list(astuple(tiles))}
-    for tokens in TOKENS[1:]:
+    if 1 in counts:
+        vectors = list(bench.run_vectors(ceilings))
+        lines += [line for _, line in vectors]
+        tiles, line = min(vectors, key=lambda pair: pair[1].seconds)
+        print(line.show(), flush=True)
+        found["1"] = {"vector": list(astuple(tiles))}
+    for tokens in counts:
+        if tokens == 1:
+            continue
         best: dict[tuple[int, bool], Line] = {}
         for block_m, gate, line in bench.run_products(tokens, ceilings):
             lines.append(line)
@@ -245,14 +286,12 @@ def _compile(job: tuple[MoeShape, int, ProductTiles, bool]) -> None:
         return
 
 
-def compile_all(processes: int = 12) -> None:
+def compile_all(counts: Sequence[int], processes: int = 12) -> None:
     """Compile the products' configurations in forks of this process, which has no GPU context."""
     jobs = [
         (shape, *candidate)
         for shape in SHAPES
-        for candidate in dict.fromkeys(
-            c for tokens in TOKENS[1:] for c in candidates(shape, tokens)
-        )
+        for candidate in dict.fromkeys(c for tokens in counts for c in candidates(shape, tokens))
     ]
     with ProcessPoolExecutor(processes, get_context("fork")) as pool:
         list(pool.map(_compile, jobs))
@@ -260,8 +299,9 @@ def compile_all(processes: int = 12) -> None:
 
 def main() -> None:
     """Tune if asked to, then check and time every case."""
-    if sys.argv[1:] == ["compile"]:
-        compile_all()
+    counts = [int(word) for word in sys.argv[2:] if word.isdigit()] or TOKENS
+    if sys.argv[1] == "compile":
+        compile_all(counts)
         return
     tuning = "tune" in sys.argv[2:]
     torch.manual_seed(13)
@@ -277,12 +317,13 @@ def main() -> None:
     tuned: dict[str, dict[str, dict[str, list[int]]]] = {}
     for shape in SHAPES:
         bench = MoeBench(shape)
-        found = tuned[shape.key()] = tune(bench, ceilings, lines) if tuning else {}
+        found = tuned[shape.key()] = tune(bench, ceilings, counts, lines) if tuning else {}
         for tokens in TOKENS:
             tiles: ExpertTiles | VectorTiles | None = None
             if entry := found.get(str(tokens)):
                 tiles = kernel.tiles_of(entry)
-            for overlap in (False, True):
+            finals += bench.run_parts(tokens, ceilings)
+            for overlap in (False, True) if tokens <= kernel.MOST_OVERLAPPED else (False,):
                 finals.append(bench.run(tokens, ceilings, tiles, overlap))
                 print(finals[-1].show(), flush=True)
         del bench

@@ -14,18 +14,15 @@ import triton
 import triton.language as tl
 
 from tandem_kernels.activation.kernel import activate
-from tandem_kernels.moe.plan_kernel import (
-    ExpertPlan,
-    fits_one_program,
-    plan_given,
-    plan_large,
-    plan_small,
-)
+from tandem_kernels.moe.plan_kernel import ExpertPlan, make_plan, plan_given
 from tandem_kernels.moe.route_kernel import route
 from tandem_kernels.moe.routing import Routing
 from tandem_kernels.moe.token_kernel import VectorTiles, token_moe
 from tandem_kernels.overlap import launch_options, wait_for_inputs
 from tandem_kernels.tuning import tuned_moe
+
+MOST_OVERLAPPED = 64
+"""Tokens up to which launches may start early: with more, a launch is little beside its work."""
 
 
 @triton.jit
@@ -267,7 +264,8 @@ def run_product(
     )
 
 
-def _sum(pairs: torch.Tensor, out: torch.Tensor, top_k: int, overlap: bool) -> None:
+def sum_pairs(pairs: torch.Tensor, out: torch.Tensor, top_k: int, overlap: bool = False) -> None:
+    """out [T, C] = the sums of every `top_k` rows of pairs [T · k, C]."""
     tokens, size = out.shape
     block = min(1024, triton.next_power_of_2(size))
     for at in range(0, tokens, 65_535):
@@ -305,7 +303,7 @@ def run_experts(
     )
     run_product(inner, down, plan, pairs, tiles.block_m, tiles.down, False, gelu, overlap)
     if top_k > 1:
-        _sum(pairs, out, top_k, overlap)
+        sum_pairs(pairs, out, top_k, overlap)
     return out
 
 
@@ -333,6 +331,7 @@ def apply_experts(
     """The reference's `apply_experts`, with the inner rows and each expert's row in x's dtype."""
     _check(x, gate_up, down)
     tokens, top_k = ids.shape
+    overlap = overlap and tokens <= MOST_OVERLAPPED
     weights, ids = weights.contiguous(), ids.contiguous()
     tiles = tiles or tiles_for(tokens, top_k, gate_up, down)
     if isinstance(tiles, VectorTiles):
@@ -356,14 +355,11 @@ def fused_moe(
 ) -> torch.Tensor:
     """The reference's `fused_moe`; nothing depends on values on the host."""
     _check(x, gate_up, down)
-    tokens, num_experts = logits.shape
+    tokens = x.shape[0]
+    overlap = overlap and tokens <= MOST_OVERLAPPED
     tiles = tiles or tiles_for(tokens, routing.top_k, gate_up, down)
     if isinstance(tiles, VectorTiles):
-        weights, ids = route(logits, routing, bias, overlap=overlap)
+        weights, ids = route(logits, routing, bias, overlap=overlap and bool(tiles.overlap & 1))
         return token_moe(x, weights, ids, gate_up, down, tiles, gelu, overlap, out)
-    if fits_one_program(tokens, num_experts):
-        plan = plan_small(logits, routing, bias, tiles.block_m, overlap)
-    else:
-        weights, ids = route(logits, routing, bias, overlap=overlap)
-        plan = plan_large(weights, ids, num_experts, tiles.block_m, overlap)
+    plan = make_plan(logits, routing, bias, tiles.block_m, overlap)
     return run_experts(x, plan, gate_up, down, tiles, gelu, overlap, out)

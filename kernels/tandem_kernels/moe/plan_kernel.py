@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tandem_kernels.moe.route_kernel import choose_experts, routing_options
+from tandem_kernels.moe.route_kernel import choose_experts, route, routing_options
 from tandem_kernels.moe.routing import Routing
 from tandem_kernels.overlap import launch_options, wait_for_inputs
 
@@ -276,3 +276,18 @@ def fits_one_program(tokens: int, num_experts: int) -> bool:
     """Whether `plan_small` takes this many tokens."""
     rows = max(2, triton.next_power_of_2(tokens))
     return bool(rows * triton.next_power_of_2(num_experts) <= SMALL_TILE)
+
+
+def make_plan(
+    logits: torch.Tensor,
+    routing: Routing,
+    bias: torch.Tensor | None,
+    block_m: int,
+    overlap: bool = False,
+) -> ExpertPlan:
+    """Route tokens [T, E] and sort them by expert, into blocks of at most `block_m`."""
+    tokens, num_experts = logits.shape
+    if fits_one_program(tokens, num_experts):
+        return plan_small(logits, routing, bias, block_m, overlap)
+    weights, ids = route(logits, routing, bias, overlap=overlap)
+    return plan_large(weights, ids, num_experts, block_m, overlap)

@@ -30,9 +30,12 @@ def choose_experts(
     experts = tl.arange(0, BLOCK_E)
     inside = (rows < T)[:, None] & (experts < E)[None, :]
     at = logits + rows.to(tl.int64)[:, None] * stride + experts[None, :]
-    found = tl.load(at, mask=inside, other=float("-inf")).to(tl.float32)
+    found = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    # Whatever the logits are, a token gets TOP_K different experts: ids say where to read.
+    found = tl.where(found == found, tl.minimum(tl.maximum(found, -1e30), 1e30), -1e30)
+    found = tl.where(inside, found, float("-inf"))
     if SIGMOID:
-        scores = 1.0 / (1.0 + tl.exp(-found))
+        scores = 1.0 / (1.0 + tl.exp(tl.minimum(-found, 80.0)))
     else:
         # Rows past the end hold no finite logit.
         most = tl.where(rows < T, tl.max(found, axis=1), 0.0)
@@ -61,10 +64,18 @@ def choose_experts(
             judged = tl.where(hit, float("-inf"), judged)
         left = tl.where(kept, left, float("-inf"))
     place = tl.full(left.shape, -1, tl.int32)
-    for turn in tl.static_range(TOP_K):
-        hit = experts[None, :] == tl.argmax(left, axis=1)[:, None]
-        place = tl.where(hit & inside, turn, place)
-        left = tl.where(hit, float("-inf"), left)
+    if left.shape[0] == 1 and BLOCK_E <= 256:
+        # One token waits for its experts: all comparisons at once are sooner done than in turns.
+        mine = tl.sum(left, axis=0)
+        better = mine[None, :] > mine[:, None]
+        first = (mine[None, :] == mine[:, None]) & (experts[None, :] < experts[:, None])
+        rank = tl.sum((better | first).to(tl.int32), axis=1)[None, :]
+        place = tl.where(inside & (rank < TOP_K), rank, place)
+    else:
+        for turn in tl.static_range(TOP_K):
+            hit = experts[None, :] == tl.argmax(left, axis=1)[:, None]
+            place = tl.where(hit & inside, turn, place)
+            left = tl.where(hit, float("-inf"), left)
     weights = tl.where(place >= 0, scores, 0.0)
     if RENORMALISE:
         weights = weights / tl.maximum(tl.sum(weights, axis=1), 1e-20)[:, None]
@@ -137,9 +148,8 @@ def route(
     weights = torch.empty((tokens, routing.top_k), dtype=torch.float32, device=logits.device)
     ids = torch.empty((tokens, routing.top_k), dtype=torch.int32, device=logits.device)
     options = routing_options(routing, bias, num_experts)
-    block_t = max(
-        1, min(triton.next_power_of_2(tokens), 1024 // triton.next_power_of_2(num_experts))
-    )
+    width = triton.next_power_of_2(num_experts)
+    block_t = max(1, min(triton.next_power_of_2(tokens), 1024 // width))
     route_kernel[(triton.cdiv(tokens, block_t),)](
         logits,
         logits if bias is None else bias,
@@ -150,7 +160,7 @@ def route(
         logits.stride(0),
         BLOCK_T=block_t,
         PDL=overlap,
-        num_warps=min(max(block_t, 1), 4),
+        num_warps=min(max(4, width // 32), 8) if block_t == 1 else min(block_t, 4),
         **options,
         **launch_options(overlap),
     )

@@ -49,6 +49,20 @@ def test_route(device, name, tokens):
         assert torch.allclose(weights.sum(-1), torch.full_like(weights[:, 0], routing.scale))
 
 
+@pytest.mark.parametrize("tokens", [1, 4])
+@pytest.mark.parametrize("name", ROUTINGS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 0.0])
+def test_logits_that_say_nothing_still_choose_experts(device, name, tokens, value):
+    num_experts, routing = ROUTINGS[name]
+    logits = torch.full((tokens, num_experts), value, device=device)
+    _, ids = route_kernel.route(logits, routing)
+    plan = plan_kernel.plan_small(logits, routing, None, 16)
+    for row in ids.tolist():
+        assert len(set(row)) == routing.top_k
+        assert all(0 <= expert < num_experts for expert in row)
+    check_plan(plan, ids, num_experts, 16)
+
+
 def check_plan(plan, ids, num_experts, block_m):
     """Every pair once, sorted by expert, and blocks that cover exactly each expert's pairs."""
     flat = ids.flatten().long()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tandem_kernels.activation.kernel import activate
 from tandem_kernels.moe.plan_kernel import ExpertPlan, make_plan, plan_given
@@ -32,12 +33,14 @@ def expert_tile(
     weights,
     order,
     out,
+    expert,
     start_place,
     count,
     first_column,
     N,
     K,
     stride_x,
+    TMA: tl.constexpr,
     TOP_K: tl.constexpr,
     GATE: tl.constexpr,
     GELU: tl.constexpr,
@@ -48,7 +51,11 @@ def expert_tile(
     STREAM: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """`count` pairs from `start_place` on against BLOCK_N columns of one expert's `weight`."""
+    """`count` pairs from `start_place` on against BLOCK_N columns of one expert.
+
+    With TMA `weight` is a descriptor of all experts' rows; what it reads past an expert's last row
+    ends in columns that are not stored.
+    """
     places = start_place + tl.arange(0, BLOCK_M)
     real = tl.arange(0, BLOCK_M) < count
     columns = first_column + tl.arange(0, BLOCK_N)
@@ -57,25 +64,35 @@ def expert_tile(
     pairs = tl.load(order + places, mask=real, other=0)
     rows = pairs // TOP_K if GATE else places
     x_at = x + rows.to(tl.int64)[:, None] * stride_x + steps[None, :]
-    w_at = weight + read_columns[:, None] * K + steps[None, :]
     size = N.to(tl.int64) * K
+    if TMA:
+        row = (expert * N * (2 if GATE else 1) + first_column).to(tl.int32)
+    else:
+        w_at = weight + expert * (2 if GATE else 1) * size
+        w_at += read_columns[:, None] * K + steps[None, :]
     evict: tl.constexpr = "evict_first" if STREAM else ""
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     other = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+        inside = (start + steps < K)[None, :]
         if EVEN_K:
             a = tl.load(x_at + start, mask=real[:, None], other=0.0)
+        else:
+            a = tl.load(x_at + start, mask=real[:, None] & inside, other=0.0)
+        if TMA:
+            w = weight.load([row, start])
+        elif EVEN_K:
             w = tl.load(w_at + start, eviction_policy=evict)
         else:
-            inside = (start + steps < K)[None, :]
-            a = tl.load(x_at + start, mask=real[:, None] & inside, other=0.0)
             w = tl.load(w_at + start, mask=inside, other=0.0)
         acc = tl.dot(a, tl.trans(w), acc, input_precision="ieee")
         if GATE:
-            if EVEN_K:
+            if TMA:
+                u = weight.load([row + N, start])
+            elif EVEN_K:
                 u = tl.load(w_at + size + start, eviction_policy=evict)
             else:
-                u = tl.load(w_at + size + start, mask=(start + steps < K)[None, :], other=0.0)
+                u = tl.load(w_at + size + start, mask=inside, other=0.0)
             other = tl.dot(a, tl.trans(u), other, input_precision="ieee")
     if GATE:
         acc = activate(acc, GELU) * other
@@ -99,6 +116,7 @@ def expert_gemm_kernel(
     K,
     most,
     stride_x,
+    TMA: tl.constexpr,
     TOP_K: tl.constexpr,
     GATE: tl.constexpr,
     GELU: tl.constexpr,
@@ -114,7 +132,7 @@ def expert_gemm_kernel(
     """Program: (block of pairs, block of columns), GROUP blocks of pairs side by side.
 
     GATE: x are tokens, weight [E, 2 N, K], out sorted rows. Else: x are sorted rows, weight
-    [E, N, K], out rows of pairs, times the pair's weight.
+    [E, N, K], out rows of pairs, times the pair's weight. TMA: weight is a descriptor of its rows.
     """
     wait_for_inputs(PDL)
     across = tl.cdiv(N, BLOCK_N)
@@ -128,25 +146,24 @@ def expert_gemm_kernel(
         return
     expert = tl.load(blocks + block).to(tl.int64)
     place = tl.load(blocks + most + block)
-    mine = weight + expert * (N.to(tl.int64) * K * (2 if GATE else 1))
     column = (inner // side) * BLOCK_N
     half: tl.constexpr = BLOCK_M // 2
     if BLOCK_M > 64:
         # An expert's last block is often short; the matrix units' tiles have 64 rows.
         if count <= half:
             expert_tile(
-                x, mine, weights, order, out, place, count, column, N, K, stride_x, TOP_K, GATE,
-                GELU, half, BLOCK_N, BLOCK_K, EVEN_K, STREAM, STAGES,
+                x, weight, weights, order, out, expert, place, count, column, N, K, stride_x, TMA,
+                TOP_K, GATE, GELU, half, BLOCK_N, BLOCK_K, EVEN_K, STREAM, STAGES,
             )  # fmt: skip
         else:
             expert_tile(
-                x, mine, weights, order, out, place, count, column, N, K, stride_x, TOP_K, GATE,
-                GELU, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, STREAM, STAGES,
+                x, weight, weights, order, out, expert, place, count, column, N, K, stride_x, TMA,
+                TOP_K, GATE, GELU, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, STREAM, STAGES,
             )  # fmt: skip
     else:
         expert_tile(
-            x, mine, weights, order, out, place, count, column, N, K, stride_x, TOP_K, GATE, GELU,
-            BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, STREAM, STAGES,
+            x, weight, weights, order, out, expert, place, count, column, N, K, stride_x, TMA,
+            TOP_K, GATE, GELU, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, STREAM, STAGES,
         )  # fmt: skip
 
 
@@ -174,6 +191,8 @@ class ProductTiles:
     stages: int
     group: int = 1
     """Blocks of pairs that are side by side in the order of programs."""
+    tma: int = 0
+    """1: the copy engine reads the weights (Hopper; rows of a multiple of 16 bytes)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,9 +256,12 @@ def run_product(
     """One launch of `expert_gemm_kernel`, for a plan that was made with `block_m`."""
     columns, size = out.shape[-1], x.shape[-1]
     most = plan.blocks.shape[1]
+    rows = weight
+    if tiles.tma:
+        rows = TensorDescriptor.from_tensor(weight.view(-1, size), [tiles.block_n, tiles.block_k])
     expert_gemm_kernel[(most * triton.cdiv(columns, tiles.block_n),)](
         x,
-        weight,
+        rows,
         plan.weights,
         plan.order,
         plan.blocks,
@@ -248,6 +270,7 @@ def run_product(
         size,
         most,
         x.stride(0),
+        TMA=bool(tiles.tma),
         TOP_K=plan.weights.shape[1],
         GATE=gate,
         GELU=gelu,

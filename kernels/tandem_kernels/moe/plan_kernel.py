@@ -20,7 +20,7 @@ from tandem_kernels.moe.route_kernel import choose_experts, route, routing_optio
 from tandem_kernels.moe.routing import Routing
 from tandem_kernels.overlap import launch_options, wait_for_inputs
 
-SMALL_TILE = 8_192
+SMALL_TILE = 2_048
 """Most tokens times experts, both rounded up to powers of 2, that one program sorts."""
 
 
@@ -243,7 +243,7 @@ def plan_large(
     num_experts: int,
     block_m: int,
     overlap: bool = False,
-    chunk: int = 4096,
+    chunk: int = 16_384,
 ) -> ExpertPlan:
     """Sort pairs by expert with one program per expert. ids: [T, k], distinct in a row."""
     tokens, top_k = ids.shape
@@ -253,7 +253,12 @@ def plan_large(
     blocks = torch.empty((3, most), dtype=torch.int32, device=ids.device)
     counts = torch.empty(num_experts, dtype=torch.int32, device=ids.device)
     chunk = min(chunk, triton.next_power_of_2(pairs))
-    options = {"CHUNK": chunk, "PDL": overlap, "num_warps": 8, **launch_options(overlap)}
+    options = {
+        "CHUNK": chunk,
+        "PDL": overlap,
+        "num_warps": min(max(chunk // 1024, 1), 16),
+        **launch_options(overlap),
+    }
     count_kernel[(num_experts,)](ids, counts, pairs, **options)
     place_kernel[(num_experts,)](
         ids,

@@ -160,7 +160,7 @@ def route(
         logits.stride(0),
         BLOCK_T=block_t,
         PDL=overlap,
-        num_warps=min(max(4, width // 32), 8) if block_t == 1 else min(block_t, 4),
+        num_warps=min(max(4, width // 8), 16) if block_t == 1 else min(block_t, 4),
         **options,
         **launch_options(overlap),
     )

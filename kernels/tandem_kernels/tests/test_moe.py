@@ -115,6 +115,21 @@ def test_fused_moe(device, half, tokens, name):
     assert relative_error(out, expected_of(x, weights, ids, gate_up, down)) < 1e-2
 
 
+@pytest.mark.parametrize("tokens", [5, 150])
+def test_weights_through_descriptors(device, half, tokens):
+    """Columns and steps that don't divide the sizes, and blocks above and below 64 pairs."""
+    num_experts, hidden, intermediate, routing = 3, 72, 40, Routing(2, renormalise=True)
+    x = torch.randn(tokens, hidden, device=device).to(half)
+    logits = torch.randn(tokens, num_experts, device=device)
+    gate_up, down = make_experts(num_experts, hidden, intermediate, half, device)
+    out = torch.full_like(x, float("nan"))
+    product = ProductTiles(64, 64, 8, 2, 2, tma=1)
+    tiles = ExpertTiles(128, product, product)
+    kernel.fused_moe(x, logits, gate_up, down, routing, out=out, tiles=tiles)
+    weights, ids = reference.route(logits, routing)
+    assert relative_error(out, expected_of(x, weights, ids, gate_up, down)) < 1e-2
+
+
 @pytest.mark.parametrize("top_k", [1, 2, 8])
 @pytest.mark.parametrize("tokens", [1, 3, 40])
 def test_all_tokens_on_the_same_experts(device, half, top_k, tokens):

@@ -211,11 +211,11 @@ def default_tiles(tokens: int, top_k: int, num_experts: int, dtype: torch.dtype)
         # Products of float32 are done without matrix units; large tiles would not fit.
         return ExpertTiles(16, ProductTiles(32, 32, 4, 2), ProductTiles(32, 32, 4, 2))
     if pairs_each <= 12:
-        return ExpertTiles(16, ProductTiles(32, 128, 4, 4), ProductTiles(64, 128, 4, 4))
+        return ExpertTiles(16, ProductTiles(32, 256, 4, 3), ProductTiles(64, 128, 4, 3))
     if pairs_each <= 28:
-        return ExpertTiles(32, ProductTiles(64, 128, 4, 3), ProductTiles(64, 128, 4, 4))
+        return ExpertTiles(32, ProductTiles(64, 128, 4, 3), ProductTiles(64, 128, 4, 3))
     if pairs_each <= 96:
-        return ExpertTiles(64, ProductTiles(64, 64, 4, 4, 4), ProductTiles(128, 64, 4, 4, 4))
+        return ExpertTiles(64, ProductTiles(128, 64, 8, 4), ProductTiles(128, 64, 8, 4))
     return ExpertTiles(128, ProductTiles(128, 64, 8, 3, 8), ProductTiles(256, 64, 8, 3, 8))
 
 

@@ -113,8 +113,8 @@ class VectorTiles:
     down_warps: int = 4
     down_stages: int = 3
     overlap: int = 0
-    """Which launches may start early: 1 the routing, 2 gate-up, 4 down. Waiting costs a program
-    about a microsecond even when there is nothing to wait for, so many waves of them lose by it."""
+    """Which launches may start early: 1 the routing, 2 gate-up, 4 down. With both products the
+    programs of the second take room from those of the first, which costs more than it saves."""
 
 
 def token_moe(

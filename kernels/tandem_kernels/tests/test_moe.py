@@ -1,5 +1,8 @@
 """Mixture of experts against the reference in float64."""
 
+import json
+from importlib import resources
+
 import pytest
 import torch
 
@@ -126,6 +129,30 @@ def test_weights_through_descriptors(device, half, tokens):
     product = ProductTiles(64, 64, 8, 2, 2, tma=1)
     tiles = ExpertTiles(128, product, product)
     kernel.fused_moe(x, logits, gate_up, down, routing, out=out, tiles=tiles)
+    weights, ids = reference.route(logits, routing)
+    assert relative_error(out, expected_of(x, weights, ids, gate_up, down)) < 1e-2
+
+
+def shipped_tiles():
+    """Every configuration that any device is given, with the token count it is for."""
+    found = {}
+    for path in (resources.files("tandem_kernels") / "tuned").iterdir():
+        for shapes in json.loads(path.read_text()).get("moe", {}).values():
+            for count, entry in shapes.items():
+                found[kernel.tiles_of(entry)] = int(count)
+    return sorted(found.items(), key=lambda item: item[1])
+
+
+@pytest.mark.parametrize(("tiles", "count"), shipped_tiles())
+def test_shipped_configurations(device, half, tiles, count):
+    num_experts, hidden, intermediate, routing = 3, 160, 96, Routing(2, renormalise=True)
+    tokens = min(count, 150)
+    x = torch.randn(tokens, hidden, device=device).to(half)
+    logits = torch.randn(tokens, num_experts, device=device)
+    gate_up, down = make_experts(num_experts, hidden, intermediate, half, device)
+    out = torch.full_like(x, float("nan"))
+    overlap = device.type == "cuda"
+    kernel.fused_moe(x, logits, gate_up, down, routing, out=out, tiles=tiles, overlap=overlap)
     weights, ids = reference.route(logits, routing)
     assert relative_error(out, expected_of(x, weights, ids, gate_up, down)) < 1e-2
 

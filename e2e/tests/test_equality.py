@@ -131,6 +131,7 @@ TINY = {
     "llama3": (64, 128),
     "qwen2": (64, 64),
     "qwen3": (16, 32),
+    "qwen3_moe": (16, 64),
     "mistral": (16, 64),  # a window of 40 tokens
     "gemma3": (64, 192),  # a window of 24 tokens, every sixth layer without
 }

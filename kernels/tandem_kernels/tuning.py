@@ -45,3 +45,23 @@ def tuned_gemm(rows: int, columns: int, size: int, gate: bool) -> list[int] | No
             found: list[int] = shapes[str(at)]
             return found
     return None
+
+
+def tuned_moe(
+    tokens: int, num_experts: int, top_k: int, intermediate: int, hidden: int
+) -> dict[str, list[int]] | None:
+    """The configuration of the nearest token count at or above (else the largest), or None.
+
+    Keys: "vector" (the fields of VectorTiles) for one token, else "block_m", "gate_up" and "down"
+    (the fields of ProductTiles).
+    """
+    if not torch.cuda.is_available():
+        return None
+    table = _load(torch.cuda.get_device_name()).get("moe", {})
+    shapes = table.get(f"{num_experts}x{intermediate}x{hidden} top {top_k}", {})
+    if not shapes:
+        return None
+    counts = sorted(map(int, shapes))
+    at = next((count for count in counts if count >= tokens), counts[-1])
+    found: dict[str, list[int]] = shapes[str(at)]
+    return found

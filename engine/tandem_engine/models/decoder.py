@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from tandem_engine.attention.backend import AttentionBackend, HeadNorms, StepTensors
 from tandem_engine.models.layers import GatedMlp, Linear, Norm, Parameters
+from tandem_engine.models.moe import MoeMlp
 from tandem_engine.models.rope import RotaryAngles
 from tandem_engine.models.spec import ModelSpec
 from tandem_kernels.linear import linear
@@ -30,7 +31,7 @@ class DecoderLayer:
         self.head_norms = _head_norms(spec, parameters, prefix)
         self.output = Linear(parameters, f"{prefix}.output")
         self.mlp_norm = Norm(spec, parameters, f"{prefix}.mlp_norm")
-        self.mlp = GatedMlp(spec, parameters, prefix)
+        self.mlp = _mlp(spec, parameters, prefix, number)
         self.after_attention_norm: Norm | None = None
         self.after_mlp_norm: Norm | None = None
         if spec.sandwich_norm:
@@ -50,6 +51,12 @@ class DecoderLayer:
             x = self.after_attention_norm(x)
         x = self.mlp(self.mlp_norm.add(x, residual))
         return x if self.after_mlp_norm is None else self.after_mlp_norm(x)
+
+
+def _mlp(spec: ModelSpec, parameters: Parameters, prefix: str, number: int) -> GatedMlp | MoeMlp:
+    if spec.moe is not None and spec.is_sparse(number):
+        return MoeMlp(spec, spec.moe, parameters, prefix)
+    return GatedMlp(spec, parameters, prefix)
 
 
 def _head_norms(spec: ModelSpec, parameters: Parameters, prefix: str) -> HeadNorms | None:

@@ -7,6 +7,7 @@ names are those of transformers; `weights/gguf_names.py` translates GGUF's into 
 from dataclasses import dataclass
 from typing import Literal
 
+from tandem_engine.models.moe_spec import MoeSpec
 from tandem_engine.models.spec import ModelSpec
 
 Split = Literal["rows", "columns", "vocabulary"]
@@ -67,6 +68,36 @@ def _linear(
     return found
 
 
+def _experts(moe: MoeSpec, hidden: int, ours: str, theirs: str) -> list[Parameter]:
+    """A sparse layer: the router, all experts one below the other, and what every token uses.
+
+    The experts' gate_up is [E · 2 I, C], each gate above its up, and their down [E · C, I]. Every
+    rank has the router and a slice of each expert.
+    """
+    names, size = moe.names, moe.intermediate_size
+
+    def whole(name: str, part: str, *shape: int) -> Parameter:
+        return Parameter(f"{ours}.{name}", (f"{theirs}.{part}",), (shape,))
+
+    found = [whole("router.weight", "gate.weight", moe.num_experts, hidden)]
+    if moe.score_bias:
+        found.append(whole("router.bias", "gate.e_score_correction_bias", moe.num_experts))
+    every = [f"{theirs}.experts.{number}" for number in range(moe.num_experts)]
+    parts = [(f"{expert}.{part}", size) for expert in every for part in (names.gate, names.up)]
+    found += _linear(f"{ours}.experts_gate_up", parts, hidden, False, "rows")
+    parts = [(f"{expert}.{names.down}", hidden) for expert in every]
+    found += _linear(f"{ours}.experts_down", parts, size, False, "columns")
+    if moe.shared_size:
+        shared = f"{theirs}.{names.shared}"
+        parts = [(f"{shared}.{part}", moe.shared_size) for part in (names.gate, names.up)]
+        found += _linear(f"{ours}.shared.gate_up", parts, hidden, False, "rows")
+        parts = [(f"{shared}.{names.down}", hidden)]
+        found += _linear(f"{ours}.shared.down", parts, moe.shared_size, False, "columns")
+    if moe.shared_gate:
+        found.append(whole("shared_gate.weight", "shared_expert_gate.weight", 1, hidden))
+    return found
+
+
 def build_parameters(spec: ModelSpec) -> list[Parameter]:
     """Every parameter of the model, in the order in which a forward pass uses them."""
     hidden, head = spec.hidden_size, spec.head_dim
@@ -101,10 +132,13 @@ def build_parameters(spec: ModelSpec) -> list[Parameter]:
             found.append(norm(f"{ours}.mlp_norm", f"{theirs}.pre_feedforward_layernorm"))
         else:
             found.append(norm(f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm"))
-        parts = [(f"{mlp}.{x}_proj", spec.intermediate_size) for x in ("gate", "up")]
-        found += _linear(f"{ours}.gate_up", parts, hidden, spec.mlp_bias, "rows")
-        parts = [(f"{mlp}.down_proj", hidden)]
-        found += _linear(f"{ours}.down", parts, spec.intermediate_size, spec.mlp_bias, "columns")
+        if spec.moe is not None and spec.is_sparse(layer):
+            found += _experts(spec.moe, hidden, ours, f"{theirs}.{spec.moe.names.block}")
+        else:
+            parts = [(f"{mlp}.{x}_proj", spec.intermediate_size) for x in ("gate", "up")]
+            found += _linear(f"{ours}.gate_up", parts, hidden, spec.mlp_bias, "rows")
+            parts, size = [(f"{mlp}.down_proj", hidden)], spec.intermediate_size
+            found += _linear(f"{ours}.down", parts, size, spec.mlp_bias, "columns")
         if spec.sandwich_norm:
             found.append(norm(f"{ours}.after_mlp_norm", f"{theirs}.post_feedforward_layernorm"))
     found.append(norm("final_norm", "model.norm"))

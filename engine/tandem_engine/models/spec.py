@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from tandem_engine.models.moe_spec import ExpertNames, MoeSpec
 from tandem_engine.models.rope_spec import RopeSpec, rope_spec
 from tandem_wire.model_config import ModelFacts
 from tandem_wire.model_error import BadModelFileError, UnsupportedModelError
@@ -29,7 +30,7 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A dense decoder-only transformer.
+    """A decoder-only transformer, dense or with experts.
 
     `norm_offset` is added to every norm weight of a checkpoint in the Hugging Face form (Gemma
     stores weight - 1). `sandwich_norm`: attention and MLP outputs are normed before they are added.
@@ -61,6 +62,11 @@ class ModelSpec:
     embedding_scale: float = 1.0
     attention_softcap: float | None = None
     logit_softcap: float | None = None
+    moe: MoeSpec | None = None
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer has experts in place of the dense MLP."""
+        return self.moe is not None and self.moe.sparse[layer]
 
     @property
     def qkv_size(self) -> int:
@@ -189,6 +195,75 @@ def _qwen3(config: _Config) -> ModelSpec:
     return ModelSpec(**shape, **rope, qk_norm=True, qkv_bias=bias, output_bias=bias)
 
 
+def _mixtral(config: _Config) -> ModelSpec:
+    shape = _shape(config)
+    window = config.get("sliding_window", None)
+    moe = MoeSpec(
+        num_experts=int(config.get("num_local_experts", config.get("num_experts", 8))),
+        intermediate_size=shape["intermediate_size"],
+        top_k=int(config.get("num_experts_per_tok", 2)),
+        sparse=(True,) * shape["num_layers"],
+        renormalise=True,
+        names=ExpertNames("block_sparse_moe", "w1", "w3", "w2"),
+    )
+    windows = [window] * shape["num_layers"]
+    return ModelSpec(**shape, **_one_rope(config, windows, 1_000_000.0), moe=moe)
+
+
+def _qwen_experts(config: _Config, top_k: int, **shared: Any) -> MoeSpec | None:
+    """Experts in every `decoder_sparse_step`-th layer that `mlp_only_layers` doesn't name."""
+    count = int(config.get("num_experts", config.get("num_local_experts", 0)))
+    step = int(config.get("decoder_sparse_step", 1))
+    dense = set(config.get("mlp_only_layers", []))
+    sparse = tuple(
+        count > 0 and layer not in dense and (layer + 1) % step == 0
+        for layer in range(int(config["num_hidden_layers"]))
+    )
+    if not any(sparse):
+        return None
+    return MoeSpec(
+        num_experts=count,
+        intermediate_size=int(config["moe_intermediate_size"]),
+        top_k=int(config.get("num_experts_per_tok", top_k)),
+        sparse=sparse,
+        renormalise=bool(config.get("norm_topk_prob", False)),
+        **shared,
+    )
+
+
+def _qwen2_moe(config: _Config) -> ModelSpec:
+    moe = _qwen_experts(
+        config,
+        top_k=4,
+        shared_size=int(config["shared_expert_intermediate_size"]),
+        shared_gate=True,
+    )
+    windows = _qwen_windows(config)
+    if config.get("layer_types", None) is None:
+        # Where they aren't listed, every second layer before `max_window_layers` has the window.
+        last = int(config.get("max_window_layers", 28))
+        window = config.get("sliding_window", None)
+        switched = bool(config.get("use_sliding_window", False))
+        windows = [
+            window if switched and layer % 2 == 0 and layer < last else None
+            for layer in range(len(windows))
+        ]
+    rope = _one_rope(config, windows, 10000.0)
+    bias = bool(config.get("qkv_bias", True))
+    return ModelSpec(**_shape(config), **rope, qkv_bias=bias, moe=moe)
+
+
+def _qwen3_moe(config: _Config) -> ModelSpec:
+    bias = bool(config.get("attention_bias", False))
+    # Unlike in Qwen3, a window that is switched on holds for every layer.
+    window = config.get("sliding_window", None)
+    windows = [window if config.get("use_sliding_window", False) else None]
+    rope = _one_rope(config, windows * int(config["num_hidden_layers"]), 10000.0)
+    moe = _qwen_experts(config, top_k=8)
+    shape = _shape(config)
+    return ModelSpec(**shape, **rope, qk_norm=True, qkv_bias=bias, output_bias=bias, moe=moe)
+
+
 def _gemma3(config: _Config) -> ModelSpec:
     shape = _shape(config, head_dim=256, tie_word_embeddings=True)
     shape["attention_scale"] = float(config.get("query_pre_attn_scalar", 256)) ** -0.5
@@ -223,8 +298,11 @@ def _gemma3(config: _Config) -> ModelSpec:
 _FAMILIES: Final[Mapping[str, Callable[[_Config], ModelSpec]]] = {
     "llama": _llama,
     "mistral": _mistral,
+    "mixtral": _mixtral,
     "qwen2": _qwen2,
+    "qwen2_moe": _qwen2_moe,
     "qwen3": _qwen3,
+    "qwen3_moe": _qwen3_moe,
     "gemma3": _gemma3,
     "gemma3_text": _gemma3,
 }

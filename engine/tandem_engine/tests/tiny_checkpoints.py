@@ -12,11 +12,17 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 VOCAB = 199
@@ -57,6 +63,25 @@ def _gemma3_linear() -> PreTrainedModel:
     return _gemma3(rope_parameters={"full_attention": full, "sliding_attention": local})
 
 
+_EXPERTS: dict[str, Any] = {"num_experts": 7, "moe_intermediate_size": 24}
+
+
+def _mixtral(**extra: Any) -> PreTrainedModel:
+    return MixtralForCausalLM(MixtralConfig(**_SHAPE, num_local_experts=5, **extra))
+
+
+def _qwen2_moe() -> PreTrainedModel:
+    config = Qwen2MoeConfig(
+        **_SHAPE, **_EXPERTS, num_experts_per_tok=2, shared_expert_intermediate_size=40
+    )
+    return Qwen2MoeForCausalLM(config)
+
+
+def _qwen3_moe(**extra: Any) -> PreTrainedModel:
+    config = Qwen3MoeConfig(**_SHAPE, **_EXPERTS, head_dim=16, num_experts_per_tok=3, **extra)
+    return Qwen3MoeForCausalLM(config)
+
+
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SHAPE, attention_bias=True, mlp_bias=True)),
     "llama3": _llama3,
@@ -66,6 +91,12 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
         Qwen2Config(**_SHAPE, use_sliding_window=True, sliding_window=16, max_window_layers=1)
     ),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SHAPE, head_dim=16)),
+    "mixtral": _mixtral,
+    "mixtral_window": lambda: _mixtral(sliding_window=24),
+    "qwen2_moe": _qwen2_moe,
+    "qwen3_moe": lambda: _qwen3_moe(norm_topk_prob=True),
+    "qwen3_moe_some": lambda: _qwen3_moe(decoder_sparse_step=2),
+    "qwen3_moe_dense_first": lambda: _qwen3_moe(mlp_only_layers=[0]),
     "gemma3": _gemma3,
     "gemma3_linear": _gemma3_linear,
 }

@@ -49,16 +49,17 @@ def best_tiles(bench: GemmBench, rows: int, ceilings: Ceilings) -> list[int]:
     return [best.block_m, best.block_n, best.block_k, best.warps, best.stages]
 
 
-def show_table(table: dict[str, Any]) -> str:
-    """JSON with one shape per line."""
-    parts = []
-    for name, value in table.items():
-        text = json.dumps(value)
-        if isinstance(value, dict):
-            lines = [f"{json.dumps(key)}: {json.dumps(value[key])}" for key in value]
-            text = "{\n    " + ",\n    ".join(lines) + "\n  }"
-        parts.append(f"  {json.dumps(name)}: {text}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
+def show_table(table: dict[str, Any], indent: str = "") -> str:
+    """JSON in which every object that holds no other is on one line."""
+    if not any(isinstance(value, dict) for value in table.values()):
+        return json.dumps(table)
+    inner = indent + "  "
+    lines = [
+        f"{inner}{json.dumps(key)}: "
+        + (show_table(value, inner) if isinstance(value, dict) else json.dumps(value))
+        for key, value in table.items()
+    ]
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
 
 def main() -> None:
@@ -81,7 +82,7 @@ def main() -> None:
         table.setdefault("gemm", {})[name] = found
         del bench
         torch.cuda.empty_cache()
-        path.write_text(show_table(table))
+        path.write_text(show_table(table) + "\n")
         print(f'"{name}": {json.dumps(found)}', flush=True)
 
 

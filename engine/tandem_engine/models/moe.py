@@ -1,0 +1,52 @@
+"""The mixture of experts that takes a dense MLP's place in a sparse layer."""
+
+import torch
+
+from tandem_engine.models.layers import GatedMlp, Linear, Parameters
+from tandem_engine.models.moe_spec import MoeSpec
+from tandem_engine.models.spec import ModelSpec
+from tandem_kernels.linear import linear
+from tandem_kernels.moe import Routing, fused_moe
+
+
+class MoeMlp:
+    """Σ over a token's experts, plus the experts that every token uses.
+
+    Legend: E experts, C hidden size, I an expert's intermediate size.
+    """
+
+    def __init__(self, spec: ModelSpec, moe: MoeSpec, parameters: Parameters, prefix: str) -> None:
+        shape = (moe.num_experts, -1, spec.hidden_size)
+        self.router = parameters[f"{prefix}.router.weight"]  # [E, C]
+        self.bias = parameters.get(f"{prefix}.router.bias")  # [E], for the choice alone
+        self.gate_up = parameters[f"{prefix}.experts_gate_up.weight"].view(shape)  # [E, 2 I, C]
+        down = parameters[f"{prefix}.experts_down.weight"]
+        self.down = down.view(moe.num_experts, spec.hidden_size, -1)  # [E, C, I]
+        self.routing = build_routing(moe)
+        self.gelu = spec.activation == "gelu_tanh"
+        self.shared = GatedMlp(spec, parameters, f"{prefix}.shared") if moe.shared_size else None
+        self.shared_gate = Linear(parameters, f"{prefix}.shared_gate") if moe.shared_gate else None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, C] → [T, C]."""
+        logits = linear(x, self.router)  # [T, E]
+        found = fused_moe(x, logits, self.gate_up, self.down, self.routing, self.bias, self.gelu)
+        if self.shared is None:
+            return found
+        shared = self.shared(x)
+        if self.shared_gate is not None:
+            shared = torch.sigmoid(self.shared_gate(x)) * shared
+        return found + shared
+
+
+def build_routing(moe: MoeSpec) -> Routing:
+    """The kernels' form of the rule."""
+    return Routing(
+        moe.top_k,
+        moe.scoring,
+        moe.renormalise,
+        moe.num_groups,
+        moe.top_groups,
+        moe.group_score,
+        moe.scale,
+    )

@@ -225,6 +225,9 @@ def paged_mla_decode(
         row_bytes = (block_r + block_p) * cache.element_size()
         room = 226_000 - block_h * row_bytes
         stages = min(4, max(1, room // (plan.tile * row_bytes)))
+    if heads_last and latent_query.element_size() == 2:
+        # Triton 3.6 gives wrong results for the transposed products without a pipeline.
+        stages = max(2, stages)
     mla_decode_kernel[(triton.cdiv(num_heads, block_h), plan.units.shape[0])](
         latent_query,
         rope_query,

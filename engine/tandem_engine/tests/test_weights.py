@@ -73,7 +73,7 @@ def test_rope_factors_of_a_gguf_file_stand_for_llama3_scaling(tmp_path: Path) ->
     rope = RopeSpec(500.0, "llama3", 8.0, 1.0, 4.0, 64)
     head_dim = model.config.hidden_size // model.config.num_attention_heads
     frequencies = [500.0 ** -(index / head_dim) for index in range(0, head_dim, 2)]
-    factors = [rope.divisor(frequency) for frequency in frequencies]
+    factors = [rope.divisor(frequency, head_dim) for frequency in frequencies]
     assert len(set(factors)) > 2
     write_gguf(model, tmp_path / "tiny.gguf", rope_factors=factors)
     prompts = [*PROMPTS, [4, 9] * 100]

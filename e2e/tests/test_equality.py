@@ -132,6 +132,8 @@ TINY = {
     "qwen2": (64, 64),
     "qwen3": (16, 32),
     "mistral": (16, 64),  # a window of 40 tokens
+    "deepseek_v2": (16, 64),  # latents instead of keys and values
+    "deepseek_v3": (64, 128),
     "gemma3": (64, 192),  # a window of 24 tokens, every sixth layer without
 }
 

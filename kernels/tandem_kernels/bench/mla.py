@@ -26,12 +26,12 @@ from tandem_kernels.bench.timing import (
     seconds_per_call,
 )
 from tandem_kernels.mla import reference, write_kernel
-from tandem_kernels.mla.decode_kernel import make_mla_plan, mla_decode_kernel, paged_mla_decode
+from tandem_kernels.mla.decode_kernel import Kind, make_mla_plan, paged_mla_decode
 from tandem_kernels.mla.extend_kernel import attend_projected
 
 RANK, ROPE, NOPE, VALUE = 512, 64, 128, 128
 
-DecodeConfig = tuple[int, int, int, bool]
+DecodeConfig = tuple[int, int, int, Kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,9 @@ class MlaTiles:
     warps: int
     stages: int
     programs: int
-    heads_last: bool
+    kind: Kind
+    min_tiles: int = 1
+    overlap: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ class MlaBench:
             RANK,
             tile=tiles.tile,
             programs=tiles.programs,
+            min_tiles=tiles.min_tiles,
         )
         plan.refill()
 
@@ -130,7 +133,8 @@ class MlaBench:
                 plan,
                 self.out,
                 self.scale,
-                heads_last=tiles.heads_last,
+                kind=tiles.kind,
+                overlap=tiles.overlap,
                 warps=tiles.warps,
                 stages=tiles.stages,
             )
@@ -151,18 +155,23 @@ class MlaBench:
         return Line(case.name, seconds, case.floor(ceilings), error, note)
 
 
-FEW_HEADS = [
-    (64, 4, 2, True),
-    (64, 8, 2, True),
-    (128, 8, 1, True),
-    (32, 4, 4, True),
-    (32, 4, 3, True),
-    (32, 8, 4, False),
-    (32, 4, 2, False),
-    (16, 4, 4, False),
+FEW_HEADS: list[DecodeConfig] = [
+    (64, 4, 2, "columns"),
+    (64, 8, 2, "columns"),
+    (128, 8, 1, "columns"),
+    (32, 4, 4, "columns"),
+    (32, 4, 3, "columns"),
+    (32, 8, 4, "rows"),
+    (32, 4, 2, "rows"),
+    (16, 4, 4, "rows"),
 ]
-MANY_HEADS = [(64, 8, 2, False), (64, 4, 2, False), (32, 8, 3, False), (32, 8, 4, False),
-              (64, 8, 1, False), (64, 8, 2, True), (64, 4, 2, True)]  # fmt: skip
+MANY_HEADS: list[DecodeConfig] = [
+    (64, 8, 2, "hopper"),
+    (64, 8, 2, "rows"),
+    (32, 8, 3, "rows"),
+    (32, 8, 4, "rows"),
+    (64, 8, 2, "columns"),
+]
 CASES = [MlaCase(batch, 4096, heads) for heads in (16, 128) for batch in (128, 32, 1)] + [
     MlaCase(32, 4096, 16, page=16)
 ]
@@ -176,18 +185,17 @@ def configurations(case: MlaCase) -> list[DecodeConfig]:
 
 
 def _try_decode(job: tuple[int, int, DecodeConfig]) -> str:
-    """In a process of its own, for a wrong kernel can end it: what the compiler made of it."""
-    heads, page, (tile, warps, stages, heads_last) = job
+    """In a process of its own, for a wrong kernel can end it: whether it works."""
+    heads, page, (tile, warps, stages, kind) = job
     case = MlaCase(1, 4096, heads, page)
     bench = MlaBench(case, num_layers=1)
     try:
         bench.out.fill_(float("nan"))
-        found = bench.prepare(MlaTiles(tile, warps, stages, 132, heads_last))(0)
+        found = bench.prepare(MlaTiles(tile, warps, stages, 132, kind))(0)
         check(case.name, found, bench.expected, 2e-2)
     except (RuntimeError, WrongResultError, triton.runtime.errors.OutOfResources) as error:
         return f"fails: {str(error).splitlines()[0]}"
-    (made,) = mla_decode_kernel.device_caches[0][0].values()
-    return f"{made.n_regs} registers, {made.n_spills} spilled, {made.metadata.shared} bytes"
+    return "works"
 
 
 def try_decode(processes: int = 16) -> dict[tuple[int, int, DecodeConfig], str]:
@@ -201,21 +209,21 @@ def try_decode(processes: int = 16) -> dict[tuple[int, int, DecodeConfig], str]:
     return notes
 
 
-def tune_decode(
-    ceilings: Ceilings, log: Callable[[Line], None], programs: tuple[int, ...] = (64, 132, 264)
-) -> list[Line]:
+def tune_decode(ceilings: Ceilings, log: Callable[[Line], None]) -> list[Line]:
     """Every case's best configuration."""
     notes = try_decode()
     found = []
     for case in CASES:
         bench = MlaBench(case)
         lines = []
+        # Programs aimed at, and the smallest split.
+        cuts = [(132, 1), (132, 2), (132, 4)] if case.batch == 1 else [(64, 1), (132, 1), (264, 1)]
         for config in configurations(case):
             if notes[case.heads, case.page, config].startswith("fails"):
                 continue
-            tile, warps, stages, heads_last = config
-            for aim in programs:
-                tiles = MlaTiles(tile, warps, stages, aim, heads_last)
+            tile, warps, stages, kind = config
+            for aim, least in cuts:
+                tiles = MlaTiles(tile, warps, stages, aim, kind, least, overlap=True)
                 lines.append(bench.run(tiles, ceilings))
                 log(lines[-1])
         found.append(min(lines, key=lambda line: line.seconds))
@@ -245,20 +253,20 @@ def run_write(num_tokens: int, heads: int, ceilings: Ceilings) -> list[Line]:
     out = torch.full_like(expected, float("nan"))
     moved = 2 * latents.nbytes + 2 * out.nbytes + cos.nbytes + sin.nbytes
     lines = []
-    for block_heads in (8, 16, 32, 64, 128):
+    for block_heads, whole in ((16, False), (16, True), (64, False), (32, True), (128, True)):
         if block_heads > heads:
-            break
+            continue
 
-        def call(block_heads: int = block_heads) -> torch.Tensor:
+        def call(block_heads: int = block_heads, whole: bool = whole) -> torch.Tensor:
             return write_kernel.rope_and_write(
-                *tensors, caches[0], *places, out=out, block_heads=block_heads
+                *tensors, caches[0], *places, out=out, block_heads=block_heads, whole=whole
             )
 
         error = check("MLA write", call(), expected, 2e-2)
         check("MLA write pages", caches[0].nan_to_num(), caches[1].nan_to_num(), 1e-2)
         seconds = seconds_per_call([call] * 5)
         name = f"MLA write {num_tokens}, {heads} heads"
-        note = f"block_heads {block_heads}"
+        note = f"block_heads {block_heads}{' whole' if whole else ''}"
         lines.append(Line(name, seconds, moved / ceilings.copy, error, note))
     return lines
 

@@ -3,8 +3,11 @@
 Split over the keys by `attention.split_plan`, with all of a program's heads in one matrix product.
 Up to 32 heads the products are transposed, so that tokens and latent dimensions, of which there are
 many, fill the 64 rows that Hopper's matrix unit wants, and the few heads are its columns. With 64
-heads or more a program takes 64 of them as rows. Scores live in base 2.
+heads or more a program takes 64 of them as rows; on Hopper `hopper_kernel` does that, where it can.
+Scores live in base 2.
 """
+
+from typing import Literal
 
 import torch
 import triton
@@ -17,6 +20,10 @@ from tandem_kernels.overlap import launch_options, wait_for_inputs
 _LOG2E = 1.4426950408889634
 
 HEADS_PER_PROGRAM = 64
+MOST_COLUMNS = 32
+
+Kind = Literal["columns", "rows", "hopper"]
+"""Heads as columns of the products, or as rows; or the kernel for Hopper."""
 
 
 @triton.jit
@@ -157,29 +164,60 @@ def make_mla_plan(
     num_heads: int,
     rank: int,
     *,
-    tile: int = 64,
+    tile: int | None = None,
     programs: int = 132,
-    min_tiles: int = 1,
+    min_tiles: int | None = None,
 ) -> DecodePlan:
     """A `DecodePlan` for `paged_mla_decode`: blocks of heads take the place of KV heads.
+
+    The defaults are what was fastest on an H100.
 
     Args:
         lengths: [B] int32; block_tables: [B, M] int32. Both are kept, and read at each refill.
         tile: positions per tile; a page must hold a multiple of it or the other way round.
-        programs: how many programs to aim at over all blocks of heads.
+        programs: how many fill the device once.
         min_tiles: smallest split.
     """
     head_blocks = triton.cdiv(num_heads, HEADS_PER_PROGRAM)
+    few = num_heads <= MOST_COLUMNS
+    if lengths.shape[0] * head_blocks >= 0.8 * programs:
+        # Whole sequences fill the device: only what is twice as long as the others is worth a cut.
+        programs //= 2
     return make_decode_plan(
         lengths,
         block_tables,
         num_heads,
         head_blocks,
         rank,
-        tile=tile,
+        tile=tile or (32 if few else 64),
         programs=programs,
-        min_tiles=min_tiles,
+        min_tiles=min_tiles or (4 if few else 2),
     )
+
+
+def _choose_kind(
+    latent_query: torch.Tensor, rope_query: torch.Tensor, cache: torch.Tensor, plan: DecodePlan
+) -> Kind:
+    """Heads as columns where they are few; the layouts for Hopper are for DeepSeek's sizes."""
+    if latent_query.shape[1] <= MOST_COLUMNS:
+        return "columns"
+    suits_hopper = (
+        latent_query.is_cuda
+        and torch.cuda.get_device_capability(latent_query.device)[0] == 9
+        and latent_query.element_size() == cache.element_size() == 2
+        and latent_query.shape[1] % HEADS_PER_PROGRAM == 0
+        and (latent_query.shape[2], rope_query.shape[2]) == (512, 64)
+        and plan.tile == 64
+        and cache.shape[2] % plan.tile == 0
+    )
+    return "hopper" if suits_hopper else "rows"
+
+
+def _choose_stages(kind: Kind, tile: int, block_h: int, row_bytes: int, itemsize: int) -> int:
+    """Every stage holds a tile, beside the queries, in the 227 KiB of a multiprocessor."""
+    stages = min(4, max(1, (226_000 - block_h * row_bytes) // (tile * row_bytes)))
+    # Triton 3.6 gives wrong results for the transposed products without a pipeline.
+    return max(2, stages) if kind == "columns" and itemsize == 2 else stages
 
 
 def paged_mla_decode(
@@ -190,7 +228,7 @@ def paged_mla_decode(
     out: torch.Tensor,
     scale: float,
     *,
-    heads_last: bool | None = None,
+    kind: Kind | None = None,
     warps: int | None = None,
     stages: int | None = None,
     overlap: bool = False,
@@ -204,61 +242,44 @@ def paged_mla_decode(
         cache: [N, 1, G, R + P] of one layer, its pages contiguous.
         plan: from `make_mla_plan`.
         out: [B, H, R], heads contiguous.
-        heads_last: transposed products (None: for up to 32 heads).
+        kind: which kernel (None: by what was measured).
     """
     batch, num_heads, rank = latent_query.shape
-    rope = rope_query.shape[2]
-    page = cache.shape[2]
+    rope, page = rope_query.shape[2], cache.shape[2]
     assert cache.shape[3] == cache.stride(2) == rank + rope
     assert latent_query.stride(2) == rope_query.stride(2) == out.stride(2) == 1
     assert out.stride(1) == rank
     assert page % plan.tile == 0 or plan.tile % page == 0
+    kind = kind or _choose_kind(latent_query, rope_query, cache, plan)
     block_h = max(16, min(HEADS_PER_PROGRAM, triton.next_power_of_2(num_heads)))
-    block_r = max(16, triton.next_power_of_2(rank))
-    block_p = max(16, triton.next_power_of_2(rope))
-    if heads_last is None:
-        heads_last = block_h <= 32
-    if warps is None:
-        warps = 4 if heads_last else 8
-    if stages is None:
-        # Every stage holds a tile, beside the queries, in the 227 KiB of a multiprocessor.
-        row_bytes = (block_r + block_p) * cache.element_size()
-        room = 226_000 - block_h * row_bytes
-        stages = min(4, max(1, room // (plan.tile * row_bytes)))
-    if heads_last and latent_query.element_size() == 2:
-        # Triton 3.6 gives wrong results for the transposed products without a pipeline.
-        stages = max(2, stages)
-    mla_decode_kernel[(triton.cdiv(num_heads, block_h), plan.units.shape[0])](
-        latent_query,
-        rope_query,
-        cache,
-        plan.block_tables,
-        plan.units,
-        out,
-        plan.partial_out,
-        plan.partial_lse,
-        latent_query.stride(0),
-        latent_query.stride(1),
-        rope_query.stride(0),
-        rope_query.stride(1),
-        cache.stride(0),
-        plan.block_tables.stride(0),
-        out.stride(0),
-        scale * _LOG2E,
-        NUM_HEADS=num_heads,
-        RANK=rank,
-        ROPE=rope,
-        PAGE=page,
-        TILE=plan.tile,
-        BLOCK_H=block_h,
-        BLOCK_R=block_r,
-        BLOCK_P=block_p,
-        HEADS_LAST=heads_last,
-        STAGES=stages,
-        PDL=overlap,
-        num_warps=warps,
-        **launch_options(overlap),
+    grid = (triton.cdiv(num_heads, block_h), plan.units.shape[0])
+    # fmt: off
+    arguments = (
+        latent_query, rope_query, cache, plan.block_tables, plan.units,
+        out, plan.partial_out, plan.partial_lse,
+        latent_query.stride(0), latent_query.stride(1), rope_query.stride(0), rope_query.stride(1),
+        cache.stride(0), plan.block_tables.stride(0), out.stride(0), scale * _LOG2E,
+        num_heads, rank, rope, page, plan.tile, block_h,
     )
+    # fmt: on
+    block_r = max(16, triton.next_power_of_2(rank))
+    if kind == "hopper":
+        from tandem_kernels.mla.hopper_kernel import mla_hopper_kernel
+
+        mla_hopper_kernel[grid](*arguments, num_warps=8)
+    else:
+        block_p, size = max(16, triton.next_power_of_2(rope)), cache.element_size()
+        row_bytes = (block_r + block_p) * size
+        mla_decode_kernel[grid](
+            *arguments,
+            BLOCK_R=block_r,
+            BLOCK_P=block_p,
+            HEADS_LAST=kind == "columns",
+            STAGES=stages or _choose_stages(kind, plan.tile, block_h, row_bytes, size),
+            PDL=overlap,
+            num_warps=warps or (4 if kind == "columns" else 8),
+            **launch_options(overlap),
+        )
     combine_kernel[(batch, num_heads)](
         plan.requests,
         out,

@@ -6,6 +6,9 @@ import triton.language as tl
 
 from tandem_kernels.overlap import launch_options, wait_for_inputs
 
+SMALLEST_PROMPT = 1024
+"""Tokens from which on their number fills the device without cutting each one up."""
+
 
 @triton.jit
 def _rotate(x, c, s, ROWS: tl.constexpr, ROPE: tl.constexpr, INTERLEAVED: tl.constexpr):
@@ -20,6 +23,24 @@ def _rotate(x, c, s, ROWS: tl.constexpr, ROPE: tl.constexpr, INTERLEAVED: tl.con
     if not INTERLEAVED:
         pair = tl.permute(pair, [0, 2, 1])
     return tl.reshape(pair, [ROWS, ROPE])
+
+
+@triton.jit
+def _rotate_queries(
+    query, query_out, token, number, c, s, stride_query, stride_query_head,
+    NUM_HEADS: tl.constexpr,
+    ROPE: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+):  # fmt: skip
+    """One block of a token's heads."""
+    ropes = tl.arange(0, ROPE)
+    heads = number * BLOCK_H + tl.arange(0, BLOCK_H)
+    real = (heads < NUM_HEADS)[:, None]
+    at = query + token * stride_query + heads[:, None] * stride_query_head + ropes[None, :]
+    turned = _rotate(tl.load(at, mask=real, other=0.0), c, s, BLOCK_H, ROPE, INTERLEAVED)
+    at = query_out + (token * NUM_HEADS + heads[:, None]) * ROPE + ropes[None, :]
+    tl.store(at, turned.to(query_out.dtype.element_ty), mask=real)
 
 
 @triton.jit
@@ -44,9 +65,13 @@ def mla_write_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    BLOCKS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Program (token, part): part 0 writes the latent and the key, the others rotate queries."""
+    """Program (token, part): part 0 writes the latent and the key, the others rotate queries.
+
+    With BLOCKS > 0 there is one part, which does all of it.
+    """
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     angles = tl.arange(0, ROPE // 2)
@@ -71,13 +96,17 @@ def mla_write_kernel(
             turned = _rotate(key, c, s, 1, ROPE, INTERLEAVED)
             at = slot + RANK + ropes[None, :]
             tl.store(at, turned.to(cache.dtype.element_ty))
-    else:
-        heads = (part - 1) * BLOCK_H + tl.arange(0, BLOCK_H)
-        real = (heads < NUM_HEADS)[:, None]
-        at = query + token * stride_query + heads[:, None] * stride_query_head + ropes[None, :]
-        turned = _rotate(tl.load(at, mask=real, other=0.0), c, s, BLOCK_H, ROPE, INTERLEAVED)
-        at = query_out + (token * NUM_HEADS + heads[:, None]) * ROPE + ropes[None, :]
-        tl.store(at, turned.to(query_out.dtype.element_ty), mask=real)
+    if BLOCKS > 0:
+        for number in tl.static_range(BLOCKS):
+            _rotate_queries(
+                query, query_out, token, number, c, s, stride_query, stride_query_head,
+                NUM_HEADS, ROPE, BLOCK_H, INTERLEAVED,
+            )  # fmt: skip
+    elif part > 0:
+        _rotate_queries(
+            query, query_out, token, part - 1, c, s, stride_query, stride_query_head,
+            NUM_HEADS, ROPE, BLOCK_H, INTERLEAVED,
+        )  # fmt: skip
 
 
 def rope_and_write(
@@ -93,7 +122,8 @@ def rope_and_write(
     interleaved: bool = True,
     out: torch.Tensor | None = None,
     *,
-    block_heads: int = 32,
+    block_heads: int | None = None,
+    whole: bool | None = None,
     overlap: bool = False,
 ) -> torch.Tensor:
     """The reference's `rope_and_write` in one launch.
@@ -105,6 +135,7 @@ def rope_and_write(
         cache: [N, 1, G, R + P] of one layer, its pages contiguous.
         blocks, offsets: [T] integers; a negative block (padding) writes nothing.
         out: [T, H, P], contiguous.
+        whole: one program per token instead of one per block of its heads (None: for prompts).
     """
     num_tokens, num_heads, rope = query.shape
     rank = weight.shape[0]
@@ -116,8 +147,12 @@ def rope_and_write(
     assert cos.is_contiguous()
     assert sin.is_contiguous()
     assert out.is_contiguous()
-    block_h = min(block_heads, triton.next_power_of_2(num_heads))
-    mla_write_kernel[(num_tokens, 1 + triton.cdiv(num_heads, block_h))](
+    if whole is None:
+        whole = num_tokens >= SMALLEST_PROMPT
+    most = block_heads or (128 if whole else 32)
+    block_h = min(most, triton.next_power_of_2(num_heads))
+    blocks_of_heads = triton.cdiv(num_heads, block_h)
+    mla_write_kernel[(num_tokens, 1 if whole else 1 + blocks_of_heads)](
         latents,
         query,
         weight,
@@ -138,6 +173,7 @@ def rope_and_write(
         BLOCK_R=triton.next_power_of_2(rank),
         BLOCK_H=block_h,
         INTERLEAVED=interleaved,
+        BLOCKS=blocks_of_heads if whole else 0,
         PDL=overlap,
         num_warps=2,
         **launch_options(overlap),

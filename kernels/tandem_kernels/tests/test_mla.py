@@ -64,12 +64,24 @@ def test_decode_with_the_models_dimensions(device, half, heads):
 
 @pytest.mark.parametrize("tile", [16, 32, 64, 128])
 @pytest.mark.parametrize("programs", [1, 9, 300])
-@pytest.mark.parametrize("heads_last", [True, False])
-def test_every_cut_gives_the_same(device, half, tile, programs, heads_last):
-    error = _decode(
-        device, [1, 3, 64, 65, 333], 16, 64, 16, 64, half, programs, tile, heads_last=heads_last
-    )
+@pytest.mark.parametrize("kind", ["columns", "rows"])
+def test_every_cut_gives_the_same(device, half, tile, programs, kind):
+    error = _decode(device, [1, 3, 64, 65, 333], 16, 64, 16, 64, half, programs, tile, kind=kind)
     assert error < 2e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["hopper", "rows"])
+@pytest.mark.parametrize("page", [64, 128])
+@pytest.mark.parametrize("programs", [1, 9, 264])
+def test_many_heads_on_hopper(kind, page, programs):
+    device, lengths = torch.device("cuda"), [1, 2, 63, 64, 65, 128, 129, 500, 1111]
+    torch.manual_seed(3)
+    for heads in (64, 128):
+        error = _decode(
+            device, lengths, heads, 512, 64, page, torch.bfloat16, programs, 64, kind=kind
+        )
+        assert error < 2e-2
 
 
 def test_padding_rows_give_zeros(device, half):
@@ -103,7 +115,8 @@ def test_the_reference_decodes(device):
 
 @pytest.mark.parametrize("interleaved", [True, False])
 @pytest.mark.parametrize(("heads", "rank", "rope"), [(4, 32, 8), (16, 512, 64), (20, 48, 16)])
-def test_write_matches_the_reference(device, heads, rank, rope, interleaved):
+@pytest.mark.parametrize("whole", [True, False])
+def test_write_matches_the_reference(device, heads, rank, rope, interleaved, whole):
     num_tokens, page = 9, 16
     latents = torch.randn(num_tokens, rank + rope + 3, device=device)[:, : rank + rope]
     query = torch.randn(num_tokens, heads, 32 + rope, device=device)[..., 32:]
@@ -113,15 +126,10 @@ def test_write_matches_the_reference(device, heads, rank, rope, interleaved):
     offsets = torch.randint(page, (num_tokens,), device=device)
     weight = torch.randn(rank, device=device)
     caches = [torch.full((40, 1, page, rank + rope), NAN, device=device) for _ in range(2)]
-    found, expected = (
-        run(
-            latents, query, weight, angles.cos(), angles.sin(), cache, blocks, offsets, 1e-6,
-            interleaved,
-        )
-        for run, cache in zip(
-            (write_kernel.rope_and_write, reference.rope_and_write), caches, strict=True
-        )
-    )  # fmt: skip
+    tensors = (latents, query, weight, angles.cos(), angles.sin())
+    places = (blocks, offsets, 1e-6, interleaved)
+    found = write_kernel.rope_and_write(*tensors, caches[0], *places, block_heads=8, whole=whole)
+    expected = reference.rope_and_write(*tensors, caches[1], *places)
     assert relative_error(found, expected) < 1e-5
     assert torch.equal(caches[0].isnan(), caches[1].isnan())
     assert relative_error(caches[0].nan_to_num(), caches[1].nan_to_num()) < 1e-5

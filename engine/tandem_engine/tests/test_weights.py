@@ -177,16 +177,24 @@ def test_gguf_files_that_do_not_fit(tmp_path: Path) -> None:
 def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
     config = {"model_type": "mamba", "vocab_size": 9, "max_position_embeddings": 9}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedModelError, match=r"'mamba'; use one of gemma3"):
+    with pytest.raises(UnsupportedModelError, match=r"'mamba'; use one of deepseek_v2"):
         open_runner(tmp_path)
 
 
 def test_an_unknown_rope_scaling_is_refused(tmp_path: Path) -> None:
     save_checkpoint("llama", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4}
+    config["rope_parameters"] = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedModelError, match="'yarn'"):
+    with pytest.raises(UnsupportedModelError, match="'longrope'"):
+        open_runner(tmp_path)
+
+
+def test_latent_attention_with_biases_is_refused(tmp_path: Path) -> None:
+    save_checkpoint("deepseek_v3", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "attention_bias": True}))
+    with pytest.raises(UnsupportedModelError, match="biases"):
         open_runner(tmp_path)
 
 

@@ -96,7 +96,7 @@ _LATENT: dict[str, Any] = {
     "n_routed_experts": 8,
     "n_shared_experts": 2,
     "num_experts_per_tok": 3,
-    "moe_intermediate_size": 20,
+    "moe_intermediate_size": 24,
 }
 _YARN: dict[str, Any] = {
     "rope_type": "yarn",
@@ -108,6 +108,16 @@ _YARN: dict[str, Any] = {
     "mscale_all_dim": 0.7,
     "original_max_position_embeddings": 64,
 }
+
+
+def _qwen2_yarn() -> PreTrainedModel:
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 500.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    return Qwen2ForCausalLM(Qwen2Config(**_SHAPE, rope_parameters=rope))
 
 
 def _deepseek_v2(**extra: Any) -> PreTrainedModel:
@@ -127,6 +137,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen2_window": lambda: Qwen2ForCausalLM(
         Qwen2Config(**_SHAPE, use_sliding_window=True, sliding_window=16, max_window_layers=1)
     ),
+    "qwen2_yarn": _qwen2_yarn,
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SHAPE, head_dim=16)),
     "mixtral": _mixtral,
     "mixtral_window": lambda: _mixtral(sliding_window=24),

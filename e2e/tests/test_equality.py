@@ -133,6 +133,8 @@ TINY = {
     "qwen3": (16, 32),
     "qwen3_moe": (16, 64),
     "mistral": (16, 64),  # a window of 40 tokens
+    "deepseek_v2": (16, 64),  # latents instead of keys and values
+    "deepseek_v3": (64, 128),
     "gemma3": (64, 192),  # a window of 24 tokens, every sixth layer without
 }
 

@@ -23,7 +23,9 @@ class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
     """How one worker keeps KV; both sides of a hand-off must agree on all of it.
 
     A page holds `page_size` tokens of one layer's K or V, as [num_kv_heads, page_size, head_dim].
-    On the wire the pages of a layer group are packed [layer, K/V, page, head, token, dim].
+    On the wire the pages of a layer group are packed [layer, K/V, page, head, token, dim]. Latent
+    attention keeps one plane instead of K and V: one head whose dimensions are those of the latent
+    and of the rotated key.
     """
 
     num_layers: int
@@ -33,16 +35,22 @@ class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str  # "float32" | "bfloat16" | "float16" | "float8_e4m3fn" | "uint8" (mock)
     itemsize: int
     tensor_parallel: int = 1
+    num_planes: int = 2  # K and V, or 1: latents
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of one page of one layer, K or V alone."""
+        """Bytes of one page of one layer and plane."""
         return self.num_kv_heads * self.page_size * self.head_dim * self.itemsize
 
     @property
+    def layer_bytes(self) -> int:
+        """Bytes of one layer of one block: the page of every plane."""
+        return self.num_planes * self.page_bytes
+
+    @property
     def block_bytes(self) -> int:
-        """Bytes of one block: the page of every layer, K and V."""
-        return 2 * self.num_layers * self.page_bytes
+        """Bytes of one block: all layers."""
+        return self.num_layers * self.layer_bytes
 
 
 class TransportOffer(msgspec.Struct, frozen=True):

@@ -13,10 +13,11 @@ class BytesKVStore(KVStore):
 
     def __init__(self, layout: KVLayout, num_blocks: int) -> None:
         self.layout = layout
-        self.data = np.zeros((layout.num_layers, 2, num_blocks, layout.page_bytes), np.uint8)
+        shape = (layout.num_layers, layout.num_planes, num_blocks, layout.page_bytes)
+        self.data = np.zeros(shape, np.uint8)
 
     def _pages(self, blocks: Sequence[int], layers: range) -> tuple[int, int, int, int]:
-        return (len(layers), 2, len(blocks), self.layout.page_bytes)
+        return (len(layers), self.layout.num_planes, len(blocks), self.layout.page_bytes)
 
     def export_blocks(self, blocks: Sequence[int], layers: range) -> memoryview:
         return self.data[layers.start : layers.stop, :, list(blocks)].reshape(-1).data

@@ -238,7 +238,7 @@ class Dialler:
                 connection.send(message)
 
         if settings.shm_dir and settings.transfer in ("auto", "shm"):
-            slot_bytes = max(settings.write_bytes, 2 * self._layout.page_bytes)
+            slot_bytes = max(settings.write_bytes, self._layout.layer_bytes)
             num_slots = max(2, settings.shm_ring_bytes // slot_bytes)
             with contextlib.suppress(TransportError):
                 inbounds["shm"] = ShmInbound(settings.shm_dir, slot_bytes, num_slots, freed, lost)

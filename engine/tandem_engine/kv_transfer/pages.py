@@ -18,7 +18,7 @@ class Pages(ABC):
 
     def __init__(self, layout: KVLayout) -> None:
         self.num_layers = layout.num_layers
-        self.layer_bytes = 2 * layout.page_bytes  # of one block
+        self.layer_bytes = layout.layer_bytes  # of one block
         self.block_bytes = layout.block_bytes
 
     @abstractmethod

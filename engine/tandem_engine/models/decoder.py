@@ -11,13 +11,31 @@ import torch
 from torch.nn import functional
 
 from tandem_engine.attention.backend import AttentionBackend, HeadNorms, StepTensors
+from tandem_engine.attention.latent_backend import LatentBackend
 from tandem_engine.models.layers import GatedMlp, Linear, Norm, Parameters
+from tandem_engine.models.mla import LatentAttention
 from tandem_engine.models.moe import MoeMlp
 from tandem_engine.models.rope import RotaryAngles
 from tandem_engine.models.spec import ModelSpec
 from tandem_kernels.linear import linear
 
 Angles = tuple[torch.Tensor, torch.Tensor]
+Backend = AttentionBackend | LatentBackend
+
+
+class HeadAttention:
+    """Queries, keys and values of all heads by one projection."""
+
+    def __init__(self, spec: ModelSpec, parameters: Parameters, number: int) -> None:
+        prefix = f"layers.{number}"
+        self.number = number
+        self.qkv = Linear(parameters, f"{prefix}.qkv")
+        self.norms = _head_norms(spec, parameters, prefix)
+
+    def __call__(self, x: torch.Tensor, angles: Angles, attention: Backend) -> torch.Tensor:
+        """[T, C] → [T, H · D]; KV of the tokens goes to the pages."""
+        assert isinstance(attention, AttentionBackend)
+        return attention.attend(self.number, self.qkv(x), angles, self.norms)
 
 
 class DecoderLayer:
@@ -27,8 +45,8 @@ class DecoderLayer:
         prefix = f"layers.{number}"
         self.number = number
         self.rope = spec.layers[number].rope
-        self.qkv = Linear(parameters, f"{prefix}.qkv")
-        self.head_norms = _head_norms(spec, parameters, prefix)
+        kind = HeadAttention if spec.latent is None else LatentAttention
+        self.attention = kind(spec, parameters, number)
         self.output = Linear(parameters, f"{prefix}.output")
         self.mlp_norm = Norm(spec, parameters, f"{prefix}.mlp_norm")
         self.mlp = _mlp(spec, parameters, prefix, number)
@@ -38,11 +56,9 @@ class DecoderLayer:
             self.after_attention_norm = Norm(spec, parameters, f"{prefix}.after_attention_norm")
             self.after_mlp_norm = Norm(spec, parameters, f"{prefix}.after_mlp_norm")
 
-    def attend(
-        self, x: torch.Tensor, angles: list[Angles], attention: AttentionBackend
-    ) -> torch.Tensor:
+    def attend(self, x: torch.Tensor, angles: list[Angles], attention: Backend) -> torch.Tensor:
         """[T, C] → [T, H · D], before the output projection; KV of the tokens goes to the pages."""
-        return attention.attend(self.number, self.qkv(x), angles[self.rope], self.head_norms)
+        return self.attention(x, angles[self.rope], attention)
 
     def feed_forward(self, found: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """What attention found [T, H · D] → what the MLP adds [T, C]; `residual` is changed."""
@@ -90,7 +106,7 @@ class Decoder:
         self.scale = torch.tensor(spec.embedding_scale).to(self.embedding.dtype).item()
 
     def forward(
-        self, step: StepTensors, attention: AttentionBackend, rows: torch.Tensor | None = None
+        self, step: StepTensors, attention: Backend, rows: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Hidden states after the final norm, [T, C], or [R, C] of `rows` [R] alone.
 

@@ -7,6 +7,7 @@ names are those of transformers; `weights/gguf_names.py` translates GGUF's into 
 from dataclasses import dataclass
 from typing import Literal
 
+from tandem_engine.models.mla_spec import LatentSpec
 from tandem_engine.models.moe_spec import MoeSpec
 from tandem_engine.models.spec import ModelSpec
 
@@ -98,35 +99,69 @@ def _experts(moe: MoeSpec, hidden: int, ours: str, theirs: str) -> list[Paramete
     return found
 
 
+def _norm(spec: ModelSpec, name: str, part: str, size: int) -> Parameter:
+    return Parameter(f"{name}.weight", (f"{part}.weight",), ((size,),), spec.norm_offset)
+
+
+def _head_attention(spec: ModelSpec, ours: str, theirs: str) -> list[Parameter]:
+    """Queries, keys and values in one product."""
+    hidden, head = spec.hidden_size, spec.head_dim
+    heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+    parts = [(f"{theirs}.{x}_proj", count * head) for x, count in zip("qkv", heads, strict=True)]
+    found = _linear(f"{ours}.qkv", parts, hidden, spec.qkv_bias, "rows", heads)
+    if spec.qk_norm:
+        found.append(_norm(spec, f"{ours}.query_norm", f"{theirs}.q_norm", head))
+        found.append(_norm(spec, f"{ours}.key_norm", f"{theirs}.k_norm", head))
+    parts, size = [(f"{theirs}.o_proj", hidden)], spec.num_heads * head
+    return found + _linear(
+        f"{ours}.output", parts, size, spec.output_bias, "columns", (spec.num_heads,)
+    )
+
+
+def _latent_attention(
+    spec: ModelSpec, latent: LatentSpec, ours: str, theirs: str
+) -> list[Parameter]:
+    """The query's first projection is fused with the latent's, which every rank holds."""
+    hidden, heads, rank = spec.hidden_size, spec.num_heads, latent.query_rank
+    query = heads * latent.query_dim
+    shared = (f"{theirs}.kv_a_proj_with_mqa", latent.width)
+    found: list[Parameter] = []
+    if rank is None:
+        parts = [(f"{theirs}.q_proj", query), shared]
+        found += _linear(f"{ours}.latent_in", parts, hidden, False, "rows", (heads, 1))
+    else:
+        parts = [(f"{theirs}.q_a_proj", rank), shared]
+        found += _linear(f"{ours}.latent_in", parts, hidden, False)
+        found.append(_norm(spec, f"{ours}.query_latent_norm", f"{theirs}.q_a_layernorm", rank))
+        parts = [(f"{theirs}.q_b_proj", query)]
+        found += _linear(f"{ours}.query_up", parts, rank, False, "rows", (heads,))
+    found.append(_norm(spec, f"{ours}.latent_norm", f"{theirs}.kv_a_layernorm", latent.rank))
+    parts = [(f"{theirs}.kv_b_proj", heads * (latent.nope_dim + latent.value_dim))]
+    found += _linear(f"{ours}.latent_up", parts, latent.rank, False, "rows", (heads,))
+    parts, size = [(f"{theirs}.o_proj", hidden)], heads * latent.value_dim
+    return found + _linear(f"{ours}.output", parts, size, False, "columns", (heads,))
+
+
 def build_parameters(spec: ModelSpec) -> list[Parameter]:
     """Every parameter of the model, in the order in which a forward pass uses them."""
-    hidden, head = spec.hidden_size, spec.head_dim
-    query, kv = spec.num_heads * head, spec.num_kv_heads * head
+    hidden = spec.hidden_size
 
-    def norm(name: str, part: str, size: int = hidden) -> Parameter:
-        return Parameter(f"{name}.weight", (f"{part}.weight",), ((size,),), spec.norm_offset)
+    def norm(name: str, part: str) -> Parameter:
+        return _norm(spec, name, part, hidden)
 
     def vocabulary(name: str, part: str) -> Parameter:
         shape = (spec.vocab_size, hidden)
         return Parameter(f"{name}.weight", (f"{part}.weight",), (shape,), split="vocabulary")
 
-    heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
     found = [vocabulary("embedding", "model.embed_tokens")]
     for layer in range(spec.num_layers):
         ours, theirs = f"layers.{layer}", f"model.layers.{layer}"
         attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
         found.append(norm(f"{ours}.attention_norm", f"{theirs}.input_layernorm"))
-        parts = [
-            (f"{attention}.{x}_proj", rows) for x, rows in zip("qkv", (query, kv, kv), strict=True)
-        ]
-        found += _linear(f"{ours}.qkv", parts, hidden, spec.qkv_bias, "rows", heads)
-        if spec.qk_norm:
-            found.append(norm(f"{ours}.query_norm", f"{attention}.q_norm", head))
-            found.append(norm(f"{ours}.key_norm", f"{attention}.k_norm", head))
-        parts = [(f"{attention}.o_proj", hidden)]
-        found += _linear(
-            f"{ours}.output", parts, query, spec.output_bias, "columns", (spec.num_heads,)
-        )
+        if spec.latent is not None:
+            found += _latent_attention(spec, spec.latent, ours, attention)
+        else:
+            found += _head_attention(spec, ours, attention)
         if spec.sandwich_norm:
             found.append(norm(f"{ours}.after_attention_norm", f"{theirs}.post_attention_layernorm"))
             found.append(norm(f"{ours}.mlp_norm", f"{theirs}.pre_feedforward_layernorm"))

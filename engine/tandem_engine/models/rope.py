@@ -24,9 +24,12 @@ class RotaryAngles:
         exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
         frequencies = 1.0 / spec.theta**exponent
         if factors is None:
-            factors = torch.tensor([spec.divisor(value) for value in frequencies.tolist()])
+            factors = torch.tensor(
+                [spec.divisor(value, head_dim) for value in frequencies.tolist()]
+            )
         self._frequencies = (frequencies / factors.float().cpu()).to(device)  # [D/2]
         self._max_position = max_position
+        self._amplitude = spec.amplitude
         self._tables: tuple[torch.Tensor, torch.Tensor] | None = None  # [max_position, D/2] each
 
     def at(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,4 +47,5 @@ class RotaryAngles:
         self, positions: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         angles = positions.float()[:, None] * self._frequencies
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        cos, sin = angles.cos() * self._amplitude, angles.sin() * self._amplitude
+        return cos.to(dtype), sin.to(dtype)

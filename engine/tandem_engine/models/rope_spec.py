@@ -10,25 +10,33 @@ from tandem_wire.model_error import UnsupportedModelError
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
-    """Rotary embedding over all of the head's dimensions, halves rotated (NeoX order).
+    """Rotary embedding over all of the head's dimensions.
 
     `linear` divides every frequency by `factor`; `llama3` divides the long waves only, with a
-    smooth ramp between `original_max_position` / `high_freq_factor` and / `low_freq_factor`.
+    smooth ramp between `original_max_position` / `high_freq_factor` and / `low_freq_factor`; `yarn`
+    (Peng et al., arXiv 2309.00071) ramps over the pairs of dimensions, between those that turn
+    `high_freq_factor` and `low_freq_factor` times in `original_max_position`.
     """
 
     theta: float
-    scaling: Literal["default", "linear", "llama3"] = "default"
+    scaling: Literal["default", "linear", "llama3", "yarn"] = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position: int = 8192
+    amplitude: float = 1.0
+    """Factor on cosines and sines."""
+    truncate: bool = True
+    """Whether yarn's ramp begins and ends at whole pairs."""
 
-    def divisor(self, frequency: float) -> float:
+    def divisor(self, frequency: float, head_dim: int) -> float:
         """What to divide an angular frequency (radians per position) by."""
         if self.scaling == "linear":
             return self.factor
         if self.scaling == "default":
             return 1.0
+        if self.scaling == "yarn":
+            return self._yarn_divisor(frequency, head_dim)
         wavelength = 2 * math.pi / frequency
         if wavelength < self.original_max_position / self.high_freq_factor:
             return 1.0
@@ -37,6 +45,20 @@ class RopeSpec:
         span = self.high_freq_factor - self.low_freq_factor
         smooth = (self.original_max_position / wavelength - self.low_freq_factor) / span
         return 1.0 / ((1.0 - smooth) / self.factor + smooth)
+
+    def _yarn_divisor(self, frequency: float, head_dim: int) -> float:
+        pairs_per_unit = head_dim / (2 * math.log(self.theta))
+
+        def pair_that_turns(times: float) -> float:
+            return pairs_per_unit * math.log(self.original_max_position / (times * 2 * math.pi))
+
+        first, last = pair_that_turns(self.high_freq_factor), pair_that_turns(self.low_freq_factor)
+        if self.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, head_dim - 1)
+        pair = round(-pairs_per_unit * math.log(frequency))
+        ramp = min(max((pair - first) / (last - first if last != first else 0.001), 0.0), 1.0)
+        return 1.0 / (ramp / self.factor + 1.0 - ramp)
 
 
 def rope_spec(config: Mapping[str, Any], layer_type: str | None, theta: float) -> RopeSpec:
@@ -71,6 +93,34 @@ def rope_spec(config: Mapping[str, Any], layer_type: str | None, theta: float) -
             float(parameters["high_freq_factor"]),
             int(parameters["original_max_position_embeddings"]),
         )
+    if kind == "yarn":
+        return _yarn(config, parameters, base)
     raise UnsupportedModelError(
-        f"the model scales its positions by {kind!r}", "use default, linear or llama3 scaling"
+        f"the model scales its positions by {kind!r}", "use default, linear, llama3 or yarn scaling"
+    )
+
+
+def _yarn(config: Mapping[str, Any], parameters: Mapping[str, Any], theta: float) -> RopeSpec:
+    longest = int(config["max_position_embeddings"])
+    original = int(parameters.get("original_max_position_embeddings") or longest)
+    factor = float(parameters.get("factor") or longest / original)
+
+    def temperature(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    amplitude = parameters.get("attention_factor")
+    if amplitude is None:
+        one = float(parameters.get("mscale") or 0.0)
+        over_all = float(parameters.get("mscale_all_dim") or 0.0)
+        both = one and over_all
+        amplitude = temperature(one) / temperature(over_all) if both else temperature(1.0)
+    return RopeSpec(
+        theta,
+        "yarn",
+        factor,
+        float(parameters.get("beta_slow") or 1.0),
+        float(parameters.get("beta_fast") or 32.0),
+        original,
+        float(amplitude),
+        bool(parameters.get("truncate", True)),
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from tandem_engine.models.mla_spec import LatentSpec, latent_scale, latent_spec
 from tandem_engine.models.moe_spec import ExpertNames, MoeSpec
 from tandem_engine.models.rope_spec import RopeSpec, rope_spec
 from tandem_wire.model_config import ModelFacts
@@ -63,6 +64,8 @@ class ModelSpec:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     moe: MoeSpec | None = None
+    latent: LatentSpec | None = None
+    """With it, `head_dim` is the size of the rotated part, and `num_kv_heads` is of no use."""
 
     def is_sparse(self, layer: int) -> bool:
         """Whether a layer has experts in place of the dense MLP."""
@@ -295,10 +298,47 @@ def _gemma3(config: _Config) -> ModelSpec:
     )
 
 
+def _deepseek_experts(config: _Config) -> MoeSpec | None:
+    """Softmax scores in V2; in V3 sigmoids, a bias for the choice, and groups of experts."""
+    num_layers = int(config["num_hidden_layers"])
+    sparse = tuple(layer >= config.get("first_k_dense_replace", 0) for layer in range(num_layers))
+    if not any(sparse):
+        return None
+    third = config["model_type"] == "deepseek_v3"
+    grouped = third or config.get("topk_method", "greedy") == "group_limited_greedy"
+    size = int(config["moe_intermediate_size"])
+    return MoeSpec(
+        num_experts=int(config["n_routed_experts"]),
+        intermediate_size=size,
+        top_k=int(config["num_experts_per_tok"]),
+        sparse=sparse,
+        scoring="sigmoid" if third else "softmax",
+        renormalise=third and bool(config.get("norm_topk_prob", True)),
+        num_groups=int(config.get("n_group", 1)) if grouped else 1,
+        top_groups=int(config.get("topk_group", 1)) if grouped else 1,
+        group_score="top2" if third else "max",
+        scale=float(config.get("routed_scaling_factor", 1.0)),
+        score_bias=third,
+        shared_size=size * int(config.get("n_shared_experts", 0)),
+        names=ExpertNames(shared="shared_experts"),
+    )
+
+
+def _deepseek(config: _Config) -> ModelSpec:
+    shape = _shape(config)
+    latent = latent_spec(config.values)
+    shape |= {"head_dim": latent.rope_dim, "num_kv_heads": 1}
+    shape["attention_scale"] = latent_scale(config.values, latent)
+    rope = _one_rope(config, [None] * shape["num_layers"], 10000.0)
+    return ModelSpec(**shape, **rope, latent=latent, moe=_deepseek_experts(config))
+
+
 _FAMILIES: Final[Mapping[str, Callable[[_Config], ModelSpec]]] = {
     "llama": _llama,
     "mistral": _mistral,
     "mixtral": _mixtral,
+    "deepseek_v2": _deepseek,
+    "deepseek_v3": _deepseek,
     "qwen2": _qwen2,
     "qwen2_moe": _qwen2_moe,
     "qwen3": _qwen3,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tandem_engine.attention.latent_triton import TritonLatentAttention
 from tandem_engine.attention.triton_backend import TritonAttention
 from tandem_engine.models.decoder import Decoder
 from tandem_engine.models.spec import ModelSpec
@@ -70,7 +71,8 @@ class CudaRunner(Runner):
         self._page = kv.layout.page_size
         self._device = kv.cache.device
         self._model = Decoder(spec, parameters)
-        self._attention = TritonAttention(spec, kv.cache)
+        backend = TritonAttention if spec.latent is None else TritonLatentAttention
+        self._attention = backend(spec, kv.cache)
         self._sampler = Sampler(self.eos_token_ids)
         max_blocks = -(-max_model_len // self._page)
         self._slots = DecodeSlots(max_running, max_blocks, self._page, self._device)

@@ -24,8 +24,8 @@ class DeviceKVStore(KVStore):
     ) -> None:
         self.layout = layout
         self.cache = torch.zeros(
-            (layout.num_layers, 2, num_blocks, layout.num_kv_heads, layout.page_size,
-             layout.head_dim),
+            (layout.num_layers, layout.num_planes, num_blocks, layout.num_kv_heads,
+             layout.page_size, layout.head_dim),
             dtype=dtype,
             device=device,
         )  # fmt: skip
@@ -63,7 +63,7 @@ class DeviceKVStore(KVStore):
             self._importing.synchronize()
 
     def _packed_shape(self, blocks: Sequence[int], layers: range) -> tuple[int, ...]:
-        return (len(layers), 2, len(blocks), *self.cache.shape[3:])
+        return (len(layers), self.layout.num_planes, len(blocks), *self.cache.shape[3:])
 
     def _numbers(self, blocks: Sequence[int]) -> torch.Tensor:
         return torch.tensor(list(blocks), dtype=torch.int64, device=self._device)

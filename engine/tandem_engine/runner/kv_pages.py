@@ -43,12 +43,12 @@ class HostKVStore(KVStore):
             descriptor = _make_file(self._path, self._size)
         self._descriptor = descriptor
         self._memory = mmap.mmap(descriptor, self._size)
-        shape = (layout.num_layers, 2, num_blocks)
+        shape = (layout.num_layers, layout.num_planes, num_blocks)
         self._pages = np.frombuffer(self._memory, np.uint8).reshape(*shape, layout.page_bytes)
         self.cache = torch.frombuffer(self._memory, dtype=dtype).view(
             *shape, layout.num_kv_heads, layout.page_size, layout.head_dim
         )
-        """[layers, 2, N, K, P, D]."""
+        """[layers, planes, N, K, P, D]."""
 
     def export_blocks(self, blocks: Sequence[int], layers: range) -> memoryview:
         chosen = self._pages[layers.start : layers.stop]
@@ -56,12 +56,12 @@ class HostKVStore(KVStore):
 
     def import_blocks(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
         chosen = self._pages[layers.start : layers.stop]
-        expected = len(layers) * 2 * len(blocks) * self.layout.page_bytes
+        expected = len(layers) * len(blocks) * self.layout.layer_bytes
         if data.nbytes != expected:
             raise ValueError(f"{data.nbytes} bytes for pages of {expected} bytes")
         packed = np.frombuffer(data, np.uint8)
         chosen[:, :, np.asarray(blocks, np.int64)] = packed.reshape(
-            len(layers), 2, len(blocks), self.layout.page_bytes
+            len(layers), self.layout.num_planes, len(blocks), self.layout.page_bytes
         )
 
     def copy_block(self, source: int, destination: int) -> None:

@@ -112,6 +112,7 @@ def _load_host(
     progress: Startup,
 ) -> Runner:
     """The CPU's runner; its KV cache has the size that the configuration says."""
+    from tandem_engine.attention.latent_torch import TorchLatentAttention
     from tandem_engine.attention.torch_backend import TorchAttention
     from tandem_engine.runner.kv_pages import HostKVStore
     from tandem_engine.runner.torch_runner import TorchRunner
@@ -122,7 +123,8 @@ def _load_host(
     parameters = load()
     progress("kv cache", 0.0)
     kv = HostKVStore(layout, num_blocks, dtype, config.shm_dir)
-    return TorchRunner(spec, parameters, kv, TorchAttention, facts.eos_token_ids, max_model_len)
+    backend = TorchAttention if spec.latent is None else TorchLatentAttention
+    return TorchRunner(spec, parameters, kv, backend, facts.eos_token_ids, max_model_len)
 
 
 def _load_cuda(
@@ -193,10 +195,12 @@ def _weight_format(
 
 
 def _kv_layout(config: WorkerConfig, spec: "ModelSpec", dtype: "torch.dtype") -> KVLayout:
+    latent = spec.latent
     return KVLayout(
         num_layers=spec.num_layers,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
+        num_kv_heads=spec.num_kv_heads if latent is None else 1,
+        head_dim=spec.head_dim if latent is None else latent.width,
+        num_planes=2 if latent is None else 1,
         page_size=config.page_size,
         dtype=str(dtype).removeprefix("torch."),
         itemsize=dtype.itemsize,

@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from tandem_engine.attention.backend import AttentionBackend
-from tandem_engine.models.decoder import Decoder
+from tandem_engine.models.decoder import Backend, Decoder
 from tandem_engine.models.spec import ModelSpec
 from tandem_engine.runner.base import Batch, Runner, SampledToken
 from tandem_engine.runner.kv_pages import HostKVStore
@@ -13,7 +12,7 @@ from tandem_engine.runner.step_input import build_step
 from tandem_engine.sampling.sampler import Sampler
 from tandem_engine.upload import upload
 
-MakeBackend = Callable[[ModelSpec, torch.Tensor], AttentionBackend]
+MakeBackend = Callable[[ModelSpec, torch.Tensor], Backend]
 
 
 class TorchRunner(Runner):

@@ -14,11 +14,15 @@ from tandem_wire.handoff import KVLayout
 LAYOUT = KVLayout(
     num_layers=3, num_kv_heads=2, head_dim=4, page_size=8, dtype="float32", itemsize=4
 )
+LATENTS = KVLayout(
+    num_layers=3, num_kv_heads=1, head_dim=12, page_size=8, dtype="float32", itemsize=4,
+    num_planes=1,
+)  # fmt: skip
 NUM_BLOCKS = 6
 
 
-def make_store(shared_dir: str = "") -> HostKVStore:
-    store = HostKVStore(LAYOUT, NUM_BLOCKS, torch.float32, shared_dir)
+def make_store(shared_dir: str = "", layout: KVLayout = LAYOUT) -> HostKVStore:
+    store = HostKVStore(layout, NUM_BLOCKS, torch.float32, shared_dir)
     store.cache.copy_(torch.arange(store.cache.numel()).view(store.cache.shape))
     return store
 
@@ -31,8 +35,9 @@ def test_packed_order_is_layer_kv_page_head_token_dim() -> None:
     assert len(packed) == 2 * 2 * 2 * LAYOUT.page_bytes
 
 
-def test_pages_come_back_as_they_left() -> None:
-    source, target = make_store(), HostKVStore(LAYOUT, NUM_BLOCKS, torch.float32)
+@pytest.mark.parametrize("layout", [LAYOUT, LATENTS])
+def test_pages_come_back_as_they_left(layout: KVLayout) -> None:
+    source, target = make_store("", layout), HostKVStore(layout, NUM_BLOCKS, torch.float32)
     assert not target.cache.any()
     for layers in (range(0, 1), range(1, 3)):
         target.import_blocks([5, 0], layers, memoryview(source.export_blocks([2, 3], layers)))
@@ -103,3 +108,12 @@ def test_files_of_dead_processes_are_removed_and_others_kept(tmp_path: Path) -> 
 def test_a_shared_directory_without_room_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="bytes free"):
         HostKVStore(LAYOUT, 1 << 40, torch.float32, str(tmp_path))
+
+
+def test_latents_have_one_plane() -> None:
+    store = make_store("", LATENTS)
+    assert store.cache.shape == (3, 1, NUM_BLOCKS, 1, 8, 12)
+    packed = store.export_blocks([4, 1], range(1, 3))
+    found = np.frombuffer(packed, np.float32).reshape(2, 1, 2, 1, 8, 12)
+    assert torch.equal(torch.from_numpy(found.copy()), store.cache[1:3][:, :, [4, 1]])
+    assert len(packed) == 2 * 2 * LATENTS.page_bytes == 2 * 2 * LATENTS.layer_bytes

@@ -72,7 +72,7 @@ def test_page_sizes(page_size: int, tmp_path: Path, device: Device) -> None:
     runner.close()
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "deepseek_v3"])
 def test_a_cached_prefix_and_a_copied_block_give_the_same_tokens(
     family: str, tmp_path: Path, device: Device
 ) -> None:
@@ -95,10 +95,11 @@ def test_a_cached_prefix_and_a_copied_block_give_the_same_tokens(
     runner.close()
 
 
+@pytest.mark.parametrize("family", ["qwen3", "deepseek_v2"])
 def test_kv_pages_that_moved_to_another_runner_continue_there(
-    tmp_path: Path, device: Device
+    family: str, tmp_path: Path, device: Device
 ) -> None:
-    model = save_checkpoint("qwen3", tmp_path)
+    model = save_checkpoint(family, tmp_path)
     prompt = make_prompt(70)
     prefill, decode = open_runner(tmp_path, device), open_runner(tmp_path, device)
     source = Request(prompt, Blocks(prefill, PAGE, seed=1).take(len(prompt)))

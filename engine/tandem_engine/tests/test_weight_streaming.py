@@ -129,7 +129,7 @@ def join(parameter: Parameter, slices: list[torch.Tensor]) -> list[torch.Tensor]
 
 
 @pytest.mark.parametrize("world", [2, 6])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3", "deepseek_v2", "deepseek_v3"])
 def test_slices_of_all_ranks_make_the_whole(family: str, world: int, tmp_path: Path) -> None:
     """Six query and two KV heads of an MLP of 78 columns: six ranks hold each KV head thrice."""
     model = make_model(family)

@@ -73,7 +73,7 @@ def test_rope_factors_of_a_gguf_file_stand_for_llama3_scaling(tmp_path: Path) ->
     rope = RopeSpec(500.0, "llama3", 8.0, 1.0, 4.0, 64)
     head_dim = model.config.hidden_size // model.config.num_attention_heads
     frequencies = [500.0 ** -(index / head_dim) for index in range(0, head_dim, 2)]
-    factors = [rope.divisor(frequency) for frequency in frequencies]
+    factors = [rope.divisor(frequency, head_dim) for frequency in frequencies]
     assert len(set(factors)) > 2
     write_gguf(model, tmp_path / "tiny.gguf", rope_factors=factors)
     prompts = [*PROMPTS, [4, 9] * 100]
@@ -177,16 +177,24 @@ def test_gguf_files_that_do_not_fit(tmp_path: Path) -> None:
 def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
     config = {"model_type": "mamba", "vocab_size": 9, "max_position_embeddings": 9}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedModelError, match=r"'mamba'; use one of gemma3"):
+    with pytest.raises(UnsupportedModelError, match=r"'mamba'; use one of deepseek_v2"):
         open_runner(tmp_path)
 
 
 def test_an_unknown_rope_scaling_is_refused(tmp_path: Path) -> None:
     save_checkpoint("llama", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4}
+    config["rope_parameters"] = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedModelError, match="'yarn'"):
+    with pytest.raises(UnsupportedModelError, match="'longrope'"):
+        open_runner(tmp_path)
+
+
+def test_latent_attention_with_biases_is_refused(tmp_path: Path) -> None:
+    save_checkpoint("deepseek_v3", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "attention_bias": True}))
+    with pytest.raises(UnsupportedModelError, match="biases"):
         open_runner(tmp_path)
 
 

@@ -6,6 +6,10 @@ from typing import Any
 
 import torch
 from transformers import (
+    DeepseekV2Config,
+    DeepseekV2ForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
@@ -82,6 +86,49 @@ def _qwen3_moe(**extra: Any) -> PreTrainedModel:
     return Qwen3MoeForCausalLM(config)
 
 
+_LATENT: dict[str, Any] = {
+    **_SHAPE,
+    "num_key_value_heads": 6,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+}
+_YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 40.0,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 0.8,
+    "mscale_all_dim": 0.7,
+    "original_max_position_embeddings": 64,
+}
+
+
+def _qwen2_yarn() -> PreTrainedModel:
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 500.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    return Qwen2ForCausalLM(Qwen2Config(**_SHAPE, rope_parameters=rope))
+
+
+def _deepseek_v2(**extra: Any) -> PreTrainedModel:
+    return DeepseekV2ForCausalLM(DeepseekV2Config(**{**_LATENT, **extra}))
+
+
+def _deepseek_v3(**extra: Any) -> PreTrainedModel:
+    shape = {**_LATENT, "q_lora_rank": 20, "n_group": 4, "topk_group": 2, **extra}
+    return DeepseekV3ForCausalLM(DeepseekV3Config(**shape))
+
+
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SHAPE, attention_bias=True, mlp_bias=True)),
     "llama3": _llama3,
@@ -90,6 +137,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen2_window": lambda: Qwen2ForCausalLM(
         Qwen2Config(**_SHAPE, use_sliding_window=True, sliding_window=16, max_window_layers=1)
     ),
+    "qwen2_yarn": _qwen2_yarn,
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SHAPE, head_dim=16)),
     "mixtral": _mixtral,
     "mixtral_window": lambda: _mixtral(sliding_window=24),
@@ -97,6 +145,19 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3_moe": lambda: _qwen3_moe(norm_topk_prob=True),
     "qwen3_moe_some": lambda: _qwen3_moe(decoder_sparse_step=2),
     "qwen3_moe_dense_first": lambda: _qwen3_moe(mlp_only_layers=[0]),
+    "deepseek_v2": lambda: _deepseek_v2(q_lora_rank=None, first_k_dense_replace=1),
+    "deepseek_v2_groups": lambda: _deepseek_v2(
+        q_lora_rank=20,
+        topk_method="group_limited_greedy",
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=2.0,
+    ),
+    "deepseek_v3": lambda: _deepseek_v3(rope_parameters=_YARN, first_k_dense_replace=1),
+    "deepseek_v3_halves": lambda: _deepseek_v3(
+        rope_interleave=False, first_k_dense_replace=2, norm_topk_prob=False
+    ),
+    "deepseek_v3_dense": lambda: _deepseek_v3(q_lora_rank=None, first_k_dense_replace=3),
     "gemma3": _gemma3,
     "gemma3_linear": _gemma3_linear,
 }
@@ -116,6 +177,9 @@ def make_model(family: str, seed: int = 0) -> PreTrainedModel:
                 parameter.copy_(0.1 * noise)
             else:
                 parameter.copy_(0.3 * noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
     return model
 
 

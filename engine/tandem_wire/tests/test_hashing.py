@@ -27,3 +27,14 @@ def test_compatibility_hash_covers_every_fact_in_any_order() -> None:
     assert one == compatibility_hash(layout=layout, model="m")
     assert one != compatibility_hash(model="n", layout=layout)
     assert len(one) == 16
+    latents = KVLayout(
+        num_layers=2,
+        num_kv_heads=1,
+        head_dim=8,
+        page_size=4,
+        dtype="float32",
+        itemsize=4,
+        num_planes=1,
+    )
+    assert (latents.page_bytes, latents.layer_bytes, latents.block_bytes) == (128, 128, 256)
+    assert one != compatibility_hash(model="m", layout=latents)

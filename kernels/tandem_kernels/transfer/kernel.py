@@ -41,13 +41,13 @@ def _move(
     pack_pages: bool,
     piece: int,
 ) -> None:
-    _, _, _, _, page, dim = cache.shape
+    _, planes, _, _, page, dim = cache.shape
     assert cache.is_contiguous()
     assert packed.is_contiguous()
     some, run = cache[layers.start : layers.stop], len(heads) * page * dim
     block = min(piece, triton.next_power_of_2(run))
     if blocks.numel():
-        move_pages_kernel[(triton.cdiv(run, block), blocks.shape[0], 2 * len(layers))](
+        move_pages_kernel[(triton.cdiv(run, block), blocks.shape[0], planes * len(layers))](
             some,
             packed,
             blocks,
@@ -73,7 +73,7 @@ def pack(
 ) -> torch.Tensor:
     """The reference's `pack`; `cache` is contiguous, at most 65,535 blocks at once."""
     heads = range(cache.shape[3]) if heads is None else heads
-    shape = (len(layers), 2, blocks.shape[0], len(heads), *cache.shape[4:])
+    shape = (len(layers), cache.shape[1], blocks.shape[0], len(heads), *cache.shape[4:])
     if out is None:
         out = torch.empty(shape, dtype=cache.dtype, device=cache.device)
     assert out.shape == shape

@@ -17,7 +17,7 @@ def pack(
     """The pages of `blocks`, of some layers and heads, in one piece.
 
     Args:
-        cache: [L, 2, N, K, P, D].
+        cache: [L, 2, N, K, P, D], or with one plane instead of K and V.
         blocks: [n] int64.
         layers, heads: contiguous; heads None for all. A slice of heads is for peers whose tensor
             parallelism differs.

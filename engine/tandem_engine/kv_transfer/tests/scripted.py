@@ -28,6 +28,10 @@ PAGE = 4
 LAYOUT = KVLayout(
     num_layers=3, num_kv_heads=2, head_dim=8, page_size=PAGE, dtype="uint8", itemsize=1
 )
+LATENTS = KVLayout(
+    num_layers=3, num_kv_heads=1, head_dim=20, page_size=PAGE, dtype="uint8", itemsize=1,
+    num_planes=1,
+)  # fmt: skip
 FAST = HandoffSettings(
     worker_id="w",
     boot_id="b",

@@ -25,8 +25,9 @@ from tandem_engine.kv_transfer.events import (
 )
 from tandem_engine.kv_transfer.prefill import PrefillSide
 from tandem_engine.kv_transfer.prefill_session import PrefillSession
-from tandem_engine.kv_transfer.tests.scripted import LAYOUT, Worker, make
+from tandem_engine.kv_transfer.tests.scripted import LATENTS, LAYOUT, Worker, make
 from tandem_engine.kv_transfer.transport import Inbound
+from tandem_wire.handoff import KVLayout
 from tandem_wire.messages import SamplingParams
 
 
@@ -41,8 +42,14 @@ def eventually(condition: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("transport", ["tcp", "shm"])
 @pytest.mark.parametrize("checksum", [True, False])
 @pytest.mark.parametrize("write_bytes", [1, 2 * LAYOUT.block_bytes // LAYOUT.num_layers, 10**6])
+@pytest.mark.parametrize("layout", [LAYOUT, LATENTS])
 def test_pages_arrive(
-    stack: ExitStack, tmp_path: Path, transport: str, checksum: bool, write_bytes: int
+    stack: ExitStack,
+    tmp_path: Path,
+    transport: str,
+    checksum: bool,
+    write_bytes: int,
+    layout: KVLayout,
 ) -> None:
     """Writes of one layer, of layer groups, of many blocks."""
     options = {
@@ -50,6 +57,7 @@ def test_pages_arrive(
         "shm_dir": str(tmp_path),
         "checksum": checksum,
         "write_bytes": write_bytes,
+        "layout": layout,
     }
     p, d = make(stack, "p", **options), make(stack, "d", **options)
     before = d.kv.data.copy()
@@ -193,6 +201,7 @@ def test_a_stall_is_given_up_and_fenced(stack: ExitStack) -> None:
         ({"hash_": "other"}, "compatibility hash"),
         ({"layout": msgspec.structs.replace(LAYOUT, num_kv_heads=4)}, "num_kv_heads"),
         ({"layout": msgspec.structs.replace(LAYOUT, tensor_parallel=2)}, "tensor_parallel"),
+        ({"layout": msgspec.structs.replace(LAYOUT, num_planes=1)}, "num_planes"),
         ({"transfer": "shm", "shm_dir": "/dev/shm"}, "no common transport"),
     ],
 )

@@ -1,0 +1,52 @@
+"""What a model with latent attention needs, whatever computes it."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from tandem_engine.attention.backend import StepTensors
+
+
+@dataclass(frozen=True, slots=True)
+class LatentWeights:
+    """Of one layer: the latents' norm, and what keys and values are made with."""
+
+    norm: torch.Tensor  # [R]
+    up_projection: torch.Tensor  # [H · (C + V), R]: of each head the keys' rows, then the values'
+    epsilon: float
+
+
+class LatentBackend(ABC):
+    """Writes a step's latents into the pages and attends over them.
+
+    Legend: T tokens, H heads, R rank of the latent, P size of the rotated part, C of the part that
+    is not rotated, V of the values.
+
+    The runner owns the KV cache and lends it for the backend's lifetime. For each step it calls
+    `plan` once, then `attend` once per layer, in order, from one thread.
+    """
+
+    @abstractmethod
+    def plan(self, step: StepTensors) -> None:
+        """Prepare what the layers of this step share."""
+
+    @abstractmethod
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        latents: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        weights: LatentWeights,
+    ) -> torch.Tensor:
+        """Norm and rotate, store the step's latents of one layer, attend causally.
+
+        Args:
+            query: [T, H, C + P].
+            latents: [T, R + P], as projected.
+            angles: cosines and sines [T, P/2].
+
+        Returns:
+            [T, H · V].
+        """

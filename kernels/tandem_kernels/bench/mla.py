@@ -1,0 +1,371 @@
+"""Multi-head latent attention: decode against copy and matmul, prefill against matmul.
+
+`python -m tandem_kernels.bench.mla OUT.json` tries every configuration and prints the best ones.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+import triton
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tandem_kernels.bench.timing import (
+    Ceilings,
+    Line,
+    WrongResultError,
+    check,
+    measure_ceilings,
+    seconds_per_call,
+)
+from tandem_kernels.mla import reference, write_kernel
+from tandem_kernels.mla.decode_kernel import Kind, make_mla_plan, paged_mla_decode
+from tandem_kernels.mla.extend_kernel import attend_projected
+
+RANK, ROPE, NOPE, VALUE = 512, 64, 128, 128
+
+DecodeConfig = tuple[int, int, int, Kind]
+
+
+@dataclass(frozen=True, slots=True)
+class MlaTiles:
+    """A configuration of the decode kernel."""
+
+    tile: int
+    warps: int
+    stages: int
+    programs: int
+    kind: Kind
+    min_tiles: int = 1
+    overlap: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MlaCase:
+    """DeepSeek's dimensions; 16 heads are V2-Lite's (or V3's on 8 devices), 128 those of V2, V3."""
+
+    batch: int
+    context: int
+    heads: int
+    page: int = 64
+
+    @property
+    def kv_bytes(self) -> int:
+        """What one call must read."""
+        return self.batch * self.context * (RANK + ROPE) * 2
+
+    @property
+    def flops(self) -> int:
+        """Scores over all of a latent, values over its rank."""
+        return 2 * self.batch * self.context * self.heads * (2 * RANK + ROPE)
+
+    def floor(self, ceilings: Ceilings) -> float:
+        """The longer of both, seconds."""
+        return max(self.kv_bytes / ceilings.copy, self.flops / ceilings.matmul)
+
+    @property
+    def name(self) -> str:
+        """For the table."""
+        return f"MLA decode {self.batch} x {self.context}, {self.heads} heads, page {self.page}"
+
+
+class MlaBench:
+    """Buffers of one case, several layers of them so that the L2 holds nothing of the next call."""
+
+    def __init__(self, case: MlaCase, num_layers: int = 64) -> None:
+        self.case = case
+        per_row = -(-case.context // case.page)
+        num_blocks = case.batch * per_row
+        layers = max(1, min(num_layers, (400 << 20) // case.kv_bytes))
+        shape = (layers, num_blocks, 1, case.page, RANK + ROPE)
+        self.caches = torch.empty(shape, device="cuda", dtype=torch.bfloat16)
+        for layer in self.caches:
+            layer.normal_()
+        order = torch.randperm(num_blocks, device="cuda", dtype=torch.int32)
+        self.tables = order.view(case.batch, per_row)
+        self.lengths = torch.full((case.batch,), case.context, dtype=torch.int32, device="cuda")
+        query = torch.randn(case.batch, case.heads, RANK + ROPE, device="cuda")
+        self.query = (query * 2).bfloat16()
+        self.out = torch.empty((case.batch, case.heads, RANK), device="cuda", dtype=torch.bfloat16)
+        self.scale = (NOPE + ROPE) ** -0.5
+        some = self.query[:4].float()
+        self.expected = reference.decode_attention(
+            some[..., :RANK],
+            some[..., RANK:],
+            self.caches[0].float() if case.batch <= 8 else self._rows(),
+            self.tables[:4] if case.batch <= 8 else self._row_tables(),
+            self.lengths[:4],
+            self.scale,
+        )
+
+    def _rows(self) -> torch.Tensor:
+        """The pages of the first sequences in float32, in the order of `_row_tables`."""
+        return self.caches[0][self.tables[:4].flatten().long()].float()
+
+    def _row_tables(self) -> torch.Tensor:
+        return torch.arange(4 * self.tables.shape[1], device="cuda").view(4, -1)
+
+    def prepare(self, tiles: MlaTiles) -> Callable[[int], torch.Tensor]:
+        """A call of the kernel on one of the layers."""
+        plan = make_mla_plan(
+            self.lengths,
+            self.tables,
+            self.case.heads,
+            RANK,
+            tile=tiles.tile,
+            programs=tiles.programs,
+            min_tiles=tiles.min_tiles,
+        )
+        plan.refill()
+
+        def call(layer: int) -> torch.Tensor:
+            return paged_mla_decode(
+                self.query[..., :RANK],
+                self.query[..., RANK:],
+                self.caches[layer],
+                plan,
+                self.out,
+                self.scale,
+                kind=tiles.kind,
+                overlap=tiles.overlap,
+                warps=tiles.warps,
+                stages=tiles.stages,
+            )
+
+        return call
+
+    def run(self, tiles: MlaTiles, ceilings: Ceilings) -> Line:
+        """Check, then time."""
+        case, call = self.case, self.prepare(tiles)
+        self.out.fill_(float("nan"))
+        error = check(case.name, call(0)[:4], self.expected, 2e-2)
+        calls = [partial(call, layer) for layer in range(self.caches.shape[0])]
+        seconds = seconds_per_call(calls * (1 if len(calls) > 4 else 4), 9)
+        note = (
+            f"{case.kv_bytes / seconds / 1e12:.2f} TB/s {case.flops / seconds / 1e12:.0f} TFLOP/s"
+            f" {tiles}"
+        )
+        return Line(case.name, seconds, case.floor(ceilings), error, note)
+
+
+FEW_HEADS: list[DecodeConfig] = [
+    (64, 4, 2, "columns"),
+    (64, 8, 2, "columns"),
+    (128, 8, 1, "columns"),
+    (32, 4, 4, "columns"),
+    (32, 4, 3, "columns"),
+    (32, 8, 4, "rows"),
+    (32, 4, 2, "rows"),
+    (16, 4, 4, "rows"),
+]
+MANY_HEADS: list[DecodeConfig] = [
+    (64, 8, 2, "hopper"),
+    (64, 8, 2, "rows"),
+    (32, 8, 3, "rows"),
+    (32, 8, 4, "rows"),
+    (64, 8, 2, "columns"),
+]
+CASES = [MlaCase(batch, 4096, heads) for heads in (16, 128) for batch in (128, 32, 1)] + [
+    MlaCase(32, 4096, 16, page=16)
+]
+
+
+def configurations(case: MlaCase) -> list[DecodeConfig]:
+    """Tile, warps, stages, transposed."""
+    if case.heads > 32:
+        return MANY_HEADS
+    return FEW_HEADS if case.page == 64 else FEW_HEADS[:2]
+
+
+def _try_decode(job: tuple[int, int, DecodeConfig]) -> str:
+    """In a process of its own, for a wrong kernel can end it: whether it works."""
+    heads, page, (tile, warps, stages, kind) = job
+    case = MlaCase(1, 4096, heads, page)
+    bench = MlaBench(case, num_layers=1)
+    try:
+        bench.out.fill_(float("nan"))
+        found = bench.prepare(MlaTiles(tile, warps, stages, 132, kind))(0)
+        check(case.name, found, bench.expected, 2e-2)
+    except (RuntimeError, WrongResultError, triton.runtime.errors.OutOfResources) as error:
+        return f"fails: {str(error).splitlines()[0]}"
+    return "works"
+
+
+def try_decode(processes: int = 16) -> dict[tuple[int, int, DecodeConfig], str]:
+    """Compile every configuration, in parallel, and see which work."""
+    kinds = {(case.heads, case.page): case for case in CASES}
+    jobs = [(*kind, tiles) for kind, case in kinds.items() for tiles in configurations(case)]
+    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1) as pool:
+        notes = dict(zip(jobs, pool.map(_try_decode, jobs), strict=True))
+    for job, note in notes.items():
+        print(*job, note, flush=True)
+    return notes
+
+
+def tune_decode(ceilings: Ceilings, log: Callable[[Line], None]) -> list[Line]:
+    """Every case's best configuration."""
+    notes = try_decode()
+    found = []
+    for case in CASES:
+        bench = MlaBench(case)
+        lines = []
+        # Programs aimed at, and the smallest split.
+        cuts = [(132, 1), (132, 2), (132, 4)] if case.batch == 1 else [(64, 1), (132, 1), (264, 1)]
+        for config in configurations(case):
+            if notes[case.heads, case.page, config].startswith("fails"):
+                continue
+            tile, warps, stages, kind = config
+            for aim, least in cuts:
+                tiles = MlaTiles(tile, warps, stages, aim, kind, least, overlap=True)
+                lines.append(bench.run(tiles, ceilings))
+                log(lines[-1])
+        found.append(min(lines, key=lambda line: line.seconds))
+        print(found[-1].show(), flush=True)
+        del bench
+        torch.cuda.empty_cache()
+    return found
+
+
+def run_write(num_tokens: int, heads: int, ceilings: Ceilings) -> list[Line]:
+    """Norm, rotations and the paged write: latents and queries read and written."""
+    page, num_blocks = 64, -(-num_tokens // 64)
+    latents = torch.randn(num_tokens, RANK + ROPE, device="cuda", dtype=torch.bfloat16)
+    wide = torch.randn(num_tokens, heads, NOPE + ROPE, device="cuda", dtype=torch.bfloat16)
+    query = wide[..., NOPE:]
+    angles = torch.rand(num_tokens, ROPE // 2, device="cuda") * 6
+    cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
+    weight = torch.randn(RANK, device="cuda", dtype=torch.bfloat16)
+    positions = torch.arange(num_tokens, device="cuda")
+    blocks = torch.randperm(num_blocks, device="cuda")[positions // page]
+    caches = torch.full(
+        (2, num_blocks, 1, page, RANK + ROPE), float("nan"), device="cuda", dtype=torch.bfloat16
+    )
+    tensors = (latents, query, weight, cos, sin)
+    places = (blocks, positions % page, 1e-6)
+    expected = reference.rope_and_write(*tensors, caches[1], *places)
+    out = torch.full_like(expected, float("nan"))
+    moved = 2 * latents.nbytes + 2 * out.nbytes + cos.nbytes + sin.nbytes
+    lines = []
+    for block_heads, whole in ((16, False), (16, True), (64, False), (32, True), (128, True)):
+        if block_heads > heads:
+            continue
+
+        def call(block_heads: int = block_heads, whole: bool = whole) -> torch.Tensor:
+            return write_kernel.rope_and_write(
+                *tensors, caches[0], *places, out=out, block_heads=block_heads, whole=whole
+            )
+
+        error = check("MLA write", call(), expected, 2e-2)
+        check("MLA write pages", caches[0].nan_to_num(), caches[1].nan_to_num(), 1e-2)
+        seconds = seconds_per_call([call] * 5)
+        name = f"MLA write {num_tokens}, {heads} heads"
+        note = f"block_heads {block_heads}{' whole' if whole else ''}"
+        lines.append(Line(name, seconds, moved / ceilings.copy, error, note))
+    return lines
+
+
+EXTEND_TILES = [(128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 1), (64, 64, 4, 3), (128, 32, 8, 4),
+                (64, 64, 4, 2), (128, 128, 8, 2)]  # fmt: skip
+
+
+def run_extend(length: int, heads: int, ceilings: Ceilings, prefix: int = 0) -> list[Line]:
+    """Causal attention of one chunk over projected keys and values, beside torch's backends."""
+    total = prefix + length
+    query = torch.randn(length, heads, NOPE + ROPE, device="cuda", dtype=torch.bfloat16)
+    projected = torch.randn(total, heads, NOPE + VALUE, device="cuda", dtype=torch.bfloat16)
+    rope_keys = torch.randn(total, RANK + ROPE, device="cuda", dtype=torch.bfloat16)[:, RANK:]
+    scale = (NOPE + ROPE) ** -0.5
+    flops = 2 * heads * (NOPE + ROPE + VALUE) * (length * prefix + length * length / 2)
+    some = slice(max(0, length - 100), length)
+    shared = rope_keys[:, None].expand(-1, heads, -1)
+    keys = torch.cat((projected[..., :NOPE], shared), dim=-1).transpose(0, 1)[None]
+    values = projected[..., NOPE:].transpose(0, 1)[None]
+    rows = query.transpose(0, 1)[None]
+    mask = torch.arange(total, device="cuda") <= torch.arange(prefix, total, device="cuda")[:, None]
+    expected = functional.scaled_dot_product_attention(
+        rows[:, :, some].float(), keys.float(), values.float(), mask[some], scale=scale
+    )[0].transpose(0, 1)
+    name = f"MLA prefill {prefix}+{length}, {heads} heads"
+    lines = []
+
+    def add(kind: str, call: Callable[[], torch.Tensor]) -> None:
+        error = check(name, call()[some], expected, 2e-2)
+        seconds = seconds_per_call([call] * 2, 7)
+        note = f"{kind}, {flops / seconds / 1e12:.0f} TFLOP/s"
+        lines.append(Line(name, seconds, flops / ceilings.matmul, error, note))
+
+    def torch_call() -> torch.Tensor:
+        found = functional.scaled_dot_product_attention(
+            rows, keys, values, is_causal=True, scale=scale
+        )
+        return found[0].transpose(0, 1)
+
+    for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
+        if prefix:
+            break
+        try:
+            with sdpa_kernel(backend):
+                add(backend.name, torch_call)
+        except RuntimeError as error:
+            print(f"{name} {backend.name}: {str(error).splitlines()[0]}", flush=True)
+    out = torch.empty((length, heads, VALUE), device="cuda", dtype=torch.bfloat16)
+    for tiles in EXTEND_TILES:
+        block_m, tile, warps, stages = tiles
+        call = partial(
+            attend_projected, query, projected, rope_keys, prefix, scale, out,
+            block_m=block_m, tile=tile, warps=warps, stages=stages,
+        )  # fmt: skip
+        out.fill_(float("nan"))
+        try:
+            add(f"Triton {tiles}", call)
+        except triton.runtime.errors.OutOfResources:
+            continue
+    return lines
+
+
+def main() -> None:
+    """`python -m tandem_kernels.bench.mla OUT.json [decode write extend]`."""
+    torch.manual_seed(11)
+    kinds = sys.argv[2:] or ["decode", "write", "extend"]
+    ceilings = measure_ceilings()
+    print(
+        f"{ceilings.device}: copy {ceilings.copy / 1e12:.3f} TB/s,"
+        f" matmul {ceilings.matmul / 1e12:.0f} TFLOP/s,"
+        f" torch {torch.__version__}, triton {triton.__version__}",
+        flush=True,
+    )
+    everything: list[Line] = []
+    if "decode" in kinds:
+        tune_decode(ceilings, everything.append)
+    if "write" in kinds:
+        lines = run_write(32768, 16, ceilings) + run_write(16384, 128, ceilings)
+        print("\n".join(line.show() for line in lines), flush=True)
+        everything += lines
+    if "extend" in kinds:
+        lines = run_extend(8192, 16, ceilings) + run_extend(2048, 16, ceilings, 6144)
+        print("\n".join(line.show() for line in lines), flush=True)
+        everything += lines
+    Path(sys.argv[1]).write_text(
+        json.dumps(
+            {
+                "device": ceilings.device,
+                "copy": ceilings.copy,
+                "matmul": ceilings.matmul,
+                "torch": torch.__version__,
+                "triton": triton.__version__,
+                "lines": [line.to_json() for line in everything],
+            },
+            indent=1,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -210,7 +210,7 @@ def test_latent_attention_with_biases_is_refused(tmp_path: Path) -> None:
 
 def test_old_configs_mean_the_same(tmp_path: Path) -> None:
     """transformers 4 wrote rope_theta, rope_scaling and sliding_window_pattern."""
-    for family in ("gemma3_linear", "llama3"):
+    for family in ("gemma3_linear", "llama3", "deepseek_v3"):
         save_checkpoint(family, tmp_path / family)
         path = tmp_path / family / "config.json"
         config = json.loads(path.read_text())

@@ -89,6 +89,11 @@ def build_spec(facts: ModelFacts) -> ModelSpec:
         raise UnsupportedModelError(
             f"Tandem has no model of type {family!r}", f"use one of {', '.join(sorted(_FAMILIES))}"
         )
+    if facts.config.get("quantization_config"):
+        raise UnsupportedModelError(
+            "the model's safetensors are quantised, which is not read yet",
+            "use its weights in bfloat16 or float16, or a GGUF file",
+        )
     try:
         return _FAMILIES[family](_Config(facts.config))
     except KeyError as error:

@@ -190,6 +190,16 @@ def test_an_unknown_rope_scaling_is_refused(tmp_path: Path) -> None:
         open_runner(tmp_path)
 
 
+def test_quantised_safetensors_are_refused(tmp_path: Path) -> None:
+    """As DeepSeek-V3 is published: read as if they were numbers, they would answer nonsense."""
+    save_checkpoint("deepseek_v3", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match="quantised"):
+        open_runner(tmp_path)
+
+
 def test_latent_attention_with_biases_is_refused(tmp_path: Path) -> None:
     save_checkpoint("deepseek_v3", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -200,7 +210,7 @@ def test_latent_attention_with_biases_is_refused(tmp_path: Path) -> None:
 
 def test_old_configs_mean_the_same(tmp_path: Path) -> None:
     """transformers 4 wrote rope_theta, rope_scaling and sliding_window_pattern."""
-    for family in ("gemma3_linear", "llama3"):
+    for family in ("gemma3_linear", "llama3", "deepseek_v3"):
         save_checkpoint(family, tmp_path / family)
         path = tmp_path / family / "config.json"
         config = json.loads(path.read_text())

@@ -9,7 +9,7 @@ import torch
 from tandem_kernels.mla import reference
 from tandem_kernels.mla.reference import decode_attention, rotate
 
-_PROJECTED_ELEMENTS = 1 << 28
+_PROJECTED_ELEMENTS = 1 << 26
 """Of one group of heads: at most this many elements of projected keys and values exist at once."""
 
 

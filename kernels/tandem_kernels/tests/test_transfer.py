@@ -7,7 +7,7 @@ from tandem_kernels.transfer import kernel, reference
 
 
 @pytest.mark.parametrize("heads", [None, range(1, 3), range(0, 1)])
-@pytest.mark.parametrize("shape", [(4, 2, 9, 3, 16, 8), (2, 2, 5, 4, 5, 7)])
+@pytest.mark.parametrize("shape", [(4, 2, 9, 3, 16, 8), (2, 2, 5, 4, 5, 7), (3, 1, 9, 4, 4, 20)])
 def test_pack_and_unpack(device, heads, shape):
     cache = torch.randn(shape, device=device)
     blocks = torch.tensor([3, 0, 4], device=device)

@@ -27,7 +27,6 @@ from tandem_engine.kv_transfer.prefill import PrefillSide
 from tandem_engine.kv_transfer.prefill_session import PrefillSession
 from tandem_engine.kv_transfer.tests.scripted import LATENTS, LAYOUT, Worker, make
 from tandem_engine.kv_transfer.transport import Inbound
-from tandem_wire.handoff import KVLayout
 from tandem_wire.messages import SamplingParams
 
 
@@ -44,12 +43,7 @@ def eventually(condition: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("write_bytes", [1, 2 * LAYOUT.block_bytes // LAYOUT.num_layers, 10**6])
 @pytest.mark.parametrize("layout", [LAYOUT, LATENTS])
 def test_pages_arrive(
-    stack: ExitStack,
-    tmp_path: Path,
-    transport: str,
-    checksum: bool,
-    write_bytes: int,
-    layout: KVLayout,
+    stack: ExitStack, tmp_path: Path, transport: str, checksum: bool, write_bytes: int, layout: Any
 ) -> None:
     """Writes of one layer, of layer groups, of many blocks."""
     options = {

@@ -1,7 +1,9 @@
 """Attention by the Triton kernels, and cuDNN where it is faster: the GPU's backend."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Final
 
 import torch
 
@@ -14,6 +16,9 @@ from tandem_kernels.attention.extend_kernel import paged_extend
 from tandem_kernels.attention.split_plan import DecodePlan, make_decode_plan
 from tandem_kernels.attention.torch_extend import extend_with_cudnn, suits
 from tandem_kernels.overlap import is_supported
+
+_MOST_CHUNKS: Final = 4
+"""How many chunks of a prompt, from its start, go to cuDNN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +38,21 @@ class TritonAttention(AttentionBackend):
     A step's `decode_tables` and `decode_lengths` must be int32 views of long-lived buffers, the
     same for every step of one size: their plans are made once, and CUDA graphs keep them.
 
+    cuDNN is the fastest for long chunks, but builds a plan for every shape it meets, which takes it
+    about a second: so it only gets the chunks of a long prompt that has steps to itself.
+
     Args:
         kv_cache: [layers, 2, N, K, P, D].
+        chunk_sizes: tokens of the chunks that such a prompt is cut into.
     """
 
-    def __init__(self, spec: ModelSpec, kv_cache: torch.Tensor) -> None:
+    def __init__(
+        self, spec: ModelSpec, kv_cache: torch.Tensor, chunk_sizes: Collection[int] = ()
+    ) -> None:
         self._spec = spec
+        self._by_cudnn = {
+            (size, number * size) for size in chunk_sizes for number in range(_MOST_CHUNKS)
+        }
         self._caches = [(layer[0], layer[1]) for layer in kv_cache]
         self._windows = [layer.window for layer in spec.layers]
         self._programs = torch.cuda.get_device_properties(kv_cache.device).multi_processor_count
@@ -82,11 +96,26 @@ class TritonAttention(AttentionBackend):
 
     def _goes_alone(self, chunk: Chunk) -> bool:
         """Whether some layer computes this chunk by itself, with cuDNN."""
-        return any(self._by_cudnn(chunk, window) for window in set(self._windows))
+        return any(self._suits_cudnn(chunk, window) for window in set(self._windows))
 
-    def _by_cudnn(self, chunk: Chunk, window: int | None) -> bool:
-        softcap = self._spec.attention_softcap
-        return suits(chunk.num_tokens, self._caches[0][0], chunk.start, window, softcap)
+    def _suits_cudnn(self, chunk: Chunk, window: int | None) -> bool:
+        shape, softcap = (chunk.num_tokens, chunk.start), self._spec.attention_softcap
+        return shape in self._by_cudnn and suits(
+            chunk.num_tokens, self._caches[0][0], chunk.start, window, softcap
+        )
+
+    def prepare(self) -> None:
+        """Have cuDNN build its plans, once, before the first step."""
+        spec, (keys, values) = self._spec, self._caches[0]
+        page = keys.shape[2]
+        for num_tokens, start in self._by_cudnn:
+            table = torch.zeros(-(-(start + num_tokens) // page), dtype=torch.int64)
+            chunk = Chunk(0, num_tokens, start, table.to(keys.device))
+            if not self._goes_alone(chunk):
+                continue
+            qkv = torch.zeros((num_tokens, spec.qkv_size), dtype=keys.dtype, device=keys.device)
+            query = qkv[:, : spec.num_heads * spec.head_dim].unflatten(1, (spec.num_heads, -1))
+            self._extend_alone(chunk, query, keys, values)
 
     def attend(
         self,
@@ -105,7 +134,7 @@ class TritonAttention(AttentionBackend):
         if (
             len(step.chunks) == 1
             and not step.num_decodes
-            and self._by_cudnn(step.chunks[0], window)
+            and self._suits_cudnn(step.chunks[0], window)
         ):
             return self._extend_alone(step.chunks[0], query, keys, values).flatten(1)
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -123,7 +152,7 @@ class TritonAttention(AttentionBackend):
             )
         runs = list(self._runs)
         for chunk, run in self._alone:
-            if self._by_cudnn(chunk, window):
+            if self._suits_cudnn(chunk, window):
                 self._extend_alone(chunk, query[run.rows], keys, values, out[run.rows])
             else:
                 runs.append(run)

@@ -1,6 +1,6 @@
 """The GPU's runner: decode steps from CUDA graphs, sampled tokens that stay on the device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,7 @@ class CudaRunner(Runner):
         parameters: by the names of `models/parameters.py`, on the device; never written to.
         kv: owned by the runner from here on.
         max_running: most sequences that decode at once.
+        chunk_sizes: tokens of the chunks that long prompts are cut into.
         graphs: whether decode steps are CUDA graphs.
     """
 
@@ -61,6 +62,7 @@ class CudaRunner(Runner):
         max_model_len: int,
         max_running: int,
         *,
+        chunk_sizes: Collection[int] = (),
         graphs: bool = True,
     ) -> None:
         self.vocab_size = spec.vocab_size
@@ -71,8 +73,11 @@ class CudaRunner(Runner):
         self._page = kv.layout.page_size
         self._device = kv.cache.device
         self._model = Decoder(spec, parameters)
-        backend = TritonAttention if spec.latent is None else TritonLatentAttention
-        self._attention = backend(spec, kv.cache)
+        self._attention: TritonAttention | TritonLatentAttention
+        if spec.latent is None:
+            self._attention = TritonAttention(spec, kv.cache, chunk_sizes)
+        else:
+            self._attention = TritonLatentAttention(spec, kv.cache)
         self._sampler = Sampler(self.eos_token_ids)
         max_blocks = -(-max_model_len // self._page)
         self._slots = DecodeSlots(max_running, max_blocks, self._page, self._device)
@@ -80,6 +85,12 @@ class CudaRunner(Runner):
             (max_running, spec.vocab_size), dtype=kv.cache.dtype, device=self._device
         )
         self._graphs = DecodeGraphs(self._decode, max_running, enabled=graphs)
+
+    def prepare_attention(self) -> None:
+        """Do beforehand what would hold the first long prompt up."""
+        if isinstance(self._attention, TritonAttention):
+            with torch.inference_mode():
+                self._attention.prepare()
 
     def capture_graphs(self, progress: Callable[[float], None]) -> None:
         """Capture the graphs of all batch sizes now rather than when they are first needed."""

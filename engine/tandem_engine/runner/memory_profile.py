@@ -6,7 +6,8 @@ from typing import Final
 import torch
 
 from tandem_engine.errors import ConfigError
-from tandem_engine.runner.base import Batch, BatchItem, Runner
+from tandem_engine.runner.base import Batch, BatchItem
+from tandem_engine.runner.cuda_runner import CudaRunner
 from tandem_wire.messages import SamplingParams
 
 _PER_GRAPH: Final = 12 * 2**20
@@ -71,7 +72,7 @@ def _item(length: int, *, sample: bool) -> BatchItem:
 
 
 def measure_memory(
-    runner: Runner,
+    runner: CudaRunner,
     device: torch.device,
     *,
     percent: int,
@@ -85,6 +86,7 @@ def measure_memory(
     torch.cuda.synchronize(device)
     held = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
+    runner.prepare_attention()
     runner.execute(worst_batch(max_tokens, max_running, runner.max_model_len))
     activations = torch.cuda.max_memory_allocated(device) - held
     torch.cuda.empty_cache()

@@ -156,6 +156,7 @@ def _load_cuda(
             facts.eos_token_ids,
             longest,
             config.max_running,
+            chunk_sizes={config.max_batched_tokens, config.chunk_tokens},
             graphs=config.cuda_graphs,
         )
 

@@ -56,11 +56,11 @@ def rms(x: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@torch.inference_mode()
 def test_bfloat16_is_as_exact_as_transformers(family: str, tmp_path: Path) -> None:
     model = save_checkpoint(family, tmp_path)
     tokens, prompt = make_prompt(150), 120
 
+    @torch.inference_mode()
     def logprobs() -> torch.Tensor:
         logits = model(torch.tensor([tokens])).logits[0, prompt - 1 :]
         return logits.float().log_softmax(-1)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tandem_cli.bench import bench_app
 from tandem_cli.errors import CliError
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 cluster_app = typer.Typer(no_args_is_help=True, help="The embedded Kubernetes cluster alone.")
 app.add_typer(cluster_app, name="cluster")
+app.add_typer(bench_app, name="bench")
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 

@@ -6,7 +6,8 @@ import torch
 
 from tandem_kernels.bench.timing import Ceilings, Line, check, seconds_per_call
 from tandem_kernels.linear import reference
-from tandem_kernels.linear.kernel import GemmTiles, small_linear
+from tandem_kernels.linear.kernel import GemmTiles, default_tiles, small_linear
+from tandem_kernels.tuning import tuned_gemm
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +115,13 @@ class GemmBench:
         )
         floor = self.moved / ceilings.copy
         return Line(self.name(rows), seconds, floor, error, f"{self.rate(seconds)} {tiles}")
+
+    def run_shipped(self, rows: int, ceilings: Ceilings) -> Line:
+        """What the tuned table chooses for this device: our kernel, or cuBLAS."""
+        shape = self.shape
+        columns = shape.columns // (2 if shape.gate else 1)
+        found = tuned_gemm(rows, columns, shape.size, shape.gate)
+        if found == []:
+            return self.run_torch(rows, ceilings)
+        tiles = GemmTiles(*found) if found else default_tiles(rows, columns)
+        return self.run(rows, tiles, ceilings)

@@ -6,6 +6,7 @@
 import json
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional
 from tandem_kernels.activation import kernel as activation
 from tandem_kernels.attention import extend_attention
 from tandem_kernels.bench.step import EPSILON, Shape, Weights
-from tandem_kernels.bench.timing import check, measure_ceilings
+from tandem_kernels.bench.timing import Ceilings, Line, check, measure_ceilings
 from tandem_kernels.norm import kernel as norm
 from tandem_kernels.rope import kernel as rope
 
@@ -42,10 +43,11 @@ def prefill(shape: Shape, weights: Weights, tokens: torch.Tensor, chunk: int) ->
         x = norm.rms_norm(residual, weights.norms[0], EPSILON)
         for layer in range(shape.layers):
             keys, values = cache[layer]
-            qkv = functional.linear(x, weights.qkv[layer])
+            qkv = functional.linear(x, weights.qkv[layer], weights.qkv_bias[layer])
             query = rope.rope_and_write(
-                qkv, shape.heads, cos[some], sin[some], keys, values, blocks[some], offsets[some]
-            )
+                qkv, shape.heads, cos[some], sin[some], keys, values, blocks[some], offsets[some],
+                weights.query_norms[layer], weights.key_norms[layer], EPSILON,
+            )  # fmt: skip
             found = extend_attention(query, keys, values, table, start, shape.dim**-0.5)
             x = functional.linear(found.flatten(1), weights.output[layer])
             x = norm.add_rms_norm(x, residual, weights.norms[2 * layer + 1], EPSILON, out=x)
@@ -56,42 +58,59 @@ def prefill(shape: Shape, weights: Weights, tokens: torch.Tensor, chunk: int) ->
     return functional.linear(residual[-1:], weights.head)
 
 
+CASES = ((1024, 8192), (8192, 8192), (8192, 2048), (32768, 8192), (32768, 32768))
+"""(prompt, chunk)."""
+
+
+def check_prefill(shape: Shape) -> float:
+    """Two layers of the shape: the chunk size doesn't matter. The largest relative error."""
+    small = replace(shape, layers=2)
+    weights = Weights(small)
+    tokens = torch.randint(small.vocab, (3000,), device="cuda")
+    whole = prefill(small, weights, tokens, 4096)
+    return max(
+        check(f"chunks of {chunk}", prefill(small, weights, tokens, chunk), whole, 2e-2)
+        for chunk in (100, 700, 1024)
+    )
+
+
+def prefill_line(
+    shape: Shape, weights: Weights, case: tuple[int, int], ceilings: Ceilings, error: float
+) -> Line:
+    """The time of one (prompt, chunk) beside that of its multiplications at the matmul rate."""
+    length, chunk = case
+    tokens = torch.randint(shape.vocab, (length,), device="cuda")
+    prefill(shape, weights, tokens, chunk)
+    times = []
+    for _ in range(3):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        prefill(shape, weights, tokens, chunk)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) * 1e-3)
+    seconds = statistics.median(times)
+    torch.cuda.empty_cache()
+    flops = 2 * (shape.weight_elements - shape.vocab * shape.hidden) * length
+    flops += 2 * shape.layers * shape.heads * shape.dim * length**2
+    note = f"{flops / seconds / 1e12:.0f} TFLOP/s"
+    name = f"prefill {length} in chunks of {chunk}"
+    return Line(name, seconds, flops / ceilings.matmul, error, note)
+
+
 def main() -> None:
     """Check that the chunk size doesn't matter, then time prompts of 1k, 8k and 32k."""
     torch.manual_seed(5)
     ceilings = measure_ceilings()
-    small = Shape(layers=2)
-    weights = Weights(small)
-    tokens = torch.randint(small.vocab, (3000,), device="cuda")
-    whole = prefill(small, weights, tokens, 4096)
-    for chunk in (100, 700, 1024):
-        error = check(f"chunks of {chunk}", prefill(small, weights, tokens, chunk), whole, 2e-2)
-        print(f"prefill in chunks of {chunk}: error {error:.1e}", flush=True)
     shape = Shape()
+    error = check_prefill(shape)
     weights = Weights(shape)
-    results = []
-    for length, chunk in ((1024, 8192), (8192, 8192), (8192, 2048), (32768, 8192), (32768, 32768)):
-        tokens = torch.randint(shape.vocab, (length,), device="cuda")
-        prefill(shape, weights, tokens, chunk)
-        times = []
-        for _ in range(3):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            prefill(shape, weights, tokens, chunk)
-            end.record()
-            torch.cuda.synchronize()
-            times.append(begin.elapsed_time(end) * 1e-3)
-        seconds = statistics.median(times)
-        flops = 2 * (shape.weight_elements - shape.vocab * shape.hidden) * length
-        flops += 2 * shape.layers * shape.heads * shape.dim * length**2
-        percent = 100 * flops / ceilings.matmul / seconds
-        results.append({"length": length, "chunk": chunk, "seconds": seconds, "percent": percent})
-        print(
-            f"prefill {length:6d} in chunks of {chunk:6d}: {seconds:.4f} s"
-            f" {flops / seconds / 1e12:.0f} TFLOP/s {percent:.1f} % of matmul",
-            flush=True,
-        )
-    Path(sys.argv[1]).write_text(json.dumps({"matmul": ceilings.matmul, "prefill": results}))
+    lines = []
+    for case in CASES:
+        lines.append(prefill_line(shape, weights, case, ceilings, error))
+        print(lines[-1].show(), flush=True)
+    found = [line.to_json() for line in lines]
+    Path(sys.argv[1]).write_text(json.dumps({"matmul": ceilings.matmul, "prefill": found}))
 
 
 if __name__ == "__main__":

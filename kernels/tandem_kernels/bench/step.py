@@ -16,7 +16,13 @@ from tandem_kernels.activation import kernel as activation
 from tandem_kernels.activation import reference as activation_reference
 from tandem_kernels.attention.decode_kernel import paged_decode
 from tandem_kernels.attention.split_plan import make_decode_plan
-from tandem_kernels.bench.timing import Ceilings, check, measure_ceilings, seconds_per_call
+from tandem_kernels.bench.timing import (
+    Ceilings,
+    Line,
+    check,
+    measure_ceilings,
+    seconds_per_call,
+)
 from tandem_kernels.linear.kernel import GemmTiles, small_linear
 from tandem_kernels.norm import kernel as norm
 from tandem_kernels.norm import reference as norm_reference
@@ -39,6 +45,10 @@ class Shape:
     dim: int = 128
     intermediate: int = 14336
     vocab: int = 128256
+    qkv_bias: bool = False
+    """As Qwen2 has it."""
+    qk_norm: bool = False
+    """A norm of every query and key head before the rotation, as Qwen3 has it."""
 
     @property
     def weight_elements(self) -> int:
@@ -70,6 +80,11 @@ class Weights:
         self.head = random(shape.vocab, shape.hidden)
         self.norms = [1 + random(shape.hidden) for _ in range(2 * shape.layers + 1)]
         self.qkv = [random(heads, shape.hidden) for _ in range(shape.layers)]
+        self.qkv_bias = [random(heads) if shape.qkv_bias else None for _ in range(shape.layers)]
+        self.query_norms, self.key_norms = (
+            [1 + random(shape.dim) if shape.qk_norm else None for _ in range(shape.layers)]
+            for _ in range(2)
+        )
         self.output = [random(shape.hidden, shape.heads * shape.dim) for _ in range(shape.layers)]
         self.gate_up = [random(2 * shape.intermediate, shape.hidden) for _ in range(shape.layers)]
         self.down = [random(shape.hidden, shape.intermediate) for _ in range(shape.layers)]
@@ -116,15 +131,21 @@ class DecodeStep:
         self.scale = shape.dim**-0.5
         self.sampled = torch.empty_like(self.tokens)
 
-    def _linear(self, x: torch.Tensor, weight: torch.Tensor, gate: bool = False) -> torch.Tensor:
+    def _linear(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        gate: bool = False,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         rows, options = x.shape[0], self.options
         columns = weight.shape[0] // (2 if gate else 1)
         tuned = tuned_gemm(rows, columns, weight.shape[1], gate)
         if rows <= 64 and options.triton_gemm and tuned != []:
             prefetch = options.prefetch if rows == 1 else 1
             tiles = replace(GemmTiles(*tuned), prefetch=prefetch) if tuned else None
-            return small_linear(x, weight, gate=gate, tiles=tiles, overlap=options.overlap)
-        found = functional.linear(x, weight)
+            return small_linear(x, weight, bias, gate=gate, tiles=tiles, overlap=options.overlap)
+        found = functional.linear(x, weight, bias)
         return activation.silu_and_multiply(found) if gate else found
 
     def logits(self) -> torch.Tensor:
@@ -136,10 +157,11 @@ class DecodeStep:
         x = norm.rms_norm(residual, weights.norms[0], EPSILON)
         for layer in range(shape.layers):
             keys, values = self.caches[layer]
-            qkv = self._linear(x, weights.qkv[layer])
+            qkv = self._linear(x, weights.qkv[layer], bias=weights.qkv_bias[layer])
             query = qkv[:, : shape.heads * shape.dim].unflatten(1, (shape.heads, shape.dim))
             rope.rope_and_write(
-                qkv, shape.heads, cos, sin, keys, values, self.blocks, self.offsets, out=query,
+                qkv, shape.heads, cos, sin, keys, values, self.blocks, self.offsets,
+                weights.query_norms[layer], weights.key_norms[layer], EPSILON, out=query,
                 overlap=overlap,
             )  # fmt: skip
             found = torch.empty_like(query, memory_format=torch.contiguous_format)
@@ -169,8 +191,9 @@ class DecodeStep:
             keys, values = self.caches[layer].clone()
             normed = norm_reference.rms_norm(x, weights.norms[2 * layer], EPSILON)
             query = rope_reference.rope_and_write(
-                functional.linear(normed, weights.qkv[layer]), shape.heads, cos, sin, keys, values,
-                self.blocks, self.offsets,
+                functional.linear(normed, weights.qkv[layer], weights.qkv_bias[layer]), shape.heads,
+                cos, sin, keys, values, self.blocks, self.offsets,
+                weights.query_norms[layer], weights.key_norms[layer], EPSILON,
             )  # fmt: skip
             k, v = (
                 side[self.tables].transpose(2, 3).flatten(1, 2).transpose(1, 2).float()
@@ -194,9 +217,9 @@ class DecodeStep:
         )
 
 
-def check_step(options: Options, batch: int, context: int) -> float:
+def check_step(options: Options, batch: int, context: int, shape: Shape) -> float:
     """Two layers of the shape against torch, eagerly and from a graph that is replayed twice."""
-    shape = Shape(layers=2)
+    shape = replace(shape, layers=2)
     step = DecodeStep(shape, Weights(shape), batch, context, options)
     expected = step.expected()
     error = check(f"step {options}", step.logits(), expected, 2e-2)
@@ -212,6 +235,29 @@ def check_step(options: Options, batch: int, context: int) -> float:
     return error
 
 
+CHECKED = ((1, 1000), (5, 700), (32, 130), (80, 64))
+CASES = ((1, 1024), (8, 1024), (32, 1024), (64, 1024), (256, 1024), (32, 8192))
+"""(batch, context)."""
+
+
+def step_line(
+    shape: Shape,
+    weights: Weights,
+    case: tuple[int, int],
+    options: Options,
+    ceilings: Ceilings,
+    error: float,
+) -> Line:
+    """The time of one (batch, context) beside its floor; `error` is that of the check before."""
+    step = DecodeStep(shape, weights, *case, options)
+    seconds = seconds_per_call([step.run], 9)
+    del step
+    torch.cuda.empty_cache()
+    name = f"decode step {case[0]} x {case[1]}"
+    note = f"{case[0] / seconds:.0f} tok/s {options}"
+    return Line(name, seconds, shape.floor(*case, ceilings), error, note)
+
+
 def main() -> None:
     """Check and time every variant."""
     torch.manual_seed(3)
@@ -221,35 +267,24 @@ def main() -> None:
         f" matmul {ceilings.matmul / 1e12:.0f} TFLOP/s",
         flush=True,
     )
-    variants = [
-        Options(overlap=False, triton_gemm=False),
-        Options(overlap=False),
-        Options(),
-    ]
-    results = []
-    for options in variants:
-        errors = [check_step(options, *case) for case in ((1, 1000), (5, 700), (32, 130), (80, 64))]
-        print(f"checked {options}: largest error {max(errors):.1e}", flush=True)
     shape = Shape()
+    variants = {
+        options: max(check_step(options, *case, shape) for case in CHECKED)
+        for options in (
+            Options(overlap=False, triton_gemm=False),
+            Options(overlap=False),
+            Options(),
+        )
+    }
     weights = Weights(shape)
-    for batch, context in ((1, 1024), (8, 1024), (32, 1024), (64, 1024), (256, 1024), (32, 8192)):
-        floor = shape.floor(batch, context, ceilings)
-        for options in variants:
-            step = DecodeStep(shape, weights, batch, context, options)
-            seconds = seconds_per_call([step.run], 9)
-            results.append(
-                {"batch": batch, "context": context, "options": str(options), "ms": seconds * 1e3,
-                 "floor_ms": floor * 1e3, "percent": 100 * floor / seconds}
-            )  # fmt: skip
-            print(
-                f"{batch:4d} x {context:5d} {seconds * 1e3:8.3f} ms  floor {floor * 1e3:7.3f} ms"
-                f" {100 * floor / seconds:6.1f} %  {options}",
-                flush=True,
-            )
-            del step
-            torch.cuda.empty_cache()
+    lines = []
+    for case in CASES:
+        for options, error in variants.items():
+            lines.append(step_line(shape, weights, case, options, ceilings, error))
+            print(lines[-1].show(), flush=True)
+    steps = [line.to_json() for line in lines]
     Path(sys.argv[1]).write_text(
-        json.dumps({"copy": ceilings.copy, "matmul": ceilings.matmul, "steps": results}, indent=1)
+        json.dumps({"copy": ceilings.copy, "matmul": ceilings.matmul, "steps": steps}, indent=1)
     )
 
 

@@ -1,0 +1,88 @@
+"""Every kernel in its shipped configuration beside the floor of the same call.
+
+The benchmarks themselves are `tandem_kernels.bench`; this only says which cases make the table.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from tandem_bench.errors import WorkloadError
+
+if TYPE_CHECKING:
+    from tandem_kernels.bench.timing import Ceilings, Line
+
+GEMM_ROWS: Final = (1, 16, 32, 64)
+
+Stage = Callable[["Ceilings"], Iterator["Line"]]
+"""Checks, measures, and yields lines as they come."""
+
+
+def _rows(ceilings: "Ceilings") -> Iterator["Line"]:
+    from tandem_kernels.bench import rows
+
+    yield from rows.run_norm(16384, 4096, ceilings)
+    yield from rows.run_activation(8192, 14336, ceilings)
+    yield from rows.run_rope(16384, ceilings)
+    yield from rows.run_rope(16384, ceilings, True)
+
+
+def _memory(ceilings: "Ceilings") -> Iterator["Line"]:
+    from tandem_kernels.bench import memory
+
+    for num_rows in (1, 256):
+        yield from memory.run_sampling(num_rows, 128256, ceilings)
+    yield from memory.run_transfer(ceilings)
+
+
+def _decode(ceilings: "Ceilings") -> Iterator["Line"]:
+    import torch
+
+    from tandem_kernels.bench.attention import DECODE_CASES, DecodeBench, DecodeTiles
+
+    for case in DECODE_CASES:
+        bench = DecodeBench(case)
+        yield bench.run(DecodeTiles(), bench.expected(), ceilings)
+        del bench
+        torch.cuda.empty_cache()
+
+
+def _prefill(ceilings: "Ceilings") -> Iterator["Line"]:
+    from tandem_kernels.bench.attention import run_prefill
+
+    for length, prefix in ((1024, 0), (8192, 0), (2048, 6144), (8192, 24576)):
+        yield from run_prefill(length, ceilings, [(128, 64, 8, 3)], prefix)
+
+
+def _gemm(ceilings: "Ceilings") -> Iterator["Line"]:
+    import torch
+
+    from tandem_kernels.bench.gemm import LLAMA_8B, GemmBench
+
+    for shape in LLAMA_8B:
+        bench = GemmBench(shape)
+        for num_rows in GEMM_ROWS:
+            yield bench.run_torch(num_rows, ceilings)
+            yield bench.run_shipped(num_rows, ceilings)
+        del bench
+        torch.cuda.empty_cache()
+
+
+STAGES: Final[dict[str, Stage]] = {
+    "rows": _rows,
+    "attention": _decode,
+    "prefill": _prefill,
+    "memory": _memory,
+    "gemm": _gemm,
+}
+
+
+def choose_stages(names: str) -> dict[str, Stage]:
+    """Of a comma-separated list; all of them for an empty one."""
+    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(STAGES)
+    unknown = [name for name in wanted if name not in STAGES]
+    if unknown:
+        raise WorkloadError(
+            f"there is no kernel benchmark called {unknown[0]!r}",
+            f"choose from {', '.join(STAGES)}",
+        )
+    return {name: STAGES[name] for name in wanted}

@@ -1,0 +1,232 @@
+"""The engine in this process: scheduler, cache and runner, no processes and no HTTP."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Final
+
+from tandem_bench.errors import EngineError
+from tandem_bench.offline.published import OfflineWorkload
+from tandem_engine.config import WorkerConfig
+from tandem_engine.core.engine_core import EngineCore
+from tandem_engine.core.messages import (
+    CoreFailed,
+    CoreRefused,
+    CoreStats,
+    CoreStep,
+    FromCore,
+    RoutedSubmit,
+)
+from tandem_engine.kv_transfer.events import ToCore, ToHandoff
+from tandem_engine.runner.base import Runner
+from tandem_wire.messages import SamplingParams, Submit
+
+PATIENCE_SECONDS: Final = 60.0
+"""How long the core may have nothing to run while sequences are unfinished."""
+PAUSE_SECONDS: Final = 0.0005
+WARMUP_TOKENS: Final = 16
+
+
+class NoHandoff:
+    """The hand-off of a worker without peers."""
+
+    def post(self, event: ToHandoff) -> None:
+        """Nothing is ever asked of it."""
+
+    def poll(self) -> list[ToCore]:
+        """Nothing ever happens."""
+        return []
+
+    def wake_on_event(self, wake: threading.Event) -> None:
+        """There will be no event."""
+
+    def num_leases(self) -> int:
+        """None."""
+        return 0
+
+    def counters(self) -> dict[str, float]:
+        """None."""
+        return {}
+
+    def gauges(self) -> dict[str, float]:
+        """None."""
+        return {}
+
+    def set_draining(self, draining: bool) -> None:
+        """Nobody asks for prefills."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineResult:
+    """Of one run; seconds and tokens."""
+
+    num_seqs: int
+    seconds: float
+    input_tokens: int
+    output_tokens: int
+    steps: int
+    mean_batch: float
+    runner_seconds: float
+    """Sum of the steps' durations as the core measures them."""
+    preemptions: int
+    first_token_seconds: float
+    """Until the first token of all."""
+
+    @property
+    def output_per_second(self) -> float:
+        """Generated tokens per second: nano-vllm's figure."""
+        return self.output_tokens / self.seconds
+
+    @property
+    def total_per_second(self) -> float:
+        """Prompt and generated tokens per second."""
+        return (self.input_tokens + self.output_tokens) / self.seconds
+
+    @property
+    def runner_share(self) -> float:
+        """Of the wall time that steps take; the rest is scheduling and bookkeeping."""
+        return min(1.0, self.runner_seconds / self.seconds)
+
+    def to_json(self) -> dict[str, float | int]:
+        """Fields and figures."""
+        return {
+            **asdict(self),
+            "output_per_second": self.output_per_second,
+            "total_per_second": self.total_per_second,
+            "runner_share": self.runner_share,
+        }
+
+
+@dataclass
+class _Seen:
+    """What the core has sent since the last reset."""
+
+    tokens: int = 0
+    first_token: float = 0.0
+    unfinished: set[str] = field(default_factory=set)
+    steps: int = 0
+    items: float = 0.0
+    step_seconds: float = 0.0
+    preemptions: float = 0.0
+
+
+class OfflineEngine:
+    """Drives an `EngineCore` through `post` and `run_once` alone."""
+
+    def __init__(self, config: WorkerConfig, runner: Runner) -> None:
+        self._core = EngineCore(config, runner, NoHandoff(), self._take)
+        self._runner = runner
+        self._seen = _Seen()
+        self._numbers = 0
+        self.limits = self._core.limits
+
+    def run(
+        self,
+        sequences: Sequence[tuple[list[int], int]],
+        temperature: float,
+        on_progress: Callable[[int, int], None] = lambda done, tokens: None,
+    ) -> OfflineResult:
+        """All sequences at once, to their last token. `on_progress`: finished sequences, tokens.
+
+        Raises:
+            EngineError: a sequence was refused or failed, or the core came to a standstill.
+        """
+        self._core.report()  # takes the samples of whatever ran before
+        self._seen = seen = _Seen()
+        before = dict(self._core.scheduler.meter.counters)
+        started = shown = busy = time.perf_counter()
+        for prompt, num_output in sequences:
+            self._submit(prompt, num_output, temperature)
+        while seen.unfinished:
+            worked = self._core.run_once()
+            now = time.perf_counter()
+            if worked:
+                busy = now
+            elif now - busy > PATIENCE_SECONDS:
+                raise EngineError(
+                    f"the core has had nothing to run for {PATIENCE_SECONDS:g} s and "
+                    f"{len(seen.unfinished)} sequences are unfinished"
+                )
+            else:
+                time.sleep(PAUSE_SECONDS)
+            if now - shown > 0.5:
+                shown = now
+                on_progress(len(sequences) - len(seen.unfinished), seen.tokens)
+        seconds = time.perf_counter() - started
+        self._core.report()
+        self._core.check()
+        counters = self._core.scheduler.meter.counters
+        return OfflineResult(
+            num_seqs=len(sequences),
+            seconds=seconds,
+            input_tokens=sum(len(prompt) for prompt, _ in sequences),
+            output_tokens=seen.tokens,
+            steps=seen.steps,
+            mean_batch=seen.items / seen.steps if seen.steps else 0.0,
+            runner_seconds=seen.step_seconds,
+            preemptions=round(counters["preemptions_total"] - before.get("preemptions_total", 0)),
+            first_token_seconds=seen.first_token - started,
+        )
+
+    def close(self) -> None:
+        """Free what the runner holds."""
+        self._runner.close()
+
+    def _submit(self, prompt: list[int], num_output: int, temperature: float) -> None:
+        self._numbers += 1
+        rid = str(self._numbers)
+        self._seen.unfinished.add(rid)
+        params = SamplingParams(
+            max_tokens=num_output, temperature=temperature, seed=self._numbers, ignore_eos=True
+        )
+        submit = Submit(rid=rid, tokens=prompt, num_prompt_tokens=len(prompt), params=params)
+        self._core.post(RoutedSubmit(0, submit))
+
+    def _take(self, message: FromCore) -> None:
+        seen = self._seen
+        match message:
+            case CoreStep(routed):
+                if not seen.first_token:
+                    seen.first_token = time.perf_counter()
+                for items in routed:
+                    for item in items.items:
+                        seen.tokens += len(item.tokens)
+                        if item.error:
+                            raise EngineError(f"sequence {item.rid} failed: {item.error}")
+                        if item.finish:
+                            seen.unfinished.discard(item.rid)
+            case CoreStats(observations=observations):
+                durations = observations.get("step_seconds", [])
+                seen.steps += len(durations)
+                seen.step_seconds += sum(durations)
+                seen.items += sum(observations.get("step_batch_size", []))
+            case CoreRefused(refused=refused):
+                raise EngineError(
+                    f"the engine refused a sequence: {refused.message}",
+                    "give more room (--max-model-len, --kv-memory), or shorter sequences",
+                )
+            case CoreFailed(text):
+                raise EngineError(text)
+            case _:
+                pass  # block events and probes are for routers
+
+
+def warm_up(engine: OfflineEngine, vocab_size: int, temperature: float) -> None:
+    """One short sequence, for what is made at the first step."""
+    prompt = [token % vocab_size for token in range(WARMUP_TOKENS)]
+    engine.run([(prompt, WARMUP_TOKENS)], temperature)
+
+
+def check_fits(workload: OfflineWorkload, engine: OfflineEngine) -> None:
+    """Raise EngineError when the longest sequence can't run."""
+    longest, limits = workload.input_range[1] + workload.output_range[1], engine.limits
+    if longest > limits.max_model_len:
+        raise EngineError(
+            f"sequences of up to {longest} tokens don't fit the {limits.max_model_len} of this "
+            "engine",
+            "shorten --input-len and --output-len, or raise --max-model-len and --kv-memory",
+        )

@@ -1,0 +1,1 @@
+"""What was measured, as numbers, tables and pages."""

@@ -1,0 +1,88 @@
+"""Models by name for benchmarks with random weights: only the shape matters."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from tandem_bench.errors import WorkloadError
+
+_COMMON: Final[dict[str, Any]] = {
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "bfloat16",
+    "eos_token_id": 2,
+}
+
+SHAPES: Final[dict[str, dict[str, Any]]] = {
+    "llama-8b": {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 14336,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+    },
+    "qwen2.5-7b": {
+        "model_type": "qwen2",
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "intermediate_size": 18944,
+        "vocab_size": 152064,
+        "max_position_embeddings": 32768,
+        "rope_theta": 1000000.0,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    },
+    "qwen3-0.6b": {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
+        "hidden_size": 1024,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 3072,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "rope_theta": 1000000.0,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+    },
+}
+"""As in the models' own config.json (Llama-3.1-8B without its scaled positions)."""
+
+
+def named_config(name: str) -> dict[str, Any] | None:
+    """A config.json by short name, or None."""
+    found = SHAPES.get(name.lower())
+    return None if found is None else {**_COMMON, **found}
+
+
+def model_uri(model: str, folder: Path) -> str:
+    """A model URI as it is; of a short name, a folder with its config.json made in `folder`.
+
+    Raises:
+        WorkloadError: it is neither.
+    """
+    if "://" in model:
+        return model
+    config = named_config(model)
+    if config is None:
+        raise WorkloadError(
+            f"{model!r} is neither a model URI nor one of {', '.join(SHAPES)}",
+            "write hf://ORG/NAME, file:///PATH, package://NAME or one of the short names",
+        )
+    path = folder / model.lower()
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text(json.dumps(config))
+    return f"file://{path.resolve()}"

@@ -1,0 +1,1 @@
+"""What is sent: arrivals, lengths, prompts, traces."""

@@ -165,12 +165,15 @@ def _grid(chart: Chart, x_axis: Axis, y_axis: Axis) -> list[str]:
 
 
 def _draw_rule(rule: Rule, x_axis: Axis, y_axis: Axis) -> str:
+    axis = x_axis if rule.vertical else y_axis
+    if not axis.low <= rule.at <= axis.high:
+        return ""
     if rule.vertical:
-        if not x_axis.low <= rule.at <= x_axis.high:
-            return ""
         x = x_axis.place(rule.at)
         line = f'x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{TOP + _INNER_HEIGHT}"'
-        place = f'x="{x + 4:.1f}" y="{TOP + _INNER_HEIGHT - 6}"'
+        late = x > LEFT + 0.8 * _INNER_WIDTH
+        place = f'x="{x + (-4 if late else 4):.1f}" y="{TOP + _INNER_HEIGHT - 6}"'
+        place += ' text-anchor="end"' if late else ""
     else:
         y = y_axis.place(rule.at)
         line = f'x1="{LEFT}" x2="{LEFT + _INNER_WIDTH}" y1="{y:.1f}" y2="{y:.1f}"'

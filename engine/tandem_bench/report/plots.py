@@ -76,8 +76,9 @@ def _cdf(
 ) -> Chart:
     found = [(line, pick(line.summary)) for line in lines]
     found = [(line, values) for line, values in found if values.count]
-    low = min((max(v.curve[1][1], 1e-6) for _, v in found), default=1.0)
     high = max((v.largest for _, v in found), default=1.0)
+    # Pieces that arrive together have no gap at all: five decades are enough to show that.
+    low = min((max(v.curve[1][1], high / 1e5, 1e-6) for _, v in found), default=1.0)
     log = high / low > 30
     floor = low * MILLI / 1.5 if log else 0.0
     series = [

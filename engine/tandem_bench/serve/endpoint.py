@@ -1,6 +1,5 @@
 """One OpenAI endpoint: which model it has, what prompts it takes, and one streamed completion."""
 
-import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +11,7 @@ import msgspec
 
 from tandem_bench.errors import EndpointError
 from tandem_bench.serve.events import Chunk, EventParser
-from tandem_bench.serve.record import RequestRecord
+from tandem_bench.serve.record import RequestRecord, clock
 from tandem_bench.workload.prompts import FIRST_TOKEN, PromptKind
 
 KEEP_ALIVE_SECONDS: Final = 2.0
@@ -129,8 +128,7 @@ class Endpoint:
 
     async def _probe(self, prompt: list[int] | str, extra: dict[str, Any]) -> str:
         record = RequestRecord(-1, 0.0, requested_output=1)
-        start = asyncio.get_running_loop().time()
-        await self.stream(self.body(prompt, 1, extra), record, start)
+        await self.stream(self.body(prompt, 1, extra), record, clock())
         # A single token may be the end of the sequence: an empty answer is an answer.
         return "" if record.error in ("", "no tokens") else f"{record.error}: {record.detail}"
 
@@ -142,7 +140,6 @@ class Endpoint:
         on_pieces: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Send one request and fill its record; never raises what the endpoint is to blame for."""
-        clock = asyncio.get_running_loop().time
         record.sent = clock() - start
         try:
             async with self._session.post(self._completions, data=body) as response:
@@ -171,7 +168,6 @@ class Endpoint:
         start: float,
         on_pieces: Callable[[int], None],
     ) -> None:
-        clock = asyncio.get_running_loop().time
         parser, decode, times = EventParser(), self._decoder.decode, record.times
         done = False
         while data := await response.content.readany():

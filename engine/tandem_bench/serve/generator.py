@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tandem_bench.serve.endpoint import Endpoint
-from tandem_bench.serve.record import RequestRecord
+from tandem_bench.serve.record import RequestRecord, clock
 from tandem_bench.serve.settings import LoadSettings
 from tandem_bench.workload.planned import PlannedRequest
 from tandem_bench.workload.prompts import PromptMaker
@@ -86,7 +86,7 @@ class LoadGenerator:
             prompt = self._prompts.warmup(number, num_input)
             body = self._endpoint.body(prompt, num_output, self._settings.extra)
             record = RequestRecord(-1, 0.0, requested_output=num_output)
-            await self._endpoint.stream(body, record, asyncio.get_running_loop().time())
+            await self._endpoint.stream(body, record, clock())
 
     async def run(self, workload: Iterator[PlannedRequest]) -> RunResult:
         """Send the workload (bounded by the settings), wait for every answer."""
@@ -94,10 +94,9 @@ class LoadGenerator:
         if settings.num_requests:
             workload = itertools.islice(workload, settings.num_requests)
         raise_file_limit()
-        loop = asyncio.get_running_loop()
         gc.collect()
         gc.freeze()
-        start, cpu = loop.time(), time.process_time()
+        start, cpu = clock(), time.process_time()
         pulse = asyncio.create_task(self._pulse(start, result.pulses))
         try:
             if settings.concurrency:
@@ -110,7 +109,7 @@ class LoadGenerator:
             with contextlib.suppress(asyncio.CancelledError):
                 await pulse
             gc.unfreeze()
-        result.seconds, result.cpu_seconds = loop.time() - start, time.process_time() - cpu
+        result.seconds, result.cpu_seconds = clock() - start, time.process_time() - cpu
         self._report(result.seconds)
         return result
 
@@ -119,7 +118,7 @@ class LoadGenerator:
     async def _open(
         self, workload: Iterator[PlannedRequest], start: float, records: list[RequestRecord]
     ) -> None:
-        clock, duration = asyncio.get_running_loop().time, self._settings.duration
+        duration = self._settings.duration
         for planned in workload:
             if duration and planned.at >= duration:
                 break
@@ -138,7 +137,7 @@ class LoadGenerator:
     async def _closed(
         self, workload: Iterator[PlannedRequest], start: float, records: list[RequestRecord]
     ) -> None:
-        clock, settings = asyncio.get_running_loop().time, self._settings
+        settings = self._settings
 
         async def one_place() -> None:
             for planned in workload:
@@ -222,7 +221,6 @@ class LoadGenerator:
                 await self._stop.wait()
 
     async def _pulse(self, start: float, delays: "array[float]") -> None:
-        clock = asyncio.get_running_loop().time
         shown = due = clock()
         while True:
             due = max(due + PULSE_SECONDS, clock())

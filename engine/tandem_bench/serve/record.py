@@ -1,8 +1,13 @@
 """What was seen of one request."""
 
 import math
+import time
 from array import array
 from dataclasses import dataclass, field
+from typing import Final
+
+clock: Final = time.perf_counter
+"""Seconds. Not the event loop's own time: uvloop's counts whole milliseconds."""
 
 
 @dataclass(slots=True)

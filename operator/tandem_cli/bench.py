@@ -56,7 +56,11 @@ def serve(
     length_scale: Annotated[float, typer.Option(help="Scale the trace's lengths.")] = 1.0,
     max_input: Annotated[int, typer.Option(help="Cut the trace's prompts to so many.")] = 0,
     max_output: Annotated[int, typer.Option(help="Cut the trace's answers to so many.")] = 0,
-    seed: Annotated[int, typer.Option(help="The same seed sends the same.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of arrivals and lengths.")] = 0,
+    nonce: Annotated[
+        int | None,
+        typer.Option(help="Of the tokens; default: a new one, which no cache has seen."),
+    ] = None,
     ignore_eos: Annotated[
         bool, typer.Option(help="Answers have exactly the planned length.")
     ] = True,
@@ -120,6 +124,7 @@ def serve(
             max_input=max_input,
             max_output=max_output,
             seed=seed,
+            nonce=nonce,
             ignore_eos=ignore_eos,
             temperature=temperature,
             extra_body=extra_body,

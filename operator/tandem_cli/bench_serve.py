@@ -1,6 +1,7 @@
 """`tandem bench serve`: options to campaign, progress, tables, files."""
 
 import json
+import secrets
 import shlex
 import sys
 from collections.abc import Callable
@@ -59,6 +60,7 @@ class ServeOptions:
     max_input: int
     max_output: int
     seed: int
+    nonce: int | None
     ignore_eos: bool
     temperature: float
     extra_body: str
@@ -114,6 +116,7 @@ class ServeOptions:
                 tbt_percentile=self.slo_tbt_percentile,
             ),
             seed=self.seed,
+            nonce=secrets.randbits(31) if self.nonce is None else self.nonce,
             prompt_kind=self._prompt_kind(),
             vocab_size=self.vocab_size,
             request_timeout=self.request_timeout,

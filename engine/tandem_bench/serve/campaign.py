@@ -43,6 +43,7 @@ class Campaign:
     load: LoadSettings = field(default_factory=LoadSettings)
     objectives: Objectives = field(default_factory=Objectives)
     seed: int = 0
+    nonce: int = 0  # another one draws other tokens for the same plan
     prompt_kind: PromptKind | None = None  # None: token ids where they are taken
     vocab_size: int = 0  # 0: found by asking
     request_timeout: float = 600.0
@@ -126,7 +127,9 @@ async def _one_run(
     on_run: OnRun,
 ) -> tuple[Summary, list[RequestRow]]:
     number, rate, label = run
-    maker = PromptMaker(prompts.kind, prompts.vocab_size, campaign.seed, salt=number)
+    maker = PromptMaker(
+        prompts.kind, prompts.vocab_size, campaign.seed, nonce=campaign.nonce, salt=number
+    )
     total = campaign.load.num_requests
     workload = plan(campaign, trace, rate)
     if trace is not None:
@@ -179,7 +182,10 @@ def run_label(campaign: Campaign, rate: float | None) -> str:
 
 def _config(campaign: Campaign, trace: Trace | None) -> dict[str, Any]:
     load, lengths, replay = campaign.load, campaign.lengths, campaign.replay
-    found: dict[str, Any] = {"url": campaign.url, "seed": campaign.seed}
+    found: dict[str, Any] = {
+        "url": campaign.url,
+        "seed, nonce": f"{campaign.seed}, {campaign.nonce}",
+    }
     if trace is None:
         found |= {
             "workload": "random",

@@ -156,9 +156,14 @@ def test_prefixes_are_as_many_as_asked() -> None:
 
 def test_the_next_run_of_a_sweep_finds_nothing_cached() -> None:
     request = PlannedRequest(0, 0.0, 64, 1, (5,), 32, 32)
-    one, other = (PromptMaker("ids", 500, seed=0, salt=salt).tokens(request) for salt in (0, 1))
-    assert (one[:32] != other[:32]).any()
-    assert (one[32:] != other[32:]).any()
+    one, next_run, next_call, again = (
+        PromptMaker("ids", 500, seed=0, nonce=nonce, salt=salt).tokens(request)
+        for nonce, salt in ((7, 0), (7, 1), (8, 0), (7, 0))
+    )
+    assert (one == again).all()
+    for other in (next_run, next_call):
+        assert (one[:32] != other[:32]).any()
+        assert (one[32:] != other[32:]).any()
 
 
 def test_text_prompts_have_a_word_for_a_token() -> None:

@@ -1,4 +1,4 @@
-"""Prompts made of random tokens, the same for the same seed, sharing what the plan shares."""
+"""Prompts made of random tokens, the same for the same seeds, sharing what the plan shares."""
 
 from collections import OrderedDict
 from typing import Final, Literal
@@ -29,16 +29,23 @@ class PromptMaker:
     """Turns plans into prompts: token ids below `vocab_size`, or as many words.
 
     Blocks of a plan get the same tokens whenever they come up; the rest of a prompt belongs to it
-    alone. `salt` tells runs of a sweep apart, so that the second doesn't find the first one's
-    prompts cached; shared blocks differ between runs as well.
+    alone. `nonce` tells calls apart and `salt` the runs of a sweep, so that none finds the prompts
+    of another cached; shared blocks differ between runs as well.
     """
 
     def __init__(
-        self, kind: PromptKind, vocab_size: int, seed: int, salt: int = 0, keep: int = KEPT_BLOCKS
+        self,
+        kind: PromptKind,
+        vocab_size: int,
+        seed: int,
+        *,
+        nonce: int = 0,
+        salt: int = 0,
+        keep: int = KEPT_BLOCKS,
     ) -> None:
         self.kind = kind
         self._high = max(vocab_size, FIRST_TOKEN + 1)
-        self._seed = [seed, salt]
+        self._seed = [seed, nonce, salt]
         self._blocks: OrderedDict[int, Tokens] = OrderedDict()
         self._keep = keep
 

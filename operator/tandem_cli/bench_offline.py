@@ -19,6 +19,7 @@ from tandem_cli.errors import CliError
 from tandem_engine.config import WorkerConfig, parse_args
 from tandem_engine.core.child import load_worker_runner
 from tandem_engine.errors import TandemEngineError
+from tandem_engine.startup import Startup, process_start
 from tandem_wire.model_error import ModelSourceError
 
 
@@ -76,7 +77,9 @@ def run_offline(
 ) -> list[OfflineResult]:
     """All runs, on one engine."""
     with show_steps() as steps:
-        runner = load_worker_runner(config, steps.update)
+        startup = Startup(steps.update, process_start())
+        runner = load_worker_runner(config, startup)
+        console.print(startup.report().describe())
         engine = OfflineEngine(config, runner)
         try:
             check_fits(workload, engine)

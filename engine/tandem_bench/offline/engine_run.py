@@ -26,6 +26,7 @@ PATIENCE_SECONDS: Final = 60.0
 """How long the core may have nothing to run while sequences are unfinished."""
 PAUSE_SECONDS: Final = 0.0005
 WARMUP_TOKENS: Final = 16
+MAX_STEPS_AHEAD: Final = 8
 
 
 class NoHandoff:
@@ -157,6 +158,9 @@ class OfflineEngine:
                 shown = now
                 on_progress(len(sequences) - len(seen.unfinished), seen.tokens)
         seconds = time.perf_counter() - started
+        for _ in range(MAX_STEPS_AHEAD):  # what was launched ahead of the last tokens
+            if not self._core.run_once():
+                break
         self._core.report()
         self._core.check()
         counters = self._core.scheduler.meter.counters

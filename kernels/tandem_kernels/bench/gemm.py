@@ -6,8 +6,7 @@ import torch
 
 from tandem_kernels.bench.timing import Ceilings, Line, check, seconds_per_call
 from tandem_kernels.linear import reference
-from tandem_kernels.linear.kernel import GemmTiles, default_tiles, small_linear
-from tandem_kernels.tuning import tuned_gemm
+from tandem_kernels.linear.kernel import GemmTiles, choose_tiles, small_linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +119,5 @@ class GemmBench:
         """What the tuned table chooses for this device: our kernel, or cuBLAS."""
         shape = self.shape
         columns = shape.columns // (2 if shape.gate else 1)
-        found = tuned_gemm(rows, columns, shape.size, shape.gate)
-        if found == []:
-            return self.run_torch(rows, ceilings)
-        tiles = GemmTiles(*found) if found else default_tiles(rows, columns)
-        return self.run(rows, tiles, ceilings)
+        tiles = choose_tiles(rows, columns, shape.size, shape.gate)
+        return self.run_torch(rows, ceilings) if tiles is None else self.run(rows, tiles, ceilings)

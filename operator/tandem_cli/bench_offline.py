@@ -79,7 +79,7 @@ def run_offline(
     with show_steps() as steps:
         startup = Startup(steps.update, process_start())
         runner = load_worker_runner(config, startup)
-        console.print(startup.report().describe())
+        console.print(startup.report().describe(), soft_wrap=True)
         engine = OfflineEngine(config, runner)
         try:
             check_fits(workload, engine)
@@ -113,6 +113,7 @@ def render(found: Sequence[OfflineResult]) -> Table:
         ("steps", lambda r: f"{r.steps:,}"),
         ("mean batch", lambda r: f"{r.mean_batch:.1f}"),
         ("in steps / scheduling", lambda r: f"{r.runner_share:.1%} / {1 - r.runner_share:.1%}"),
+        ("prompt tokens cached", lambda r: f"{r.cached_tokens:,}"),
         ("preemptions", lambda r: f"{r.preemptions:,}"),
         ("first token after", lambda r: f"{r.first_token_seconds:.3f} s"),
     ]

@@ -74,6 +74,8 @@ class OfflineResult:
     runner_seconds: float
     """Sum of the steps' durations as the core measures them."""
     preemptions: int
+    cached_tokens: int
+    """Prompt tokens that the prefix cache held: none, unless prompts of one run share some."""
     first_token_seconds: float
     """Until the first token of all."""
 
@@ -123,6 +125,7 @@ class OfflineEngine:
         self._runner = runner
         self._seen = _Seen()
         self._numbers = 0
+        self._runs = 0
         self.limits = self._core.limits
 
     def run(
@@ -138,6 +141,7 @@ class OfflineEngine:
         """
         self._core.report()  # takes the samples of whatever ran before
         self._seen = seen = _Seen()
+        self._runs += 1
         before = dict(self._core.scheduler.meter.counters)
         started = shown = busy = time.perf_counter()
         for prompt, num_output in sequences:
@@ -164,6 +168,10 @@ class OfflineEngine:
         self._core.report()
         self._core.check()
         counters = self._core.scheduler.meter.counters
+
+        def counted(name: str) -> int:
+            return round(counters.get(name, 0) - before.get(name, 0))
+
         return OfflineResult(
             num_seqs=len(sequences),
             seconds=seconds,
@@ -172,7 +180,8 @@ class OfflineEngine:
             steps=seen.steps,
             mean_batch=seen.items / seen.steps if seen.steps else 0.0,
             runner_seconds=seen.step_seconds,
-            preemptions=round(counters["preemptions_total"] - before.get("preemptions_total", 0)),
+            preemptions=counted("preemptions_total"),
+            cached_tokens=counted("prefix_hit_tokens_total"),
             first_token_seconds=seen.first_token - started,
         )
 
@@ -187,7 +196,13 @@ class OfflineEngine:
         params = SamplingParams(
             max_tokens=num_output, temperature=temperature, seed=self._numbers, ignore_eos=True
         )
-        submit = Submit(rid=rid, tokens=prompt, num_prompt_tokens=len(prompt), params=params)
+        submit = Submit(
+            rid=rid,
+            tokens=prompt,
+            num_prompt_tokens=len(prompt),
+            params=params,
+            cache_salt=f"run {self._runs}",  # no run finds the prompts of another cached
+        )
         self._core.post(RoutedSubmit(0, submit))
 
     def _take(self, message: FromCore) -> None:

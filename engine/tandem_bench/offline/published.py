@@ -25,7 +25,10 @@ class OfflineWorkload:
     temperature: float = 0.6
 
     def draw(self, vocab_size: int) -> list[tuple[list[int], int]]:
-        """(prompt, number of tokens to generate) of every sequence."""
+        """(prompt, number of tokens to generate) of every sequence.
+
+        A vocabulary below 10,000 changes the ids, not the lengths.
+        """
         for low, high in (self.input_range, self.output_range):
             if self.num_seqs < 1 or not 1 <= low <= high:
                 raise WorkloadError(
@@ -33,9 +36,8 @@ class OfflineWorkload:
                     "write for example --num-seqs 256 --input-len 100-1024",
                 )
         rng = random.Random(self.seed)
-        highest = min(TOKEN_IDS, vocab_size - 1)
         prompts = [
-            [rng.randint(0, highest) for _ in range(rng.randint(*self.input_range))]
+            [rng.randint(0, TOKEN_IDS) % vocab_size for _ in range(rng.randint(*self.input_range))]
             for _ in range(self.num_seqs)
         ]
         return [(prompt, rng.randint(*self.output_range)) for prompt in prompts]

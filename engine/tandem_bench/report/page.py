@@ -5,11 +5,11 @@ from html import escape
 from importlib import resources
 
 from tandem_bench.report.chart import Chart, draw
-from tandem_bench.report.columns import ROWS, count, milliseconds, rate_text, spread
+from tandem_bench.report.columns import count, milliseconds, rate_text, spread
 from tandem_bench.report.document import Report
 from tandem_bench.report.plots import Group, build_charts
 from tandem_bench.report.summary import Summary
-from tandem_bench.report.table import pair_runs
+from tandem_bench.report.table import compared_rows, pair_runs
 from tandem_bench.serve.settings import Objectives
 
 
@@ -23,12 +23,13 @@ def build_page(reports: Sequence[tuple[str, Report]], objectives: Objectives) ->
         parts.append(_tiles(groups[0].summaries[0]))
     parts += [_warnings(group, alone) for group in groups]
     parts.append(_runs_table(groups, alone))
-    if not alone:
-        parts += [_comparison(one, other, reports) for one, other in _pairs(reports)]
     parts.append('<section class="charts">')
     parts += [_figure(chart) for chart in build_charts(groups, objectives)]
     parts.append("</section>")
-    parts += [_gaps(group, alone) for group in groups]
+    if not alone:
+        pairs = pair_runs(reports[0][1], reports[1][1])
+        parts += [_comparison(one, other, reports, len(pairs) == 1) for one, other in pairs]
+    parts += [_stalls(group, alone) for group in groups]
     parts += [_failures(group, alone) for group in groups]
     parts += [_config(name if not alone else "", report) for name, report in reports]
     style = (resources.files("tandem_bench") / "report" / "page.css").read_text()
@@ -38,10 +39,6 @@ def build_page(reports: Sequence[tuple[str, Report]], objectives: Objectives) ->
         f"<title>{escape(title)}</title><style>{style}</style></head>"
         f"<body><main>{''.join(parts)}</main></body></html>\n"
     )
-
-
-def _pairs(reports: Sequence[tuple[str, Report]]) -> list[tuple[Summary, Summary]]:
-    return pair_runs(reports[0][1], reports[1][1])
 
 
 def _header(title: str, reports: Sequence[tuple[str, Report]]) -> str:
@@ -123,18 +120,25 @@ def _runs_table(groups: Sequence[Group], alone: bool) -> str:
     return f"<section><h2>Runs</h2>{_table(head, rows)}</section>"
 
 
-def _comparison(one: Summary, other: Summary, reports: Sequence[tuple[str, Report]]) -> str:
+def _comparison(
+    one: Summary, other: Summary, reports: Sequence[tuple[str, Report]], unfolded: bool
+) -> str:
     rows = []
-    for row in ROWS:
+    for row in compared_rows(one, other):
         a, b = row.value(one), row.value(other)
         rows.append([row.name, row.show(one), row.show(other), f"{b / a:.2f}x" if a else "-"])
-    head = ["", reports[0][0], reports[1][0], "ratio"]
-    return f"<section><h2>{escape(one.label)}</h2>{_table(head, rows)}</section>"
+    table = _table(["", reports[0][0], reports[1][0], "ratio"], rows)
+    title = one.label if one.label == other.label else f"{one.label} / {other.label}"
+    opened = " open" if unfolded else ""
+    return (
+        f'<section><details{opened} class="figures"><summary>{escape(title)}</summary>{table}'
+        "</details></section>"
+    )
 
 
 def _figure(chart: Chart) -> str:
     names = ""
-    if len(chart.series) > 1 or chart.series[0].name:
+    if len(chart.series) > 1:
         names = "".join(
             f'<li class="c{series.color % 6}{" dashed" if series.dashed else ""}">'
             f"{escape(series.name)}</li>"
@@ -144,22 +148,23 @@ def _figure(chart: Chart) -> str:
     return f"<figure><figcaption>{escape(chart.title)}</figcaption>{names}{draw(chart)}</figure>"
 
 
-def _gaps(group: Group, alone: bool) -> str:
+def _stalls(group: Group, alone: bool) -> str:
     rows = [
         [
             group.label(summary, alone),
-            milliseconds(gap.seconds),
-            str(gap.request),
-            str(gap.piece),
-            f"{gap.at:.2f}",
+            milliseconds(stall.seconds),
+            f"{stall.num_requests:,}",
+            f"{stall.at:.2f}",
+            f"{stall.request}",
+            f"{stall.piece}",
         ]
         for summary in group.summaries
-        for gap in summary.longest_gaps[: 10 if len(group.summaries) == 1 else 3]
+        for stall in summary.stalls[: 10 if len(group.summaries) == 1 else 3]
     ]
     if not rows:
         return ""
-    head = ["run", "gap ms", "request", "before piece", "at second"]
-    return f"<section><h2>Longest gaps</h2>{_table(head, rows)}</section>"
+    head = ["run", "gap ms", "answers that paused", "until second", "longest in request", "piece"]
+    return f"<section><h2>Longest stalls</h2>{_table(head, rows)}</section>"
 
 
 def _failures(group: Group, alone: bool) -> str:

@@ -20,19 +20,23 @@ LATE_SECONDS: Final = 0.01
 TAIL_SHARE: Final = 0.1
 """The tail gap of a request is the mean of its longest gaps, this share of them."""
 NUM_LONGEST: Final = 10
+NUM_CANDIDATES: Final = 2000
 
 Floats = npt.NDArray[np.float64]
 
 
-class LongGap(msgspec.Struct, frozen=True):
-    """One of the longest pauses in the middle of an answer; seconds."""
+class Stall(msgspec.Struct, frozen=True):
+    """One of the longest pauses in the middle of answers; seconds."""
 
     seconds: float
     request: int
+    """The one that waited longest."""
     at: float
     """When it ended, after the start of the run."""
     piece: int
     """Position in the answer of the piece that was waited for."""
+    num_requests: int
+    """How many answers paused together."""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -79,7 +83,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     tpot: Distribution
     e2e: Distribution
     tail_gap: Distribution
-    longest_gaps: list[LongGap]
+    stalls: list[Stall]
     goodput: Goodput | None
     failures: list[Failure]
     lag: Distribution
@@ -128,7 +132,7 @@ def summarize(result: RunResult, label: str, rate: float | None, objectives: Obj
         tpot=Distribution.of(record.tpot for record in whole),
         e2e=Distribution.of(record.e2e for record in whole),
         tail_gap=Distribution.of(tail_gap(some) for some in gaps if len(some)),
-        longest_gaps=longest_gaps(whole, gaps),
+        stalls=find_stalls(whole, gaps),
         goodput=measure_goodput(sent, objectives, seconds) if objectives.given else None,
         failures=count_failures(sent),
         lag=lag,
@@ -146,15 +150,27 @@ def tail_gap(gaps: Floats) -> float:
     return float(np.partition(gaps, len(gaps) - count)[-count:].mean())
 
 
-def longest_gaps(records: Sequence[RequestRecord], gaps: Sequence[Floats]) -> list[LongGap]:
-    """The longest of the run, each request's longest one at most."""
-    found = [
-        LongGap(float(some[at]), record.number, record.times[at + 1], at + 1)
-        for record, some in zip(records, gaps, strict=True)
-        if len(some)
-        for at in (int(some.argmax()),)
+def find_stalls(records: Sequence[RequestRecord], gaps: Sequence[Floats]) -> list[Stall]:
+    """The longest of the run. Gaps that overlap by half are one stall of several requests."""
+    everything = np.concatenate(gaps) if gaps else np.empty(0)
+    if not len(everything):
+        return []
+    starts = np.concatenate([[0], np.cumsum([len(some) for some in gaps])])
+    longest = np.argsort(everything)[::-1][:NUM_CANDIDATES]
+    found: list[tuple[Stall, set[int]]] = []
+    for place in longest.tolist():
+        which = int(np.searchsorted(starts, place, side="right")) - 1
+        record, piece = records[which], place - int(starts[which]) + 1
+        at, seconds = record.times[piece], float(everything[place])
+        same = next((s for s in found if abs(s[0].at - at) < s[0].seconds / 2), None)
+        if same is not None:
+            same[1].add(record.number)
+        elif len(found) < NUM_LONGEST:
+            found.append((Stall(seconds, record.number, at, piece, 1), {record.number}))
+    return [
+        Stall(stall.seconds, stall.request, stall.at, stall.piece, len(numbers))
+        for stall, numbers in found
     ]
-    return sorted(found, key=lambda gap: -gap.seconds)[:NUM_LONGEST]
 
 
 def measure_goodput(

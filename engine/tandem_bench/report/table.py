@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tandem_bench.report.columns import ROWS, count, milliseconds, rate_text, spread
+from tandem_bench.report.columns import ROWS, Row, count, milliseconds, rate_text, spread
 from tandem_bench.report.distribution import Distribution
 from tandem_bench.report.document import Report
 from tandem_bench.report.summary import Summary
@@ -20,16 +20,15 @@ def render_summary(summary: Summary, objectives: Objectives) -> RenderableType:
     parts: list[RenderableType] = [_headline(summary), _latencies(summary)]
     if summary.goodput is not None:
         parts.append(_goodput_line(summary, objectives))
-    if summary.longest_gaps:
+    if summary.stalls:
         told = ", ".join(
-            f"{milliseconds(gap.seconds)} ms (request {gap.request}, piece {gap.piece}, "
-            f"at {gap.at:.1f} s)"
-            for gap in summary.longest_gaps[:3]
+            f"{milliseconds(stall.seconds)} ms at {stall.at:.1f} s ({stall.num_requests} requests)"
+            for stall in summary.stalls[:3]
         )
-        parts.append(Text(f"longest gaps: {told}"))
+        parts.append(Text(f"longest stalls: {told}"))
     for failure in summary.failures:
         parts.append(
-            Text.from_markup(f"[red]{failure.count:,} x {escape(failure.kind)}[/]: ")
+            Text.from_markup(f"[red]{failure.count:,} x {escape(failure.kind)}[/] ")
             + Text(failure.example[:160].replace("\n", " "))
         )
     lag, loop = summary.lag, summary.loop_lag
@@ -136,6 +135,12 @@ def pair_runs(first: Report, second: Report) -> list[tuple[Summary, Summary]]:
     return same or list(zip(ours, (run.summary for run in second.runs), strict=False))
 
 
+def compared_rows(one: Summary, other: Summary) -> list[Row]:
+    """Goodput only where both have an objective."""
+    both = one.goodput is not None and other.goodput is not None
+    return [row for row in ROWS if both or not row.name.startswith("goodput")]
+
+
 def render_comparison(first: Report, second: Report, names: tuple[str, str]) -> RenderableType:
     """Side by side, with the second as a multiple of the first."""
     parts: list[RenderableType] = []
@@ -145,7 +150,7 @@ def render_comparison(first: Report, second: Report, names: tuple[str, str]) -> 
         table.add_column("")
         for name in (*names, "ratio"):
             table.add_column(name, justify="right")
-        for row in ROWS:
+        for row in compared_rows(one, other):
             a, b = row.value(one), row.value(other)
             ratio = b / a if a else 0.0
             style = "" if not a or abs(ratio - 1) < 0.02 else "green"

@@ -20,6 +20,11 @@ def test_the_published_workload_is_drawn_token_by_token() -> None:
     sequences = OfflineWorkload().draw(vocab_size=151_936)
     assert len(sequences) == 256
     assert sum(length for _, length in sequences) == 133_966  # as nano-vllm's table says
+    small = OfflineWorkload().draw(vocab_size=512)
+    assert [(len(prompt), length) for prompt, length in small] == [
+        (len(prompt), length) for prompt, length in sequences
+    ]
+    assert max(max(prompt) for prompt, _ in small) == 511
     assert all(100 <= len(prompt) <= 1024 and max(prompt) <= 10_000 for prompt, _ in sequences)
 
 
@@ -37,6 +42,7 @@ def test_every_sequence_runs_to_its_last_token() -> None:
     assert found.first_token_seconds < found.seconds
     again = engine.run(sequences, 0.6)
     assert (again.output_tokens, again.num_seqs) == (found.output_tokens, 20)
+    assert again.cached_tokens == found.cached_tokens == 0
     engine.close()
 
 

@@ -85,8 +85,8 @@ def test_latencies_and_rates_of_a_run() -> None:
     assert found.tbt.p50 == pytest.approx(0.01)
     assert found.tbt.largest == pytest.approx(0.5)
     assert found.tpot.largest == pytest.approx(0.58 / 9)
-    longest = found.longest_gaps[0]
-    assert (longest.request, longest.piece) == (1, 9)
+    longest = found.stalls[0]
+    assert (longest.request, longest.piece, longest.num_requests) == (1, 9, 1)
     assert longest.at == pytest.approx(1.88)
     assert [(failure.kind, failure.count) for failure in found.failures] == [("HTTP 500", 1)]
     assert found.lag.largest == pytest.approx(0.02)
@@ -112,6 +112,17 @@ def test_goodput_counts_what_meets_both_objectives() -> None:
 def test_the_tail_gap_is_the_mean_of_the_longest_tenth() -> None:
     assert tail_gap(np.array([1.0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11])) == 10.5
     assert tail_gap(np.array([4.0])) == 4.0
+
+
+def test_answers_that_pause_together_are_one_stall() -> None:
+    together = [answer(number, number / 100, 0.1, [0.01, 0.4, 0.01]) for number in range(5)]
+    alone = answer(9, 3.0, 0.1, [0.01, 0.3])
+    stalls = summary_of([*together, alone]).stalls
+    assert [(stall.num_requests, round(stall.seconds, 3)) for stall in stalls[:2]] == [
+        (5, 0.4),
+        (1, 0.3),
+    ]
+    assert summary_of([answer(0, 0.0, 0.1, [])]).stalls == []
 
 
 def test_requests_in_flight() -> None:

@@ -182,7 +182,7 @@ def offline(
 @bench_app.command()
 def kernels(
     only: Annotated[
-        str, typer.Option(help="Of rows, attention, prefill, memory, gemm; default: all.")
+        str, typer.Option(help="Of rows, attention, prefill, memory, gemm, moe, mla.")
     ] = "",
     json_file: Json = None,
 ) -> None:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 GEMM_ROWS: Final = (1, 16, 32, 64)
 
+PREFILL_TILES: Final = (64, 64, 4, 3)
+"""(block_m, tile, warps, stages): the defaults of `paged_extend` for heads of 128."""
+
 Stage = Callable[["Ceilings"], Iterator["Line"]]
 """Checks, measures, and yields lines as they come."""
 
@@ -39,9 +42,11 @@ def _decode(ceilings: "Ceilings") -> Iterator["Line"]:
 
     from tandem_kernels.bench.attention import DECODE_CASES, DecodeBench, DecodeTiles
 
+    # As the engine's backend has it: as many programs as there are multiprocessors.
+    tiles = DecodeTiles(programs=torch.cuda.get_device_properties(0).multi_processor_count)
     for case in DECODE_CASES:
         bench = DecodeBench(case)
-        yield bench.run(DecodeTiles(), bench.expected(), ceilings)
+        yield bench.run(tiles, bench.expected(), ceilings)
         del bench
         torch.cuda.empty_cache()
 
@@ -50,7 +55,7 @@ def _prefill(ceilings: "Ceilings") -> Iterator["Line"]:
     from tandem_kernels.bench.attention import run_prefill
 
     for length, prefix in ((1024, 0), (8192, 0), (2048, 6144), (8192, 24576)):
-        yield from run_prefill(length, ceilings, [(128, 64, 8, 3)], prefix)
+        yield from run_prefill(length, ceilings, [PREFILL_TILES], prefix)
 
 
 def _gemm(ceilings: "Ceilings") -> Iterator["Line"]:
@@ -67,12 +72,43 @@ def _gemm(ceilings: "Ceilings") -> Iterator["Line"]:
         torch.cuda.empty_cache()
 
 
+def _moe(ceilings: "Ceilings") -> Iterator["Line"]:
+    import torch
+
+    from tandem_kernels.bench.moe import SHAPES, TOKENS, MoeBench
+    from tandem_kernels.moe.kernel import MOST_OVERLAPPED
+
+    for shape in SHAPES:
+        bench = MoeBench(shape)
+        for tokens in TOKENS:
+            yield bench.run(tokens, ceilings, overlap=tokens <= MOST_OVERLAPPED)
+        del bench
+        torch.cuda.empty_cache()
+
+
+def _mla(ceilings: "Ceilings") -> Iterator["Line"]:
+    import torch
+
+    from tandem_kernels.bench import mla
+
+    for case in mla.CASES:
+        bench = mla.MlaBench(case)
+        yield bench.run(None, ceilings)
+        del bench
+        torch.cuda.empty_cache()
+    yield from mla.run_write(32768, 16, ceilings)
+    yield from mla.run_write(16384, 128, ceilings)
+    yield from mla.run_extend(8192, 16, ceilings)
+
+
 STAGES: Final[dict[str, Stage]] = {
     "rows": _rows,
     "attention": _decode,
     "prefill": _prefill,
     "memory": _memory,
     "gemm": _gemm,
+    "moe": _moe,
+    "mla": _mla,
 }
 
 

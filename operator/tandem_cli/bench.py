@@ -153,6 +153,9 @@ def offline(
     output_len: Annotated[str, Lengths] = "100-1024",
     seed: Annotated[int, typer.Option(help="Of lengths and prompts.")] = 0,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
+    warmup_seqs: Annotated[
+        int, typer.Option(min=0, help="Sequences run first, a few tokens each, not counted.")
+    ] = 4,
     repeats: Annotated[int, typer.Option(min=1, help="Runs; all are printed.")] = 1,
     json_file: Json = None,
 ) -> None:
@@ -172,6 +175,7 @@ def offline(
             output_len=output_len,
             seed=seed,
             temperature=temperature,
+            warmup_seqs=warmup_seqs,
             repeats=repeats,
             worker_flags=tuple(ctx.args),
         ),
@@ -182,7 +186,7 @@ def offline(
 @bench_app.command()
 def kernels(
     only: Annotated[
-        str, typer.Option(help="Of rows, attention, prefill, memory, gemm; default: all.")
+        str, typer.Option(help="Of rows, attention, prefill, memory, gemm, moe, mla.")
     ] = "",
     json_file: Json = None,
 ) -> None:

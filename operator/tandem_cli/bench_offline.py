@@ -33,6 +33,7 @@ class OfflineOptions:
     output_len: str
     seed: int
     temperature: float
+    warmup_seqs: int
     repeats: int
     worker_flags: Sequence[str]
 
@@ -49,7 +50,7 @@ def measure(options: OfflineOptions, json_file: Path | None) -> None:
     with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder, told():
         try:
             config = build_config(options, model_uri(options.model, Path(folder)))
-            found = run_offline(config, workload, options.repeats)
+            found = run_offline(config, workload, options.warmup_seqs, options.repeats)
         except (TandemEngineError, ModelSourceError) as error:
             remedy = getattr(error, "remedy", "")
             raise CliError(str(error), remedy or "see `tandem-worker --help`") from error
@@ -73,7 +74,7 @@ def build_config(options: OfflineOptions, uri: str) -> WorkerConfig:
 
 
 def run_offline(
-    config: WorkerConfig, workload: OfflineWorkload, repeats: int
+    config: WorkerConfig, workload: OfflineWorkload, warmup_seqs: int, repeats: int
 ) -> list[OfflineResult]:
     """All runs, on one engine."""
     with show_steps() as steps:
@@ -84,7 +85,7 @@ def run_offline(
         try:
             check_fits(workload, engine)
             sequences = workload.draw(runner.vocab_size)
-            warm_up(engine, runner.vocab_size, workload.temperature)
+            warm_up(engine, workload, runner.vocab_size, warmup_seqs)
             found = []
             for number in range(repeats):
                 name = "run" if repeats == 1 else f"run {number + 1}"

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
 from tandem_bench.errors import EngineError
@@ -234,10 +234,17 @@ class OfflineEngine:
                 pass  # block events and probes are for routers
 
 
-def warm_up(engine: OfflineEngine, vocab_size: int, temperature: float) -> None:
-    """One short sequence, for what is made at the first step."""
-    prompt = [token % vocab_size for token in range(WARMUP_TOKENS)]
-    engine.run([(prompt, WARMUP_TOKENS)], temperature)
+def warm_up(
+    engine: OfflineEngine, workload: OfflineWorkload, vocab_size: int, num_seqs: int
+) -> None:
+    """A few sequences of the workload's lengths and another seed, a few tokens each.
+
+    Whatever is compiled or chosen at the first use of a shape is then there.
+    """
+    if num_seqs:
+        drawn = replace(workload, num_seqs=num_seqs, seed=workload.seed + 1).draw(vocab_size)
+        short = [(prompt, min(length, WARMUP_TOKENS)) for prompt, length in drawn]
+        engine.run(short, workload.temperature)
 
 
 def check_fits(workload: OfflineWorkload, engine: OfflineEngine) -> None:

@@ -37,12 +37,14 @@ class Line:
 def choose_lines(groups: Sequence[Group]) -> list[Line]:
     """At most six runs for the charts that overlay them, spread over the sweep.
 
-    Of two compared reports the second is dashed and shares the first one's colours.
+    Of two compared reports the second is dashed and shares the first one's colours; runs that both
+    have are preferred.
     """
     room = max(1, MAX_LINES // max(1, len(groups)))
+    common = set.intersection(*({s.label for s in group.summaries} for group in groups))
     lines = []
     for number, group in enumerate(groups):
-        some = list(group.summaries)
+        some = [s for s in group.summaries if not common or s.label in common]
         if len(some) > room:
             last = len(some) - 1
             some = [some[round(at * last / max(1, room - 1))] for at in range(room)]
@@ -77,8 +79,8 @@ def _cdf(
     found = [(line, pick(line.summary)) for line in lines]
     found = [(line, values) for line, values in found if values.count]
     high = max((v.largest for _, v in found), default=1.0)
-    # Pieces that arrive together have no gap at all: five decades are enough to show that.
-    low = min((max(v.curve[1][1], high / 1e5, 1e-6) for _, v in found), default=1.0)
+    # Pieces that arrive together have no gap at all: there is no need to see how small.
+    low = min((max(v.curve[1][1], v.p50 / 50, high / 1e5, 1e-6) for _, v in found), default=1.0)
     log = high / low > 30
     floor = low * MILLI / 1.5 if log else 0.0
     series = [

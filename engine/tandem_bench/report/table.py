@@ -1,6 +1,7 @@
 """Reports in the terminal."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from rich.console import Group as Stack
 from rich.console import RenderableType
@@ -13,6 +14,9 @@ from tandem_bench.report.distribution import Distribution
 from tandem_bench.report.document import Report
 from tandem_bench.report.summary import Summary
 from tandem_bench.serve.settings import Objectives
+
+GOOD_SHARE: Final = 0.9
+"""Of requests within the objectives, for a rate to count as served."""
 
 
 def render_summary(summary: Summary, objectives: Objectives) -> RenderableType:
@@ -107,8 +111,8 @@ def _goodput_line(summary: Summary, objectives: Objectives) -> Text:
     )
 
 
-def render_sweep(summaries: Sequence[Summary]) -> Table:
-    """One line per run."""
+def render_sweep(summaries: Sequence[Summary]) -> RenderableType:
+    """One line per run; with objectives, the highest rate that met them."""
     table = Table(box=None, header_style="dim", pad_edge=False)
     names = ("run", "requests/s", "out tok/s", "TTFT ms p50/p90/p99/max", "TBT ms p50/p90/p99/max")
     for name in (*names, "good", "failed", "sent late p99"):
@@ -124,7 +128,12 @@ def render_sweep(summaries: Sequence[Summary]) -> Table:
             f"{summary.failed:,}",
             milliseconds(summary.lag.p99),
         )
-    return table
+    good = [s for s in summaries if s.goodput and s.goodput.share >= GOOD_SHARE]
+    if not any(s.goodput for s in summaries):
+        return table
+    best = max(good, key=lambda s: s.offered_per_second, default=None)
+    told = best.label if best is not None else "none of these"
+    return Stack(table, Text(f"highest rate with {GOOD_SHARE:.0%} within the objectives: {told}"))
 
 
 def pair_runs(first: Report, second: Report) -> list[tuple[Summary, Summary]]:

@@ -11,9 +11,9 @@ from tandem_bench.errors import EndpointError, WorkloadError
 from tandem_bench.report.document import Report
 from tandem_bench.report.summary import Summary
 from tandem_bench.serve.campaign import Campaign, measure
-from tandem_bench.serve.endpoint import base_url
+from tandem_bench.serve.endpoint import Endpoint, base_url
 from tandem_bench.serve.events import EventParser
-from tandem_bench.serve.generator import Counters
+from tandem_bench.serve.generator import Counters, LoadGenerator
 from tandem_bench.serve.settings import LoadSettings
 from tandem_bench.tests.scripted_endpoint import (
     Answer,
@@ -27,7 +27,8 @@ from tandem_bench.tests.scripted_endpoint import (
     talks_nonsense,
     whole,
 )
-from tandem_bench.workload.random_lengths import RandomLengths
+from tandem_bench.workload.prompts import PromptMaker
+from tandem_bench.workload.random_lengths import RandomLengths, plan_random
 
 FAST = RandomLengths(input_range=(5, 9), output_range=(4, 4))
 
@@ -106,6 +107,26 @@ async def test_a_closed_loop_keeps_so_many_under_way() -> None:
     assert found.completed == 20
     assert endpoint.most_open == 3
     assert found.peak_in_flight == 3
+
+
+@pytest.mark.parametrize("concurrency", [0, 2])
+async def test_stopping_ends_a_run_whatever_hangs(concurrency: int) -> None:
+    load = LoadSettings(concurrency=concurrency, num_requests=5)
+
+    async with (
+        ScriptedEndpoint(lambda _: hangs).serving() as endpoint,
+        Endpoint.open(endpoint.url, "given") as target,
+    ):
+        generator = LoadGenerator(target, PromptMaker("ids", 500, 0), load)
+        running = asyncio.create_task(generator.run(plan_random(FAST, None, 0)))
+        deadline = asyncio.get_running_loop().time() + 20
+        while endpoint.open_now < (concurrency or 5):
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.01)
+        generator.stop()
+        result = await asyncio.wait_for(running, 20)
+    assert result.interrupted
+    assert {record.error for record in result.records} == {"interrupted"}
 
 
 async def test_all_at_once() -> None:

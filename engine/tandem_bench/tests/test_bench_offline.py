@@ -31,7 +31,7 @@ def test_the_published_workload_is_drawn_token_by_token() -> None:
 def test_every_sequence_runs_to_its_last_token() -> None:
     engine = mock_engine()
     sequences = SMALL.draw(512)
-    warm_up(engine, 512, 0.6)
+    warm_up(engine, SMALL, 512, 3)
     seen: list[tuple[int, int]] = []
     found = engine.run(sequences, 0.6, lambda done, tokens: seen.append((done, tokens)))
     assert found.output_tokens == sum(length for _, length in sequences)

@@ -1,5 +1,6 @@
 """Figures and pages from known samples."""
 
+import io
 import math
 from array import array
 from html.parser import HTMLParser
@@ -226,13 +227,28 @@ def test_sweeps_and_comparisons_are_drawn() -> None:
     reports = [("ours", report_of(*one)), ("theirs", report_of(*other))]
     page = build_page(reports, NONE)
     assert check_page(page).num_charts >= 11
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(render_comparison(reports[0][1], reports[1][1], ("ours", "theirs")))
     console.print(render_sweep(one))
     console.print(render_summary(one[0], Objectives(ttft=1.0)) if one[0].goodput else "")
     told = console.export_text()
     assert "0.50x" in told
     assert "ours" in told
+
+
+def test_a_sweep_names_the_highest_rate_that_was_served() -> None:
+    runs = [
+        summary_of(
+            [answer(n, n / rate, 0.1 * rate, [0.01]) for n in range(9)], Objectives(ttft=limit)
+        )
+        for rate, limit in ((1, 0.5), (2, 0.5), (9, 0.5))
+    ]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render_sweep(runs))
+    console.print(render_sweep(runs[2:]))
+    told = console.export_text()
+    assert "within the objectives: a run" in told
+    assert "within the objectives: none of these" in told
 
 
 def test_charts_without_data_say_so() -> None:

@@ -1,0 +1,34 @@
+"""Kernels and steps are measured, on a GPU."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tandem_bench.kernel_suite import choose_stages
+from tandem_bench.step_suite import decode_lines, prefill_lines, read_config, shape_fields
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("model", ["llama-8b", "qwen2.5-7b", "qwen3-0.6b"])
+def test_steps_are_right_and_not_faster_than_their_floor(model: str) -> None:
+    from tandem_kernels.bench.step import Shape
+    from tandem_kernels.bench.timing import measure_ceilings
+
+    shape = Shape(**{**shape_fields(read_config(model)), "layers": 2})
+    ceilings = measure_ceilings()
+    lines = [
+        *decode_lines(shape, [(1, 4096), (32, 4096)], ceilings),
+        *prefill_lines(shape, [(4096, 2048)], ceilings),
+    ]
+    assert len(lines) == 3
+    assert all(0 < line.error < 2e-2 and 0 < line.percent < 110 for line in lines)
+
+
+def test_a_stage_gives_lines_that_can_be_written(tmp_path: Path) -> None:
+    from tandem_kernels.bench.timing import measure_ceilings
+
+    lines = list(choose_stages("rows")["rows"](measure_ceilings()))
+    assert lines
+    (tmp_path / "lines.json").write_text(json.dumps([line.to_json() for line in lines]))

@@ -65,6 +65,7 @@ class CudaRunner(Runner):
         chunk_sizes: Collection[int] = (),
         graphs: bool = True,
     ) -> None:
+        self.spec = spec
         self.vocab_size = spec.vocab_size
         self.eos_token_ids = tuple(eos_token_ids)
         self.max_model_len = max_model_len
@@ -103,6 +104,18 @@ class CudaRunner(Runner):
         hidden = self._model.forward(self._slots.fill(size), self._attention)
         logits = self._model.logits(hidden, out=self._logits[:size])
         argmax(logits, out=self._slots.sampled[:size])
+
+    def time_decode_graph(self, count: int, repeats: int = 20) -> float:
+        """Seconds that the GPU needs for the last step of `count` decodes, over and over."""
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        size = self._graphs.size_for(count)
+        with torch.inference_mode():
+            begin.record()
+            for _ in range(repeats):
+                self._graphs.replay(size)
+            end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) * 1e-3 / repeats
 
     def execute(self, batch: Batch) -> list[SampledToken | None]:
         return self.launch(batch).wait()

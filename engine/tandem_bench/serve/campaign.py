@@ -23,8 +23,9 @@ from tandem_bench.serve.settings import LoadSettings, Objectives
 from tandem_bench.workload.planned import PlannedRequest
 from tandem_bench.workload.prompts import PromptKind, PromptMaker
 from tandem_bench.workload.random_lengths import RandomLengths, plan_random
-from tandem_bench.workload.recorded import Trace, read_trace
+from tandem_bench.workload.recorded import read_trace
 from tandem_bench.workload.replay import ReplayOptions, plan_trace
+from tandem_bench.workload.trace_rows import Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

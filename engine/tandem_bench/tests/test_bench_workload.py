@@ -11,8 +11,9 @@ from tandem_bench.errors import WorkloadError
 from tandem_bench.workload.planned import PlannedRequest
 from tandem_bench.workload.prompts import FIRST_TOKEN, PromptMaker
 from tandem_bench.workload.random_lengths import RandomLengths, plan_random
-from tandem_bench.workload.recorded import Trace, TraceRow, read_trace
+from tandem_bench.workload.recorded import read_trace
 from tandem_bench.workload.replay import ReplayOptions, plan_trace, spread_ties
+from tandem_bench.workload.trace_rows import Trace, TraceRow
 
 MOONCAKE = """\
 {"timestamp": 0, "input_length": 1300, "output_length": 20, "hash_ids": [0, 1, 2]}

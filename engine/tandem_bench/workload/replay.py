@@ -10,7 +10,7 @@ import numpy as np
 from tandem_bench.errors import WorkloadError
 from tandem_bench.workload.arrivals import arrival_times
 from tandem_bench.workload.planned import PlannedRequest
-from tandem_bench.workload.recorded import Trace, TraceRow
+from tandem_bench.workload.trace_rows import Trace, TraceRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from tandem_bench.errors import WorkloadError
-from tandem_bench.workload.recorded import TraceRow, read_text
+from tandem_bench.workload.trace_rows import TraceRow, read_text
 
 WINDOW_SECONDS: Final = 600.0
 LENGTH_SECONDS: Final = 21600.0

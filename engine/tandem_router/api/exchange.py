@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from tandem_router.api.context import RouterContext
+from tandem_router.dispatch.sequence import Sequence
 from tandem_router.dispatch.stream import ClientGone, TokenStream
 from tandem_router.errors import (
     GenerationFailed,
@@ -66,7 +67,7 @@ class Exchange:
             if not message.get("more_body", False):
                 return b"".join(parts)
 
-    def watch(self, stream: TokenStream) -> "asyncio.Task[None]":
+    def watch(self, stream: TokenStream[Sequence]) -> "asyncio.Task[None]":
         """Close `stream` when the client leaves; to be called after the body was read."""
 
         async def wait() -> None:

@@ -103,7 +103,7 @@ class Generation:
         self._exchange = exchange
         self._context = exchange.context
         self._job = job
-        self._stream = TokenStream()
+        self._stream: TokenStream[Sequence] = TokenStream()
         self._choices: list[Choice] = []
         self._num_open = 0
 
@@ -195,7 +195,7 @@ class Generation:
         body = self._job.reply.whole(whole, self._usage(), self._tandem())
         await self._exchange.reply(body, headers=self._headers())
 
-    def _take(self, event: Event) -> Choice | None:
+    def _take(self, event: Event[Sequence]) -> Choice | None:
         """Feed an event to its choice; the choice when it has something new to show."""
         sequence, item = event
         if isinstance(item, RouterError):

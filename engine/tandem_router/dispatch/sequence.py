@@ -55,7 +55,7 @@ class Sequence:
     def __init__(
         self,
         placer: Placer,
-        stream: TokenStream,
+        stream: TokenStream["Sequence"],
         *,
         name: str,
         index: int,

@@ -1,22 +1,20 @@
 """What a request's sequences hand to the one task that answers the client."""
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
 from tandem_router.errors import RouterError
 from tandem_wire.messages import StepItem
 
-if TYPE_CHECKING:
-    from tandem_router.dispatch.sequence import Sequence
-
-Event = tuple["Sequence", StepItem | RouterError]
+Source = TypeVar("Source")
+Event = tuple[Source, StepItem | RouterError]
 
 
 class ClientGone(Exception):
     """The client closed its connection before the answer was complete."""
 
 
-class TokenStream:
+class TokenStream(Generic[Source]):
     """A queue without a bound of its own: `max_tokens` bounds it.
 
     Items that come while the client's socket is slow pile up here and leave as one write.
@@ -26,11 +24,11 @@ class TokenStream:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._events: list[Event] = []
+        self._events: list[Event[Source]] = []
         self._waiter: asyncio.Future[None] | None = None
         self._gone = False
 
-    def push(self, sequence: "Sequence", item: StepItem | RouterError) -> None:
+    def push(self, sequence: Source, item: StepItem | RouterError) -> None:
         """Called from a connection's reader."""
         self._events.append((sequence, item))
         self._wake()
@@ -44,7 +42,7 @@ class TokenStream:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def next(self) -> list[Event]:
+    async def next(self) -> list[Event[Source]]:
         """All events that are there, at least one. Raises ClientGone."""
         while not self._events and not self._gone:
             self._waiter = self._loop.create_future()

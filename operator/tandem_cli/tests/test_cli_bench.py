@@ -17,7 +17,7 @@ from tandem_bench.serve.generator import Counters
 from tandem_bench.serve.settings import LoadSettings, Objectives
 from tandem_bench.tests.scripted_endpoint import ScriptedEndpoint
 from tandem_bench.workload.random_lengths import RandomLengths
-from tandem_bench.workload.recorded import Trace, TraceRow
+from tandem_bench.workload.trace_rows import Trace, TraceRow
 from tandem_cli import main
 from tandem_router.tests.fake_worker import FakeWorker
 from tandem_router.tests.harness import router

@@ -153,6 +153,8 @@ def _load_torch(
         progress.count_weights(sum(x.nbytes for x in parameters.values() if not x.is_cpu))
         return parameters
 
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     collective = join_group(shard, store, device)
     if device.type == "cuda":
         return _load_cuda(config, spec, facts, dtype, device, load(), progress, collective)
@@ -220,7 +222,6 @@ def _load_cuda(
     from tandem_engine.runner.device_kv import DeviceKVStore
     from tandem_engine.runner.memory_profile import measure_memory
 
-    torch.cuda.set_device(device)
     layout = _kv_layout(config, spec, dtype)
     max_model_len = config.max_model_len or spec.max_position
     kv_memory = config.kv_memory_bytes // config.tensor_parallel  # of each rank

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tandem_engine.config import WorkerConfig
-from tandem_engine.core.messages import CoreFailed
+from tandem_engine.core.messages import CoreFailed, CoreReady
 from tandem_engine.core.process import CoreProcess
 from tandem_engine.errors import ConfigError, RankDiedError
 from tandem_engine.models.shard import Shard
@@ -20,9 +20,10 @@ from tandem_engine.runner.base import Batch, Runner
 from tandem_engine.runner.model_runner import load_runner
 from tandem_engine.startup import Startup
 from tandem_engine.tests.step_driver import Blocks, Request, generate, run_sequences
-from tandem_engine.tests.test_core_process import first
+from tandem_engine.tests.test_core_process import GREEDY, collect, first, submit
 from tandem_engine.tests.test_model_equality import NUM_TOKENS, PAGE, make_prompt
 from tandem_engine.tests.tiny_checkpoints import reference_tokens, save_checkpoint
+from tandem_wire.messages import PrefillPeer
 
 LENGTHS = [1, 2, PAGE, 41, 100]
 SECONDS = 60.0
@@ -165,3 +166,35 @@ async def test_a_rank_that_cannot_start_says_why(
     assert "rank 1 of 2 ended (exit code 1)" in failed.message
     assert "nothing works here" in failed.message
     await core.close()
+
+
+def child_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
+async def test_workers_of_one_and_two_ranks_hand_a_prompt_over(tmp_path: Path) -> None:
+    """Core processes with the real hand-off; then a rank of one dies."""
+    model = save_checkpoint("llama", tmp_path)
+    flags: dict[str, Any] = {"host": "127.0.0.1", "bootstrap_port": 0, "local_prefill_tokens": 16}
+    decode, prefill = [
+        await CoreProcess.spawn(
+            make_config(tmp_path, ranks, **flags).resolve_auto({"POD_NAME": name})
+        )
+        for name, ranks in (("d", 1), ("p", 2))
+    ]
+    try:
+        ready = await first(prefill, CoreReady)
+        assert (await first(decode, CoreReady)).compatibility_hash == ready.compatibility_hash
+        prompt = make_prompt(100)
+        peer = PrefillPeer("p", "127.0.0.1", ready.bootstrap_port)
+        decode.send(submit("r", prompt, peer))
+        items = await collect(decode, "r")
+        expected = reference_tokens(model, prompt, GREEDY.max_tokens)
+        assert [token for item in items for token in item.tokens] == expected[: len(items)]
+        assert items[0].prefill_worker == "p"
+        os.kill(child_of(prefill.pid), signal.SIGKILL)
+        failed = await first(prefill, CoreFailed)
+        assert "rank 1 of 2 ended (signal 9)" in failed.message
+    finally:
+        await decode.close()
+        await prefill.close()

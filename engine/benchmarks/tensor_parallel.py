@@ -59,6 +59,7 @@ def open_runner(directory: Path, ranks: int) -> Runner:
         dtype="BFloat16",
         page_size=PAGE,
         max_batched_tokens=8192,
+        chunk_tokens=8192,
         kv_memory_bytes=KV_BYTES,
         tensor_parallel=ranks,
     )

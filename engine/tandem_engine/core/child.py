@@ -146,7 +146,11 @@ def main() -> None:
     config = pipe.receive_config()
     if config is not None:
         began = float(sys.argv[2]) if len(sys.argv) > 2 else process_start()
-        sys.exit(run_core(config, pipe, began))
+        code = run_core(config, pipe, began)
+        if code:
+            # Libraries may wait at their end for ranks that are no more.
+            logging.shutdown()
+            os._exit(code)
 
 
 if __name__ == "__main__":

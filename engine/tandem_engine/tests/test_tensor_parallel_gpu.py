@@ -71,11 +71,11 @@ def test_batches_of_1_to_64(graphs: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama3", "gemma3"])
-@torch.inference_mode()
 def test_bfloat16_is_as_exact_as_transformers(family: str, tmp_path: Path) -> None:
     model = save_checkpoint(family, tmp_path)
     tokens, prompt = make_prompt(150), 120
 
+    @torch.inference_mode()
     def logprobs() -> torch.Tensor:
         logits = model(torch.tensor([tokens])).logits[0, prompt - 1 :]
         return logits.float().log_softmax(-1)

@@ -47,7 +47,9 @@ class WorkerConfig:
     max_waiting: int = 0  # queued sequences before `no_room`; 0: four times max_running
     tensor_parallel: int = 1  # GPUs (processes on a CPU) among which the model is divided
     gpu_memory_percent: int = 90  # share of device memory for weights, activations and KV
-    kv_memory_bytes: int = 0  # KV cache size; 0: 2 GiB on a CPU, what is left on a GPU
+    kv_memory_bytes: int = (
+        0  # KV cache size, all ranks together; 0: 2 GiB on a CPU, what is left on a GPU
+    )
     dtype: Dtype = "Auto"  # of weights, activations and KV
     format: WeightFormat = "Auto"  # of the weight files
     device: Device = "auto"

@@ -53,7 +53,7 @@ def load_rank(config: WorkerConfig, progress: Startup, rank: int = 0, store: str
     files = _find_files(config, progress)
     facts = read_model_facts(files.path)
     progress("torch", 0.0)
-    _limit_threads()
+    _limit_threads(config.tensor_parallel)
     return _load_torch(config, files, facts, progress, rank, store)
 
 
@@ -105,13 +105,17 @@ def _join(config: WorkerConfig, facts: ModelFacts, inner: Runner, group: "RankGr
     return ParallelRunner(inner, kv, group, steps)
 
 
-def _limit_threads() -> None:
-    """Threads that wait should sleep: workers share cores, and a spinning one slows the others."""
+def _limit_threads(num_ranks: int) -> None:
+    """Threads that wait should sleep: workers share cores, and a spinning one slows the others.
+
+    Ranks share the cores that the worker has.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
     threads = os.environ.get("TANDEM_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS")
-    torch.set_num_threads(int(threads) if threads else len(os.sched_getaffinity(0)))
+    cores = max(1, len(os.sched_getaffinity(0)) // num_ranks)
+    torch.set_num_threads(int(threads) if threads else cores)
 
 
 def _load_torch(

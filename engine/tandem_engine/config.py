@@ -45,8 +45,11 @@ class WorkerConfig:
     max_batched_tokens: int = 2048  # token positions computed per step
     max_running: int = 256  # sequences that hold KV for decoding (fetching ones included)
     max_waiting: int = 0  # queued sequences before `no_room`; 0: four times max_running
+    tensor_parallel: int = 1  # GPUs (processes on a CPU) among which the model is divided
     gpu_memory_percent: int = 90  # share of device memory for weights, activations and KV
-    kv_memory_bytes: int = 0  # KV cache size; 0: 2 GiB on a CPU, what is left on a GPU
+    kv_memory_bytes: int = (
+        0  # KV cache size, all ranks together; 0: 2 GiB on a CPU, what is left on a GPU
+    )
     dtype: Dtype = "Auto"  # of weights, activations and KV
     format: WeightFormat = "Auto"  # of the weight files
     device: Device = "auto"
@@ -121,6 +124,7 @@ def parse_bytes(text: str) -> int:
 _RANGES: Final[tuple[tuple[tuple[str, ...], float, float, str], ...]] = (
     (("http_port", "wire_port", "bootstrap_port"), 0, 65535, "use 0 for a free port"),
     (("page_size", "max_running", "chunk_tokens"), 1, 2**20, "leave it out for the default"),
+    (("tensor_parallel",), 1, 64, "use the number of the worker's GPUs"),
     (("max_batched_tokens",), 1, 2**24, "leave it out for the default"),
     (("max_model_len", "max_waiting"), 0, 2**31, "use 0 or leave it out"),
     (("local_prefill_tokens",), 0, 2**31, "use 0 to send every prompt away"),
@@ -154,6 +158,9 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--max-batched-tokens", type=int, default=2048, help="token positions per step")
     add("--max-running", type=int, default=256, help="sequences that decode at once")
     add("--max-waiting", type=int, default=0, help="queued sequences (0: 4 x max-running)")
+    add(
+        "--tensor-parallel", type=int, default=1, metavar="N", help="GPUs to divide the model among"
+    )
     add("--gpu-memory-percent", type=int, default=90, help="share of GPU memory to use")
     add("--kv-memory", default="", metavar="SIZE", help="KV cache (CPU: 2Gi, GPU: what is left)")
     add("--dtype", choices=get_args(Dtype), default="Auto", help="of weights and KV")

@@ -4,6 +4,7 @@ TandemEngineError
 ├── ConfigError (ValueError)     a flag makes no sense; the message names it and the remedy
 ├── LedgerError                  a block has no owner or two: a bug, the core stops
 ├── CorruptKVError               pages don't hold the KV of their tokens (mock runner)
+├── RankDiedError                a rank of a tensor-parallel worker is gone; the worker ends
 └── CoreDiedError                the core process ended although nobody asked it to
 """
 
@@ -22,6 +23,10 @@ class LedgerError(TandemEngineError):
 
 class CorruptKVError(TandemEngineError):
     """KV pages hold something else than the KV of the tokens they stand for."""
+
+
+class RankDiedError(TandemEngineError):
+    """A rank's process is gone; the message holds the last lines of its log."""
 
 
 class CoreDiedError(TandemEngineError):

@@ -62,13 +62,18 @@ class Pipe:
         os._exit(1)  # a step or a thread hangs; nobody is left to tell
 
 
-def load_worker_runner(config: WorkerConfig, startup: Startup) -> Runner:
-    """The mock, or the real runner; torch is imported only for the latter."""
+def load_worker_runner(
+    config: WorkerConfig, startup: Startup, fail: Callable[[str], None] | None = None
+) -> Runner:
+    """The mock, or the real runner; torch is imported only for the latter.
+
+    `fail` is called when a runner can't go on and none of its calls can say so.
+    """
     if config.is_mock:
         return load_mock_runner(config)
     startup("importing", 0.0)
     module = importlib.import_module("tandem_engine.runner.model_runner")
-    return cast(Runner, module.load_runner(config, startup))
+    return cast(Runner, module.load_runner(config, startup, fail))
 
 
 class Relay:
@@ -106,8 +111,14 @@ def run_core(config: WorkerConfig, pipe: Pipe, began: float | None = None) -> in
     relay = Relay()
     threading.Thread(target=pipe.pump, args=(relay.post,), name="pump", daemon=True).start()
     startup = Startup(lambda stage, part: pipe.send(CoreLoading(stage, part)), began)
+
+    def fail(message: str) -> None:
+        log.error("the core can't go on: %s", message)
+        pipe.send(CoreFailed(message))
+        os._exit(1)
+
     try:
-        runner = load_worker_runner(config, startup)
+        runner = load_worker_runner(config, startup, fail)
         handoff = start_handoff(config, runner.kv, core_compatibility_hash(config, runner))
         core = EngineCore(config, runner, handoff, pipe.send)
     except Exception as error:
@@ -135,7 +146,11 @@ def main() -> None:
     config = pipe.receive_config()
     if config is not None:
         began = float(sys.argv[2]) if len(sys.argv) > 2 else process_start()
-        sys.exit(run_core(config, pipe, began))
+        code = run_core(config, pipe, began)
+        if code:
+            # Libraries may wait at their end for ranks that are no more.
+            logging.shutdown()
+            os._exit(code)
 
 
 if __name__ == "__main__":

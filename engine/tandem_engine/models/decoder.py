@@ -8,11 +8,18 @@ size, H query heads, K KV heads, D head dimension, V vocabulary.
 """
 
 import torch
-from torch.nn import functional
 
 from tandem_engine.attention.backend import AttentionBackend, HeadNorms, StepTensors
 from tandem_engine.attention.latent_backend import LatentBackend
-from tandem_engine.models.layers import GatedMlp, Linear, Norm, Parameters
+from tandem_engine.models.collective import ALONE, Collective
+from tandem_engine.models.layers import (
+    Embedding,
+    GatedMlp,
+    Linear,
+    Norm,
+    Parameters,
+    SummedLinear,
+)
 from tandem_engine.models.mla import LatentAttention
 from tandem_engine.models.moe import MoeMlp
 from tandem_engine.models.rope import RotaryAngles
@@ -41,15 +48,17 @@ class HeadAttention:
 class DecoderLayer:
     """Attention and MLP with their norms, except the norm that comes first."""
 
-    def __init__(self, spec: ModelSpec, parameters: Parameters, number: int) -> None:
+    def __init__(
+        self, spec: ModelSpec, parameters: Parameters, number: int, collective: Collective
+    ) -> None:
         prefix = f"layers.{number}"
         self.number = number
         self.rope = spec.layers[number].rope
         kind = HeadAttention if spec.latent is None else LatentAttention
         self.attention = kind(spec, parameters, number)
-        self.output = Linear(parameters, f"{prefix}.output")
+        self.output = SummedLinear(parameters, f"{prefix}.output", collective)
         self.mlp_norm = Norm(spec, parameters, f"{prefix}.mlp_norm")
-        self.mlp = _mlp(spec, parameters, prefix, number)
+        self.mlp = _mlp(spec, parameters, number, collective)
         self.after_attention_norm: Norm | None = None
         self.after_mlp_norm: Norm | None = None
         if spec.sandwich_norm:
@@ -69,10 +78,13 @@ class DecoderLayer:
         return x if self.after_mlp_norm is None else self.after_mlp_norm(x)
 
 
-def _mlp(spec: ModelSpec, parameters: Parameters, prefix: str, number: int) -> GatedMlp | MoeMlp:
+def _mlp(
+    spec: ModelSpec, parameters: Parameters, number: int, collective: Collective
+) -> GatedMlp | MoeMlp:
+    prefix = f"layers.{number}"
     if spec.moe is not None and spec.is_sparse(number):
-        return MoeMlp(spec, spec.moe, parameters, prefix)
-    return GatedMlp(spec, parameters, prefix)
+        return MoeMlp(spec, spec.moe, parameters, prefix, collective)
+    return GatedMlp(spec, parameters, prefix, collective)
 
 
 def _head_norms(spec: ModelSpec, parameters: Parameters, prefix: str) -> HeadNorms | None:
@@ -87,23 +99,30 @@ class Decoder:
     """A whole model. It owns no tensors: the parameters are lent by the runner.
 
     Args:
-        parameters: by the names of `parameters.py`; `rope_factors` is optional.
+        spec: of what this rank computes: its own heads.
+        parameters: by the names of `parameters.py`, this rank's slices; `rope_factors` is optional.
+        collective: through which ranks add up and gather what each has a part of.
     """
 
-    def __init__(self, spec: ModelSpec, parameters: Parameters) -> None:
+    def __init__(
+        self, spec: ModelSpec, parameters: Parameters, collective: Collective = ALONE
+    ) -> None:
         self.spec = spec
-        self.embedding = parameters["embedding.weight"]  # [V, C]
-        self.head = parameters.get("head.weight", self.embedding)  # [V, C]
-        self.layers = [DecoderLayer(spec, parameters, n) for n in range(spec.num_layers)]
+        self.collective = collective
+        embedding = parameters["embedding.weight"]
+        self.embedding = Embedding(embedding, collective)
+        self.head = parameters.get("head.weight", embedding)  # [V / ranks, C]
+        numbers = range(spec.num_layers)
+        self.layers = [DecoderLayer(spec, parameters, n, collective) for n in numbers]
         names = [f"layers.{n}.attention_norm" for n in range(spec.num_layers)] + ["final_norm"]
         self.norms = [Norm(spec, parameters, name) for name in names]
-        device, factors = self.embedding.device, parameters.get("rope_factors")
+        device, factors = embedding.device, parameters.get("rope_factors")
         self.ropes = [
             RotaryAngles(rope, spec.head_dim, spec.max_position, device, factors)
             for rope in spec.ropes
         ]
         # Rounded like the product it stands for in a model of lower precision.
-        self.scale = torch.tensor(spec.embedding_scale).to(self.embedding.dtype).item()
+        self.scale = torch.tensor(spec.embedding_scale).to(embedding.dtype).item()
 
     def forward(
         self, step: StepTensors, attention: Backend, rows: torch.Tensor | None = None
@@ -113,7 +132,7 @@ class Decoder:
         Every token's KV is stored. What only concerns rows that nobody wants is left out.
         """
         attention.plan(step)
-        residual = functional.embedding(step.token_ids, self.embedding)
+        residual = self.embedding(step.token_ids)
         if self.scale != 1.0:
             residual = residual * self.scale
         angles = [rope.at(step.positions, residual.dtype) for rope in self.ropes]
@@ -129,8 +148,8 @@ class Decoder:
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """[R, C] → [R, V] in the model's dtype, into `out` where it is given."""
-        logits = linear(hidden, self.head, out=out)
+        logits = linear(hidden, self.head, out=out if self.collective.is_alone else None)
         if self.spec.logit_softcap is not None:
             capped = torch.tanh(logits / self.spec.logit_softcap) * self.spec.logit_softcap
             logits = logits.copy_(capped)
-        return logits
+        return self.collective.gather(logits, self.spec.vocab_size, out)

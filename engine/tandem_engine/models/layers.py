@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 
 import torch
+from torch.nn import functional
 
+from tandem_engine.models.collective import Collective
 from tandem_engine.models.spec import ModelSpec
 from tandem_kernels.linear import gated_linear, linear
 from tandem_kernels.norm import add_rms_norm, rms_norm
@@ -20,6 +22,39 @@ class Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight, self.bias)
+
+
+class SummedLinear:
+    """x Wᵀ + b where each rank has some columns of W, and of x: their sum. The bias comes once."""
+
+    def __init__(self, parameters: Parameters, name: str, collective: Collective) -> None:
+        self.weight = parameters[f"{name}.weight"]  # [out, in / ranks]
+        self.bias = parameters.get(f"{name}.bias")  # [out]
+        self.collective = collective
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self.collective.is_alone:
+            return linear(x, self.weight, self.bias)
+        found = self.collective.add(linear(x, self.weight))
+        return found if self.bias is None else found.add_(self.bias)
+
+
+class Embedding:
+    """Rows of a vocabulary of which each rank has some."""
+
+    def __init__(self, weight: torch.Tensor, collective: Collective) -> None:
+        self.weight = weight  # [V / ranks, C]
+        self.collective = collective
+        self.start = collective.shard.rank * weight.shape[0]
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        """[T] → [T, C]."""
+        if self.collective.is_alone:
+            return functional.embedding(ids, self.weight)
+        places = ids - self.start
+        missing = (places < 0) | (places >= self.weight.shape[0])
+        found = functional.embedding(places.masked_fill_(missing, 0), self.weight)
+        return self.collective.add(found.masked_fill_(missing[:, None], 0))
 
 
 class Norm:
@@ -41,9 +76,11 @@ class Norm:
 class GatedMlp:
     """act(x Gᵀ) · (x Uᵀ), and down again."""
 
-    def __init__(self, spec: ModelSpec, parameters: Parameters, prefix: str) -> None:
+    def __init__(
+        self, spec: ModelSpec, parameters: Parameters, prefix: str, collective: Collective
+    ) -> None:
         self.gate_up = Linear(parameters, f"{prefix}.gate_up")
-        self.down = Linear(parameters, f"{prefix}.down")
+        self.down = SummedLinear(parameters, f"{prefix}.down", collective)
         self.gelu = spec.activation == "gelu_tanh"
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

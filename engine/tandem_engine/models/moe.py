@@ -2,6 +2,7 @@
 
 import torch
 
+from tandem_engine.models.collective import ALONE, Collective
 from tandem_engine.models.layers import GatedMlp, Linear, Parameters
 from tandem_engine.models.moe_spec import MoeSpec
 from tandem_engine.models.spec import ModelSpec
@@ -12,10 +13,19 @@ from tandem_kernels.moe import Routing, fused_moe
 class MoeMlp:
     """Σ over a token's experts, plus the experts that every token uses.
 
+    A rank has a part of every expert, so what it finds is a part of the sum.
+
     Legend: E experts, C hidden size, I an expert's intermediate size.
     """
 
-    def __init__(self, spec: ModelSpec, moe: MoeSpec, parameters: Parameters, prefix: str) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        moe: MoeSpec,
+        parameters: Parameters,
+        prefix: str,
+        collective: Collective,
+    ) -> None:
         shape = (moe.num_experts, -1, spec.hidden_size)
         self.router = parameters[f"{prefix}.router.weight"]  # [E, C]
         self.bias = parameters.get(f"{prefix}.router.bias")  # [E], for the choice alone
@@ -24,7 +34,10 @@ class MoeMlp:
         self.down = down.view(moe.num_experts, spec.hidden_size, -1)  # [E, C, I]
         self.routing = build_routing(moe)
         self.gelu = spec.activation == "gelu_tanh"
-        self.shared = GatedMlp(spec, parameters, f"{prefix}.shared") if moe.shared_size else None
+        self.collective = collective
+        self.shared: GatedMlp | None = None
+        if moe.shared_size:
+            self.shared = GatedMlp(spec, parameters, f"{prefix}.shared", ALONE)
         self.shared_gate = Linear(parameters, f"{prefix}.shared_gate") if moe.shared_gate else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -32,11 +45,11 @@ class MoeMlp:
         logits = linear(x, self.router)  # [T, E]
         found = fused_moe(x, logits, self.gate_up, self.down, self.routing, self.bias, self.gelu)
         if self.shared is None:
-            return found
+            return self.collective.add(found)
         shared = self.shared(x)
         if self.shared_gate is not None:
             shared = torch.sigmoid(self.shared_gate(x)) * shared
-        return found + shared
+        return self.collective.add(found + shared)
 
 
 def build_routing(moe: MoeSpec) -> Routing:

@@ -5,7 +5,7 @@ rows, what takes it back to the hidden size along its columns, the embedding alo
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Final
 
@@ -13,6 +13,7 @@ import torch
 
 from tandem_engine.errors import ConfigError
 from tandem_engine.models.parameters import Parameter
+from tandem_engine.models.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,14 @@ class Shard:
 
     def __post_init__(self) -> None:
         assert 0 <= self.rank < self.world_size
+
+    def kv_heads(self, count: int) -> range:
+        """Which of a model's KV heads this rank has; with more ranks than heads some share one."""
+        if count >= self.world_size:
+            size = count // self.world_size
+            return range(self.rank * size, (self.rank + 1) * size)
+        head = self.rank * count // self.world_size
+        return range(head, head + 1)
 
 
 WHOLE: Final = Shard()
@@ -95,3 +104,19 @@ def sharded_shape(parameter: Parameter, shard: Shard) -> tuple[int, ...]:
     if parameter.split == "columns":
         return (*parameter.shape[:-1], sizes[0])
     return (sum(sizes), *parameter.shape[1:])
+
+
+def shard_spec(spec: ModelSpec, shard: Shard) -> ModelSpec:
+    """What one rank computes with: the model with its own heads alone.
+
+    Raises:
+        ConfigError: the heads can't be divided among that many ranks.
+    """
+    heads, kv_heads, ranks = spec.num_heads, spec.num_kv_heads, shard.world_size
+    if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
+        raise ConfigError(
+            f"--tensor-parallel {ranks}: {heads} query and {kv_heads} KV heads can't be divided "
+            "among so many ranks; use a number that divides both, or a multiple of the KV heads"
+        )
+    own = len(shard.kv_heads(kv_heads))
+    return replace(spec, num_heads=heads // ranks, num_kv_heads=own)

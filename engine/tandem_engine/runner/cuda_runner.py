@@ -7,6 +7,7 @@ import torch
 
 from tandem_engine.attention.latent_triton import TritonLatentAttention
 from tandem_engine.attention.triton_backend import TritonAttention
+from tandem_engine.models.collective import ALONE, Collective
 from tandem_engine.models.decoder import Decoder
 from tandem_engine.models.spec import ModelSpec
 from tandem_engine.runner.base import Batch, BatchItem, PendingStep, Runner, SampledToken
@@ -48,6 +49,8 @@ class CudaRunner(Runner):
         max_running: most sequences that decode at once.
         chunk_sizes: tokens of the chunks that long prompts are cut into.
         graphs: whether decode steps are CUDA graphs.
+        collective: owned too. Every rank is given the same batches; the first one samples, and the
+            others have no results.
     """
 
     kv: DeviceKVStore
@@ -64,6 +67,7 @@ class CudaRunner(Runner):
         *,
         chunk_sizes: Collection[int] = (),
         graphs: bool = True,
+        collective: Collective = ALONE,
     ) -> None:
         self.spec = spec
         self.vocab_size = spec.vocab_size
@@ -73,7 +77,8 @@ class CudaRunner(Runner):
         self.kv = kv
         self._page = kv.layout.page_size
         self._device = kv.cache.device
-        self._model = Decoder(spec, parameters)
+        self._collective = collective
+        self._model = Decoder(spec, parameters, collective)
         self._attention: TritonAttention | TritonLatentAttention
         if spec.latent is None:
             self._attention = TritonAttention(spec, kv.cache, chunk_sizes)
@@ -141,11 +146,15 @@ class CudaRunner(Runner):
         self.kv.steps_until(done)
         return _LaunchedStep(items, rows, host, done)
 
-    def _run_decodes(self, items: list[BatchItem]) -> Choice:
+    def _run_decodes(self, items: list[BatchItem]) -> Choice | None:
         self._slots.stage(items)
         self._graphs.replay(self._graphs.size_for(len(items)))
         count = len(items)
-        return self._sampler.choose(self._logits[:count], items, self._slots.sampled[:count])
+        choice, tokens = None, self._slots.sampled[:count]
+        if self._collective.is_first:
+            choice = self._sampler.choose(self._logits[:count], items, tokens)
+        self._collective.share(tokens)
+        return choice
 
     def _run_mixed(self, items: list[BatchItem], split: Split, sampled: list[int]) -> Choice | None:
         """Prompt chunks, with decodes beside them: not from a graph."""
@@ -160,7 +169,13 @@ class CudaRunner(Runner):
         hidden = self._model.forward(step, self._attention, rows)
         if not sampled:
             return None
-        return self._sampler.choose(self._model.logits(hidden), [items[index] for index in sampled])
+        logits = self._model.logits(hidden)
+        if not self._collective.is_first:
+            return None
+        return self._sampler.choose(logits, [items[index] for index in sampled])
 
     def close(self) -> None:
         torch.cuda.synchronize()
+        # Communicators outlive the graphs that use them.
+        self._graphs.clear()
+        self._collective.close()

@@ -54,6 +54,10 @@ class DecodeGraphs:
             self._capture(size)
             progress((done + 1) / len(self.sizes))
 
+    def clear(self) -> None:
+        """Forget all graphs; those that are needed again are captured again."""
+        self._graphs.clear()
+
     def _capture(self, size: int) -> None:
         # Kernels are compiled and loaded, and libraries make their workspaces, outside the graph.
         self._run(size)

@@ -40,8 +40,7 @@ class DeviceKVStore(KVStore):
 
     @torch.inference_mode()
     def export_blocks(self, blocks: Sequence[int], layers: range) -> memoryview:
-        shape = self._packed_shape(blocks, layers)
-        host = torch.empty(shape, dtype=self.cache.dtype, pin_memory=True)
+        host = self._pinned(blocks, layers)
         with self._export_lock, torch.cuda.stream(self._exporting):
             host.copy_(pack(self.cache, self._numbers(blocks), layers), non_blocking=True)
             self._exporting.synchronize()
@@ -49,8 +48,7 @@ class DeviceKVStore(KVStore):
 
     @torch.inference_mode()
     def import_blocks(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
-        shape = self._packed_shape(blocks, layers)
-        host = torch.empty(shape, dtype=self.cache.dtype, pin_memory=True)
+        host = self._pinned(blocks, layers)
         expected = host.nbytes
         if data.nbytes != expected:
             raise ValueError(f"{data.nbytes} bytes for pages of {expected} bytes")
@@ -62,8 +60,12 @@ class DeviceKVStore(KVStore):
             unpack(packed, self.cache, numbers, layers)
             self._importing.synchronize()
 
-    def _packed_shape(self, blocks: Sequence[int], layers: range) -> tuple[int, ...]:
-        return (len(layers), self.layout.num_planes, len(blocks), *self.cache.shape[3:])
+    def _pinned(self, blocks: Sequence[int], layers: range) -> torch.Tensor:
+        """Host memory for packed pages."""
+        shape = (len(layers), self.layout.num_planes, len(blocks), *self.cache.shape[3:])
+        # A thread's current device is the first one until it says otherwise.
+        with torch.cuda.device(self._device):
+            return torch.empty(shape, dtype=self.cache.dtype, pin_memory=True)
 
     def _numbers(self, blocks: Sequence[int]) -> torch.Tensor:
         return torch.tensor(list(blocks), dtype=torch.int64, device=self._device)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+import msgspec
+
 from tandem_engine.config import WorkerConfig
 from tandem_engine.errors import ConfigError
 from tandem_engine.runner.base import Runner
@@ -17,90 +19,164 @@ from tandem_wire.model_source import ModelFiles, resolve_model
 if TYPE_CHECKING:
     import torch
 
+    from tandem_engine.models.collective import Collective
     from tandem_engine.models.spec import ModelSpec
+    from tandem_engine.parallel.group import RankGroup
 
 _HOST_KV_BYTES: Final = 2 * 2**30
 _DTYPES: Final = {"BFloat16": "bfloat16", "Float16": "float16", "Float32": "float32"}
 
 
-def load_runner(config: WorkerConfig, progress: Startup) -> Runner:
+def load_runner(
+    config: WorkerConfig, progress: Startup, fail: Callable[[str], None] | None = None
+) -> Runner:
     """Find the model's files, load its weights and make the KV cache.
+
+    With `tensor_parallel` > 1 this process becomes the first rank and starts the others. `fail` is
+    called when one of them dies and no call of the runner can say so; the default ends the process.
 
     Raises:
         ModelSourceError: the model can't be had (with a remedy).
         ConfigError: the configuration doesn't fit the model or the machine.
+        RankDiedError: a rank couldn't start.
     """
-    cache_dir = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
+    if config.tensor_parallel > 1:
+        runner = _load_parallel(config, progress, fail)
+    else:
+        runner = load_rank(config, progress)
+    progress("ready", 1.0)
+    return runner
+
+
+def load_rank(config: WorkerConfig, progress: Startup, rank: int = 0, store: str = "") -> Runner:
+    """One rank's runner; `store` is the file by which ranks find each other. See `load_runner`."""
+    files = _find_files(config, progress)
+    facts = read_model_facts(files.path)
+    progress("torch", 0.0)
+    _limit_threads(config.tensor_parallel)
+    return _load_torch(config, files, facts, progress, rank, store)
+
+
+def _find_files(config: WorkerConfig, progress: Startup) -> ModelFiles:
     progress("model files", 0.0)
-    files = resolve_model(
+    return resolve_model(
         config.model,
         revision=config.revision,
         weights=config.format != "Dummy",
-        cache_dir=cache_dir,
+        cache_dir=_cache_dir(config),
         progress=lambda fraction: progress("model files", fraction),
     )
-    facts = read_model_facts(files.path)
-    progress("torch", 0.0)
-    _limit_threads()
-    torch_ready = _load_torch(config, files, facts, cache_dir, progress)
-    progress("ready", 1.0)
-    return torch_ready
 
 
-def _limit_threads() -> None:
-    """Threads that wait should sleep: workers share cores, and a spinning one slows the others."""
+def _cache_dir(config: WorkerConfig) -> Path:
+    return Path(config.cache_dir) if config.cache_dir else default_cache_dir()
+
+
+def _load_parallel(
+    config: WorkerConfig, progress: Startup, fail: Callable[[str], None] | None
+) -> Runner:
+    """The runner of all ranks."""
+    from tandem_engine.parallel.group import RankGroup
+
+    facts = read_model_facts(_find_files(config, progress).path)
+    # What is to be downloaded is there now. The others import torch while this process does.
+    group = RankGroup(config, fail)
+    try:
+        inner = load_rank(config, progress, 0, group.store)
+        group.wait_ready(inner.num_blocks)
+        return _join(config, facts, inner, group)
+    except Exception as error:
+        cause = group.cause_of(error)
+        group.close(grace_seconds=0.0)
+        raise cause from error
+
+
+def _join(config: WorkerConfig, facts: ModelFacts, inner: Runner, group: "RankGroup") -> Runner:
+    from tandem_engine.models.shard import Shard
+    from tandem_engine.models.spec import build_spec
+    from tandem_engine.parallel.kv_store import ParallelKVStore, StepCount
+    from tandem_engine.parallel.runner import ParallelRunner
+
+    spec, ranks = build_spec(facts), config.tensor_parallel
+    heads = [Shard(rank, ranks).kv_heads(spec.num_kv_heads) for rank in range(ranks)]
+    layout = msgspec.structs.replace(inner.kv.layout, num_kv_heads=spec.num_kv_heads)
+    steps = StepCount()
+    kv = ParallelKVStore(inner.kv, layout, heads, group, steps)
+    return ParallelRunner(inner, kv, group, steps)
+
+
+def _limit_threads(num_ranks: int) -> None:
+    """Threads that wait should sleep: workers share cores, and a spinning one slows the others.
+
+    Ranks share the cores that the worker has.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
     threads = os.environ.get("TANDEM_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS")
-    torch.set_num_threads(int(threads) if threads else len(os.sched_getaffinity(0)))
+    cores = max(1, len(os.sched_getaffinity(0)) // num_ranks)
+    torch.set_num_threads(int(threads) if threads else cores)
 
 
 def _load_torch(
     config: WorkerConfig,
     files: ModelFiles,
     facts: ModelFacts,
-    cache_dir: Path,
     progress: Startup,
+    rank: int,
+    store: str,
 ) -> Runner:
     import torch
 
+    from tandem_engine.models.collective import join_group
+    from tandem_engine.models.shard import Shard, shard_spec
     from tandem_engine.models.spec import build_spec
     from tandem_engine.weights.loading import WeightFiles, load_parameters
 
-    device = _choose_device(config)
+    shard = Shard(rank, config.tensor_parallel)
+    device = _choose_device(config, rank)
     default = "bfloat16" if device.type == "cuda" else "float32"
     dtype: torch.dtype = getattr(torch, _DTYPES.get(config.dtype, default))
-    spec = build_spec(facts)
-    _check_length(config, spec)
+    whole = build_spec(facts)
+    _check_length(config, whole)
+    spec = shard_spec(whole, shard)
     weights = WeightFiles(files.path, _weight_format(config, files))
 
     def load() -> dict[str, torch.Tensor]:
         progress("weights", 0.0)
         parameters = load_parameters(
-            spec,
+            whole,
             weights,
             dtype,
-            cache_dir,
+            _cache_dir(config),
             lambda fraction: progress("weights", fraction),
             device=device,
+            shard=shard,
         )
         # What is mapped on the CPU hasn't been read yet.
         progress.count_weights(sum(x.nbytes for x in parameters.values() if not x.is_cpu))
         return parameters
 
     if device.type == "cuda":
-        return _load_cuda(config, spec, facts, dtype, device, load(), progress)
-    return _load_host(config, spec, facts, dtype, load, progress)
+        torch.cuda.set_device(device)
+    collective = join_group(shard, store, device)
+    if device.type == "cuda":
+        return _load_cuda(config, spec, facts, dtype, device, load(), progress, collective)
+    return _load_host(config, spec, facts, dtype, load, progress, collective)
 
 
-def _choose_device(config: WorkerConfig) -> "torch.device":
+def _choose_device(config: WorkerConfig, rank: int) -> "torch.device":
     import torch
 
-    found = torch.cuda.is_available()
+    found = torch.cuda.device_count() if config.device != "cpu" else 0
     if config.device == "cuda" and not found:
         raise ConfigError("--device cuda: torch sees no GPU; use cpu, or check driver and torch")
-    return torch.device("cuda", 0) if found and config.device != "cpu" else torch.device("cpu")
+    if found and found < config.tensor_parallel:
+        raise ConfigError(
+            f"--tensor-parallel {config.tensor_parallel}: torch sees {found} GPU(s); "
+            "lower it, or give the worker more GPUs"
+        )
+    return torch.device("cuda", rank) if found else torch.device("cpu")
 
 
 def _load_host(
@@ -110,6 +186,7 @@ def _load_host(
     dtype: "torch.dtype",
     load: Callable[[], "dict[str, torch.Tensor]"],
     progress: Startup,
+    collective: "Collective",
 ) -> Runner:
     """The CPU's runner; its KV cache has the size that the configuration says."""
     from tandem_engine.attention.latent_torch import TorchLatentAttention
@@ -118,13 +195,17 @@ def _load_host(
     from tandem_engine.runner.torch_runner import TorchRunner
 
     layout = _kv_layout(config, spec, dtype)
-    num_blocks = (config.kv_memory_bytes or _HOST_KV_BYTES) // layout.block_bytes
+    wanted = (config.kv_memory_bytes or _HOST_KV_BYTES) // config.tensor_parallel
+    num_blocks = wanted // layout.block_bytes
     max_model_len = _fit_length(config, spec, num_blocks, "--kv-memory")
     parameters = load()
     progress("kv cache", 0.0)
-    kv = HostKVStore(layout, num_blocks, dtype, config.shm_dir)
+    # Peers write whole pages; a rank has a part of each.
+    shared_dir = config.shm_dir if collective.is_alone else ""
+    kv = HostKVStore(layout, num_blocks, dtype, shared_dir)
     backend = TorchAttention if spec.latent is None else TorchLatentAttention
-    return TorchRunner(spec, parameters, kv, backend, facts.eos_token_ids, max_model_len)
+    ends = facts.eos_token_ids
+    return TorchRunner(spec, parameters, kv, backend, ends, max_model_len, collective)
 
 
 def _load_cuda(
@@ -135,8 +216,9 @@ def _load_cuda(
     device: "torch.device",
     parameters: "dict[str, torch.Tensor]",
     progress: Startup,
+    collective: "Collective",
 ) -> Runner:
-    """The GPU's runner; its KV cache takes what `--gpu-memory-percent` leaves."""
+    """A GPU's runner; its KV cache takes what `--gpu-memory-percent` leaves."""
     import torch
 
     from tandem_engine.runner.cuda_runner import CudaRunner
@@ -144,9 +226,9 @@ def _load_cuda(
     from tandem_engine.runner.device_kv import DeviceKVStore
     from tandem_engine.runner.memory_profile import measure_memory
 
-    torch.cuda.set_device(device)
     layout = _kv_layout(config, spec, dtype)
     max_model_len = config.max_model_len or spec.max_position
+    kv_memory = config.kv_memory_bytes // config.tensor_parallel  # of each rank
 
     def make(num_blocks: int, longest: int) -> CudaRunner:
         return CudaRunner(
@@ -158,6 +240,7 @@ def _load_cuda(
             config.max_running,
             chunk_sizes={config.max_batched_tokens, config.chunk_tokens},
             graphs=config.cuda_graphs,
+            collective=collective,
         )
 
     progress("profile", 0.0)
@@ -170,9 +253,9 @@ def _load_cuda(
         num_graphs=len(padded_sizes(config.max_running)) if config.cuda_graphs else 0,
     )
     least = layout.block_bytes * max(1, -(-config.max_model_len // layout.page_size))
-    plan.check(max(least, config.kv_memory_bytes))
-    num_blocks = (config.kv_memory_bytes or plan.kv) // layout.block_bytes
-    flag = "--kv-memory" if config.kv_memory_bytes else "--gpu-memory-percent"
+    plan.check(max(least, kv_memory))
+    num_blocks = collective.least((kv_memory or plan.kv) // layout.block_bytes)
+    flag = "--kv-memory" if kv_memory else "--gpu-memory-percent"
     longest = _fit_length(config, spec, num_blocks, flag)
     torch.cuda.empty_cache()
     runner = make(num_blocks, longest)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from tandem_engine.models.collective import ALONE, Collective
 from tandem_engine.models.decoder import Backend, Decoder
 from tandem_engine.models.spec import ModelSpec
 from tandem_engine.runner.base import Batch, Runner, SampledToken
@@ -21,6 +22,7 @@ class TorchRunner(Runner):
     Args:
         parameters: by the names of `models/parameters.py`; never written to.
         kv: owned by the runner from here on.
+        collective: owned too. Every rank is given the same batches; the first one samples.
     """
 
     kv: HostKVStore
@@ -33,13 +35,15 @@ class TorchRunner(Runner):
         make_backend: MakeBackend,
         eos_token_ids: Sequence[int],
         max_model_len: int,
+        collective: Collective = ALONE,
     ) -> None:
         self.vocab_size = spec.vocab_size
         self.eos_token_ids = tuple(eos_token_ids)
         self.max_model_len = max_model_len
         self.num_blocks = kv.cache.shape[2]
         self.kv = kv
-        self._model = Decoder(spec, parameters)
+        self._collective = collective
+        self._model = Decoder(spec, parameters, collective)
         self._attention = make_backend(spec, kv.cache)
         self._sampler = Sampler(self.eos_token_ids)
         self._device = kv.cache.device
@@ -58,10 +62,13 @@ class TorchRunner(Runner):
         hidden = self._model.forward(step.tensors, self._attention, rows)  # [R, C]
         if sampled:
             logits = self._model.logits(hidden)  # [R, V]
+            if not self._collective.is_first:
+                return results
             tokens = self._sampler.sample(logits, [batch.items[index] for index in sampled])
             for index, token in zip(sampled, tokens, strict=True):
                 results[index] = token
         return results
 
     def close(self) -> None:
+        self._collective.close()
         self.kv.close()

@@ -227,7 +227,7 @@ def test_real_runner_is_imported_lazily(monkeypatch: pytest.MonkeyPatch) -> None
 
     class Module:
         @staticmethod
-        def load_runner(config: WorkerConfig, progress: Startup) -> str:
+        def load_runner(config: WorkerConfig, progress: Startup, fail: object) -> str:
             progress("weights", 1.0)
             return f"runner of {config.model}"
 

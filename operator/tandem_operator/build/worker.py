@@ -168,6 +168,8 @@ def worker_args(
         "lease-seconds": transfer.lease_seconds,
         "drain-seconds": spec.rollout.drain_seconds,
     }
+    if pool.tensor_parallel > 1:
+        flags["tensor-parallel"] = pool.tensor_parallel
     if model.max_model_len is not None:
         flags["max-model-len"] = model.max_model_len
     if spec.engine.options.kv_memory is not None:

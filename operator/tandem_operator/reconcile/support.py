@@ -9,6 +9,7 @@ from tandem_operator.api.autoscaling_policy import (
     VictimMode,
 )
 from tandem_operator.api.model import KvCacheDtype, Quantization
+from tandem_operator.api.pool import GPU_RESOURCE
 from tandem_operator.api.quantity import parse_quantity
 
 
@@ -18,8 +19,12 @@ def find_blockers(spec: InferenceServiceSpec) -> list[str]:
     for name, pool in (("prefill", spec.prefill), ("decode", spec.decode)):
         if pool.nodes_per_worker > 1:
             blockers.append(f"{name}.nodesPerWorker above 1 is not supported by this release")
-        if pool.tensor_parallel > 1:
-            blockers.append(f"{name}.tensorParallel above 1 is not supported by this release")
+        ranks = pool.tensor_parallel
+        if pool.nodes_per_worker == 1 and ranks > 1 and pool.gpus_per_pod != ranks:
+            blockers.append(
+                f"{name}.tensorParallel {ranks} needs as many GPUs in the pod: set"
+                f" {name}.resources.limits[{GPU_RESOURCE}] to {ranks}"
+            )
     return blockers
 
 

@@ -14,6 +14,7 @@ from tandem_operator.build.router import build_router
 from tandem_operator.build.worker import admin_token, build_worker_pod
 from tandem_operator.observed import PoolView
 from tandem_operator.rdma import Wiring
+from tandem_operator.reconcile.support import find_blockers
 from tandem_operator.tests.facts import IMAGES, make_observed, make_spec
 
 POOL = PoolView("qwen-decode", "uid-pool", 1, 1, 1)
@@ -62,6 +63,26 @@ def test_flags_say_what_the_spec_says() -> None:
     assert given["--cache-dir"] == "/mnt/cache"
     assert "--no-checksum" in pod["spec"]["containers"][0]["args"]
     assert pod["metadata"]["annotations"]["tandem.dev/bootstrap-port"] == "9000"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "ranks", "blocked"),
+    [("1", 1, False), ("4", 4, False), ("4", 2, True), ("0", 2, True)],
+)
+def test_a_worker_of_several_gpus(gpus: str, ranks: int, blocked: bool) -> None:
+    limits = {} if gpus == "0" else {"nvidia.com/gpu": gpus}
+    changes: dict[str, Any] = {"decode": {"tensorParallel": ranks, "resources": {"limits": limits}}}
+    blockers = find_blockers(make_spec(**changes))
+    assert len(blockers) == blocked
+    if blocked:
+        assert f"set decode.resources.limits[nvidia.com/gpu] to {ranks}" in blockers[0]
+    assert flags(build(**changes)).get("--tensor-parallel") == (str(ranks) if ranks > 1 else None)
+
+
+def test_several_nodes_per_worker_are_refused() -> None:
+    pool = {"tensorParallel": 2, "nodesPerWorker": 2}
+    (blocker,) = find_blockers(make_spec(decode=pool))
+    assert "nodesPerWorker" in blocker
 
 
 def test_labels_owner_and_identity() -> None:

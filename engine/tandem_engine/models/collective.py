@@ -1,0 +1,113 @@
+"""What the ranks of one model tell each other while they compute."""
+
+import os
+from typing import Final
+
+import torch
+import torch.distributed
+
+from tandem_engine.models.shard import WHOLE, Shard
+
+
+class Collective:
+    """One rank's place in its group. This one is alone in it: everything is there already.
+
+    Ranks run the same operations in the same order, on tensors of the same shapes.
+    """
+
+    def __init__(self, shard: Shard = WHOLE) -> None:
+        self.shard = shard
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is nobody to talk to."""
+        return self.shard.world_size == 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that samples and that the scheduler talks to."""
+        return self.shard.rank == 0
+
+    def add(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks, in place."""
+        return x
+
+    def gather(self, x: torch.Tensor, width: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The ranks' columns x [R, w] side by side, the first `width` of them: [R, width].
+
+        Written to `out` where it is given; who is alone has done that already.
+        """
+        return x
+
+    def share(self, x: torch.Tensor) -> None:
+        """The first rank's values to all others, in place."""
+
+    def least(self, number: int) -> int:
+        """The smallest of the ranks' numbers."""
+        return number
+
+    def close(self) -> None:
+        """Leave the group; all ranks do so at about the same time."""
+
+
+ALONE: Final = Collective()
+
+
+class GroupCollective(Collective):
+    """Ranks in processes of their own, through torch.distributed's default group."""
+
+    def __init__(self, shard: Shard, device: torch.device) -> None:
+        super().__init__(shard)
+        self._device = device
+
+    def add(self, x: torch.Tensor) -> torch.Tensor:
+        torch.distributed.all_reduce(x)
+        return x
+
+    def gather(self, x: torch.Tensor, width: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        rows, columns = x.shape
+        ranks = self.shard.world_size
+        found = torch.empty((ranks * rows, columns), dtype=x.dtype, device=x.device)
+        torch.distributed.all_gather_into_tensor(found, x.contiguous())
+        if out is None:
+            out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
+        for rank, part in enumerate(found.view(ranks, rows, columns)):
+            start = rank * columns
+            # The last ranks' columns may be padding, some or all of them.
+            if (size := min(columns, width - start)) > 0:
+                out[:, start : start + size].copy_(part[:, :size])
+        return out
+
+    def share(self, x: torch.Tensor) -> None:
+        torch.distributed.broadcast(x, src=0)
+
+    def least(self, number: int) -> int:
+        found = torch.tensor([number], dtype=torch.int64, device=self._device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
+        return int(found.item())
+
+    def close(self) -> None:
+        torch.distributed.destroy_process_group()
+
+
+def join_group(shard: Shard, store: str, device: torch.device) -> Collective:
+    """Meet the other ranks of this machine: NCCL between GPUs, Gloo between CPUs.
+
+    Returns when all of them have come.
+
+    Args:
+        store: path of a file that doesn't exist yet, the same for all ranks.
+    """
+    if shard == WHOLE:
+        return ALONE
+    on_gpu = device.type == "cuda"
+    # All ranks are on this host: whatever network it has is not for them.
+    os.environ.setdefault("NCCL_SOCKET_IFNAME" if on_gpu else "GLOO_SOCKET_IFNAME", "lo")
+    torch.distributed.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        init_method=f"file://{store}",
+        rank=shard.rank,
+        world_size=shard.world_size,
+        device_id=device if on_gpu else None,
+    )
+    return GroupCollective(shard, device)

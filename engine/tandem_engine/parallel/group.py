@@ -1,0 +1,116 @@
+"""The other ranks of a worker: started, watched and ended by the first one."""
+
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from tandem_engine.config import WorkerConfig
+from tandem_engine.core.framing import pack_frame
+from tandem_engine.errors import RankDiedError
+from tandem_engine.parallel.messages import RankStart, RankStep, RankStop
+from tandem_engine.parallel.rank_process import RankProcess
+from tandem_engine.parallel.shared_file import SharedFile
+
+Fail = Callable[[str], None]
+"""Called from any thread, with the reason, when a worker can't go on and can't say so by itself."""
+
+_GRACE_SECONDS: Final = 1.0
+"""How long after a rank's death the thread that runs the steps may take to notice by itself."""
+_NOTICE_SECONDS: Final = 3.0
+_END_SECONDS: Final = 5.0
+
+log = logging.getLogger(__name__)
+
+
+def end_process(message: str) -> None:
+    """The `Fail` of a runner that nobody watches: what hangs in a GPU's call can't be interrupted.
+
+    Never returns.
+    """
+    log.error("%s", message)
+    os._exit(1)
+
+
+class RankGroup:
+    """Processes of ranks 1 and up. A rank that ends unasked ends the worker, within seconds.
+
+    Raises:
+        RankDiedError: from any call, once that has happened.
+    """
+
+    def __init__(self, config: WorkerConfig, fail: Fail | None = None) -> None:
+        self._fail = fail or end_process
+        self._failure = ""
+        self._failed = threading.Event()
+        self._closing = threading.Event()
+        self._encoder = msgspec.msgpack.Encoder()
+        self._directory = tempfile.TemporaryDirectory(prefix="tandem-ranks-")
+        self.store = str(Path(self._directory.name) / "store")
+        self.exports, self.imports = SharedFile(), SharedFile()
+        shared = [self.exports.descriptor, self.imports.descriptor]
+        self.ranks: list[RankProcess] = []
+        try:
+            for rank in range(1, config.tensor_parallel):
+                start = RankStart(config, rank, self.store)
+                self.ranks.append(RankProcess(start, shared, self._on_death))
+        except BaseException:
+            self.close(grace_seconds=0.0)
+            raise
+
+    def wait_ready(self, num_blocks: int) -> None:
+        """Wait until all are loaded; each must have that many blocks."""
+        for rank in self.ranks:
+            found = rank.wait_ready().num_blocks
+            assert found == num_blocks, "ranks agree about their caches"
+
+    def send(self, step: RankStep) -> None:
+        """Have every rank launch a step."""
+        self.check()
+        frame = pack_frame(self._encoder.encode(step))
+        for rank in self.ranks:
+            rank.send(frame)
+
+    def check(self) -> None:
+        """Raise RankDiedError if a rank is gone."""
+        if self._failure:
+            raise RankDiedError(self._failure)
+
+    def cause_of(self, error: Exception) -> Exception:
+        """What to raise for an error that the death of a rank may have brought about."""
+        if isinstance(error, RuntimeError | RankDiedError) and self._failed.wait(_NOTICE_SECONDS):
+            return RankDiedError(self._failure)
+        return error
+
+    def stop(self) -> None:
+        """Tell the ranks to end, and expect it of them."""
+        self._closing.set()
+        frame = pack_frame(msgspec.msgpack.encode(RankStop()))
+        for rank in self.ranks:
+            try:
+                rank.send(frame)
+            except RankDiedError as error:
+                log.debug("%s", error)  # it has ended already
+
+    def close(self, *, grace_seconds: float = _END_SECONDS) -> None:
+        """Wait for the ranks' ends, after `stop` or because loading failed."""
+        self._closing.set()
+        for rank in self.ranks:
+            rank.close(grace_seconds)
+        self.exports.close()
+        self.imports.close()
+        self._directory.cleanup()
+
+    def _on_death(self, account: str) -> None:
+        if self._closing.is_set():
+            return
+        self._failure = account
+        self._failed.set()
+        # A step that fails by itself ends the worker in order; one that hangs can't.
+        if not self._closing.wait(_GRACE_SECONDS):
+            self._fail(account)

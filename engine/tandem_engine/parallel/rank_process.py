@@ -1,0 +1,114 @@
+"""One rank's process, as the first rank sees it."""
+
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from tandem_engine.core.framing import pack_frame, read_frame
+from tandem_engine.errors import RankDiedError
+from tandem_engine.parallel.messages import PageReply, PageRequest, RankReady, RankStart
+
+_KEPT_LINES: Final = 12
+"""Lines of its log that are told when a rank dies."""
+_DRAIN_SECONDS: Final = 1.0
+
+
+class RankProcess:
+    """A rank that runs `member.py`. It ends when this process does, whatever happens to it.
+
+    Args:
+        descriptors: files that it shares, by number.
+        on_death: called from a thread of ours when it ended, with its account.
+    """
+
+    def __init__(
+        self, start: RankStart, descriptors: list[int], on_death: Callable[[str], None]
+    ) -> None:
+        self.rank = start.rank
+        self._name = f"rank {start.rank} of {start.config.tensor_parallel}"
+        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        pairs = [socket.socketpair() for _ in range(3)]
+        self.steps, self.exports, self.imports = (ours for ours, _ in pairs)
+        passed = [theirs.fileno() for _, theirs in pairs] + descriptors
+        command = [sys.executable, "-m", "tandem_engine.parallel.member", *map(str, passed)]
+        try:
+            self._process = subprocess.Popen(
+                command, pass_fds=passed, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+            )
+        finally:
+            for _, theirs in pairs:
+                theirs.close()
+        self._reader = threading.Thread(target=self._read_log, name="rank-log", daemon=True)
+        self._reader.start()
+        watcher = threading.Thread(target=self._watch, args=(on_death,), name="rank", daemon=True)
+        watcher.start()
+        # The configuration holds the admin token, so it travels neither in argv nor in a file.
+        self.send(pack_frame(msgspec.msgpack.encode(start)))
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def send(self, frame: bytes) -> None:
+        """Send it a step's frame. Raises RankDiedError."""
+        self._send(self.steps, frame)
+
+    def wait_ready(self) -> RankReady:
+        """Its answer to the start. Raises RankDiedError."""
+        return msgspec.msgpack.decode(self._receive(self.steps), type=RankReady)
+
+    def ask(self, connection: socket.socket, request: PageRequest) -> None:
+        """Send a request on `exports` or `imports`; its reply is to be had from `answer`."""
+        self._send(connection, pack_frame(msgspec.msgpack.encode(request)))
+
+    def answer(self, connection: socket.socket) -> None:
+        """Wait for a request to be done. Raises RankDiedError when it isn't."""
+        reply = msgspec.msgpack.decode(self._receive(connection), type=PageReply)
+        if reply.error:
+            raise RankDiedError(f"{self._name} can't move pages: {reply.error}")
+
+    def _send(self, connection: socket.socket, frame: bytes) -> None:
+        try:
+            connection.sendall(frame)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise RankDiedError(f"{self._name} is gone") from error
+
+    def _receive(self, connection: socket.socket) -> bytes:
+        payload = read_frame(connection)
+        if payload is None:
+            raise RankDiedError(f"{self._name} is gone")
+        return payload
+
+    def _read_log(self) -> None:
+        stream = self._process.stderr
+        assert stream is not None
+        with stream:
+            for line in stream:
+                text = line.decode(errors="replace").rstrip()
+                self._lines.append(text)
+                sys.stderr.write(f"[{self._name}] {text}\n")
+
+    def _watch(self, on_death: Callable[[str], None]) -> None:
+        code = self._process.wait()
+        self._reader.join(_DRAIN_SECONDS)
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        lines = "\n".join(self._lines)
+        on_death(f"{self._name} ended ({how}); the end of its log:\n{lines}")
+
+    def close(self, grace_seconds: float) -> None:
+        """Wait for its end; kill it after the grace."""
+        try:
+            self._process.wait(grace_seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(_DRAIN_SECONDS)
+        for connection in (self.steps, self.exports, self.imports):
+            connection.close()

@@ -1,0 +1,146 @@
+"""Two ranks on two GPUs: precision, graphs, batches, pages, and a whole engine on them.
+
+Runs with `-m gpu` where there are two GPUs.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tandem_engine.config import WorkerConfig
+from tandem_engine.runner.base import Runner
+from tandem_engine.runner.model_runner import load_runner
+from tandem_engine.startup import Startup
+from tandem_engine.tests.fleet import Fleet
+from tandem_engine.tests.step_driver import Blocks, Request, generate, run_sequences
+from tandem_engine.tests.test_cuda_runner import KV_BYTES, forced_logprobs, rms
+from tandem_engine.tests.test_model_equality import NUM_TOKENS, make_prompt
+from tandem_engine.tests.tiny_checkpoints import reference_tokens, save_checkpoint
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
+]
+PAGE = 16
+LENGTHS = [1, 2, PAGE, 41, 67, 100, 129]
+
+
+@contextmanager
+def opened(directory: Path, ranks: int = 2, **flags: Any) -> Iterator[Runner]:
+    flags = {"dtype": "Float32", "max_running": 64, "kv_memory_bytes": KV_BYTES, **flags}
+    config = WorkerConfig(
+        model=f"file://{directory}",
+        device="cuda",
+        page_size=PAGE,
+        tensor_parallel=ranks,
+        max_model_len=1024,
+        **flags,
+    )
+    runner = load_runner(config, Startup())
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+@pytest.mark.parametrize(
+    "family", ["llama3", "qwen2", "qwen3", "gemma3", "qwen3_moe", "deepseek_v3"]
+)
+def test_two_ranks_give_transformers_tokens(family: str, tmp_path: Path) -> None:
+    model = save_checkpoint(family, tmp_path)
+    prompts = [make_prompt(length) for length in LENGTHS]
+    expected = [reference_tokens(model, prompt, NUM_TOKENS) for prompt in prompts]
+    with opened(tmp_path, max_running=8) as runner:
+        for chunk, stagger in ((1 << 30, 0), (7, 2)):
+            assert generate(runner, prompts, NUM_TOKENS, chunk, stagger) == expected
+
+
+@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
+def test_batches_of_1_to_64(graphs: bool, tmp_path: Path) -> None:
+    model = save_checkpoint("qwen3", tmp_path)
+    prompts = [make_prompt(1 + (n * 37) % 90, seed=n) for n in range(64)]
+    expected = [reference_tokens(model, prompt, NUM_TOKENS) for prompt in prompts]
+    with opened(tmp_path, cuda_graphs=graphs) as runner:
+        for batch in (1, 2, 7, 9, 33, 64):
+            found = generate(runner, prompts[:batch], NUM_TOKENS, chunk=23, stagger=1)
+            assert found == expected[:batch], batch
+
+
+@pytest.mark.parametrize("family", ["llama3", "gemma3"])
+def test_bfloat16_is_as_exact_as_transformers(family: str, tmp_path: Path) -> None:
+    model = save_checkpoint(family, tmp_path)
+    tokens, prompt = make_prompt(150), 120
+
+    @torch.inference_mode()
+    def logprobs() -> torch.Tensor:
+        logits = model(torch.tensor([tokens])).logits[0, prompt - 1 :]
+        return logits.float().log_softmax(-1)
+
+    exact = logprobs()
+    model.to(torch.bfloat16)
+    theirs = rms(logprobs() - exact)
+    with opened(tmp_path, dtype="BFloat16", max_running=4) as runner:
+        for chunk in (1000, 33):
+            ours = rms(forced_logprobs(runner, tokens, prompt, chunk) - exact)
+            print(f"{family}: error {ours:.4f}, transformers {theirs:.4f}")
+            assert ours <= 1.25 * theirs
+
+
+@pytest.mark.parametrize("family", ["qwen3", "deepseek_v3"])
+def test_pages_move_between_workers_of_one_and_two_ranks(family: str, tmp_path: Path) -> None:
+    model = save_checkpoint(family, tmp_path)
+    prompt = make_prompt(70)
+    expected = reference_tokens(model, prompt, NUM_TOKENS)
+    with opened(tmp_path, max_running=4) as two, opened(tmp_path, 1, max_running=4) as one:
+        assert two.kv.layout == one.kv.layout
+        for prefill, decode in ((two, one), (one, two)):
+            source = Request(prompt, Blocks(prefill, PAGE, seed=1).take(len(prompt)))
+            first = run_sequences(prefill, [source], 1, chunk=32)[0]
+            target = Request(prompt, Blocks(decode, PAGE, seed=2).take(len(prompt) + NUM_TOKENS))
+            destination = target.blocks[: len(source.blocks)]
+            for layers in (range(0, 2), range(2, 3)):
+                packed = prefill.kv.export_blocks(source.blocks, layers)
+                decode.kv.import_blocks(destination, layers, memoryview(packed))
+                assert decode.kv.export_blocks(destination, layers) == packed
+            target.outputs, target.num_computed = list(first), len(prompt)
+            assert run_sequences(decode, [target], NUM_TOKENS, chunk=32)[0] == expected
+
+
+def test_a_whole_engine(tmp_path: Path) -> None:
+    """Steps launched ahead, preemption, and sampling that one GPU does for both."""
+    model = save_checkpoint("llama3", tmp_path)
+    prompts = [make_prompt(5 + (n * 53) % 120, seed=n) for n in range(40)]
+    expected = [reference_tokens(model, prompt, 24) for prompt in prompts]
+    streams: list[list[list[int]]] = []
+    for ranks in (2, 1):
+        fleet = Fleet(
+            "a",
+            open_runner=lambda config: load_runner(config, Startup()),
+            model=f"file://{tmp_path}",
+            device="cuda",
+            dtype="Float32",
+            page_size=PAGE,
+            max_running=24,
+            max_waiting=128,
+            max_batched_tokens=128,
+            kv_memory_bytes=100 * 16 * 3 * 2 * 2 * 8 * 4,
+            tensor_parallel=ranks,
+        )
+        for number, prompt in enumerate(prompts):
+            greedy = {"max_tokens": 24, "ignore_eos": True}
+            fleet["a"].submit(f"r{number}", prompt, params=greedy)
+            drawn = {"max_tokens": 24, "temperature": 0.8, "seed": number, "top_p": 0.9}
+            fleet["a"].submit(f"s{number}", prompt, params=drawn)
+        fleet.settle(50_000)
+        found = {
+            kind: [fleet["a"].streams[f"{kind}{n}"].tokens for n in range(40)] for kind in "rs"
+        }
+        assert found["r"] == expected
+        assert fleet["a"].stats().counters["preemptions_total"] > 0
+        streams.append(found["s"])
+        fleet["a"].runner.close()
+    assert streams[0] == streams[1]

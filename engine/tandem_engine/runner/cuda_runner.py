@@ -130,7 +130,8 @@ class CudaRunner(Runner):
         for source, destination in batch.copies:
             self.kv.copy_block(source, destination)
         items = batch.items
-        split = split_batch(items)
+        # Prompts of which one token is left count as decodes, and nothing bounds their number.
+        split = split_batch(items, self._slots.max_rows)
         choice = None
         if items and not split.chunks:
             rows = split.decodes

@@ -27,11 +27,11 @@ class Split:
     chunks: list[int]
 
 
-def split_batch(items: Sequence[BatchItem]) -> Split:
-    """Which items are decodes and which are chunks."""
-    decodes = [index for index, item in enumerate(items) if len(item.tokens) == 1]
-    chunks = [index for index, item in enumerate(items) if len(item.tokens) > 1]
-    return Split(decodes, chunks)
+def split_batch(items: Sequence[BatchItem], most_decodes: int | None = None) -> Split:
+    """Which items are decodes and which are chunks; past `most_decodes` one token is a chunk too."""
+    decodes = [index for index, item in enumerate(items) if len(item.tokens) == 1][:most_decodes]
+    chosen = set(decodes)
+    return Split(decodes, [index for index in range(len(items)) if index not in chosen])
 
 
 def build_step(items: Sequence[BatchItem], page_size: int, device: torch.device) -> StepInput:

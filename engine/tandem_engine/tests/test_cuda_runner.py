@@ -89,6 +89,15 @@ def test_batches_of_1_to_64(graphs: bool, tmp_path: Path) -> None:
     runner.close()
 
 
+def test_more_single_tokens_than_rows_for_decodes(tmp_path: Path) -> None:
+    model = save_checkpoint("llama3", tmp_path)
+    prompts = [make_prompt(1, seed=n) for n in range(20)]
+    expected = [reference_tokens(model, prompt, NUM_TOKENS) for prompt in prompts]
+    runner = open_cuda(tmp_path, max_running=8)
+    assert generate(runner, prompts, NUM_TOKENS) == expected
+    runner.close()
+
+
 def test_a_whole_engine_with_hand_off(tmp_path: Path) -> None:
     """Two cores: more requests than places, preemption, KV that moves between GPUs' caches."""
     model = save_checkpoint("llama3", tmp_path)

@@ -44,14 +44,21 @@ class TritonAttention(AttentionBackend):
     Args:
         kv_cache: [layers, 2, N, K, P, D].
         chunk_sizes: tokens of the chunks that such a prompt is cut into.
+        max_length: of a prompt.
     """
 
     def __init__(
-        self, spec: ModelSpec, kv_cache: torch.Tensor, chunk_sizes: Collection[int] = ()
+        self,
+        spec: ModelSpec,
+        kv_cache: torch.Tensor,
+        chunk_sizes: Collection[int] = (),
+        max_length: int = 0,
     ) -> None:
         self._spec = spec
         self._by_cudnn = {
-            (size, number * size) for size in chunk_sizes for number in range(_MOST_CHUNKS)
+            (size, number * size)
+            for size in chunk_sizes
+            for number in range(min(_MOST_CHUNKS, max_length // size))
         }
         self._caches = [(layer[0], layer[1]) for layer in kv_cache]
         self._windows = [layer.window for layer in spec.layers]

@@ -81,7 +81,7 @@ class CudaRunner(Runner):
         self._model = Decoder(spec, parameters, collective)
         self._attention: TritonAttention | TritonLatentAttention
         if spec.latent is None:
-            self._attention = TritonAttention(spec, kv.cache, chunk_sizes)
+            self._attention = TritonAttention(spec, kv.cache, chunk_sizes, max_model_len)
         else:
             self._attention = TritonLatentAttention(spec, kv.cache)
         self._sampler = Sampler(self.eos_token_ids)

@@ -39,12 +39,12 @@ class DecodeGraphs:
 
     def replay(self, size: int) -> None:
         """Run a step of one of `sizes`."""
-        if not self._enabled:
-            self._run(size)
-            return
-        if size not in self._graphs:
+        if size in self._graphs:
+            self._graphs[size].replay()
+        elif self._enabled:
             self._capture(size)
-        self._graphs[size].replay()
+        else:
+            self._run(size)
 
     def capture_all(self, progress: Callable[[float], None]) -> None:
         """Capture every size now. Runs steps: the inputs must be padding."""
@@ -59,6 +59,7 @@ class DecodeGraphs:
         self._graphs.clear()
 
     def _capture(self, size: int) -> None:
+        """Run a step once, then capture it. A second run would start from the first one's tokens."""
         # Kernels are compiled and loaded, and libraries make their workspaces, outside the graph.
         self._run(size)
         torch.cuda.synchronize()

@@ -229,6 +229,7 @@ def _load_cuda(
     layout = _kv_layout(config, spec, dtype)
     max_model_len = config.max_model_len or spec.max_position
     kv_memory = config.kv_memory_bytes // config.tensor_parallel  # of each rank
+    budget = config.max_batched_tokens
 
     def make(num_blocks: int, longest: int) -> CudaRunner:
         return CudaRunner(
@@ -238,7 +239,7 @@ def _load_cuda(
             facts.eos_token_ids,
             longest,
             config.max_running,
-            chunk_sizes={config.max_batched_tokens, config.chunk_tokens},
+            chunk_sizes={budget, min(budget, config.chunk_tokens)},
             graphs=config.cuda_graphs,
             collective=collective,
         )
@@ -248,7 +249,7 @@ def _load_cuda(
         make(1, max_model_len),
         device,
         percent=config.gpu_memory_percent,
-        max_tokens=config.max_batched_tokens,
+        max_tokens=budget,
         max_running=config.max_running,
         num_graphs=len(padded_sizes(config.max_running)) if config.cuda_graphs else 0,
     )

@@ -28,7 +28,7 @@ class Split:
 
 
 def split_batch(items: Sequence[BatchItem], most_decodes: int | None = None) -> Split:
-    """Which items are decodes and which are chunks; past `most_decodes` one token is a chunk too."""
+    """Which items are decodes, and which are chunks; past `most_decodes` a token is a chunk too."""
     decodes = [index for index, item in enumerate(items) if len(item.tokens) == 1][:most_decodes]
     chosen = set(decodes)
     return Split(decodes, [index for index in range(len(items)) if index not in chosen])

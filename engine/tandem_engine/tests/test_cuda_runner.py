@@ -99,7 +99,10 @@ def test_more_single_tokens_than_rows_for_decodes(tmp_path: Path) -> None:
 
 
 def test_a_whole_engine_with_hand_off(tmp_path: Path) -> None:
-    """Two cores: more requests than places, preemption, KV that moves between GPUs' caches."""
+    """Two cores: more requests than places, preemption, KV that moves between GPUs' caches.
+
+    A prefill worker captures its graphs when it meets their sizes, with steps planned ahead.
+    """
     model = save_checkpoint("llama3", tmp_path)
     prompts = [make_prompt(5 + (n * 53) % 120, seed=n) for n in range(40)]
     expected = [reference_tokens(model, prompt, 24) for prompt in prompts]
@@ -107,10 +110,11 @@ def test_a_whole_engine_with_hand_off(tmp_path: Path) -> None:
     def open_small(config: WorkerConfig) -> Runner:
         return load_runner(config, Startup())
 
-    for peers in ((), ("b",)):
+    for peers, role in (((), "both"), (("b",), "both"), ((), "prefill")):
         fleet = Fleet(
             "a",
             "b",
+            role=role,
             open_runner=open_small,
             model=f"file://{tmp_path}",
             device="cuda",

@@ -59,7 +59,7 @@ class DecodeGraphs:
         self._graphs.clear()
 
     def _capture(self, size: int) -> None:
-        """Run a step once, then capture it. A second run would start from the first one's tokens."""
+        """Run a step, once: a second run would start from its tokens. Then capture it."""
         # Kernels are compiled and loaded, and libraries make their workspaces, outside the graph.
         self._run(size)
         torch.cuda.synchronize()

@@ -1,108 +1,186 @@
-"""Top-k, top-p, min-p and a seeded draw in one launch, without sorting.
+"""Top-k, top-p, min-p and a seeded draw without sorting, several programs per row.
 
-All three filters keep the tokens whose logit is at least some threshold, so a row's threshold is
-searched: each pass over the row counts (or weighs) what lies above several pivots at once and
-keeps the section that holds the answer, until few enough values are left to search in registers.
-Sort-free sampling with pivots is FlashInfer's; here the set that is kept is exact, ties included,
-as the reference's.
+All three filters keep the tokens whose logit is at least some threshold. A histogram tells which
+few bins of a row hold it (`histogram_kernel`); the values in those bins are collected, and the
+exact threshold is searched among them alone. The set that is kept is exact, ties included, as the
+reference's: logits are compared as they came, through integers in the same order. Sums are taken
+in one order each, or of integers, so that a seed always draws the same token.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-_NUM_PIVOTS = 8
-"""Sections per pass; also the width of the accumulators."""
+from tandem_kernels.sampling.histogram_kernel import (
+    NUM_BINS,
+    bounds_kernel,
+    distance_from,
+    find_bin,
+    furthest,
+    histogram_kernel,
+    is_searched,
+)
+from tandem_kernels.sampling.kernel import greedy
+
+_LOWEST_KEY = tl.constexpr(-(1 << 31))
 
 
 @triton.jit
-def _weigh(row, size, scale, top, pivots, BY_MASS: tl.constexpr, BLOCK: tl.constexpr,
-           PIVOTS: tl.constexpr):  # fmt: skip
-    """For each pivot [PIVOTS]: number, and number or mass, of the values at or above it."""
-    count = tl.zeros([BLOCK, PIVOTS], tl.int32)
-    mass = tl.zeros([BLOCK, PIVOTS], tl.float32)
-    places = tl.arange(0, BLOCK)
-    for start in range(0, size, BLOCK):
-        x = tl.load(row + start + places, mask=start + places < size, other=float("-inf"))
-        x = x.to(tl.float32) * scale
-        above = x[:, None] >= pivots[None, :]
-        count += above.to(tl.int32)
+def _key(raw):
+    """Integers in the order of float32 values; both zeros are one."""
+    bits = (raw + 0.0).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _load(source, at, inside):
+    """float32 values of a row, or of keys that `collect_kernel` wrote; -inf outside."""
+    if source.dtype.element_ty == tl.int64:
+        key = tl.load(source + at, mask=inside, other=0, cache_modifier=".cg").to(tl.int32)
+        raw = (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+        return tl.where(inside, raw, float("-inf"))
+    else:
+        return tl.load(source + at, mask=inside, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
+def collect_kernel(
+    logits,
+    best,
+    temperature,
+    top_k,
+    top_p,
+    min_p,
+    bounds,
+    offsets,
+    above,
+    collected,
+    stride,
+    size,
+    capacity,
+    BLOCK: tl.constexpr,
+    NUM_BINS: tl.constexpr,
+):
+    """Program (part, row): the mass above the bins of a searched row, and the values in them.
+
+    Values are left as keys, in the row's order.
+    """
+    row = tl.program_id(1).to(tl.int64)
+    if is_searched(tl.load(top_k + row), tl.load(top_p + row), size):
+        part = row * tl.num_programs(0) + tl.program_id(0)
+        first = tl.load(bounds + row * 4)
+        last = tl.load(bounds + row * 4 + 1)
+        count = tl.load(bounds + row * 4 + 3)
+        at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        inside = at < size
+        raw = tl.load(logits + row * stride + at, mask=inside, other=float("-inf")).to(tl.float32)
+        highest = tl.load(logits + row * stride + tl.load(best + row)).to(tl.float32)
+        scale = 1.4426950408889634 / tl.load(temperature + row)
+        distance = distance_from(highest, raw, scale)
+        bins = find_bin(distance, NUM_BINS)
+        sure = inside & (bins < first) & (distance <= furthest(tl.load(min_p + row)))
+        tl.store(above + part, tl.sum(tl.where(sure, tl.exp2(-distance), 0.0), axis=0))
+        held = inside & (bins >= first) & (bins <= last)
+        # Beyond the capacity the row itself is searched.
+        if count <= capacity:
+            ranks = tl.load(offsets + part) + tl.cumsum(held.to(tl.int32), axis=0) - 1
+            to = collected + row * capacity + ranks
+            tl.store(to, _key(raw).to(tl.int64), mask=held & (ranks < count))
+
+
+@triton.jit
+def _reach(
+    source, num, highest, scale, pivots, BY_MASS: tl.constexpr, TILE: tl.constexpr,
+    PIVOTS: tl.constexpr,
+):  # fmt: skip
+    """For each pivot [PIVOTS], how many values have keys at or above it, or what they weigh."""
+    places = tl.arange(0, TILE)
+    reached = tl.zeros([TILE, PIVOTS], tl.float32)
+    for start in range(0, num, TILE):
+        inside = start + places < num
+        raw = _load(source, start + places, inside)
+        weight = tl.where(inside, 1.0, 0.0)
         if BY_MASS:
-            weight = tl.exp2(x - top)
-            mass += tl.where(above, weight[:, None], 0.0)
-    counts = tl.sum(count, axis=0)
-    masses = counts.to(tl.float32)
-    if BY_MASS:
-        masses = tl.sum(mass, axis=0)
-    return counts, masses
+            weight *= tl.exp2(-distance_from(highest, raw, scale))
+        above = _key(raw)[:, None] >= pivots[None, :]
+        reached += tl.where(above, weight[:, None], 0.0)
+    return tl.sum(reached, axis=0)
 
 
 @triton.jit
-def _bound(values, weights, low, high, target, HALVINGS: tl.constexpr):
-    """A threshold in [low, high) at or above which `values` alone reach the target, or `low`.
-
-    What a few values of a row reach, all of them reach: so this bounds a search from below, and
-    the lanes' maxima bound it so closely that it is over in a pass or two.
-    """
-    for _ in range(HALVINGS):
-        middle = low + (high - low) * 0.5
-        reached = tl.sum(tl.where(values >= middle, weights, 0.0), axis=0) >= target
-        low = tl.where(reached, middle, low)
-        high = tl.where(reached, high, middle)
-    return low
-
-
-@triton.jit
-def _gather(row, size, scale, low, scratch, BLOCK: tl.constexpr, FEW: tl.constexpr):
-    """The values at or above `low`, at most FEW of them, in registers [FEW]; -inf fills up."""
-    places = tl.arange(0, BLOCK)
-    count = size * 0
-    for start in range(0, size, BLOCK):
-        x = tl.load(row + start + places, mask=start + places < size, other=float("-inf"))
-        x = x.to(tl.float32) * scale
-        above = (x >= low).to(tl.int32)
-        at = count + tl.cumsum(above, axis=0) - 1
-        tl.store(scratch + at, x, mask=(above > 0) & (at < FEW))
-        count += tl.sum(above, axis=0)
-    # Other threads of this program read what these stored.
-    tl.debug_barrier()
-    kept = tl.arange(0, FEW)
-    found = tl.load(scratch + kept, mask=kept < count, other=float("-inf"), cache_modifier=".cg")
-    tl.debug_barrier()
-    return found
-
-
-@triton.jit
-def _search(row, size, scale, top, low, high, total, target, scratch, BY_MASS: tl.constexpr,
-            BLOCK: tl.constexpr, PIVOTS: tl.constexpr, FEW: tl.constexpr):  # fmt: skip
-    """The largest threshold in [low, high) at or above which `target` is reached.
-
-    `total`: how many values are at or above `low`. Those at or above `high` don't reach it. Once
-    few values are left above `low`, they are gathered and the rest happens in registers.
-    """
+def _search(
+    source, num, highest, scale, low, high, target, BY_MASS: tl.constexpr, TILE: tl.constexpr,
+    PIVOTS: tl.constexpr,
+):  # fmt: skip
+    """The largest key in [low, high) at or above which the target is reached, or `low`."""
     steps = tl.arange(0, PIVOTS)
-    num_low = total
-    searching = (high > low) & (num_low > FEW)
-    while searching:
-        pivots = low + (high - low) / PIVOTS * steps  # the first is low itself
-        counts, reached = _weigh(row, size, scale, top, pivots, BY_MASS, BLOCK, PIVOTS)
-        enough = (reached >= target) | (steps == 0)
+    while low + 1 < high:
+        width = tl.maximum((high - low) // PIVOTS, 1)
+        pivots = low + width * steps
+        inside = pivots < high
+        reached = _reach(
+            source, num, highest, scale, pivots.to(tl.int32), BY_MASS, TILE, PIVOTS
+        )  # fmt: skip
+        enough = ((reached >= target) & inside) | (steps == 0)
         kept = tl.max(tl.where(enough, steps, 0), axis=0)
-        new_low = tl.max(tl.where(steps == kept, pivots, float("-inf")), axis=0)
-        above = tl.min(tl.where(steps > kept, pivots, float("inf")), axis=0)
-        new_high = tl.minimum(high, above)
-        num_low = tl.sum(tl.where(steps == kept, counts, 0), axis=0)
-        # No float between the ends: low is the threshold, many times over.
-        searching = ((new_low > low) | (new_high < high)) & (num_low > FEW)
-        low = new_low
-        high = new_high
-    if num_low <= FEW:
-        values = _gather(row, size, scale, low, scratch, BLOCK, FEW)
-        weights = tl.full([FEW], 1.0, tl.float32)
-        if BY_MASS:
-            weights = tl.exp2(values - top)
-        low = _bound(values, weights, low, high, target, 44)
+        low += width * kept
+        high = tl.where(kept == PIVOTS - 1, high, tl.minimum(high, low + width))
     return low
+
+
+@triton.jit
+def _find_threshold(
+    source, num, highest, scale, first, last, k, p, whole, above, TILE: tl.constexpr,
+    PIVOTS: tl.constexpr, NUM_BINS: tl.constexpr,
+):  # fmt: skip
+    """The least key that top-k (of `num` values; 0: off) and then top-p keep.
+
+    `whole` is the mass of the row, `above` what isn't in `source`.
+    """
+    places = tl.arange(0, TILE)
+    lowest = tl.full([TILE], 0x7FFFFFFF, tl.int32)
+    greatest = tl.full([TILE], _LOWEST_KEY, tl.int32)
+    for start in range(0, num, TILE):
+        inside = start + places < num
+        raw = _load(source, start + places, inside)
+        bins = find_bin(distance_from(highest, raw, scale), NUM_BINS)
+        held = inside & (bins >= first) & (bins <= last)
+        key = _key(raw)
+        lowest = tl.minimum(lowest, tl.where(held, key, 0x7FFFFFFF))
+        greatest = tl.maximum(greatest, tl.where(held, key, _LOWEST_KEY))
+    low = tl.min(lowest, axis=0).to(tl.int64)
+    high = tl.max(greatest, axis=0).to(tl.int64) + 1
+    if k > 0:
+        low = _search(
+            source, num, highest, scale, low, high, k.to(tl.float32), False, TILE, PIVOTS
+        )
+        steps = tl.arange(0, PIVOTS)
+        reached = _reach(
+            source, num, highest, scale, (low + steps * 0).to(tl.int32), True, TILE, PIVOTS
+        )  # fmt: skip
+        whole = above + tl.sum(tl.where(steps == 0, reached, 0.0), axis=0).to(tl.float64)
+    if p < 1.0:
+        target = (whole * p - above).to(tl.float32)
+        low = _search(source, num, highest, scale, low, high, target, True, TILE, PIVOTS)
+    return low
+
+
+@triton.jit
+def _weigh_collected(source, num, highest, scale, threshold, limit, TILE: tl.constexpr):
+    """Replace the collected keys by the running mass of what is kept, in units of 2^-36.
+
+    Integers: what lies between two places without any kept value weighs nothing at all.
+    """
+    places = tl.arange(0, TILE)
+    before = threshold * 0
+    for start in range(0, num, TILE):
+        inside = start + places < num
+        raw = _load(source, start + places, inside)
+        distance = distance_from(highest, raw, scale)
+        kept = inside & (_key(raw) >= threshold) & (distance <= limit)
+        units = tl.where(kept, tl.exp2(36.0 - distance), 0.0).to(tl.int64)
+        tl.store(source + start + places, before + tl.cumsum(units, axis=0), mask=inside)
+        before += tl.sum(units, axis=0)
 
 
 @triton.jit
@@ -114,118 +192,110 @@ def _mix(value):
 
 
 @triton.jit
+def _uniform(seed, position):
+    """`reference.uniform`."""
+    state = _mix(seed.to(tl.uint64) + 0x9E3779B97F4A7C15)
+    bits = _mix(state + (position.to(tl.uint64) + 1) * 0x9E3779B97F4A7C15) >> 11
+    return bits.to(tl.float64) * 1.1102230246251565e-16
+
+
+@triton.jit
 def draw_kernel(
     logits,
-    inverse_temperature,
+    best,
+    temperature,
     top_k,
     top_p,
     min_p,
     seeds,
     positions,
+    masses,
+    bounds,
+    offsets,
+    above,
+    collected,
     out,
-    scratch,
     stride,
     size,
+    capacity,
+    num_parts,
     BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
+    TILE: tl.constexpr,
     PIVOTS: tl.constexpr,
-    FEW: tl.constexpr,
+    NUM_BINS: tl.constexpr,
 ):
-    """Program: one row. Logits are taken times log2 e / temperature, so that exp2 does."""
-    index = tl.program_id(0)
-    row = logits + index.to(tl.int64) * stride
-    few = scratch + index.to(tl.int64) * FEW
-    places = tl.arange(0, BLOCK)
-    warmth = tl.load(inverse_temperature + index)
-    scale = warmth * 1.4426950408889634
-    highest = tl.full([BLOCK], float("-inf"), tl.float32)
-    lowest = tl.full([BLOCK], float("inf"), tl.float32)
-    for start in range(0, size, BLOCK):
-        inside = start + places < size
-        x = tl.load(row + start + places, mask=inside, other=float("-inf")).to(tl.float32) * scale
-        highest = tl.maximum(highest, x)
-        lowest = tl.minimum(lowest, tl.where(x == float("-inf"), float("inf"), x))
-    top = tl.max(highest, axis=0)
-    threshold = tl.min(lowest, axis=0)
-    # Just above the highest value, whatever its size.
-    high = top + tl.abs(top) * 1.0e-6 + 1.0e-30
+    """Program: one row. Its exact threshold, then the part and the token that the seed draws."""
+    index = tl.program_id(0).to(tl.int64)
+    row = logits + index * stride
+    few = collected + index * capacity
+    parts = tl.arange(0, PARTS)
+    exists = parts < num_parts
+    part_at = index * num_parts + parts
+    highest = tl.load(row + tl.load(best + index)).to(tl.float32)
+    scale = 1.4426950408889634 / tl.load(temperature + index)
+    limit = furthest(tl.load(min_p + index))
     k = tl.load(top_k + index)
     p = tl.load(top_p + index)
-    if k > 0 and k < size:
-        ones = tl.full([BLOCK], 1.0, tl.float32)
-        threshold = _bound(highest, ones, threshold, high, k.to(tl.float32), 20)
-        ends = tl.where(tl.arange(0, PIVOTS) == 0, threshold, float("inf"))
-        counts, _ = _weigh(row, size, scale, top, ends, False, BLOCK, PIVOTS)
-        total = tl.sum(counts, axis=0)
-        threshold = _search(
-            row,
-            size,
-            scale,
-            top,
-            threshold,
-            high,
-            total,
-            k.to(tl.float32),
-            few,
-            False,
-            BLOCK,
-            PIVOTS,
-            FEW,
-        )
-    if p < 1.0:
-        ends = tl.where(tl.arange(0, PIVOTS) == 0, threshold, float("inf"))
-        counts, masses = _weigh(row, size, scale, top, ends, True, BLOCK, PIVOTS)
-        total = tl.sum(counts, axis=0)
-        target = tl.sum(masses, axis=0) * p
-        # A little more than the target, as sums in another order round differently.
-        bound = _bound(highest, tl.exp2(highest - top), threshold, high, target * 1.0001, 20)
-        if bound > threshold:
-            threshold = bound
-            ends = tl.where(tl.arange(0, PIVOTS) == 0, threshold, float("inf"))
-            counts, masses = _weigh(row, size, scale, top, ends, False, BLOCK, PIVOTS)
-            total = tl.sum(counts, axis=0)
-        threshold = _search(
-            row, size, scale, top, threshold, high, total, target, few, True, BLOCK, PIVOTS, FEW
-        )
-    share = tl.load(min_p + index)
-    if share > 0.0:
-        threshold = tl.maximum(threshold, top + tl.log2(share))
-    threshold = tl.minimum(threshold, top)
+    mass = tl.load(masses + part_at, mask=exists, other=0.0).to(tl.float64)
+    threshold = index * 0 + _LOWEST_KEY
+    if is_searched(k, p, size):
+        whole = tl.sum(mass, axis=0)
+        first = tl.load(bounds + index * 4)
+        last = tl.load(bounds + index * 4 + 1)
+        left = tl.load(bounds + index * 4 + 2)
+        count = tl.load(bounds + index * 4 + 3)
+        if count <= capacity:
+            mass = tl.load(above + part_at, mask=exists, other=0.0).to(tl.float64)
+            if count > 0:
+                sure = tl.sum(mass, axis=0)
+                threshold = _find_threshold(
+                    few, count, highest, scale, first, last, left, p, whole, sure, TILE, PIVOTS,
+                    NUM_BINS,
+                )  # fmt: skip
+                _weigh_collected(few, count, highest, scale, threshold, limit, TILE)
+                # Other threads of this program read what these stored.
+                tl.debug_barrier()
+                begin = tl.load(offsets + part_at, mask=exists, other=0)
+                more = exists & (parts + 1 < num_parts)
+                end = tl.load(offsets + part_at + 1, mask=more, other=0)
+                end = tl.where(more, end, count)
+                until = tl.load(few + end - 1, mask=exists & (end > 0), other=0, cache_modifier=".cg")
+                since = tl.load(few + begin - 1, mask=exists & (begin > 0), other=0, cache_modifier=".cg")
+                mass += (until - since).to(tl.float64) * (1.0 / (1 << 36))
+        else:
+            limited = tl.where((k > 0) & (k < size), k, 0)
+            threshold = _find_threshold(
+                row, size, highest, scale, first, last, limited, p, whole, whole * 0.0, TILE,
+                PIVOTS, NUM_BINS,
+            )  # fmt: skip
+            inner = tl.arange(0, BLOCK)
+            for start in range(0, size, BLOCK):
+                inside = start + inner < size
+                raw = _load(row, start + inner, inside)
+                distance = distance_from(highest, raw, scale)
+                kept = inside & (_key(raw) >= threshold) & (distance <= limit)
+                part_mass = tl.sum(tl.where(kept, tl.exp2(-distance), 0.0), axis=0)
+                mass = tl.where(parts == start // BLOCK, part_mass.to(tl.float64), mass)
 
-    start_state = _mix(tl.load(seeds + index).to(tl.uint64) + 0x9E3779B97F4A7C15)
-    position = tl.load(positions + index).to(tl.uint64) + 1
-    bits = _mix(start_state + position * 0x9E3779B97F4A7C15) >> 11
-    uniform = bits.to(tl.float64) * 1.1102230246251565e-16
-
-    mass = tl.zeros([BLOCK], tl.float64)
-    for start in range(0, size, BLOCK):
-        x = tl.load(row + start + places, mask=start + places < size, other=float("-inf"))
-        x = x.to(tl.float32) * scale
-        mass += tl.where(x >= threshold, tl.exp2(x - top), 0.0).to(tl.float64)
-    goal = uniform * tl.sum(mass, axis=0)
-    before = goal * 0.0
-    base = before
-    chosen = index * 0
-    start = chosen
-    searching = size > 0
-    while searching:
-        x = tl.load(row + start + places, mask=start + places < size, other=float("-inf"))
-        x = x.to(tl.float32) * scale
-        weight = tl.where(x >= threshold, tl.exp2(x - top), 0.0)
-        part = tl.sum(weight.to(tl.float64), axis=0)
-        chosen = tl.where(part > 0.0, start, chosen)
-        base = tl.where(part > 0.0, before, base)
-        before += part
-        start += BLOCK
-        searching = (before <= goal) & (start < size)
-    # The chunk that crosses the goal, or the last one with any weight if rounding kept it below.
-    x = tl.load(row + chosen + places, mask=chosen + places < size, other=float("-inf"))
-    x = x.to(tl.float32) * scale
-    weight = tl.where(x >= threshold, tl.exp2(x - top), 0.0)
+    # The part that crosses the goal, or the last one with any weight if rounding kept it below.
+    goal = _uniform(tl.load(seeds + index), tl.load(positions + index)) * tl.sum(mass, axis=0)
+    until = tl.cumsum(mass, axis=0)
+    crossed = tl.min(tl.where((until > goal) & (mass > 0.0), parts, PARTS), axis=0)
+    final = tl.max(tl.where(mass > 0.0, parts, 0), axis=0)
+    chosen = tl.where(crossed < PARTS, crossed, final)
+    goal -= tl.sum(tl.where(parts < chosen, mass, 0.0), axis=0)
+    at = chosen * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    raw = _load(row, at, inside)
+    distance = distance_from(highest, raw, scale)
+    kept = inside & (_key(raw) >= threshold) & (distance <= limit)
+    weight = tl.where(kept, tl.exp2(-distance), 0.0)
     running = tl.cumsum(weight, axis=0)
-    crossed = (running > (goal - base).to(tl.float32)) & (weight > 0.0)
-    first = tl.min(tl.where(crossed, places, BLOCK), axis=0)
-    last = tl.max(tl.where(weight > 0.0, places, 0), axis=0)
-    tl.store(out + index, (chosen + tl.where(first < BLOCK, first, last)).to(tl.int64))
+    crossing = (running > goal.to(tl.float32)) & (weight > 0.0)
+    token = tl.min(tl.where(crossing, at, size), axis=0)
+    final_token = tl.max(tl.where(weight > 0.0, at, 0), axis=0)
+    tl.store(out + index, tl.where(token < size, token, final_token).to(tl.int64))
 
 
 def draw(
@@ -238,11 +308,12 @@ def draw(
     positions: torch.Tensor,
     out: torch.Tensor | None = None,
     *,
-    block: int | None = None,
-    warps: int | None = None,
-    few: int = 8192,
+    best: torch.Tensor | None = None,
+    block: int = 4096,
+    warps: int = 8,
+    capacity: int = 16384,
 ) -> torch.Tensor:
-    """A token per row: what `filter_logits` and `sample_inverse_cdf` give, in one launch.
+    """A token per row: what `filter_logits` and `sample_inverse_cdf` give, without a sort.
 
     The uniform number depends on (seed, position) alone, as in `reference.uniform`.
 
@@ -251,30 +322,42 @@ def draw(
         temperature: [B] float32, above 0.
         top_k: [B] int, 0 for off. top_p: [B] float32, 1 for off. min_p: [B] float32, 0 for off.
         seeds, positions: [B] int64; a seed's 64 bits are taken as they are.
+        best: [B] int64, a highest logit of each row if that is known.
+        capacity: values per row that may be collected around the threshold; more take longer.
 
     Returns:
         [B] int64.
     """
     rows, size = logits.shape
-    # Many rows fill the device with small programs; a single one is faster with a large one.
-    block = block or (1024 if rows >= 64 else 2048)
-    warps = warps or block // 128
-    out = torch.empty(rows, dtype=torch.int64, device=logits.device) if out is None else out
+    device = logits.device
+    best = greedy(logits) if best is None else best
+    out = torch.empty(rows, dtype=torch.int64, device=device) if out is None else out
+    block = min(block, max(64, triton.next_power_of_2(size)))
+    num_parts = triton.cdiv(size, block)
+    parts = max(2, triton.next_power_of_2(num_parts))
+    masses = torch.empty((2, rows, num_parts), dtype=torch.float32, device=device)
+    histograms = torch.empty((rows, num_parts, NUM_BINS), dtype=torch.int32, device=device)
+    offsets = torch.empty((rows, num_parts), dtype=torch.int32, device=device)
+    bounds = torch.empty((rows, 4), dtype=torch.int32, device=device)
+    capacity = min(capacity, size)
+    collected = torch.empty((rows, capacity), dtype=torch.int64, device=device)
+    row_values = (logits, best, temperature, top_k, top_p, min_p)
+    layout = (logits.stride(0), size)
+    histogram_kernel[(num_parts, rows)](
+        *row_values, masses[0], histograms, *layout,
+        BLOCK=block, NUM_BINS=NUM_BINS, num_warps=warps,
+    )  # fmt: skip
+    bounds_kernel[(rows,)](
+        top_k, top_p, min_p, masses[0], histograms, bounds, offsets, size, num_parts,
+        PARTS=parts, NUM_BINS=NUM_BINS, num_warps=4,
+    )  # fmt: skip
+    collect_kernel[(num_parts, rows)](
+        *row_values, bounds, offsets, masses[1], collected, *layout, capacity,
+        BLOCK=block, NUM_BINS=NUM_BINS, num_warps=warps,
+    )  # fmt: skip
     draw_kernel[(rows,)](
-        logits,
-        1.0 / temperature,
-        top_k,
-        top_p,
-        min_p,
-        seeds,
-        positions,
-        out,
-        torch.empty((rows, few), dtype=torch.float32, device=logits.device),
-        logits.stride(0),
-        size,
-        BLOCK=min(block, max(64, triton.next_power_of_2(size))),
-        PIVOTS=_NUM_PIVOTS,
-        FEW=few,
-        num_warps=warps,
-    )
+        *row_values, seeds, positions, masses[0], bounds, offsets, masses[1], collected, out,
+        *layout, capacity, num_parts,
+        BLOCK=block, PARTS=parts, TILE=1024, PIVOTS=8, NUM_BINS=NUM_BINS, num_warps=8,
+    )  # fmt: skip
     return out

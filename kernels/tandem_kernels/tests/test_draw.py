@@ -47,7 +47,7 @@ def test_same_tokens_as_the_reference(device, size, top_k, top_p, min_p, few):
         torch.tensor(positions, device=device),
         torch.full((rows,), -1, device=device),
         block=1024 if device.type == "cpu" else 2048,
-        few=few,
+        capacity=few,
     )
     expected = _expected(
         logits.cpu(), temperature.cpu(), *(c.cpu() for c in columns), seeds, positions

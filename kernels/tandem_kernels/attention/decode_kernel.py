@@ -26,6 +26,42 @@ def cap_scores(scores, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
+def halve_pairs(pairs, CONVERTS: tl.constexpr):
+    """Two float8_e4m3fn in each int16: the lower and the upper ones as float16, exactly."""
+    if CONVERTS:
+        # Four bytes in a register: even ones before odd ones, then two conversions of pairs.
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 sorted;
+            .reg .b16 even, odd;
+            prmt.b32 sorted, $2, 0, 0x3120;
+            mov.b32 {even, odd}, sorted;
+            cvt.rn.f16x2.e4m3x2 $0, even;
+            cvt.rn.f16x2.e4m3x2 $1, odd;
+            }""",
+            "=r,=r,r",
+            [pairs],
+            dtype=(tl.float16, tl.float16),
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        # The same bits as in a float16, whose exponent counts from 8 lower.
+        lower = (((pairs & 0x7F) << 7) | ((pairs & 0x80) << 8)).to(tl.float16, bitcast=True)
+        upper = (((pairs & 0x7F00) >> 1) | (pairs & -0x8000)).to(tl.float16, bitcast=True)
+        return lower * 256.0, upper * 256.0
+
+
+@triton.jit
+def scale_rows(q):
+    """float16 rows of at most 2 and the powers of 2 [rows] that they were divided by."""
+    wide = q.to(tl.float32)
+    bits = tl.max(tl.abs(wide), axis=1).to(tl.int32, bitcast=True) & 0x7F800000
+    power = tl.maximum(bits.to(tl.float32, bitcast=True), 1.0e-30)
+    return (wide / power[:, None]).to(tl.float16), power
+
+
+@triton.jit
 def merge_splits(
     partial_out,
     partial_lse,
@@ -93,9 +129,16 @@ def decode_kernel(
     STAGES: tl.constexpr,
     BLOCK_S: tl.constexpr,
     FUSED: tl.constexpr,
+    PACKED: tl.constexpr,
+    CONVERTS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Program (KV head, unit). `scale` has log2 e in it, and the scale of fp8 keys."""
+    """Program (KV head, unit). `scale` has log2 e in it, and the scale of fp8 keys.
+
+    PACKED: the caches are pairs of float8_e4m3fn, as int16. Bytes can't be transposed on their way
+    from shared memory to the matrix units, pairs can; so even and odd elements of the head go
+    through products of their own, in float16, which holds every float8.
+    """
     kv_head = tl.program_id(0)
     unit = tl.program_id(1)
     request = tl.load(units + unit * 5)
@@ -119,9 +162,17 @@ def decode_kernel(
         keys = key_cache + kv_head.to(tl.int64) * stride_head
         values = value_cache + kv_head.to(tl.int64) * stride_head
         places = tl.arange(0, TILE)
+        stored = dims
+        STORED: tl.constexpr = HEAD_DIM // 2 if PACKED else HEAD_DIM
+        if PACKED:
+            stored = tl.arange(0, BLOCK_D // 2)
+            halves, power = scale_rows(q)
+            q_even, q_odd = tl.split(tl.reshape(halves, [BLOCK_M, BLOCK_D // 2, 2]))
+            row_scale = power * scale
+            acc_odd = tl.zeros([BLOCK_M, BLOCK_D // 2], tl.float32)
         biggest = tl.full([BLOCK_M], -1.0e30, tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
-        acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        acc = tl.zeros([BLOCK_M, BLOCK_D // 2 if PACKED else BLOCK_D], tl.float32)
         # The page of the next tile is carried: a load whose address hangs on another load of the
         # same iteration would get only one buffer of the pipeline.
         if PAGE % TILE == 0:
@@ -132,19 +183,24 @@ def decode_kernel(
             # Outside [oldest, end) a neighbour is read instead, so that no load needs a mask and
             # no value that was never written meets a zero weight.
             position = tl.minimum(tl.maximum(start + places, oldest), end - 1)
-            offset = pages.to(tl.int64) * stride_block + (position % PAGE) * HEAD_DIM
+            offset = pages.to(tl.int64) * stride_block + (position % PAGE) * STORED
             if PAGE % TILE == 0:
                 pages = tl.load(table + tl.minimum(start + TILE, end - 1) // PAGE)
             else:
                 pages = tl.load(table + tl.minimum(start + TILE + places, end - 1) // PAGE)
-            places_d = offset[:, None] + dims[None, :]
+            places_d = offset[:, None] + stored[None, :]
             if BLOCK_D == HEAD_DIM:
                 k = tl.load(keys + places_d)
                 v = tl.load(values + places_d)
             else:
-                k = tl.load(keys + places_d, mask=(dims < HEAD_DIM)[None, :], other=0.0)
-                v = tl.load(values + places_d, mask=(dims < HEAD_DIM)[None, :], other=0.0)
-            scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee") * scale
+                k = tl.load(keys + places_d, mask=(stored < STORED)[None, :], other=0)
+                v = tl.load(values + places_d, mask=(stored < STORED)[None, :], other=0)
+            if PACKED:
+                k_even, k_odd = halve_pairs(k, CONVERTS)
+                scores = tl.dot(q_even, tl.trans(k_even))
+                scores = tl.dot(q_odd, tl.trans(k_odd), scores) * row_scale[:, None]
+            else:
+                scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee") * scale
             if SOFTCAP > 0:
                 scores = cap_scores(scores, SOFTCAP)
             seen = (start + places >= oldest) & (start + places < end)
@@ -154,8 +210,15 @@ def decode_kernel(
             weights = tl.exp2(scores - new[:, None])
             total = total * decay + tl.sum(weights, axis=1)
             acc = acc * decay[:, None]
-            acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc, input_precision="ieee")
+            if PACKED:
+                v_even, v_odd = halve_pairs(v, CONVERTS)
+                acc = tl.dot(weights.to(tl.float16), v_even, acc)
+                acc_odd = tl.dot(weights.to(tl.float16), v_odd, acc_odd * decay[:, None])
+            else:
+                acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc, input_precision="ieee")
             biggest = new
+        if PACKED:
+            acc = tl.interleave(acc, acc_odd)
         found = acc * (value_scale / tl.maximum(total, 1.0e-30))[:, None]
         if num_splits == 1:
             at_out = request.to(tl.int64) * stride_out + heads[:, None] * HEAD_DIM + dims[None, :]
@@ -247,6 +310,9 @@ def paged_decode(
         tile_bytes = 2 * plan.tile * triton.next_power_of_2(head_dim) * key_cache.element_size()
         stages = min(3, max(2, 200_000 // tile_bytes))
     group, block_d = num_heads // num_kv_heads, max(16, triton.next_power_of_2(head_dim))
+    packed = key_cache.dtype == torch.float8_e4m3fn and query.element_size() == 2
+    if packed:
+        key_cache, value_cache = key_cache.view(torch.int16), value_cache.view(torch.int16)
     decode_kernel[(num_kv_heads, plan.units.shape[0])](
         query,
         key_cache,
@@ -277,6 +343,8 @@ def paged_decode(
         STAGES=stages,
         BLOCK_S=16,
         FUSED=fused,
+        PACKED=packed,
+        CONVERTS=query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 9),
         PDL=overlap,
         num_warps=warps,
         **launch_options(overlap),

@@ -151,9 +151,7 @@ def _find_threshold(
     low = tl.min(lowest, axis=0).to(tl.int64)
     high = tl.max(greatest, axis=0).to(tl.int64) + 1
     if k > 0:
-        low = _search(
-            source, num, highest, scale, low, high, k.to(tl.float32), False, TILE, PIVOTS
-        )
+        low = _search(source, num, highest, scale, low, high, k.to(tl.float32), False, TILE, PIVOTS)
         steps = tl.arange(0, PIVOTS)
         reached = _reach(
             source, num, highest, scale, (low + steps * 0).to(tl.int32), True, TILE, PIVOTS
@@ -260,8 +258,12 @@ def draw_kernel(
                 more = exists & (parts + 1 < num_parts)
                 end = tl.load(offsets + part_at + 1, mask=more, other=0)
                 end = tl.where(more, end, count)
-                until = tl.load(few + end - 1, mask=exists & (end > 0), other=0, cache_modifier=".cg")
-                since = tl.load(few + begin - 1, mask=exists & (begin > 0), other=0, cache_modifier=".cg")
+                until = tl.load(
+                    few + end - 1, mask=exists & (end > 0), other=0, cache_modifier=".cg"
+                )
+                since = tl.load(
+                    few + begin - 1, mask=exists & (begin > 0), other=0, cache_modifier=".cg"
+                )
                 mass += (until - since).to(tl.float64) * (1.0 / (1 << 36))
         else:
             limited = tl.where((k > 0) & (k < size), k, 0)

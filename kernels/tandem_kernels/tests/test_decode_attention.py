@@ -119,6 +119,33 @@ def test_float8_keys_and_values(device):
     assert relative_error(found, expected) < 1e-5
 
 
+@pytest.mark.parametrize(("head_dim", "page", "tile"), [(128, 64, 64), (64, 16, 32), (80, 16, 64)])
+@pytest.mark.parametrize("size", [1e-12, 1.0, 1e5])
+def test_float8_with_a_16_bit_query(device, half, head_dim, page, tile, size):
+    """Every float8 and queries far outside of float16's good range: as exact as 16 bits are."""
+    if half == torch.float16:
+        size = min(max(size, 1e-3), 1e3)
+    lengths, dtype = [1, 130, 65], torch.float8_e4m3fn
+    case = make_case(lengths, 2, head_dim, page, torch.float32, device)
+    bits = torch.randint(0, 127, case.key_cache.shape, device=device)
+    sign = torch.randint(0, 2, case.key_cache.shape, device=device) * 128
+    keys8 = (bits + sign).to(torch.uint8).view(dtype)
+    values8 = keys8.view(torch.uint8).roll(1, 0).view(dtype)
+    query = (torch.randn(3, 8, head_dim, device=device) * size).to(half)
+    scale = 0.05 / size / head_dim**0.5
+    plan = make_decode_plan(
+        torch.tensor(lengths, dtype=torch.int32, device=device), case.block_tables, 8, 2,
+        head_dim, tile=tile, programs=8,
+    )  # fmt: skip
+    plan.refill()
+    found = torch.full_like(query, float("nan"), dtype=torch.float32)
+    paged_decode(query, keys8, values8, plan, found, scale, key_scale=0.5, value_scale=0.25)
+    expected = torch.full_like(found, float("nan"))
+    exact = (keys8.float() * 0.5, values8.float() * 0.25)
+    paged_decode(query.float(), *exact, plan, expected, scale)
+    assert relative_error(found, expected) < 1e-3
+
+
 @pytest.mark.gpu
 def test_offsets_beyond_int32():
     """A cache of more than 2³¹ elements: its last blocks must be reached."""

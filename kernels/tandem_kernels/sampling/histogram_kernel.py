@@ -22,7 +22,8 @@ def is_searched(top_k, top_p, size):
 @triton.jit
 def distance_from(best, raw, scale):
     """Powers of 2 between the highest logit's probability and those of `raw`; 0 for ties."""
-    return tl.where(raw == best, 0.0, (best - raw) * scale)
+    # Where not even the highest is finite, all tie.
+    return tl.where(raw == best, 0.0, (tl.maximum(best, -3.0e38) - raw) * scale)
 
 
 @triton.jit

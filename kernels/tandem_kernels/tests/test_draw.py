@@ -13,26 +13,11 @@ def _expected(logits, temperature, top_k, top_p, min_p, seeds, positions):
     return sample_inverse_cdf(kept, torch.tensor(draws, dtype=torch.float64))
 
 
-FILTERS = [
-    (0, 1.0, 0.0),
-    (5, 1.0, 0.0),
-    (0, 0.7, 0.0),
-    (0, 1.0, 0.1),
-    (40, 0.9, 0.02),
-    (1, 0.5, 0.0),
-]
-
-
-@pytest.mark.parametrize("size", [7, 1500])
-@pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
-@pytest.mark.parametrize("few", [16, 2048])
-def test_same_tokens_as_the_reference(device, size, top_k, top_p, min_p, few):
-    rows = 4 if device.type == "cpu" else 256
-    logits = torch.randn(rows, size, device=device) * 3
-    logits[:, 1] = float("-inf")
-    logits[:, 3] = logits[:, 4]  # ties
-    temperature = torch.rand(rows, device=device) + 0.4
+def _compare(logits, temperature, top_k, top_p, min_p, **options):
+    """Draws of one token per row, and how many of them differ from the reference's."""
+    rows, device = logits.shape[0], logits.device
     columns = (
+        temperature,
         torch.full((rows,), top_k, device=device),
         torch.full((rows,), top_p, device=device),
         torch.full((rows,), min_p, device=device),
@@ -41,19 +26,99 @@ def test_same_tokens_as_the_reference(device, size, top_k, top_p, min_p, few):
     positions = list(range(rows))
     found = draw(
         logits,
-        temperature,
         *columns,
         torch.tensor(seeds, device=device),
         torch.tensor(positions, device=device),
         torch.full((rows,), -1, device=device),
-        block=1024 if device.type == "cpu" else 2048,
-        capacity=few,
+        **options,
     )
-    expected = _expected(
-        logits.cpu(), temperature.cpu(), *(c.cpu() for c in columns), seeds, positions
-    )
+    expected = _expected(logits.cpu(), *(c.cpu() for c in columns), seeds, positions)
+    return found.cpu(), int((found.cpu() != expected).sum())
+
+
+FILTERS = [
+    (0, 1.0, 0.0),
+    (5, 1.0, 0.0),
+    (0, 0.7, 0.0),
+    (0, 1.0, 0.1),
+    (40, 0.9, 0.02),
+    (300, 0.95, 0.0),
+    (20, 0.99, 0.3),
+    (1, 0.5, 0.0),
+    (0, 0.0, 0.0),
+]
+
+
+@pytest.mark.parametrize(("size", "block"), [(7, 4096), (1500, 256), (1500, 4096)])
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
+@pytest.mark.parametrize("capacity", [16, 2048])
+def test_same_tokens_as_the_reference(device, size, block, top_k, top_p, min_p, capacity):
+    rows = 4 if device.type == "cpu" else 256
+    logits = torch.randn(rows, size, device=device) * 3
+    logits[:, 1] = float("-inf")
+    logits[:, 3] = logits[:, 4]  # ties
+    temperature = torch.rand(rows, device=device) + 0.4
+    options = {"block": block, "capacity": capacity}
+    _, different = _compare(logits, temperature, top_k, top_p, min_p, **options)
     # A number within rounding of a border may fall on either side of it.
-    assert (found.cpu() != expected).sum() <= rows // 100
+    assert different <= rows // 100
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
+def test_short_logits_with_many_ties(device, dtype, top_k, top_p, min_p):
+    rows = 4 if device.type == "cpu" else 256
+    logits = torch.randn(rows, 700, device=device).to(dtype)
+    temperature = torch.full((rows,), 0.5, device=device)
+    _, different = _compare(logits, temperature, top_k, top_p, min_p, block=256)
+    assert different <= rows // 100
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
+@pytest.mark.parametrize("capacity", [16, 2048])
+def test_rows_of_few_values(device, top_k, top_p, min_p, capacity):
+    """All equal, both zeros, one finite value, one far above the others, two equal ones."""
+    logits = torch.zeros(5, 600)
+    logits[1, ::2] = -0.0
+    logits[2] = float("-inf")
+    logits[2, 417] = -3.0
+    logits[3, 599] = 500.0
+    logits[4, 100:102] = 40.0
+    temperature = torch.ones(5, device=device)
+    options = {"block": 128, "capacity": capacity}
+    found, different = _compare(logits.to(device), temperature, top_k, top_p, min_p, **options)
+    assert different == 0
+    assert found[2] == 417
+
+
+def test_given_best_and_nothing_finite(device):
+    """The argmax may be known; a row of nothing still yields a token of the vocabulary."""
+    logits = torch.randn(3, 300, device=device)
+    logits[1] = float("-inf")
+    temperature = torch.full((3,), 0.7, device=device)
+    best = logits.argmax(-1)
+    found, _ = _compare(logits, temperature, 9, 0.9, 0.1, best=best, block=128)
+    again, _ = _compare(logits, temperature, 9, 0.9, 0.1, block=128)
+    assert found.tolist() == again.tolist()
+    assert bool(((found >= 0) & (found < 300)).all())
+
+
+@pytest.mark.parametrize("capacity", [16, 2048])
+def test_draws_exactly_the_kept_tokens(device, capacity):
+    """Many seeds over one row: every token that is kept, ties with the last one too, no other."""
+    row = torch.randn(1, 900) * 0.3
+    row[0, 100:120] = 2.0
+    row[0, 500:505] = 2.5
+    rows = 64 if device.type == "cpu" else 2048
+    logits = row.expand(rows, -1).contiguous().to(device)
+    temperature = torch.ones(rows, device=device)
+    options = {"block": 256, "capacity": capacity}
+    found, different = _compare(logits, temperature, 6, 1.0, 0.0, **options)
+    assert different == 0
+    allowed = set(range(100, 120)) | set(range(500, 505))
+    assert set(found.tolist()) <= allowed
+    if rows > 1000:
+        assert set(found.tolist()) == allowed
 
 
 def test_extreme_logits(device):
@@ -75,6 +140,9 @@ def test_extreme_logits(device):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
-def test_large_rows(top_k, top_p, min_p):
-    device = torch.device("cuda")
-    test_same_tokens_as_the_reference(device, 40_000, top_k, top_p, min_p, 8192)
+@pytest.mark.parametrize("spread", [0.01, 1.0, 3.0])
+def test_large_rows(top_k, top_p, min_p, spread):
+    logits = torch.randn(256, 40_000, device="cuda") * spread
+    temperature = torch.rand(256, device="cuda") + 0.4
+    _, different = _compare(logits, temperature, top_k, top_p, min_p)
+    assert different <= 2

@@ -97,15 +97,15 @@ class Sampler:
         if random:
             drawing = [items[index] for index in random]
             if len(random) == len(items):
-                tokens.copy_(_draw(logits, drawing))
+                tokens.copy_(_draw(logits, drawing, tokens))
             else:
                 rows = upload(random, torch.int64, logits.device)
-                tokens[rows] = _draw(logits[rows], drawing)
+                tokens[rows] = _draw(logits[rows], drawing, tokens[rows])
         return Choice(tokens, _report(scores, tokens, wanting, items) if wanting else None)
 
 
-def _draw(logits: torch.Tensor, items: Sequence[BatchItem]) -> torch.Tensor:
-    """A random token [B] for each row of [B, V]."""
+def _draw(logits: torch.Tensor, items: Sequence[BatchItem], best: torch.Tensor) -> torch.Tensor:
+    """A random token [B] for each row of [B, V], whose argmax is `best`."""
     params = [item.params for item in items]
     temperature, top_p, min_p = _columns(
         [[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]],
@@ -122,7 +122,7 @@ def _draw(logits: torch.Tensor, items: Sequence[BatchItem]) -> torch.Tensor:
         logits.device,
     )
     logits = logits if logits.is_cuda else logits.float()
-    return draw(logits, temperature, top_k, top_p, min_p, seeds, positions)
+    return draw(logits, temperature, top_k, top_p, min_p, seeds, positions, best)
 
 
 def _columns(

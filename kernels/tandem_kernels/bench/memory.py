@@ -18,16 +18,23 @@ from tandem_kernels.sampling.reference import filter_logits, sample_inverse_cdf,
 from tandem_kernels.transfer import kernel as transfer
 from tandem_kernels.transfer import reference as transfer_reference
 
+SAMPLING_TILES = ((4096, 8), (2048, 4), (8192, 16))
 
-def run_sampling(rows: int, vocab: int, ceilings: Ceilings) -> list[Line]:
+
+def run_sampling(
+    rows: int, vocab: int, ceilings: Ceilings, dtype: torch.dtype = torch.float32
+) -> list[Line]:
     """Greedy, and draws under several filters; the floor is one read of the logits."""
-    logits = torch.randn(rows, vocab, device="cuda") * 2.5
+    logits = (torch.randn(rows, vocab, device="cuda") * 2.5).to(dtype)
     floor = logits.nbytes / ceilings.copy
     lines = []
-    if not torch.equal(greedy(logits), logits.argmax(-1)):
+    kind = str(dtype).removeprefix("torch.")
+    best = greedy(logits)
+    # By value: torch's argmax promises no order among equals.
+    if not torch.equal(logits.gather(1, best[:, None])[:, 0], logits.amax(-1)):
         raise WrongResultError("greedy differs from argmax")
     seconds = seconds_per_call([lambda: greedy(logits)] * 3)
-    lines.append(Line(f"greedy {rows} x {vocab}", seconds, floor, 0.0))
+    lines.append(Line(f"greedy {rows} x {vocab} {kind}", seconds, floor, 0.0))
     seeds, positions = torch.arange(rows, device="cuda"), torch.arange(rows, device="cuda") * 3
     for k, p, m in ((0, 1.0, 0.0), (50, 1.0, 0.0), (0, 0.9, 0.0), (50, 0.9, 0.02)):
         columns = (
@@ -36,16 +43,17 @@ def run_sampling(rows: int, vocab: int, ceilings: Ceilings) -> list[Line]:
             torch.full((rows,), p, device="cuda"),
             torch.full((rows,), m, device="cuda"),
         )
-        kept = filter_logits(logits / columns[0][:, None], *columns[1:])
+        kept = filter_logits(logits.float() / columns[0][:, None], *columns[1:])
         draws = [uniform(i, 3 * i) for i in range(rows)]
         expected = sample_inverse_cdf(kept, torch.tensor(draws, dtype=torch.float64, device="cuda"))
-        for block, warps in ((2048, 16), (1024, 8), (4096, 32)):
-            call = partial(draw, logits, *columns, seeds, positions, block=block, warps=warps)
+        for block, warps in SAMPLING_TILES:
+            rest = (seeds, positions)
+            call = partial(draw, logits, *columns, *rest, best=best, block=block, warps=warps)
             different = int((call() != expected).sum())
             if different > max(1, rows // 50):
                 raise WrongResultError(f"{different} of {rows} draws differ, k={k} p={p} m={m}")
             seconds = seconds_per_call([call] * 3)
-            name = f"draw {rows} x {vocab} k={k} p={p} m={m}"
+            name = f"draw {rows} x {vocab} {kind} k={k} p={p} m={m}"
             note = f"block {block} warps {warps}, {different} differ"
             lines.append(Line(name, seconds, floor, 0.0, note))
     return lines

@@ -129,7 +129,10 @@ def main() -> None:
         everything += lines
         print("\n".join(line.show() for line in lines), flush=True)
     if "memory" in kinds:
-        lines = run_sampling(256, 128256, ceilings) + run_sampling(1, 128256, ceilings)
+        lines = []
+        for dtype in (torch.float32, torch.bfloat16):
+            for rows in (256, 32, 8, 1):
+                lines += run_sampling(rows, 128256, ceilings, dtype)
         lines += run_transfer(ceilings)
         everything += lines
         print("\n".join(line.show() for line in lines), flush=True)

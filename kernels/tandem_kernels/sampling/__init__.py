@@ -22,13 +22,17 @@ def draw(
     min_p: torch.Tensor,
     seeds: torch.Tensor,
     positions: torch.Tensor,
+    best: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """A random token for each row of [B, V] under the row's filters; see `reference.draw`."""
+    """A random token for each row of [B, V] under the row's filters; see `reference.draw`.
+
+    `best` is the rows' argmax [B] int64 if that is known, which spares a pass.
+    """
     rows = (temperature, top_k, top_p, min_p, seeds, positions)
     if logits.is_cuda:
         from tandem_kernels.sampling import draw_kernel
 
-        return draw_kernel.draw(logits, *rows)
+        return draw_kernel.draw(logits, *rows, best=best)
     return reference.draw(logits, *rows)
 
 

@@ -10,6 +10,10 @@ import numpy as np
 import torch
 
 from tandem_engine.runner.base import BatchItem, has_penalties
+from tandem_engine.sampling.seen_tokens import SeenTokens
+from tandem_engine.upload import upload
+from tandem_kernels.sampling import penalize
+from tandem_wire.messages import SamplingParams
 
 
 def is_adjusted(item: BatchItem) -> bool:
@@ -29,15 +33,58 @@ def adjust_logits(
             _adjust_row(logits[row], item, eos_token_ids, vocab)
 
 
+def adjust_batch(
+    logits: torch.Tensor, items: Sequence[BatchItem], eos_token_ids: Sequence[int], seen: SeenTokens
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `adjust_logits` does, for all rows at once and without waiting for the device.
+
+    Returns:
+        New logits [B, V] float32, and their argmax [B] int64.
+    """
+    vocab = logits.shape[1]
+    banned: list[int] = []
+    biased: list[int] = []
+    biases: list[float] = []
+    for row, item in enumerate(items):
+        banned += [row * vocab + token for token in _banned(item, eos_token_ids, vocab)]
+        for token, bias in item.params.logit_bias.items() if item.params.logit_bias else ():
+            if 0 <= token < vocab:
+                biased.append(row * vocab + token)
+                biases.append(bias)
+    device = logits.device
+    if banned or biased:
+        logits = logits.to(torch.float32, copy=True)
+        flat = logits.view(-1)
+        flat[upload(banned, torch.int64, device)] = float("-inf")
+        flat[upload(biased, torch.int64, device)] += upload(biases, torch.float32, device)
+    factors = upload(_penalties([item.params for item in items]), torch.float32, device)
+    slots = seen.update(items)  # the table may be another one afterwards
+    return penalize(logits, seen.table, slots, factors[0], factors[1], factors[2])
+
+
+def _penalties(params: list[SamplingParams]) -> torch.Tensor:
+    """[3, B] on the host: repetition, frequency, presence."""
+    columns = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+    return torch.tensor([[getattr(p, column) for p in params] for column in columns])
+
+
+def _banned(item: BatchItem, eos_token_ids: Sequence[int], vocab: int) -> list[int]:
+    """Tokens that would end the output before min_tokens."""
+    if item.output_position >= item.params.min_tokens:
+        return []
+    stops = list(item.params.stop_token_ids)
+    if not item.params.ignore_eos:
+        stops += eos_token_ids
+    return [token for token in stops if 0 <= token < vocab]
+
+
 def _adjust_row(
     logits: torch.Tensor, item: BatchItem, eos_token_ids: Sequence[int], vocab: int
 ) -> None:
     params = item.params
-    if item.output_position < params.min_tokens:
-        stops = list(params.stop_token_ids)
-        if not params.ignore_eos:
-            stops += eos_token_ids
-        logits[[token for token in stops if 0 <= token < vocab]] = float("-inf")
+    banned = _banned(item, eos_token_ids, vocab)
+    if banned:
+        logits[banned] = float("-inf")
     if params.logit_bias:
         tokens = [token for token in params.logit_bias if 0 <= token < vocab]
         biases = [params.logit_bias[token] for token in tokens]

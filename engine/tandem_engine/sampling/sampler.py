@@ -7,7 +7,8 @@ from typing import Final
 import torch
 
 from tandem_engine.runner.base import BatchItem, SampledToken
-from tandem_engine.sampling.adjustment import adjust_logits, is_adjusted
+from tandem_engine.sampling.adjustment import adjust_batch, adjust_logits, is_adjusted
+from tandem_engine.sampling.seen_tokens import SeenTokens
 from tandem_engine.upload import upload
 from tandem_kernels.sampling import argmax, draw
 from tandem_wire.messages import TokenLogprobs
@@ -61,10 +62,11 @@ def _pinned(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Sampler:
-    """Chooses tokens. It keeps no state: a token depends on the logits, the item and its seed."""
+    """Chooses tokens. A token depends on the logits, the item and its seed alone."""
 
     def __init__(self, eos_token_ids: Sequence[int]) -> None:
         self._eos_token_ids = tuple(eos_token_ids)
+        self._seen: SeenTokens | None = None  # on a GPU, once somebody wants penalties
 
     def sample(self, logits: torch.Tensor, items: Sequence[BatchItem]) -> list[SampledToken]:
         """One token per item, waiting for it; see `choose`."""
@@ -89,9 +91,8 @@ class Sampler:
         if wanting:
             scores = logits[upload(wanting, torch.int64, logits.device)].float().log_softmax(-1)
         if any(is_adjusted(item) for item in items):
-            logits = logits.float() if logits.dtype != torch.float32 else logits.clone()
-            adjust_logits(logits, items, self._eos_token_ids)
-            greedy = argmax(logits, greedy)
+            logits, best = self._adjust(logits, items)
+            greedy = best if greedy is None else greedy.copy_(best)
         tokens = argmax(logits) if greedy is None else greedy
         random = [i for i, item in enumerate(items) if item.params.temperature >= _GREEDY_BELOW]
         if random:
@@ -102,6 +103,18 @@ class Sampler:
                 rows = upload(random, torch.int64, logits.device)
                 tokens[rows] = _draw(logits[rows], drawing, tokens[rows])
         return Choice(tokens, _report(scores, tokens, wanting, items) if wanting else None)
+
+    def _adjust(
+        self, logits: torch.Tensor, items: Sequence[BatchItem]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits after penalties and bias, and their argmax."""
+        if not logits.is_cuda:
+            logits = logits.to(torch.float32, copy=True)
+            adjust_logits(logits, items, self._eos_token_ids)
+            return logits, argmax(logits)
+        if self._seen is None:
+            self._seen = SeenTokens(logits.shape[1], logits.device)
+        return adjust_batch(logits, items, self._eos_token_ids, self._seen)
 
 
 def _draw(logits: torch.Tensor, items: Sequence[BatchItem], best: torch.Tensor) -> torch.Tensor:

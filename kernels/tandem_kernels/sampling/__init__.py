@@ -36,4 +36,20 @@ def draw(
     return reference.draw(logits, *rows)
 
 
-__all__ = ["argmax", "draw"]
+def penalize(
+    logits: torch.Tensor,
+    seen: torch.Tensor,
+    slots: torch.Tensor,
+    repetition: torch.Tensor,
+    frequency: torch.Tensor,
+    presence: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Penalised logits [B, V] float32 and their argmax [B]; see `reference.penalize`."""
+    if logits.is_cuda:
+        from tandem_kernels.sampling import penalty_kernel
+
+        return penalty_kernel.penalize(logits, seen, slots, repetition, frequency, presence)
+    return reference.penalize(logits, seen, slots, repetition, frequency, presence)
+
+
+__all__ = ["argmax", "draw", "penalize"]

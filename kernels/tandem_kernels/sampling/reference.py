@@ -108,6 +108,40 @@ def draw(
     )
 
 
+def penalize(
+    logits: torch.Tensor,
+    seen: torch.Tensor,
+    slots: torch.Tensor,
+    repetition: torch.Tensor,
+    frequency: torch.Tensor,
+    presence: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits after a repetition, then a frequency and a presence penalty, and their argmax.
+
+    Repetition divides positive logits of every token that was seen and multiplies the others;
+    frequency is subtracted once per time that a token was generated, presence once in all.
+
+    Args:
+        logits: [B, V], any float dtype; left as they are.
+        seen: [S, V] int32, of each sequence: twice the number of times that it generated a token,
+            plus 1 for a token of its prompt.
+        slots: [B] int, the row of `seen`; -1 for a row without penalties.
+        repetition, frequency, presence: [B] float32; 1, 0 and 0 are off.
+
+    Returns:
+        [B, V] float32 and [B] int64.
+    """
+    penalized = logits.to(torch.float32, copy=True)
+    marks = seen[slots.clamp(min=0).long()].where(slots[:, None] >= 0, 0)
+    factor = repetition[:, None]
+    repeated = torch.where(penalized > 0, penalized / factor, penalized * factor)
+    penalized = torch.where(marks > 0, repeated, penalized)
+    counts = marks >> 1
+    cost = frequency[:, None] * counts + presence[:, None]
+    penalized = torch.where(counts > 0, penalized - cost, penalized)
+    return penalized, penalized.argmax(-1)
+
+
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) from 53 bits of splitmix64 (Steele, Lea and Flood, 2014)."""
     mask, step = (1 << 64) - 1, 0x9E3779B97F4A7C15

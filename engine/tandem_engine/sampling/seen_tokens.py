@@ -1,0 +1,106 @@
+"""Which tokens each sequence has had, on the device: penalties would else need them every step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from tandem_engine.runner.base import BatchItem, has_penalties
+from tandem_engine.upload import upload
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """A row of the table and how much of the sequence is in it."""
+
+    slot: int
+    num_prompt: int
+    num_output: int
+
+
+@dataclass(slots=True)
+class _Changes:
+    """What a step adds to the table; no place twice."""
+
+    cleared: list[int] = field(default_factory=list)  # slots
+    places: list[int] = field(default_factory=list)  # in the table's flat order
+    marks: list[int] = field(default_factory=list)
+
+    def add(self, start: int, tokens: Sequence[int], vocab: int, mark: int, most: int) -> None:
+        """`mark` for each of the first `most` times that a token occurs in its vocabulary."""
+        unique, times = np.unique(np.asarray(tokens, np.int64), return_counts=True)
+        inside = unique < vocab
+        self.places += (start + unique[inside]).tolist()
+        self.marks += (mark * np.minimum(times[inside], most)).tolist()
+
+
+class SeenTokens:
+    """A table [slots, V] int32 that `penalize` reads, kept up with the sequences that need it.
+
+    It holds nothing that isn't in the items too: a sequence whose row was given away gets a new
+    one. So nobody has to say when a sequence ends.
+    """
+
+    def __init__(self, vocab: int, device: torch.device) -> None:
+        self.table = torch.zeros((8, vocab), dtype=torch.int32, device=device)
+        self._sequences: dict[str, _Sequence] = {}  # the one used longest ago first
+        self._free = list(range(8))
+
+    def update(self, items: Sequence[BatchItem]) -> torch.Tensor:
+        """The items' rows of the table [B] int32, or -1, once their latest tokens are in it."""
+        wanting = [item for item in items if has_penalties(item.params)]
+        self._make_room(wanting)
+        prompts, outputs = _Changes(), _Changes()
+        vocab = self.table.shape[1]
+        for item in wanting:
+            known = self._sequences[item.rid]
+            start = known.slot * vocab
+            if known.num_prompt < 0:
+                prompts.cleared.append(known.slot)
+                if item.prompt_tokens:
+                    prompts.add(start, item.prompt_tokens, vocab, 1, 1)
+                known.num_prompt = len(item.prompt_tokens)
+            fresh = item.output_tokens[known.num_output :]
+            if fresh:
+                outputs.add(start, fresh, vocab, 2, len(fresh))
+            known.num_output = len(item.output_tokens)
+        self._apply(prompts)
+        self._apply(outputs)
+        slots = [
+            self._sequences[item.rid].slot if has_penalties(item.params) else -1 for item in items
+        ]
+        return upload(slots, torch.int32, self.table.device)
+
+    def _make_room(self, items: Sequence[BatchItem]) -> None:
+        """A row for each of `items`, from those of sequences that are not among them."""
+        missing: list[str] = []
+        for item in items:
+            known = self._sequences.pop(item.rid, None)
+            if known is None:
+                missing.append(item.rid)
+                continue
+            if known.num_prompt != len(item.prompt_tokens) or known.num_output > len(
+                item.output_tokens
+            ):
+                known = _Sequence(known.slot, -1, 0)
+            self._sequences[item.rid] = known
+        # Those that were just put back are the last ones.
+        idle = list(self._sequences)[: len(self._sequences) - (len(items) - len(missing))]
+        while idle and len(self._free) < len(missing):
+            self._free.append(self._sequences.pop(idle.pop(0)).slot)
+        while len(self._free) < len(missing):
+            count = self.table.shape[0]
+            self.table = torch.cat((self.table, torch.zeros_like(self.table)))
+            self._free += range(count, 2 * count)
+        for rid in missing:
+            self._sequences[rid] = _Sequence(self._free.pop(), -1, 0)
+
+    def _apply(self, changes: _Changes) -> None:
+        device = self.table.device
+        if changes.cleared:
+            self.table[upload(changes.cleared, torch.int64, device)] = 0
+        if changes.places:
+            flat = self.table.view(-1)
+            places = upload(changes.places, torch.int64, device)
+            flat[places] += upload(changes.marks, torch.int32, device)

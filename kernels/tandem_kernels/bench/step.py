@@ -98,6 +98,7 @@ class Options:
     fused: bool | None = None
     prefetch: int = 8
     triton_gemm: bool = True
+    ahead: int = 128
 
 
 class DecodeStep:
@@ -167,7 +168,7 @@ class DecodeStep:
             found = torch.empty_like(query, memory_format=torch.contiguous_format)
             paged_decode(
                 query, keys, values, self.plan, found, self.scale, fused=self.options.fused,
-                overlap=overlap,
+                overlap=overlap, ahead=self.options.ahead,
             )  # fmt: skip
             x = self._linear(found.flatten(1), weights.output[layer])
             weight = weights.norms[2 * layer + 1]

@@ -13,9 +13,9 @@ import triton.language as tl
 
 from tandem_kernels.sampling.histogram_kernel import (
     NUM_BINS,
+    as_bits,
     bounds_kernel,
     distance_from,
-    find_bin,
     furthest,
     histogram_kernel,
     is_searched,
@@ -59,31 +59,34 @@ def collect_kernel(
     size,
     capacity,
     BLOCK: tl.constexpr,
-    NUM_BINS: tl.constexpr,
 ):
-    """Program (part, row): the mass above the bins of a searched row, and the values in them.
+    """Program (part, row): the mass above the bounds of a searched row, and the values in them.
 
     Values are left as keys, in the row's order.
     """
     row = tl.program_id(1).to(tl.int64)
     if is_searched(tl.load(top_k + row), tl.load(top_p + row), size):
         part = row * tl.num_programs(0) + tl.program_id(0)
-        first = tl.load(bounds + row * 4)
-        last = tl.load(bounds + row * 4 + 1)
-        count = tl.load(bounds + row * 4 + 3)
+        low = tl.load(bounds + row * 5)
+        high = tl.load(bounds + row * 5 + 1)
+        count = tl.load(bounds + row * 5 + 4)
         at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         inside = at < size
         raw = tl.load(logits + row * stride + at, mask=inside, other=float("-inf")).to(tl.float32)
         highest = tl.load(logits + row * stride + tl.load(best + row)).to(tl.float32)
         scale = 1.4426950408889634 / tl.load(temperature + row)
         distance = distance_from(highest, raw, scale)
-        bins = find_bin(distance, NUM_BINS)
-        sure = inside & (bins < first) & (distance <= furthest(tl.load(min_p + row)))
+        bits = as_bits(distance)
+        sure = inside & (bits < low) & (distance <= furthest(tl.load(min_p + row)))
         tl.store(above + part, tl.sum(tl.where(sure, tl.exp2(-distance), 0.0), axis=0))
-        held = inside & (bins >= first) & (bins <= last)
+        held = inside & (bits >= low) & (bits <= high)
+        begin = tl.load(offsets + part)
+        end = count
+        if tl.program_id(0) + 1 < tl.num_programs(0):
+            end = tl.load(offsets + part + 1)
         # Beyond the capacity the row itself is searched.
-        if count <= capacity:
-            ranks = tl.load(offsets + part) + tl.cumsum(held.to(tl.int32), axis=0) - 1
+        if count <= capacity and begin < end:
+            ranks = begin + tl.cumsum(held.to(tl.int32), axis=0) - 1
             to = collected + row * capacity + ranks
             tl.store(to, _key(raw).to(tl.int64), mask=held & (ranks < count))
 
@@ -130,12 +133,13 @@ def _search(
 
 @triton.jit
 def _find_threshold(
-    source, num, highest, scale, first, last, k, p, whole, above, TILE: tl.constexpr,
-    PIVOTS: tl.constexpr, NUM_BINS: tl.constexpr,
+    source, num, highest, scale, least, most, k, p, whole, above, TILE: tl.constexpr,
+    PIVOTS: tl.constexpr,
 ):  # fmt: skip
     """The least key that top-k (of `num` values; 0: off) and then top-p keep.
 
-    `whole` is the mass of the row, `above` what isn't in `source`.
+    `whole` is the mass of the row, `above` what isn't in `source`; `least` and `most` bound the
+    bits of the distance.
     """
     places = tl.arange(0, TILE)
     lowest = tl.full([TILE], 0x7FFFFFFF, tl.int32)
@@ -143,8 +147,8 @@ def _find_threshold(
     for start in range(0, num, TILE):
         inside = start + places < num
         raw = _load(source, start + places, inside)
-        bins = find_bin(distance_from(highest, raw, scale), NUM_BINS)
-        held = inside & (bins >= first) & (bins <= last)
+        bits = as_bits(distance_from(highest, raw, scale))
+        held = inside & (bits >= least) & (bits <= most)
         key = _key(raw)
         lowest = tl.minimum(lowest, tl.where(held, key, 0x7FFFFFFF))
         greatest = tl.maximum(greatest, tl.where(held, key, _LOWEST_KEY))
@@ -221,7 +225,6 @@ def draw_kernel(
     PARTS: tl.constexpr,
     TILE: tl.constexpr,
     PIVOTS: tl.constexpr,
-    NUM_BINS: tl.constexpr,
 ):
     """Program: one row. Its exact threshold, then the part and the token that the seed draws."""
     index = tl.program_id(0).to(tl.int64)
@@ -239,17 +242,16 @@ def draw_kernel(
     threshold = index * 0 + _LOWEST_KEY
     if is_searched(k, p, size):
         whole = tl.sum(mass, axis=0)
-        first = tl.load(bounds + index * 4)
-        last = tl.load(bounds + index * 4 + 1)
-        left = tl.load(bounds + index * 4 + 2)
-        count = tl.load(bounds + index * 4 + 3)
+        least = tl.load(bounds + index * 5)
+        most = tl.load(bounds + index * 5 + 1)
+        left = tl.load(bounds + index * 5 + 3)
+        count = tl.load(bounds + index * 5 + 4)
         if count <= capacity:
             mass = tl.load(above + part_at, mask=exists, other=0.0).to(tl.float64)
             if count > 0:
                 sure = tl.sum(mass, axis=0)
                 threshold = _find_threshold(
-                    few, count, highest, scale, first, last, left, p, whole, sure, TILE, PIVOTS,
-                    NUM_BINS,
+                    few, count, highest, scale, least, most, left, p, whole, sure, TILE, PIVOTS,
                 )  # fmt: skip
                 _weigh_collected(few, count, highest, scale, threshold, limit, TILE)
                 # Other threads of this program read what these stored.
@@ -268,8 +270,8 @@ def draw_kernel(
         else:
             limited = tl.where((k > 0) & (k < size), k, 0)
             threshold = _find_threshold(
-                row, size, highest, scale, first, last, limited, p, whole, whole * 0.0, TILE,
-                PIVOTS, NUM_BINS,
+                row, size, highest, scale, least, most, limited, p, whole, whole * 0.0, TILE,
+                PIVOTS,
             )  # fmt: skip
             inner = tl.arange(0, BLOCK)
             for start in range(0, size, BLOCK):
@@ -311,9 +313,9 @@ def draw(
     out: torch.Tensor | None = None,
     *,
     best: torch.Tensor | None = None,
-    block: int = 4096,
-    warps: int = 8,
-    capacity: int = 16384,
+    block: int = 2048,
+    warps: int = 4,
+    capacity: int = 8192,
 ) -> torch.Tensor:
     """A token per row: what `filter_logits` and `sample_inverse_cdf` give, without a sort.
 
@@ -325,7 +327,8 @@ def draw(
         top_k: [B] int, 0 for off. top_p: [B] float32, 1 for off. min_p: [B] float32, 0 for off.
         seeds, positions: [B] int64; a seed's 64 bits are taken as they are.
         best: [B] int64, a highest logit of each row if that is known.
-        capacity: values per row that may be collected around the threshold; more take longer.
+        capacity: values per row that may be collected around the threshold; it is looked for more
+            closely, and at last in the row itself, where there would be more.
 
     Returns:
         [B] int64.
@@ -340,26 +343,26 @@ def draw(
     masses = torch.empty((2, rows, num_parts), dtype=torch.float32, device=device)
     histograms = torch.empty((rows, num_parts, NUM_BINS), dtype=torch.int32, device=device)
     offsets = torch.empty((rows, num_parts), dtype=torch.int32, device=device)
-    bounds = torch.empty((rows, 4), dtype=torch.int32, device=device)
+    bounds = torch.empty((rows, 5), dtype=torch.int32, device=device)
     capacity = min(capacity, size)
     collected = torch.empty((rows, capacity), dtype=torch.int64, device=device)
     row_values = (logits, best, temperature, top_k, top_p, min_p)
-    layout = (logits.stride(0), size)
-    histogram_kernel[(num_parts, rows)](
-        *row_values, masses[0], histograms, *layout,
-        BLOCK=block, NUM_BINS=NUM_BINS, num_warps=warps,
-    )  # fmt: skip
-    bounds_kernel[(rows,)](
-        top_k, top_p, min_p, masses[0], histograms, bounds, offsets, size, num_parts,
-        PARTS=parts, NUM_BINS=NUM_BINS, num_warps=4,
-    )  # fmt: skip
+    layout = (logits.stride(0), size, capacity)
+    whole, above = masses
+    for refine in (False, True):
+        histogram_kernel[(num_parts, rows)](
+            *row_values, bounds, above if refine else whole, histograms, *layout,
+            REFINE=refine, BLOCK=block, NUM_BINS=NUM_BINS, num_warps=warps,
+        )  # fmt: skip
+        bounds_kernel[(rows,)](
+            top_k, top_p, min_p, whole, above, histograms, bounds, offsets, size, capacity,
+            num_parts, REFINE=refine, PARTS=parts, NUM_BINS=NUM_BINS, num_warps=4,
+        )  # fmt: skip
     collect_kernel[(num_parts, rows)](
-        *row_values, bounds, offsets, masses[1], collected, *layout, capacity,
-        BLOCK=block, NUM_BINS=NUM_BINS, num_warps=warps,
-    )  # fmt: skip
+        *row_values, bounds, offsets, above, collected, *layout, BLOCK=block, num_warps=warps
+    )
     draw_kernel[(rows,)](
-        *row_values, seeds, positions, masses[0], bounds, offsets, masses[1], collected, out,
-        *layout, capacity, num_parts,
-        BLOCK=block, PARTS=parts, TILE=1024, PIVOTS=8, NUM_BINS=NUM_BINS, num_warps=8,
+        *row_values, seeds, positions, whole, bounds, offsets, above, collected, out, *layout,
+        num_parts, BLOCK=block, PARTS=parts, TILE=1024, PIVOTS=8, num_warps=8,
     )  # fmt: skip
     return out

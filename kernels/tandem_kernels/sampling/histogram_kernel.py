@@ -1,9 +1,9 @@
 """Where in a row the threshold of top-k and top-p can lie: counts by distance from the top.
 
 A logit's distance from the row's highest one, in powers of 2 after the temperature, says what it
-weighs: 2^-distance. Distances are counted in bins whose width is a sixteenth of their octave, the
+weighs: 2^-distance. Distances are counted in bins whose width is a sixteenth of their octave. The
 rank and the mass of every bin's edge follow within tight bounds, and only the bins that may hold
-the threshold are looked into afterwards.
+the threshold are looked into afterwards: cut into bins themselves if they hold very much.
 """
 
 import triton
@@ -33,17 +33,15 @@ def furthest(share):
 
 
 @triton.jit
-def find_bin(distance, NUM_BINS: tl.constexpr):
-    """Of a float32 distance: its exponent and the first 4 bits of its mantissa."""
-    bits = distance.to(tl.int32, bitcast=True) >> 19
-    return tl.minimum(tl.maximum(bits - 1999, 0), NUM_BINS - 1)
+def as_bits(distance):
+    """Integers in the order of the distances, which are not negative."""
+    return distance.to(tl.int32, bitcast=True)
 
 
 @triton.jit
 def _near_edge(bins):
-    """The least distance in each of `bins`."""
-    edge = ((bins + 1999) << 19).to(tl.float32, bitcast=True)
-    return tl.where(bins > 0, edge, 0.0)
+    """The bits of the least distance in each bin of the first level, 16 bins to an octave."""
+    return tl.where(bins > 0, (bins + 1999) << 19, 0)
 
 
 @triton.jit
@@ -54,32 +52,72 @@ def histogram_kernel(
     top_k,
     top_p,
     min_p,
+    bounds,
     masses,
     histograms,
     stride,
     size,
+    capacity,
+    REFINE: tl.constexpr,
     BLOCK: tl.constexpr,
     NUM_BINS: tl.constexpr,
 ):
-    """Program (part, row): the part's mass, and its histogram if the row has to be searched.
+    """Program (part, row): a part's mass, and its histogram if the row has to be searched.
 
-    Where nothing has to be searched, the mass is that of what min-p keeps.
+    The mass is all of it, or what min-p keeps of it where nothing has to be searched. With REFINE
+    only rows whose bounds hold too much are counted, between their bounds, and the mass is that of
+    what is above them.
     """
     row = tl.program_id(1).to(tl.int64)
     part = row * tl.num_programs(0) + tl.program_id(0)
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < size
-    raw = tl.load(logits + row * stride + at, mask=inside, other=float("-inf")).to(tl.float32)
-    highest = tl.load(logits + row * stride + tl.load(best + row)).to(tl.float32)
-    scale = 1.4426950408889634 / tl.load(temperature + row)
-    distance = distance_from(highest, raw, scale)
-    kept = inside
-    if is_searched(tl.load(top_k + row), tl.load(top_p + row), size):
-        counts = tl.histogram(find_bin(distance, NUM_BINS), NUM_BINS, mask=inside)
-        tl.store(histograms + part * NUM_BINS + tl.arange(0, NUM_BINS), counts)
-    else:
-        kept = inside & (distance <= furthest(tl.load(min_p + row)))
-    tl.store(masses + part, tl.sum(tl.where(kept, tl.exp2(-distance), 0.0), axis=0))
+    searched = is_searched(tl.load(top_k + row), tl.load(top_p + row), size)
+    wanted = True
+    if REFINE:
+        wanted = searched
+        if searched:
+            wanted = tl.load(bounds + row * 5 + 4) > capacity
+    if wanted:
+        at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        inside = at < size
+        raw = tl.load(logits + row * stride + at, mask=inside, other=float("-inf")).to(tl.float32)
+        highest = tl.load(logits + row * stride + tl.load(best + row)).to(tl.float32)
+        scale = 1.4426950408889634 / tl.load(temperature + row)
+        distance = distance_from(highest, raw, scale)
+        kept = inside
+        if searched:
+            bits = as_bits(distance)
+            counted = inside
+            if REFINE:
+                low = tl.load(bounds + row * 5)
+                kept = inside & (bits < low)
+                counted = inside & (bits >= low) & (bits <= tl.load(bounds + row * 5 + 1))
+                bins = (bits - low) >> tl.load(bounds + row * 5 + 2)
+            else:
+                bins = (bits >> 19) - 1999
+            bins = tl.minimum(tl.maximum(bins, 0), NUM_BINS - 1)
+            counts = tl.histogram(bins, NUM_BINS, mask=counted)
+            tl.store(histograms + part * NUM_BINS + tl.arange(0, NUM_BINS), counts)
+        else:
+            kept = inside & (distance <= furthest(tl.load(min_p + row)))
+        tl.store(masses + part, tl.sum(tl.where(kept, tl.exp2(-distance), 0.0), axis=0))
+
+
+@triton.jit
+def _sum_row(masses, row, num_parts, PARTS: tl.constexpr):
+    parts = tl.arange(0, PARTS)
+    mass = tl.load(masses + row * num_parts + parts, mask=parts < num_parts, other=0.0)
+    return tl.sum(mass.to(tl.float64), axis=0)
+
+
+@triton.jit
+def _first_of(wanted, bins, NUM_BINS: tl.constexpr):
+    """The first bin of which `wanted` is true, or the last one."""
+    return tl.min(tl.where(wanted, bins, NUM_BINS - 1), axis=0)
+
+
+@triton.jit
+def _at(values, bins, index):
+    return tl.sum(tl.where(bins == index, values, 0), axis=0)
 
 
 @triton.jit
@@ -88,74 +126,100 @@ def bounds_kernel(
     top_p,
     min_p,
     masses,
+    above,
     histograms,
     bounds,
     offsets,
     size,
+    capacity,
     num_parts,
+    REFINE: tl.constexpr,
     PARTS: tl.constexpr,
     NUM_BINS: tl.constexpr,
 ):
-    """Program: one row. Which bins may hold the threshold, and where its parts' values go.
+    """Program: one row. Between which distances its threshold lies, and where they are collected.
 
-    bounds [4]: first and last bin, values of top-k that are left for them (0: it is off), and how
-    many values they hold. offsets [parts]: the values in those bins before each part.
+    bounds [5]: least and greatest bits of the distance, how far to shift them for `NUM_BINS` bins
+    between, how many values top-k has left for them (0: it is off), and how many they hold.
+    offsets [parts]: how many of those come before each part.
     """
     row = tl.program_id(0).to(tl.int64)
-    k = tl.load(top_k + row)
+    k = tl.load(top_k + row).to(tl.int32)
     p = tl.load(top_p + row)
-    if is_searched(k, p, size):
-        by_count = (k > 0) & (k < size)
+    mine = bounds + row * 5
+    wanted = is_searched(k, p, size)
+    if REFINE and wanted:
+        wanted = tl.load(mine + 4) > capacity
+    if wanted:
         parts = tl.arange(0, PARTS)
         bins = tl.arange(0, NUM_BINS)
+        whole = _sum_row(masses, row, num_parts, PARTS)
+        if REFINE:
+            k = tl.load(mine + 3)
+            sure = _sum_row(above, row, num_parts, PARTS)
+            low = tl.load(mine).to(tl.int64)
+            end = tl.load(mine + 1).to(tl.int64) + 1
+            shift = tl.load(mine + 2).to(tl.int64)
+            near = tl.minimum(low + (bins.to(tl.int64) << shift), end).to(tl.int32)
+            beyond = tl.minimum(low + ((bins + 1).to(tl.int64) << shift), end).to(tl.int32)
+        else:
+            k = tl.where(k < size, k, 0)
+            sure = whole * 0.0
+            near = _near_edge(bins)
+            beyond = tl.where(bins + 1 < NUM_BINS, _near_edge(bins + 1), 0x7F800001)
         here = histograms + (row * num_parts + parts[:, None]) * NUM_BINS + bins[None, :]
         found = tl.load(here, mask=(parts < num_parts)[:, None], other=0)
-        mass = tl.load(masses + row * num_parts + parts, mask=parts < num_parts, other=0.0)
-        whole = tl.sum(mass.to(tl.float64), axis=0)
         counts = tl.sum(found, axis=0)
         ranks = tl.cumsum(counts, axis=0)
         # What lies up to the end of each bin weighs at least and at most: by the bins up to there,
         # or by those behind, whichever says more.
-        most = counts.to(tl.float64) * tl.exp2(-_near_edge(bins)).to(tl.float64)
-        beyond = tl.where(bins + 1 < NUM_BINS, tl.exp2(-_near_edge(bins + 1)), 0.0)
-        least = counts.to(tl.float64) * beyond.to(tl.float64)
-        most_until = tl.cumsum(most, axis=0)
-        least_until = tl.cumsum(least, axis=0)
-        most_behind = tl.sum(most, axis=0) - most_until
-        least_behind = tl.sum(least, axis=0) - least_until
-        lower = tl.maximum(least_until, whole - most_behind)
-        upper = tl.minimum(most_until, whole - least_behind)
-        first = tl.sum((bins < 0).to(tl.int32), axis=0)
-        last = first + NUM_BINS - 1
+        heavy = tl.minimum(near, 0x7F800000).to(tl.float32, bitcast=True)
+        heavy = tl.exp2(-heavy).to(tl.float64)
+        # Infinity, the distance of -inf, is in the last bin; what comes after it is no number.
+        light = tl.minimum(beyond, 0x7F800000).to(tl.float32, bitcast=True)
+        light = tl.exp2(-light).to(tl.float64)
+        most = counts.to(tl.float64) * heavy
+        least = counts.to(tl.float64) * light
+        upper = sure + tl.cumsum(most, axis=0)
+        lower = sure + tl.cumsum(least, axis=0)
+        if not REFINE:
+            most_behind = tl.sum(most, axis=0) - upper
+            least_behind = tl.sum(least, axis=0) - lower
+            lower = tl.maximum(lower, whole - most_behind)
+            upper = tl.minimum(upper, whole - least_behind)
+        first = tl.min(bins, axis=0)
+        last = tl.max(bins, axis=0)
         smallest = whole
         largest = whole
-        if by_count:
-            last = tl.min(tl.where(ranks >= k, bins, NUM_BINS - 1), axis=0)
+        if k > 0:
+            last = _first_of(ranks >= k, bins, NUM_BINS)
             first = last
             # The mass that top-p's share is of.
-            smallest = tl.sum(tl.where(bins == last - 1, lower, 0.0), axis=0)
-            largest = tl.sum(tl.where(bins == last, upper, 0.0), axis=0)
+            smallest = tl.where(last > 0, _at(lower, bins, last - 1), sure)
+            largest = _at(upper, bins, last)
         if p < 1.0:
             slack = whole * 1.0e-5  # sums in another order round differently
             maybe = upper >= smallest * p - slack
-            first = tl.minimum(tl.min(tl.where(maybe, bins, NUM_BINS - 1), axis=0), last)
-            if not by_count:
-                surely = lower >= largest * p + slack
-                last = tl.min(tl.where(surely, bins, NUM_BINS - 1), axis=0)
-        least_bin = find_bin(furthest(tl.load(min_p + row)), NUM_BINS)
-        # Where min-p cuts nearer than the others, only it counts and all bins are above.
-        first = tl.where(least_bin < first, NUM_BINS, first)
+            first = tl.minimum(_first_of(maybe, bins, NUM_BINS), last)
+            if k <= 0:
+                last = _first_of(lower >= largest * p + slack, bins, NUM_BINS)
+        low_bits = _at(near, bins, first)
+        high_bits = _at(beyond, bins, last) - 1
+        # Where min-p cuts nearer than the others, only it counts and all is above.
+        if as_bits(furthest(tl.load(min_p + row))) < low_bits:
+            first = last + 1
+            low_bits = 0x7FFFFFFF
         held = (bins >= first) & (bins <= last)
-        mine = tl.sum(tl.where(held[None, :], found, 0), axis=1)
-        tl.store(
-            offsets + row * num_parts + parts,
-            tl.cumsum(mine, axis=0) - mine,
-            mask=parts < num_parts,
-        )
-        above = tl.sum(tl.where(bins < first, counts, 0), axis=0)
-        tl.store(bounds + row * 4, first)
-        tl.store(bounds + row * 4 + 1, last)
-        tl.store(bounds + row * 4 + 2, tl.where(by_count, k - above, 0).to(tl.int32))
-        tl.store(bounds + row * 4 + 3, tl.sum(mine, axis=0))
-    else:
-        tl.store(bounds + row * 4 + 3, 0)
+        each = tl.sum(tl.where(held[None, :], found, 0), axis=1)
+        begin = tl.cumsum(each, axis=0) - each
+        tl.store(offsets + row * num_parts + parts, begin, mask=parts < num_parts)
+        before = tl.sum(tl.where(bins < first, counts, 0), axis=0)
+        width = tl.maximum(high_bits - low_bits, 0).to(tl.float32)
+        octaves = (width.to(tl.int32, bitcast=True) >> 23) - 127
+        tl.store(mine, low_bits)
+        tl.store(mine + 1, high_bits)
+        tl.store(mine + 2, tl.maximum(octaves - 6, 0))
+        tl.store(mine + 3, tl.where(k > 0, k - before, 0))
+        tl.store(mine + 4, tl.sum(each, axis=0))
+    elif not REFINE:
+        tl.store(mine + 4, 0)

@@ -24,7 +24,7 @@ from tandem_engine.models.mla import LatentAttention
 from tandem_engine.models.moe import MoeMlp
 from tandem_engine.models.rope import RotaryAngles
 from tandem_engine.models.spec import ModelSpec
-from tandem_kernels.linear import linear
+from tandem_kernels.linear import wide_linear
 
 Angles = tuple[torch.Tensor, torch.Tensor]
 Backend = AttentionBackend | LatentBackend
@@ -147,9 +147,8 @@ class Decoder:
         return x
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """[R, C] → [R, V] in the model's dtype, into `out` where it is given."""
-        logits = linear(hidden, self.head, out=out if self.collective.is_alone else None)
+        """[R, C] → [R, V] float32, into `out` where it is given."""
+        logits = wide_linear(hidden, self.head, out=out if self.collective.is_alone else None)
         if self.spec.logit_softcap is not None:
-            capped = torch.tanh(logits / self.spec.logit_softcap) * self.spec.logit_softcap
-            logits = logits.copy_(capped)
+            logits.div_(self.spec.logit_softcap).tanh_().mul_(self.spec.logit_softcap)
         return self.collective.gather(logits, self.spec.vocab_size, out)

@@ -121,8 +121,7 @@ class Decoder:
             RotaryAngles(rope, spec.head_dim, spec.max_position, device, factors)
             for rope in spec.ropes
         ]
-        # Rounded like the product it stands for in a model of lower precision.
-        self.scale = torch.tensor(spec.embedding_scale).to(embedding.dtype).item()
+        self.dtype = embedding.dtype
 
     def forward(
         self, step: StepTensors, attention: Backend, rows: torch.Tensor | None = None
@@ -133,10 +132,12 @@ class Decoder:
         """
         attention.plan(step)
         residual = self.embedding(step.token_ids)
-        if self.scale != 1.0:
-            residual = residual * self.scale
-        angles = [rope.at(step.positions, residual.dtype) for rope in self.ropes]
-        x = self.norms[0](residual)
+        if self.spec.residual_in_float32:
+            residual = residual.float()
+        if self.spec.embedding_scale != 1.0:
+            residual = residual * self.spec.embedding_scale
+        angles = [rope.at(step.positions, self.dtype) for rope in self.ropes]
+        x = self.norms[0](residual).to(self.dtype)
         for layer, next_norm in zip(self.layers, self.norms[1:], strict=True):
             found = layer.attend(x, angles, attention)
             if rows is not None and layer.number == self.spec.num_layers - 1:

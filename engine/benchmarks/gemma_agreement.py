@@ -95,6 +95,8 @@ def check(path: Path, arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
         page_size=PAGE,
         kv_memory_bytes=1 << 30,
+        max_running=len(references),
+        cuda_graphs=arguments.graphs,
     ).resolve_auto({})
     runner = load_runner(config, Startup())
     picked = pick_forced(runner, references)
@@ -106,7 +108,8 @@ def check(path: Path, arguments: argparse.Namespace) -> None:
     ]
     total = sum(len(reference.tokens) for reference in references)
     print(f"{100 * (1 - len(misses) / total):.2f} % of {total} tokens agree", end="")
-    print(f" ({arguments.device}, {arguments.dtype})")
+    graphs = "" if arguments.device == "cpu" or arguments.graphs else ", no CUDA graphs"
+    print(f" ({arguments.device}, {arguments.dtype}{graphs})")
     for length, place, margin in misses:
         print(f"  prompt of {length}, token {place}: the reference's margin is {margin:.3f}")
     runner.close()
@@ -121,6 +124,7 @@ def main() -> None:
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="BFloat16")
+    parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     if arguments.what == "write":
         write(arguments.file, arguments.tokens)

@@ -24,7 +24,7 @@ from tandem_engine.models.mla import LatentAttention
 from tandem_engine.models.moe import MoeMlp
 from tandem_engine.models.rope import RotaryAngles
 from tandem_engine.models.spec import ModelSpec
-from tandem_kernels.linear import linear
+from tandem_kernels.linear import wide_linear
 
 Angles = tuple[torch.Tensor, torch.Tensor]
 Backend = AttentionBackend | LatentBackend
@@ -121,8 +121,7 @@ class Decoder:
             RotaryAngles(rope, spec.head_dim, spec.max_position, device, factors)
             for rope in spec.ropes
         ]
-        # Rounded like the product it stands for in a model of lower precision.
-        self.scale = torch.tensor(spec.embedding_scale).to(embedding.dtype).item()
+        self.dtype = embedding.dtype
 
     def forward(
         self, step: StepTensors, attention: Backend, rows: torch.Tensor | None = None
@@ -133,10 +132,12 @@ class Decoder:
         """
         attention.plan(step)
         residual = self.embedding(step.token_ids)
-        if self.scale != 1.0:
-            residual = residual * self.scale
-        angles = [rope.at(step.positions, residual.dtype) for rope in self.ropes]
-        x = self.norms[0](residual)
+        if self.spec.residual_in_float32:
+            residual = residual.float()
+        if self.spec.embedding_scale != 1.0:
+            residual = residual * self.spec.embedding_scale
+        angles = [rope.at(step.positions, self.dtype) for rope in self.ropes]
+        x = self.norms[0](residual).to(self.dtype)
         for layer, next_norm in zip(self.layers, self.norms[1:], strict=True):
             found = layer.attend(x, angles, attention)
             if rows is not None and layer.number == self.spec.num_layers - 1:
@@ -147,9 +148,8 @@ class Decoder:
         return x
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """[R, C] → [R, V] in the model's dtype, into `out` where it is given."""
-        logits = linear(hidden, self.head, out=out if self.collective.is_alone else None)
+        """[R, C] → [R, V] float32, into `out` where it is given."""
+        logits = wide_linear(hidden, self.head, out=out if self.collective.is_alone else None)
         if self.spec.logit_softcap is not None:
-            capped = torch.tanh(logits / self.spec.logit_softcap) * self.spec.logit_softcap
-            logits = logits.copy_(capped)
+            logits.div_(self.spec.logit_softcap).tanh_().mul_(self.spec.logit_softcap)
         return self.collective.gather(logits, self.spec.vocab_size, out)

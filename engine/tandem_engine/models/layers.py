@@ -69,7 +69,7 @@ class Norm:
         return rms_norm(x, self.weight, self.epsilon, self.in_float32)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """residual += x in place; the norm of the sum."""
+        """residual += x in place; the norm of the sum, in x's dtype."""
         return add_rms_norm(x, residual, self.weight, self.epsilon, self.in_float32)
 
 

@@ -7,6 +7,8 @@ names are those of transformers; `weights/gguf_names.py` translates GGUF's into 
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from tandem_engine.models.mla_spec import LatentSpec
 from tandem_engine.models.moe_spec import MoeSpec
 from tandem_engine.models.spec import ModelSpec
@@ -22,9 +24,10 @@ class Parameter:
     """One tensor of ours: checkpoint tensors `parts`, of shapes `part_shapes`, joined along rows.
 
     `offset` is added to each element on loading (norm weights of Gemma). `split` None: every rank
-    holds all of it. `units` says for each part how many pieces a cut may not go through (heads);
-    empty: every row or column is one. A part of fewer units than the first (KV heads beside query
-    heads) is repeated where there are more ranks than units.
+    holds all of it. `in_float32`: whatever the model's dtype is. `units` says for each part how
+    many pieces a cut may not go through (heads); empty: every row or column is one. A part of fewer
+    units than the first (KV heads beside query heads) is repeated where there are more ranks than
+    units.
     """
 
     name: str
@@ -33,6 +36,11 @@ class Parameter:
     offset: float = 0.0
     split: Split | None = None
     units: tuple[int, ...] = ()
+    in_float32: bool = False
+
+    def dtype_in(self, model: torch.dtype) -> torch.dtype:
+        """Dtype in a model of dtype `model`."""
+        return torch.float32 if self.in_float32 else model
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,7 +108,13 @@ def _experts(moe: MoeSpec, hidden: int, ours: str, theirs: str) -> list[Paramete
 
 
 def _norm(spec: ModelSpec, name: str, part: str, size: int) -> Parameter:
-    return Parameter(f"{name}.weight", (f"{part}.weight",), ((size,),), spec.norm_offset)
+    return Parameter(
+        f"{name}.weight",
+        (f"{part}.weight",),
+        ((size,),),
+        spec.norm_offset,
+        in_float32=spec.norm_in_float32,
+    )
 
 
 def _head_attention(spec: ModelSpec, ours: str, theirs: str) -> list[Parameter]:

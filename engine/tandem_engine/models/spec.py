@@ -35,7 +35,10 @@ class ModelSpec:
 
     `norm_offset` is added to every norm weight of a checkpoint in the Hugging Face form (Gemma
     stores weight - 1). `sandwich_norm`: attention and MLP outputs are normed before they are added.
-    `norm_in_float32`: the norm's weight is applied before rounding to the model's dtype (Gemma).
+    `norm_in_float32`: the norms' weights are float32 in every model, and applied before rounding to
+    the model's dtype (Gemma, whose weights are small numbers above or below 1).
+    `residual_in_float32`: what the layers add up is float32 in every model (Gemma, where it grows
+    to thousands, past what they add).
     """
 
     family: str
@@ -60,6 +63,7 @@ class ModelSpec:
     sandwich_norm: bool = False
     norm_offset: float = 0.0
     norm_in_float32: bool = False
+    residual_in_float32: bool = False
     embedding_scale: float = 1.0
     attention_softcap: float | None = None
     logit_softcap: float | None = None
@@ -297,6 +301,7 @@ def _gemma3(config: _Config) -> ModelSpec:
         sandwich_norm=True,
         norm_offset=1.0,
         norm_in_float32=True,
+        residual_in_float32=True,
         embedding_scale=shape["hidden_size"] ** 0.5,
         attention_softcap=config.get("attn_logit_softcapping", None),
         logit_softcap=config.get("final_logit_softcapping", None),

@@ -88,7 +88,7 @@ class CudaRunner(Runner):
         max_blocks = -(-max_model_len // self._page)
         self._slots = DecodeSlots(max_running, max_blocks, self._page, self._device)
         self._logits = torch.empty(
-            (max_running, spec.vocab_size), dtype=kv.cache.dtype, device=self._device
+            (max_running, spec.vocab_size), dtype=torch.float32, device=self._device
         )
         self._graphs = DecodeGraphs(self._decode, max_running, enabled=graphs)
 

@@ -24,7 +24,7 @@ ROPE_FACTORS = "rope_factors"
 """Extra entry of the parameters: divisors of the rope's frequencies, from GGUF files only."""
 
 CPU: Final = torch.device("cpu")
-_CACHE_VERSION: Final = 1
+_CACHE_VERSION: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,9 @@ def _dequantised(
         from tandem_engine.weights.gguf_source import GgufSource
 
         source = GgufSource(read_gguf(path), spec)
-        layout = {parameter.name: (parameter.shape, dtype) for parameter in parameters}
+        layout = {
+            parameter.name: (parameter.shape, parameter.dtype_in(dtype)) for parameter in parameters
+        }
         tensors: Iterator[tuple[str, torch.Tensor]] = iterate_parameters(
             parameters, source, dtype, progress
         )

@@ -52,7 +52,8 @@ def make_random_parameters(
     found: dict[str, torch.Tensor] = {}
     for parameter in parameters:
         shape = sharded_shape(parameter, shard)
-        found[parameter.name] = whole = torch.empty(shape, dtype=dtype, device=device)
+        own = parameter.dtype_in(dtype)
+        found[parameter.name] = whole = torch.empty(shape, dtype=own, device=device)
         rooms = part_room(parameter, shard, whole)
         for name, part_shape, (cut, room) in zip(
             parameter.parts, parameter.part_shapes, rooms, strict=True

@@ -80,7 +80,7 @@ def iterate_parameters(
     progress: Progress | None = None,
     shard: Shard = WHOLE,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield each parameter by name, a rank's slice of it, joined, offset and in `dtype`, in order.
+    """Yield each parameter by name in order: a rank's slice, joined, offset and in its dtype.
 
     A parameter that needs none of that stays a view of the mapped file.
 
@@ -98,7 +98,7 @@ def iterate_parameters(
         if offset:
             parts = [part.float() + offset for part in parts]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-        yield parameter.name, tensor.to(dtype)
+        yield parameter.name, tensor.to(parameter.dtype_in(dtype))
         done += torch.Size(parameter.shape).numel()
         if progress is not None:
             progress(done / total)

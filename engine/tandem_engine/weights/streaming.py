@@ -45,7 +45,7 @@ def stream_parameters(
     shard: Shard = WHOLE,
     staging: Staging = Staging(),
 ) -> dict[str, torch.Tensor]:
-    """A rank's slice of every parameter on `device`, in `dtype`, by our names.
+    """A rank's slice of every parameter on `device`, in its dtype, by our names.
 
     Raises:
         BadModelFileError: tensors are missing, unknown, of another shape, or can't be read.
@@ -53,7 +53,9 @@ def stream_parameters(
     """
     check_names(parameters, places)
     tensors = {
-        parameter.name: torch.empty(sharded_shape(parameter, shard), dtype=dtype, device=device)
+        parameter.name: torch.empty(
+            sharded_shape(parameter, shard), dtype=parameter.dtype_in(dtype), device=device
+        )
         for parameter in parameters
     }
     pieces = plan_pieces(parameters, places, tensors, shard, staging.buffer_bytes)

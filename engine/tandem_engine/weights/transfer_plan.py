@@ -18,7 +18,7 @@ class Piece:
     """`num_rows` runs of `row_bytes` bytes, `stride` bytes apart, from `offset` in a file.
 
     They are elements of `dtype`; with `addend` added they belong into `target` (flat, contiguous,
-    of the model's dtype). The piece doesn't own it.
+    of its own dtype). The piece doesn't own it.
     """
 
     path: Path

@@ -40,6 +40,30 @@ def linear(
     )
 
 
+def wide_linear(
+    x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x Wᵀ in float32 [T, N] for x [T, K] and weight [N, K], into `out` where it is given.
+
+    For logits: with 16 bits those of the likeliest tokens often round to the same number. On a CPU
+    the product is rounded to x's dtype nonetheless, as torch has no other that is as fast there.
+    """
+    if not x.is_cuda:
+        found = reference.linear(x, weight).float()
+        return found if out is None else out.copy_(found)
+    if out is None:
+        out = torch.empty((x.shape[0], weight.shape[0]), dtype=torch.float32, device=x.device)
+    tiles = _tiles(x, weight, gate=False)
+    if tiles is not None:
+        from tandem_kernels.linear.kernel import small_linear
+        from tandem_kernels.overlap import is_supported
+
+        return small_linear(x, weight, out=out, tiles=tiles, overlap=is_supported())
+    if x.dtype == torch.float32:
+        return torch.mm(x, weight.t(), out=out)
+    return torch.mm(x, weight.t(), out_dtype=torch.float32, out=out)
+
+
 def gated_linear(
     x: torch.Tensor, weight: torch.Tensor, gelu: bool = False, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -68,4 +92,4 @@ def _tiles(x: torch.Tensor, weight: torch.Tensor, gate: bool) -> "GemmTiles | No
     return choose_tiles(rows, weight.shape[0] // (2 if gate else 1), size, gate)
 
 
-__all__ = ["gated_linear", "linear"]
+__all__ = ["gated_linear", "linear", "wide_linear"]

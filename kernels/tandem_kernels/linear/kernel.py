@@ -198,6 +198,7 @@ def small_linear(
         x: [..., K], K contiguous.
         weight: [N, K] contiguous ([2 N, K] with `gate`); with `scale` int8 or float8_e4m3fn.
         bias: [N], not with `gate`.
+        out: [..., N], of x's dtype or float32, the dtype of the sums.
         overlap: start before the kernel that writes x has ended; see `overlap.py`.
     """
     size = x.shape[-1]

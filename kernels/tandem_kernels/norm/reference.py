@@ -31,6 +31,9 @@ def add_rms_norm(
     epsilon: float,
     weight_in_float32: bool = False,
 ) -> torch.Tensor:
-    """residual += x in place, then the norm of the sum. All [..., D]."""
+    """residual += x in place, then the norm of the sum. All [..., D]; the result in x's dtype.
+
+    The residual may be float32 whatever x is; without `weight_in_float32` it is of x's dtype.
+    """
     residual += x
-    return rms_norm(residual, weight, epsilon, weight_in_float32)
+    return rms_norm(residual, weight, epsilon, weight_in_float32).to(x.dtype)

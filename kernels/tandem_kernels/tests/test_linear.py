@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tandem_kernels.linear import kernel, reference
+from tandem_kernels.linear import kernel, reference, wide_linear
 from tandem_kernels.linear.kernel import GemmTiles
 from tandem_kernels.tests.paged_case import relative_error
 
@@ -29,3 +29,28 @@ def test_small_linear(device, half, rows, columns, size, gate, bits):
     else:
         expected = reference.linear(x.double(), wide, bias.double())
     assert relative_error(found, expected) < 1e-2
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_sums_are_not_rounded_for_float32(device, half, rows):
+    x = torch.randn(rows, 136, device=device).to(half)
+    weight = torch.randn(50, 136, device=device).to(half)
+    out = torch.full((rows, 50), float("nan"), device=device)
+    tiles = GemmTiles(0 if rows == 1 else 16, 16, 64, 4, 2)
+    kernel.small_linear(x, weight, out=out, tiles=tiles)
+    assert relative_error(out, reference.linear(x.double(), weight.double())) < 1e-5
+
+
+@pytest.mark.parametrize("rows", [1, 3, 70])
+def test_wide_linear(device, half, rows):
+    x = torch.randn(rows, 136, device=device).to(half)
+    weight = torch.randn(50, 136, device=device).to(half)
+    out = torch.full((rows, 50), float("nan"), device=device)
+    found = wide_linear(x, weight)
+    assert found.dtype == torch.float32
+    expected = reference.linear(x.double(), weight.double())
+    assert relative_error(found, expected) < (1e-5 if found.is_cuda else 1e-2)
+    assert torch.equal(wide_linear(x, weight, out), found)
+    assert torch.equal(out, found)
+    wide = wide_linear(x.float(), weight.float())
+    assert relative_error(wide, expected) < (1e-2 if found.is_cuda else 1e-5)

@@ -31,6 +31,23 @@ def test_add_rms_norm(device, half, in_float32):
     assert relative_error(found, expected) < 5e-3
 
 
+def test_a_residual_of_higher_precision(device, half):
+    x = torch.randn(9, 300, device=device).to(half)
+    residual = torch.randn(9, 300, device=device) * 1000
+    weight = 1 + torch.randn(300, device=device) / 1000
+    expected_sum = residual + x
+    expected = reference.rms_norm(expected_sum.double(), weight.double(), 1e-6)
+    kept = residual.clone()
+    out = torch.full_like(x, float("nan"))
+    found = kernel.add_rms_norm(x, residual, weight, 1e-6, True, out)
+    assert torch.equal(residual, expected_sum)
+    assert relative_error(found, expected) < 5e-3
+    plain = reference.add_rms_norm(x, kept, weight, 1e-6, True)
+    assert torch.equal(kept, expected_sum)
+    assert plain.dtype == half
+    assert relative_error(plain, expected) < 5e-3
+
+
 def test_strided_rows(device):
     wide = torch.randn(5, 200, device=device)
     weight = torch.ones(64, device=device)

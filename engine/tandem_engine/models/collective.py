@@ -6,7 +6,10 @@ from typing import Final
 import torch
 import torch.distributed
 
+from tandem_engine.models.peer_memory import PeerMemory, open_peer_memory
 from tandem_engine.models.shard import WHOLE, Shard
+from tandem_kernels.norm import add_rms_norm
+from tandem_kernels.peer_sum import Norm
 
 
 class Collective:
@@ -32,6 +35,17 @@ class Collective:
         """The sum over all ranks, in place."""
         return x
 
+    def add_norm(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        epsilon: float,
+        in_float32: bool,
+    ) -> torch.Tensor:
+        """residual += the sum of x [T, C] over all ranks; the RMS norm of that. x is used up."""
+        return add_rms_norm(self.add(x), residual, weight, epsilon, in_float32)
+
     def gather(self, x: torch.Tensor, width: int, out: torch.Tensor | None = None) -> torch.Tensor:
         """The ranks' columns x [R, w] side by side, the first `width` of them: [R, width].
 
@@ -54,15 +68,34 @@ ALONE: Final = Collective()
 
 
 class GroupCollective(Collective):
-    """Ranks in processes of their own, through torch.distributed's default group."""
+    """Ranks in processes of their own, through torch.distributed's default group.
 
-    def __init__(self, shard: Shard, device: torch.device) -> None:
+    Args:
+        peers: takes the small sums, where the ranks' GPUs see each other's memory.
+    """
+
+    def __init__(self, shard: Shard, device: torch.device, peers: PeerMemory | None = None) -> None:
         super().__init__(shard)
         self._device = device
+        self._peers = peers
 
     def add(self, x: torch.Tensor) -> torch.Tensor:
+        if self._peers is not None and self._peers.takes(x):
+            return self._peers.sum(x)
         torch.distributed.all_reduce(x)
         return x
+
+    def add_norm(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        epsilon: float,
+        in_float32: bool,
+    ) -> torch.Tensor:
+        if self._peers is not None and self._peers.takes(x) and residual.is_contiguous():
+            return self._peers.sum(x, Norm(residual, weight, epsilon, in_float32))
+        return super().add_norm(x, residual, weight, epsilon, in_float32)
 
     def gather(self, x: torch.Tensor, width: int, out: torch.Tensor | None = None) -> torch.Tensor:
         rows, columns = x.shape
@@ -87,13 +120,16 @@ class GroupCollective(Collective):
         return int(found.item())
 
     def close(self) -> None:
+        self._peers = None
         torch.distributed.destroy_process_group()
 
 
-def join_group(shard: Shard, store: str, device: torch.device) -> Collective:
+def join_group(
+    shard: Shard, store: str, device: torch.device, hidden_size: int, dtype: torch.dtype
+) -> Collective:
     """Meet the other ranks of this machine: NCCL between GPUs, Gloo between CPUs.
 
-    Returns when all of them have come.
+    Returns when all of them have come. What they will add up are rows of `hidden_size` elements.
 
     Args:
         store: path of a file that doesn't exist yet, the same for all ranks.
@@ -110,4 +146,5 @@ def join_group(shard: Shard, store: str, device: torch.device) -> Collective:
         world_size=shard.world_size,
         device_id=device if on_gpu else None,
     )
-    return GroupCollective(shard, device)
+    peers = open_peer_memory(shard, hidden_size, dtype, device) if on_gpu else None
+    return GroupCollective(shard, device, peers)

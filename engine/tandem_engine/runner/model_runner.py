@@ -159,7 +159,7 @@ def _load_torch(
 
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    collective = join_group(shard, store, device)
+    collective = join_group(shard, store, device, whole.hidden_size, dtype)
     if device.type == "cuda":
         return _load_cuda(config, spec, facts, dtype, device, load(), progress, collective)
     return _load_host(config, spec, facts, dtype, load, progress, collective)

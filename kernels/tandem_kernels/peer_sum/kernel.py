@@ -6,17 +6,12 @@ and adds. Slots are used in turns of two. A rank that has seen a peer's flag kno
 kernel before is over, so nobody reads any more what was written two turns ago: one wait is enough.
 """
 
-from dataclasses import dataclass
-from typing import Final
-
 import torch
 import triton
 import triton.language as tl
 
 from tandem_kernels.overlap import launch_options, wait_for_inputs
-
-FLAG_BYTES: Final = 8
-_ALIGNMENT: Final = 256
+from tandem_kernels.peer_sum.layout import Layout, Norm
 
 
 @triton.jit
@@ -92,48 +87,6 @@ def sum_ranks_kernel(
     tl.store(turns + row, turn)
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Of every rank's mailbox.
-
-    Args:
-        ranks: how many there are.
-        most_rows: of one sum.
-        size: elements of a row.
-    """
-
-    ranks: int
-    most_rows: int
-    size: int
-    dtype: torch.dtype
-
-    @property
-    def block(self) -> int:
-        """Elements of a slot."""
-        return int(triton.next_power_of_2(self.size))
-
-    @property
-    def slots(self) -> int:
-        """Bytes before the slots: the flags."""
-        flags = self.most_rows * self.ranks * FLAG_BYTES
-        return -(-flags // _ALIGNMENT) * _ALIGNMENT
-
-    @property
-    def num_bytes(self) -> int:
-        """Of a mailbox. Its flags begin as zeros."""
-        return self.slots + 2 * self.ranks * self.most_rows * self.block * self.dtype.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """What follows the sum: residual += it, and the RMS norm of that. See `norm.add_rms_norm`."""
-
-    residual: torch.Tensor
-    weight: torch.Tensor
-    epsilon: float
-    weight_in_float32: bool
-
-
 def sum_ranks(
     x: torch.Tensor,
     mailboxes: torch.Tensor,
@@ -144,14 +97,7 @@ def sum_ranks(
     *,
     overlap: bool = False,
 ) -> torch.Tensor:
-    """The sum over all ranks of x [R, C], in place; with `norm` the norm of residual + sum, new.
-
-    All ranks run this at the same time, with the same shapes, in one stream each.
-
-    Args:
-        mailboxes: [ranks] int64, where this rank sees each rank's mailbox.
-        turns: [most_rows] int64, this rank's own; zeros at first.
-    """
+    """See `tandem_kernels.peer_sum.sum_ranks`."""
     rows = x.shape[0]
     assert x.is_contiguous()
     assert x.dtype == layout.dtype

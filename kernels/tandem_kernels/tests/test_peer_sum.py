@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from tandem_kernels.norm import reference as norm_reference
-from tandem_kernels.peer_sum import kernel, reference
-from tandem_kernels.peer_sum.kernel import Layout, Norm
+from tandem_kernels.peer_sum import Layout, Norm, kernel, reference
 
 MOST_ROWS = 6
 

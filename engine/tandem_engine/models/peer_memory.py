@@ -51,14 +51,18 @@ class PeerMemory:
 
 
 def open_peer_memory(
-    shard: Shard, size: int, dtype: torch.dtype, device: torch.device
+    shard: Shard,
+    size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    most_bytes: int = _MOST_BYTES,
 ) -> PeerMemory | None:
     """Exchange mailboxes for rows of `size` elements. All ranks do so at the same time.
 
     None, on all of them, where a GPU can't write to another one's memory: that is logged.
     """
     row = Layout(shard.world_size, 1, size, dtype)
-    layout = Layout(shard.world_size, _MOST_BYTES // (row.block * dtype.itemsize), size, dtype)
+    layout = Layout(shard.world_size, most_bytes // (row.block * dtype.itemsize), size, dtype)
     own = torch.zeros(layout.num_bytes, dtype=torch.uint8, device=device)
     torch.cuda.synchronize(device)
     handles: list[tuple[Any, ...] | None] = [None] * shard.world_size

@@ -5,6 +5,7 @@ from typing import Final
 
 import torch
 import torch.distributed
+from torch.distributed.distributed_c10d import _abort_process_group
 
 from tandem_engine.models.peer_memory import PeerMemory, open_peer_memory
 from tandem_engine.models.shard import WHOLE, Shard
@@ -62,6 +63,9 @@ class Collective:
 
     def close(self) -> None:
         """Leave the group; all ranks do so at about the same time."""
+
+    def abort(self) -> None:
+        """Leave a group of which a rank is gone: what still waits for it ends, with no result."""
 
 
 ALONE: Final = Collective()
@@ -122,6 +126,16 @@ class GroupCollective(Collective):
     def close(self) -> None:
         self._peers = None
         torch.distributed.destroy_process_group()
+
+    def abort(self) -> None:
+        if self._peers is not None:
+            self._peers.abort()
+        if self._device.type == "cuda":
+            # Destroying it would flush it first, which takes all ranks.
+            _abort_process_group()
+        else:
+            torch.distributed.destroy_process_group()
+        self._peers = None
 
 
 def join_group(

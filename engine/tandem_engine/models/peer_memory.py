@@ -33,6 +33,9 @@ class PeerMemory:
         device = boxes[rank].device
         self._turns = torch.zeros(layout.most_rows, dtype=torch.int64, device=device)
         self._addresses = torch.tensor([box.data_ptr() for box in boxes], device=device)
+        # For `abort`, when allocating might wait for what it is to end.
+        self._raised = torch.full((layout.slots,), 0x7F, dtype=torch.uint8, pin_memory=True)
+        self._stream = torch.cuda.Stream(device)
 
     def takes(self, x: torch.Tensor) -> bool:
         """Whether x is a message for it; all ranks find the same."""
@@ -48,6 +51,13 @@ class PeerMemory:
     def sum(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
         """The sum over ranks of x [R, C], in place; with `norm` the norm that follows, new."""
         return sum_ranks(x, self._addresses, self._turns, self._rank, self._layout, norm)
+
+    def abort(self) -> None:
+        """Have every sum end that waits for a peer, with whatever was in the mailbox."""
+        flags = self._boxes[self._rank][: self._layout.slots]
+        with torch.cuda.stream(self._stream):
+            flags.copy_(self._raised, non_blocking=True)
+        self._stream.synchronize()
 
 
 def open_peer_memory(

@@ -22,7 +22,7 @@ from tandem_engine.models.collective import join_group
 from tandem_engine.models.peer_memory import PeerMemory, open_peer_memory
 from tandem_engine.models.shard import Shard
 from tandem_kernels.norm import add_rms_norm
-from tandem_kernels.peer_sum import Norm
+from tandem_kernels.peer_sum import AddNorm
 from tandem_kernels.peer_sum.reference import sum_ranks
 
 ROWS: Final = (1, 8, 32, 64, 128, 256, 512, 1024, 4096, 8192)
@@ -95,7 +95,7 @@ def measure(peers: PeerMemory, size: int, device: torch.device, *, shown: bool) 
         print("    rows      bytes      NCCL      peer   NCCL+norm  peer+norm   us")
     for rows in ROWS:
         x, residual = torch.zeros((2, rows, size), dtype=torch.bfloat16, device=device)
-        norm = Norm(residual, weight, 1e-6, False)
+        norm = AddNorm(residual, weight, 1e-6, False)
 
         def nccl_norm(x: torch.Tensor = x, residual: torch.Tensor = residual) -> torch.Tensor:
             torch.distributed.all_reduce(x)

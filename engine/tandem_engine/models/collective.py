@@ -10,7 +10,7 @@ from torch.distributed.distributed_c10d import _abort_process_group
 from tandem_engine.models.peer_memory import PeerMemory, open_peer_memory
 from tandem_engine.models.shard import WHOLE, Shard
 from tandem_kernels.norm import add_rms_norm
-from tandem_kernels.peer_sum import Norm
+from tandem_kernels.peer_sum import AddNorm
 
 
 class Collective:
@@ -36,16 +36,11 @@ class Collective:
         """The sum over all ranks, in place."""
         return x
 
-    def add_norm(
-        self,
-        x: torch.Tensor,
-        residual: torch.Tensor,
-        weight: torch.Tensor,
-        epsilon: float,
-        in_float32: bool,
-    ) -> torch.Tensor:
-        """residual += the sum of x [T, C] over all ranks; the RMS norm of that. x is used up."""
-        return add_rms_norm(self.add(x), residual, weight, epsilon, in_float32)
+    def add_norm(self, x: torch.Tensor, norm: AddNorm) -> torch.Tensor:
+        """The norm of the sum of x [T, C] over all ranks and the residual. x is used up."""
+        return add_rms_norm(
+            self.add(x), norm.residual, norm.weight, norm.epsilon, norm.weight_in_float32
+        )
 
     def gather(self, x: torch.Tensor, width: int, out: torch.Tensor | None = None) -> torch.Tensor:
         """The ranks' columns x [R, w] side by side, the first `width` of them: [R, width].
@@ -89,17 +84,10 @@ class GroupCollective(Collective):
         torch.distributed.all_reduce(x)
         return x
 
-    def add_norm(
-        self,
-        x: torch.Tensor,
-        residual: torch.Tensor,
-        weight: torch.Tensor,
-        epsilon: float,
-        in_float32: bool,
-    ) -> torch.Tensor:
-        if self._peers is not None and self._peers.takes(x) and residual.is_contiguous():
-            return self._peers.sum(x, Norm(residual, weight, epsilon, in_float32))
-        return super().add_norm(x, residual, weight, epsilon, in_float32)
+    def add_norm(self, x: torch.Tensor, norm: AddNorm) -> torch.Tensor:
+        if self._peers is not None and self._peers.takes(x) and norm.residual.is_contiguous():
+            return self._peers.sum(x, norm)
+        return super().add_norm(x, norm)
 
     def gather(self, x: torch.Tensor, width: int, out: torch.Tensor | None = None) -> torch.Tensor:
         rows, columns = x.shape

@@ -9,6 +9,7 @@ from tandem_engine.models.collective import Collective
 from tandem_engine.models.spec import ModelSpec
 from tandem_kernels.linear import gated_linear, linear
 from tandem_kernels.norm import rms_norm
+from tandem_kernels.peer_sum import AddNorm
 
 Parameters = Mapping[str, torch.Tensor]
 
@@ -70,7 +71,8 @@ class Norm:
 
     def add(self, x: torch.Tensor, residual: torch.Tensor, collective: Collective) -> torch.Tensor:
         """residual += the ranks' sum of x, in place; the norm of that. x may be overwritten."""
-        return collective.add_norm(x, residual, self.weight, self.epsilon, self.in_float32)
+        norm = AddNorm(residual, self.weight, self.epsilon, self.in_float32)
+        return collective.add_norm(x, norm)
 
 
 class GatedMlp:

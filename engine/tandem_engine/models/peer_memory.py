@@ -9,7 +9,7 @@ import torch.distributed
 from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
 from tandem_engine.models.shard import Shard
-from tandem_kernels.peer_sum import Layout, Norm, sum_ranks
+from tandem_kernels.peer_sum import AddNorm, Layout, sum_ranks
 
 _MOST_BYTES: Final = 4 << 20
 """Of a message. A mailbox has room for two from every rank; above it NCCL is as fast."""
@@ -48,7 +48,7 @@ class PeerMemory:
             and x.is_contiguous()
         )
 
-    def sum(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+    def sum(self, x: torch.Tensor, norm: AddNorm | None = None) -> torch.Tensor:
         """The sum over ranks of x [R, C], in place; with `norm` the norm that follows, new."""
         return sum_ranks(x, self._addresses, self._turns, self._rank, self._layout, norm)
 

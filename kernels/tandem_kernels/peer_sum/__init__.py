@@ -5,7 +5,7 @@ Only GPUs have such memory; `reference.sum_ranks` says what comes out.
 
 import torch
 
-from tandem_kernels.peer_sum.layout import Layout, Norm
+from tandem_kernels.peer_sum.layout import AddNorm, Layout
 
 
 def sum_ranks(
@@ -14,7 +14,7 @@ def sum_ranks(
     turns: torch.Tensor,
     rank: int,
     layout: Layout,
-    norm: Norm | None = None,
+    norm: AddNorm | None = None,
 ) -> torch.Tensor:
     """The sum over all ranks of x [R, C], in place; with `norm` what follows it, new.
 
@@ -30,4 +30,4 @@ def sum_ranks(
     return kernel.sum_ranks(x, mailboxes, turns, rank, layout, norm, overlap=is_supported())
 
 
-__all__ = ["Layout", "Norm", "sum_ranks"]
+__all__ = ["AddNorm", "Layout", "sum_ranks"]

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from tandem_kernels.overlap import launch_options, wait_for_inputs
-from tandem_kernels.peer_sum.layout import Layout, Norm
+from tandem_kernels.peer_sum.layout import AddNorm, Layout
 
 
 @triton.jit
@@ -93,7 +93,7 @@ def sum_ranks(
     turns: torch.Tensor,
     rank: int,
     layout: Layout,
-    norm: Norm | None = None,
+    norm: AddNorm | None = None,
     *,
     overlap: bool = False,
 ) -> torch.Tensor:

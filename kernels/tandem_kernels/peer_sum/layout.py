@@ -42,7 +42,7 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Norm:
+class AddNorm:
     """What follows the sum: residual += it, and the RMS norm of that. See `norm.add_rms_norm`."""
 
     residual: torch.Tensor

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tandem_kernels.norm import reference as norm_reference
-from tandem_kernels.peer_sum import Layout, Norm, kernel, reference
+from tandem_kernels.peer_sum import AddNorm, Layout, kernel, reference
 
 MOST_ROWS = 6
 
@@ -35,7 +35,7 @@ class Ranks:
         shape = (2, layout.ranks, MOST_ROWS, layout.block)
         return slots.view(shape)[..., : layout.size]
 
-    def run(self, parts: torch.Tensor, turn: int, norm: Norm | None = None) -> torch.Tensor:
+    def run(self, parts: torch.Tensor, turn: int, norm: AddNorm | None = None) -> torch.Tensor:
         """Sum parts [ranks, rows, C] as the turn with that number."""
         rows = parts.shape[1]
         for peer in range(self.layout.ranks):
@@ -67,7 +67,7 @@ def test_the_norm_that_follows(in_float32, device, half):
     parts = torch.randn(2, 5, 200, device=device).to(half)
     residual, weight = (torch.randn(5, 200, device=device).to(half) for _ in range(2))
     kept = residual.clone()
-    found = case.run(parts, 1, Norm(residual, weight[0], 1e-6, in_float32))
+    found = case.run(parts, 1, AddNorm(residual, weight[0], 1e-6, in_float32))
     summed = reference.sum_ranks(parts)
     expected = norm_reference.add_rms_norm(summed, kept, weight[0], 1e-6, in_float32)
     assert torch.equal(residual, kept)

@@ -18,17 +18,28 @@ def device_file(name: str) -> str:
 
 
 _NEAREST: Final = {(9, 0): "NVIDIA H100 80GB HBM3"}
-"""Whose file serves other devices of a compute capability."""
+"""Whose file serves other devices of a compute capability, for shapes that their own lacks."""
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = resources.files("tandem_kernels") / "tuned" / device_file(name)
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 @cache
-def _load(name: str) -> dict[str, Any]:
-    path = resources.files("tandem_kernels") / "tuned" / device_file(name)
-    if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
+def _shapes(op: str) -> dict[str, dict[str, Any]]:
+    """By shape, what was tuned for an operation on the current device or the nearest to it."""
+    if not torch.cuda.is_available():
+        return {}
     nearest = _NEAREST.get(torch.cuda.get_device_capability())
-    return {} if nearest in (None, name) else _load(nearest)
+    found: dict[str, dict[str, Any]] = {}
+    for name in (nearest, torch.cuda.get_device_name()):
+        if name is not None:
+            found |= _read(name).get(op, {})
+    return found
 
 
 def tuned_gemm(rows: int, columns: int, size: int, gate: bool) -> list[int] | None:
@@ -36,10 +47,7 @@ def tuned_gemm(rows: int, columns: int, size: int, gate: bool) -> list[int] | No
 
     An empty list says that cuBLAS was faster.
     """
-    if not torch.cuda.is_available():
-        return None
-    table = _load(torch.cuda.get_device_name()).get("gemm", {})
-    shapes = table.get(f"{columns}x{size}" + (" gate" if gate else ""), {})
+    shapes = _shapes("gemm").get(f"{columns}x{size}" + (" gate" if gate else ""), {})
     for at in sorted(map(int, shapes)):
         if at >= rows:
             found: list[int] = shapes[str(at)]
@@ -55,10 +63,7 @@ def tuned_moe(
     Keys: "vector" (the fields of VectorTiles) for one token, else "block_m", "gate_up" and "down"
     (the fields of ProductTiles).
     """
-    if not torch.cuda.is_available():
-        return None
-    table = _load(torch.cuda.get_device_name()).get("moe", {})
-    shapes = table.get(f"{num_experts}x{intermediate}x{hidden} top {top_k}", {})
+    shapes = _shapes("moe").get(f"{num_experts}x{intermediate}x{hidden} top {top_k}", {})
     if not shapes:
         return None
     counts = sorted(map(int, shapes))

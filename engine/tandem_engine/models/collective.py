@@ -5,8 +5,12 @@ from typing import Final
 
 import torch
 import torch.distributed
+from torch.distributed.distributed_c10d import _abort_process_group
 
+from tandem_engine.models.peer_memory import PeerMemory, open_peer_memory
 from tandem_engine.models.shard import WHOLE, Shard
+from tandem_kernels.norm import add_rms_norm
+from tandem_kernels.peer_sum import AddNorm
 
 
 class Collective:
@@ -32,6 +36,12 @@ class Collective:
         """The sum over all ranks, in place."""
         return x
 
+    def add_norm(self, x: torch.Tensor, norm: AddNorm) -> torch.Tensor:
+        """The norm of the sum of x [T, C] over all ranks and the residual. x is used up."""
+        return add_rms_norm(
+            self.add(x), norm.residual, norm.weight, norm.epsilon, norm.weight_in_float32
+        )
+
     def gather(self, x: torch.Tensor, width: int, out: torch.Tensor | None = None) -> torch.Tensor:
         """The ranks' columns x [R, w] side by side, the first `width` of them: [R, width].
 
@@ -49,20 +59,35 @@ class Collective:
     def close(self) -> None:
         """Leave the group; all ranks do so at about the same time."""
 
+    def abort(self) -> None:
+        """Leave a group of which a rank is gone: what still waits for it ends, with no result."""
+
 
 ALONE: Final = Collective()
 
 
 class GroupCollective(Collective):
-    """Ranks in processes of their own, through torch.distributed's default group."""
+    """Ranks in processes of their own, through torch.distributed's default group.
 
-    def __init__(self, shard: Shard, device: torch.device) -> None:
+    Args:
+        peers: takes the small sums, where the ranks' GPUs see each other's memory.
+    """
+
+    def __init__(self, shard: Shard, device: torch.device, peers: PeerMemory | None = None) -> None:
         super().__init__(shard)
         self._device = device
+        self._peers = peers
 
     def add(self, x: torch.Tensor) -> torch.Tensor:
+        if self._peers is not None and self._peers.takes(x):
+            return self._peers.sum(x)
         torch.distributed.all_reduce(x)
         return x
+
+    def add_norm(self, x: torch.Tensor, norm: AddNorm) -> torch.Tensor:
+        if self._peers is not None and self._peers.takes(x) and norm.residual.is_contiguous():
+            return self._peers.sum(x, norm)
+        return super().add_norm(x, norm)
 
     def gather(self, x: torch.Tensor, width: int, out: torch.Tensor | None = None) -> torch.Tensor:
         rows, columns = x.shape
@@ -87,13 +112,26 @@ class GroupCollective(Collective):
         return int(found.item())
 
     def close(self) -> None:
+        self._peers = None
         torch.distributed.destroy_process_group()
 
+    def abort(self) -> None:
+        if self._peers is not None:
+            self._peers.abort()
+        if self._device.type == "cuda":
+            # Destroying it would flush it first, which takes all ranks.
+            _abort_process_group()
+        else:
+            torch.distributed.destroy_process_group()
+        self._peers = None
 
-def join_group(shard: Shard, store: str, device: torch.device) -> Collective:
+
+def join_group(
+    shard: Shard, store: str, device: torch.device, hidden_size: int, dtype: torch.dtype
+) -> Collective:
     """Meet the other ranks of this machine: NCCL between GPUs, Gloo between CPUs.
 
-    Returns when all of them have come.
+    Returns when all of them have come. What they will add up are rows of `hidden_size` elements.
 
     Args:
         store: path of a file that doesn't exist yet, the same for all ranks.
@@ -110,4 +148,5 @@ def join_group(shard: Shard, store: str, device: torch.device) -> Collective:
         world_size=shard.world_size,
         device_id=device if on_gpu else None,
     )
-    return GroupCollective(shard, device)
+    peers = open_peer_memory(shard, hidden_size, dtype, device) if on_gpu else None
+    return GroupCollective(shard, device, peers)

@@ -18,7 +18,7 @@ from tandem_engine.models.layers import (
     Linear,
     Norm,
     Parameters,
-    SummedLinear,
+    PartialLinear,
 )
 from tandem_engine.models.mla import LatentAttention
 from tandem_engine.models.moe import MoeMlp
@@ -56,7 +56,8 @@ class DecoderLayer:
         self.rope = spec.layers[number].rope
         kind = HeadAttention if spec.latent is None else LatentAttention
         self.attention = kind(spec, parameters, number)
-        self.output = SummedLinear(parameters, f"{prefix}.output", collective)
+        self.collective = collective
+        self.output = PartialLinear(parameters, f"{prefix}.output", collective)
         self.mlp_norm = Norm(spec, parameters, f"{prefix}.mlp_norm")
         self.mlp = _mlp(spec, parameters, number, collective)
         self.after_attention_norm: Norm | None = None
@@ -69,13 +70,24 @@ class DecoderLayer:
         """[T, C] → [T, H · D], before the output projection; KV of the tokens goes to the pages."""
         return self.attention(x, angles[self.rope], attention)
 
-    def feed_forward(self, found: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """What attention found [T, H · D] → what the MLP adds [T, C]; `residual` is changed."""
+    def feed_forward(
+        self, found: torch.Tensor, residual: torch.Tensor, next_norm: Norm
+    ) -> torch.Tensor:
+        """What attention found [T, H · D] → what the next layer starts from [T, C].
+
+        `residual` takes up what attention and the MLP add.
+        """
         x = self.output(found)
-        if self.after_attention_norm is not None:
-            x = self.after_attention_norm(x)
-        x = self.mlp(self.mlp_norm.add(x, residual))
-        return x if self.after_mlp_norm is None else self.after_mlp_norm(x)
+        x = self._add(x, self.after_attention_norm, residual, self.mlp_norm)
+        return self._add(self.mlp(x), self.after_mlp_norm, residual, next_norm)
+
+    def _add(
+        self, part: torch.Tensor, after: Norm | None, residual: torch.Tensor, norm: Norm
+    ) -> torch.Tensor:
+        """residual += the sum of all ranks' parts, normed first where a norm comes `after` them."""
+        if after is None:
+            return norm.add(part, residual, self.collective)
+        return norm.add(after(self.collective.add(part)), residual, ALONE)
 
 
 def _mlp(
@@ -144,7 +156,7 @@ class Decoder:
                 found, residual = found[rows], residual[rows]
                 if not rows.shape[0]:
                     return residual
-            x = next_norm.add(layer.feed_forward(found, residual), residual)
+            x = layer.feed_forward(found, residual, next_norm)
         return x
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

@@ -8,7 +8,8 @@ from torch.nn import functional
 from tandem_engine.models.collective import Collective
 from tandem_engine.models.spec import ModelSpec
 from tandem_kernels.linear import gated_linear, linear
-from tandem_kernels.norm import add_rms_norm, rms_norm
+from tandem_kernels.norm import rms_norm
+from tandem_kernels.peer_sum import AddNorm
 
 Parameters = Mapping[str, torch.Tensor]
 
@@ -24,19 +25,19 @@ class Linear:
         return linear(x, self.weight, self.bias)
 
 
-class SummedLinear:
-    """x Wᵀ + b where each rank has some columns of W, and of x: their sum. The bias comes once."""
+class PartialLinear:
+    """A rank's part of x Wᵀ + b: it has some columns of W, and of x. The caller adds them up.
+
+    The first rank's part has the bias.
+    """
 
     def __init__(self, parameters: Parameters, name: str, collective: Collective) -> None:
         self.weight = parameters[f"{name}.weight"]  # [out, in / ranks]
-        self.bias = parameters.get(f"{name}.bias")  # [out]
-        self.collective = collective
+        bias = parameters.get(f"{name}.bias")  # [out]
+        self.bias = bias if collective.is_first else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self.collective.is_alone:
-            return linear(x, self.weight, self.bias)
-        found = self.collective.add(linear(x, self.weight))
-        return found if self.bias is None else found.add_(self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 class Embedding:
@@ -68,19 +69,20 @@ class Norm:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return rms_norm(x, self.weight, self.epsilon, self.in_float32)
 
-    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """residual += x in place; the norm of the sum, in x's dtype."""
-        return add_rms_norm(x, residual, self.weight, self.epsilon, self.in_float32)
+    def add(self, x: torch.Tensor, residual: torch.Tensor, collective: Collective) -> torch.Tensor:
+        """residual += the ranks' sum of x, in place; the norm of that, in x's dtype. Uses x up."""
+        norm = AddNorm(residual, self.weight, self.epsilon, self.in_float32)
+        return collective.add_norm(x, norm)
 
 
 class GatedMlp:
-    """act(x Gᵀ) · (x Uᵀ), and down again."""
+    """act(x Gᵀ) · (x Uᵀ), and a rank's part of down again."""
 
     def __init__(
         self, spec: ModelSpec, parameters: Parameters, prefix: str, collective: Collective
     ) -> None:
         self.gate_up = Linear(parameters, f"{prefix}.gate_up")
-        self.down = SummedLinear(parameters, f"{prefix}.down", collective)
+        self.down = PartialLinear(parameters, f"{prefix}.down", collective)
         self.gelu = spec.activation == "gelu_tanh"
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import torch
 
-from tandem_engine.models.collective import ALONE, Collective
+from tandem_engine.models.collective import Collective
 from tandem_engine.models.layers import GatedMlp, Linear, Parameters
 from tandem_engine.models.moe_spec import MoeSpec
 from tandem_engine.models.spec import ModelSpec
@@ -34,22 +34,21 @@ class MoeMlp:
         self.down = down.view(moe.num_experts, spec.hidden_size, -1)  # [E, C, I]
         self.routing = build_routing(moe)
         self.gelu = spec.activation == "gelu_tanh"
-        self.collective = collective
         self.shared: GatedMlp | None = None
         if moe.shared_size:
-            self.shared = GatedMlp(spec, parameters, f"{prefix}.shared", ALONE)
+            self.shared = GatedMlp(spec, parameters, f"{prefix}.shared", collective)
         self.shared_gate = Linear(parameters, f"{prefix}.shared_gate") if moe.shared_gate else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[T, C] → [T, C]."""
+        """[T, C] → a rank's part of [T, C]."""
         logits = linear(x, self.router)  # [T, E]
         found = fused_moe(x, logits, self.gate_up, self.down, self.routing, self.bias, self.gelu)
         if self.shared is None:
-            return self.collective.add(found)
+            return found
         shared = self.shared(x)
         if self.shared_gate is not None:
             shared = torch.sigmoid(self.shared_gate(x)) * shared
-        return self.collective.add(found + shared)
+        return found + shared
 
 
 def build_routing(moe: MoeSpec) -> Routing:

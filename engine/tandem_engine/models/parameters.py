@@ -69,7 +69,7 @@ def _linear(
     if bias:
         names = tuple(f"{part}.bias" for part, _ in parts)
         shapes = tuple((rows,) for _, rows in parts)
-        # What is cut by columns gives sums that ranks add up; the bias is added once, after that.
+        # What is cut by columns gives sums that ranks add up; the first rank adds the bias.
         if split == "columns":
             found.append(Parameter(f"{name}.bias", names, shapes))
         else:

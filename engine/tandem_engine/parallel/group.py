@@ -48,6 +48,7 @@ class RankGroup:
         self._fail = fail or end_process
         self._failure = ""
         self._failed = threading.Event()
+        self._stopping = threading.Event()
         self._closing = threading.Event()
         self._encoder = msgspec.msgpack.Encoder()
         self._directory = tempfile.TemporaryDirectory(prefix="tandem-ranks-")
@@ -69,6 +70,11 @@ class RankGroup:
             found = rank.wait_ready().num_blocks
             assert found == num_blocks, "ranks agree about their caches"
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether a rank is gone, so that what waits for it would wait for ever."""
+        return not all(rank.is_alive for rank in self.ranks)
+
     def send(self, step: RankStep) -> None:
         """Have every rank launch a step."""
         self.check()
@@ -88,8 +94,8 @@ class RankGroup:
         return error
 
     def stop(self) -> None:
-        """Tell the ranks to end, and expect it of them."""
-        self._closing.set()
+        """Tell the ranks to end, and expect it of them; a failure is still one."""
+        self._stopping.set()
         frame = pack_frame(msgspec.msgpack.encode(RankStop()))
         for rank in self.ranks:
             try:
@@ -98,7 +104,7 @@ class RankGroup:
                 log.debug("%s", error)  # it has ended already
 
     def close(self, *, grace_seconds: float = _END_SECONDS) -> None:
-        """Wait for the ranks' ends, after `stop` or because loading failed."""
+        """Wait for the ranks' ends, after `stop` or because something failed."""
         self._closing.set()
         for rank in self.ranks:
             rank.close(grace_seconds)
@@ -106,8 +112,8 @@ class RankGroup:
         self.imports.close()
         self._directory.cleanup()
 
-    def _on_death(self, account: str) -> None:
-        if self._closing.is_set():
+    def _on_death(self, account: str, code: int) -> None:
+        if self._closing.is_set() or (self._stopping.is_set() and code == 0):
             return
         self._failure = account
         self._failed.set()

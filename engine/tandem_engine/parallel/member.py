@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Final
 
@@ -113,13 +114,8 @@ def run_steps(connection: socket.socket, runner: Runner, steps: Steps) -> bool:
     return False
 
 
-def main() -> None:
-    """Entry point of a rank."""
-    # The first rank decides when this process ends; a signal to the whole group is meant for it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    numbers = [int(argument) for argument in sys.argv[1:]]
+def run_rank(numbers: Sequence[int]) -> None:
+    """Load, take part in steps, end. `numbers`: of what was passed, connections first."""
     connection, exports, imports = (socket.socket(fileno=number) for number in numbers[:3])
     files = [SharedFile(number) for number in numbers[3:]]
     server: Future[PageServer] = Future()
@@ -137,6 +133,21 @@ def main() -> None:
     if not run_steps(connection, runner, steps):
         os._exit(1)  # what is still running waits for the first rank
     runner.close()
+
+
+def main() -> None:
+    """Entry point of a rank."""
+    # The first rank decides when this process ends; a signal to the whole group is meant for it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    try:
+        run_rank([int(argument) for argument in sys.argv[1:]])
+    except Exception:
+        log.exception("the rank can't go on")
+        # Libraries may wait at their end for ranks that in turn wait for this one.
+        logging.shutdown()
+        os._exit(1)
 
 
 if __name__ == "__main__":

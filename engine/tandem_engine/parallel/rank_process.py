@@ -24,11 +24,11 @@ class RankProcess:
 
     Args:
         descriptors: files that it shares, by number.
-        on_death: called from a thread of ours when it ended, with its account.
+        on_death: called from a thread of ours when it ended, with its account and exit code.
     """
 
     def __init__(
-        self, start: RankStart, descriptors: list[int], on_death: Callable[[str], None]
+        self, start: RankStart, descriptors: list[int], on_death: Callable[[str, int], None]
     ) -> None:
         self.rank = start.rank
         self._name = f"rank {start.rank} of {start.config.tensor_parallel}"
@@ -55,6 +55,11 @@ class RankProcess:
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return self._process.poll() is None
 
     def send(self, frame: bytes) -> None:
         """Send it a step's frame. Raises RankDiedError."""
@@ -95,12 +100,12 @@ class RankProcess:
                 self._lines.append(text)
                 sys.stderr.write(f"[{self._name}] {text}\n")
 
-    def _watch(self, on_death: Callable[[str], None]) -> None:
+    def _watch(self, on_death: Callable[[str, int], None]) -> None:
         code = self._process.wait()
         self._reader.join(_DRAIN_SECONDS)
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         lines = "\n".join(self._lines)
-        on_death(f"{self._name} ended ({how}); the end of its log:\n{lines}")
+        on_death(f"{self._name} ended ({how}); the end of its log:\n{lines}", code)
 
     def close(self, grace_seconds: float) -> None:
         """Wait for its end; kill it after the grace."""

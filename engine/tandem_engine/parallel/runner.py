@@ -60,6 +60,13 @@ class ParallelRunner(Runner):
         return _ParallelStep(self._steps.launched, inner, self.group, self._steps)
 
     def close(self) -> None:
+        if self.group.is_broken:
+            self.abandon()
+            return
         self.group.stop()
         self.inner.close()
         self.group.close()
+
+    def abandon(self) -> None:
+        self.group.close(grace_seconds=0.0)
+        self.inner.abandon()

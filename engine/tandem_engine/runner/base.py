@@ -148,3 +148,7 @@ class Runner(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free what the runner holds; called once, after the last step."""
+
+    def abandon(self) -> None:
+        """What `close` is where a rank of the model is gone: wait for no step and no rank."""
+        self.close()

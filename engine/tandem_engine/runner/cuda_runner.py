@@ -180,3 +180,7 @@ class CudaRunner(Runner):
         # Communicators outlive the graphs that use them.
         self._graphs.clear()
         self._collective.close()
+
+    def abandon(self) -> None:
+        self._collective.abort()
+        self._graphs.clear()

@@ -81,6 +81,7 @@ def _load_parallel(
     facts = read_model_facts(_find_files(config, progress).path)
     # What is to be downloaded is there now. The others import torch while this process does.
     group = RankGroup(config, fail)
+    inner: Runner | None = None
     try:
         inner = load_rank(config, progress, 0, group.store)
         group.wait_ready(inner.num_blocks)
@@ -88,6 +89,8 @@ def _load_parallel(
     except Exception as error:
         cause = group.cause_of(error)
         group.close(grace_seconds=0.0)
+        if inner is not None:
+            inner.abandon()
         raise cause from error
 
 
@@ -159,10 +162,15 @@ def _load_torch(
 
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    collective = join_group(shard, store, device)
-    if device.type == "cuda":
-        return _load_cuda(config, spec, facts, dtype, device, load(), progress, collective)
-    return _load_host(config, spec, facts, dtype, load, progress, collective)
+    collective = join_group(shard, store, device, whole.hidden_size, dtype)
+    try:
+        if device.type == "cuda":
+            return _load_cuda(config, spec, facts, dtype, device, load(), progress, collective)
+        return _load_host(config, spec, facts, dtype, load, progress, collective)
+    except BaseException:
+        if rank == 0:  # the others' processes end, this one may go on
+            collective.abort()
+        raise
 
 
 def _choose_device(config: WorkerConfig, rank: int) -> "torch.device":

@@ -80,3 +80,18 @@ def generate(
     blocks = Blocks(runner, runner.kv.layout.page_size)
     sequences = [Request(p, blocks.take(len(p) + num_tokens)) for p in prompts]
     return run_sequences(runner, sequences, num_tokens, chunk, stagger)
+
+
+def move_prompt(prefill: Runner, decode: Runner, prompt: list[int], num_tokens: int) -> list[int]:
+    """Greedy tokens of a prompt whose pages another runner computed; layers move in two parts."""
+    page, layers = prefill.kv.layout.page_size, prefill.kv.layout.num_layers
+    source = Request(prompt, Blocks(prefill, page, seed=1).take(len(prompt)))
+    first = run_sequences(prefill, [source], 1, chunk=32)[0]
+    target = Request(prompt, Blocks(decode, page, seed=2).take(len(prompt) + num_tokens))
+    destination = target.blocks[: len(source.blocks)]
+    for part in (range(layers - 1), range(layers - 1, layers)):
+        packed = prefill.kv.export_blocks(source.blocks, part)
+        decode.kv.import_blocks(destination, part, memoryview(packed))
+        assert decode.kv.export_blocks(destination, part) == packed
+    target.outputs, target.num_computed = list(first), len(prompt)
+    return run_sequences(decode, [target], num_tokens, chunk=32)[0]

@@ -4,22 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tandem_engine.config import WorkerConfig
-from tandem_engine.runner.base import Batch, BatchItem, Runner
+from tandem_engine.runner.base import Runner
 from tandem_engine.runner.model_runner import load_runner
 from tandem_engine.startup import Startup
 from tandem_engine.tests.fleet import Fleet
-from tandem_engine.tests.step_driver import Blocks, generate
+from tandem_engine.tests.precision import Bfloat16Error
+from tandem_engine.tests.step_driver import generate
 from tandem_engine.tests.test_model_equality import NUM_TOKENS, make_prompt
 from tandem_engine.tests.tiny_checkpoints import (
     FAMILIES,
-    VOCAB,
     reference_tokens,
     save_checkpoint,
 )
-from tandem_wire.messages import SamplingParams
 
 pytestmark = pytest.mark.gpu
 KV_BYTES = 64 << 20
@@ -33,47 +31,13 @@ def open_cuda(directory: Path, **flags: Any) -> Runner:
     return load_runner(config, Startup())
 
 
-def forced_logprobs(runner: Runner, tokens: list[int], prompt: int, chunk: int) -> torch.Tensor:
-    """[len(tokens) - prompt + 1, V]: after the prompt in chunks, then after each further token."""
-    params = SamplingParams(max_tokens=1 << 30, temperature=0.0, logprobs=VOCAB)
-    blocks = Blocks(runner, 16).take(len(tokens))
-    spans = [(at, min(at + chunk, prompt)) for at in range(0, prompt, chunk)]
-    spans += [(at, at + 1) for at in range(prompt, len(tokens))]
-    rows = []
-    for start, end in spans:
-        item = BatchItem("r", tokens[start:end], start, blocks, end >= prompt, params)
-        result = runner.execute(Batch([item]))[0]
-        if result is not None:
-            assert result.logprobs is not None
-            row = torch.full((VOCAB,), float("nan"))
-            row[result.logprobs.top_ids] = torch.tensor(result.logprobs.top_logprobs)
-            rows.append(row)
-    return torch.stack(rows)
-
-
-def rms(x: torch.Tensor) -> float:
-    return float(x.double().pow(2).mean().sqrt())
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_is_as_exact_as_transformers(family: str, tmp_path: Path) -> None:
-    model = save_checkpoint(family, tmp_path)
-    tokens, prompt = make_prompt(150), 120
-
-    @torch.inference_mode()
-    def logprobs() -> torch.Tensor:
-        logits = model(torch.tensor([tokens])).logits[0, prompt - 1 :]
-        return logits.float().log_softmax(-1)
-
-    exact = logprobs()
-    model.to(torch.bfloat16)
-    theirs = rms(logprobs() - exact)
+    bar = Bfloat16Error(save_checkpoint(family, tmp_path))
     for graphs in (True, False):
         runner = open_cuda(tmp_path, dtype="BFloat16", cuda_graphs=graphs)
         for chunk in (1000, 33):
-            ours = rms(forced_logprobs(runner, tokens, prompt, chunk) - exact)
-            print(f"{family}: error {ours:.4f}, transformers {theirs:.4f}")
-            assert ours <= 1.25 * theirs
+            bar.check(runner, chunk)
         runner.close()
 
 

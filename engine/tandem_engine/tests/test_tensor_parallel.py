@@ -19,7 +19,7 @@ from tandem_engine.parallel.runner import ParallelRunner
 from tandem_engine.runner.base import Batch, Runner
 from tandem_engine.runner.model_runner import load_runner
 from tandem_engine.startup import Startup
-from tandem_engine.tests.step_driver import Blocks, Request, generate, run_sequences
+from tandem_engine.tests.step_driver import Blocks, Request, generate, move_prompt, run_sequences
 from tandem_engine.tests.test_core_process import GREEDY, collect, first, submit
 from tandem_engine.tests.test_model_equality import NUM_TOKENS, PAGE, make_prompt
 from tandem_engine.tests.tiny_checkpoints import reference_tokens, save_checkpoint
@@ -91,25 +91,13 @@ def test_pages_move_between_workers_of_one_and_two_ranks(family: str, tmp_path: 
     """Of two heads, one each; or of one latent, which both ranks have."""
     model = save_checkpoint(family, tmp_path)
     prompt = make_prompt(70)
+    expected = reference_tokens(model, prompt, NUM_TOKENS)
     with opened(tmp_path, 2) as two, opened(tmp_path, 1) as one:
         assert two.kv.layout == one.kv.layout
         for source, target in ((two, one), (one, two)):
-            move(source, target, prompt, reference_tokens(model, prompt, NUM_TOKENS))
+            assert move_prompt(source, target, prompt, NUM_TOKENS) == expected
         with pytest.raises(ValueError, match="bytes for pages of"):
             two.kv.import_blocks([0], range(1), memoryview(b"short"))
-
-
-def move(prefill: Runner, decode: Runner, prompt: list[int], expected: list[int]) -> None:
-    source = Request(prompt, Blocks(prefill, PAGE, seed=1).take(len(prompt)))
-    first = run_sequences(prefill, [source], 1, chunk=32)[0]
-    target = Request(prompt, Blocks(decode, PAGE, seed=2).take(len(prompt) + NUM_TOKENS))
-    destination = target.blocks[: len(source.blocks)]
-    for layers in (range(0, 2), range(2, 3)):
-        packed = prefill.kv.export_blocks(source.blocks, layers)
-        decode.kv.import_blocks(destination, layers, memoryview(packed))
-        assert decode.kv.export_blocks(destination, layers) == packed
-    target.outputs, target.num_computed = list(first), len(prompt)
-    assert run_sequences(decode, [target], NUM_TOKENS, chunk=32)[0] == expected
 
 
 def test_a_cached_prefix_and_a_copied_block(tmp_path: Path) -> None:
@@ -166,6 +154,33 @@ async def test_a_rank_that_cannot_start_says_why(
     assert "rank 1 of 2 ended (exit code 1)" in failed.message
     assert "nothing works here" in failed.message
     await core.close()
+
+
+def test_a_rank_that_fails_to_load_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the ranks have met, and with libraries that would wait at the end of its process."""
+    save_checkpoint("llama", tmp_path)
+    site = tmp_path / "path" / "sitecustomize.py"
+    site.parent.mkdir()
+    site.write_text(
+        "import atexit, sys, threading\n"
+        "if 'tandem_engine.parallel.member' in sys.orig_argv:\n"
+        "    from tandem_engine.weights import loading\n"
+        "    def fail(*arguments, **options): raise MemoryError('no room for these weights')\n"
+        "    loading.load_parameters = fail\n"
+        "    atexit.register(threading.Event().wait)\n"
+    )
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(site.parent))
+        with (
+            pytest.raises(RankDiedError, match=r"rank 1 of 2 ended \(exit code 1\)") as failed,
+            opened(tmp_path, 2),
+        ):
+            pass
+    assert "MemoryError: no room for these weights" in str(failed.value)
+    with opened(tmp_path, 2) as runner:  # this process can still be the first of others
+        assert len(generate(runner, [make_prompt(5)], 2)[0]) == 2
 
 
 def child_of(pid: int) -> int:

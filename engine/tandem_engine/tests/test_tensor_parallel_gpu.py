@@ -3,6 +3,8 @@
 Runs with `-m gpu` where there are two GPUs.
 """
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +14,14 @@ import pytest
 import torch
 
 from tandem_engine.config import WorkerConfig
-from tandem_engine.runner.base import Runner
+from tandem_engine.parallel.runner import ParallelRunner
+from tandem_engine.runner.base import Batch, BatchItem, Runner
 from tandem_engine.runner.model_runner import load_runner
 from tandem_engine.startup import Startup
 from tandem_engine.tests.fleet import Fleet
-from tandem_engine.tests.step_driver import Blocks, Request, generate, run_sequences
-from tandem_engine.tests.test_cuda_runner import KV_BYTES, forced_logprobs, rms
+from tandem_engine.tests.precision import Bfloat16Error
+from tandem_engine.tests.step_driver import GREEDY, Blocks, generate, move_prompt
+from tandem_engine.tests.test_cuda_runner import KV_BYTES
 from tandem_engine.tests.test_model_equality import NUM_TOKENS, make_prompt
 from tandem_engine.tests.tiny_checkpoints import reference_tokens, save_checkpoint
 
@@ -30,7 +34,7 @@ LENGTHS = [1, 2, PAGE, 41, 67, 100, 129]
 
 
 @contextmanager
-def opened(directory: Path, ranks: int = 2, **flags: Any) -> Iterator[Runner]:
+def opened(directory: Path, ranks: int = 2, fail: Any = None, **flags: Any) -> Iterator[Runner]:
     flags = {"dtype": "Float32", "max_running": 64, "kv_memory_bytes": KV_BYTES, **flags}
     config = WorkerConfig(
         model=f"file://{directory}",
@@ -40,7 +44,7 @@ def opened(directory: Path, ranks: int = 2, **flags: Any) -> Iterator[Runner]:
         max_model_len=1024,
         **flags,
     )
-    runner = load_runner(config, Startup())
+    runner = load_runner(config, Startup(), fail)
     try:
         yield runner
     finally:
@@ -72,22 +76,10 @@ def test_batches_of_1_to_64(graphs: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["llama3", "gemma3"])
 def test_bfloat16_is_as_exact_as_transformers(family: str, tmp_path: Path) -> None:
-    model = save_checkpoint(family, tmp_path)
-    tokens, prompt = make_prompt(150), 120
-
-    @torch.inference_mode()
-    def logprobs() -> torch.Tensor:
-        logits = model(torch.tensor([tokens])).logits[0, prompt - 1 :]
-        return logits.float().log_softmax(-1)
-
-    exact = logprobs()
-    model.to(torch.bfloat16)
-    theirs = rms(logprobs() - exact)
+    bar = Bfloat16Error(save_checkpoint(family, tmp_path))
     with opened(tmp_path, dtype="BFloat16", max_running=4) as runner:
         for chunk in (1000, 33):
-            ours = rms(forced_logprobs(runner, tokens, prompt, chunk) - exact)
-            print(f"{family}: error {ours:.4f}, transformers {theirs:.4f}")
-            assert ours <= 1.25 * theirs
+            bar.check(runner, chunk)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "deepseek_v3"])
@@ -97,17 +89,8 @@ def test_pages_move_between_workers_of_one_and_two_ranks(family: str, tmp_path: 
     expected = reference_tokens(model, prompt, NUM_TOKENS)
     with opened(tmp_path, max_running=4) as two, opened(tmp_path, 1, max_running=4) as one:
         assert two.kv.layout == one.kv.layout
-        for prefill, decode in ((two, one), (one, two)):
-            source = Request(prompt, Blocks(prefill, PAGE, seed=1).take(len(prompt)))
-            first = run_sequences(prefill, [source], 1, chunk=32)[0]
-            target = Request(prompt, Blocks(decode, PAGE, seed=2).take(len(prompt) + NUM_TOKENS))
-            destination = target.blocks[: len(source.blocks)]
-            for layers in (range(0, 2), range(2, 3)):
-                packed = prefill.kv.export_blocks(source.blocks, layers)
-                decode.kv.import_blocks(destination, layers, memoryview(packed))
-                assert decode.kv.export_blocks(destination, layers) == packed
-            target.outputs, target.num_computed = list(first), len(prompt)
-            assert run_sequences(decode, [target], NUM_TOKENS, chunk=32)[0] == expected
+        for source, target in ((two, one), (one, two)):
+            assert move_prompt(source, target, prompt, NUM_TOKENS) == expected
 
 
 def test_a_whole_engine(tmp_path: Path) -> None:
@@ -144,3 +127,22 @@ def test_a_whole_engine(tmp_path: Path) -> None:
         streams.append(found["s"])
         fleet["a"].runner.close()
     assert streams[0] == streams[1]
+
+
+def test_a_killed_rank_doesn_t_hold_the_other_up(tmp_path: Path) -> None:
+    """Sums that wait for it end when the runner is closed."""
+    save_checkpoint("llama3", tmp_path)
+    with opened(tmp_path, max_running=4, fail=lambda account: None) as runner:
+        assert isinstance(runner, ParallelRunner)
+        generate(runner, [make_prompt(5)], 2)
+        rank = runner.group.ranks[0]
+        os.kill(rank.pid, signal.SIGSTOP)  # a step gets under way without it
+        blocks = Blocks(runner, PAGE).take(9)
+        step = runner.launch(Batch([BatchItem("r", make_prompt(9), 0, blocks, True, GREEDY)]))
+        os.kill(rank.pid, signal.SIGKILL)
+        while rank.is_alive:
+            pass
+    del step
+    torch.cuda.synchronize()
+    with opened(tmp_path) as runner:
+        assert len(generate(runner, [make_prompt(5)], 2)[0]) == 2

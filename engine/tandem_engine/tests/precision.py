@@ -1,0 +1,60 @@
+"""How exact a runner's bfloat16 is, measured by what it makes of `transformers`' own model."""
+
+import torch
+from transformers import PreTrainedModel
+
+from tandem_engine.runner.base import Batch, BatchItem, Runner
+from tandem_engine.tests.step_driver import Blocks
+from tandem_engine.tests.test_model_equality import make_prompt
+from tandem_engine.tests.tiny_checkpoints import VOCAB
+from tandem_wire.messages import SamplingParams
+
+PROMPT = 120
+LENGTH = 150
+
+
+class Bfloat16Error:
+    """The error of `transformers` in the log probabilities of 31 tokens in a row.
+
+    Args:
+        model: in float32; bfloat16 from then on.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.tokens = make_prompt(LENGTH)
+        self.exact = self._logprobs(model)
+        model.to(torch.bfloat16)
+        self.theirs = rms(self._logprobs(model) - self.exact)
+
+    def check(self, runner: Runner, chunk: int) -> None:
+        """A runner's may not be much more."""
+        ours = rms(forced_logprobs(runner, self.tokens, PROMPT, chunk) - self.exact)
+        print(f"error {ours:.4f}, transformers {self.theirs:.4f}")
+        assert ours <= 1.25 * self.theirs
+
+    @torch.inference_mode()
+    def _logprobs(self, model: PreTrainedModel) -> torch.Tensor:
+        logits = model(torch.tensor([self.tokens])).logits[0, PROMPT - 1 :]
+        return logits.float().log_softmax(-1)
+
+
+def forced_logprobs(runner: Runner, tokens: list[int], prompt: int, chunk: int) -> torch.Tensor:
+    """[len(tokens) - prompt + 1, V]: after the prompt in chunks, then after each further token."""
+    params = SamplingParams(max_tokens=1 << 30, temperature=0.0, logprobs=VOCAB)
+    blocks = Blocks(runner, runner.kv.layout.page_size).take(len(tokens))
+    spans = [(at, min(at + chunk, prompt)) for at in range(0, prompt, chunk)]
+    spans += [(at, at + 1) for at in range(prompt, len(tokens))]
+    rows = []
+    for start, end in spans:
+        item = BatchItem("r", tokens[start:end], start, blocks, end >= prompt, params)
+        result = runner.execute(Batch([item]))[0]
+        if result is not None:
+            assert result.logprobs is not None
+            row = torch.full((VOCAB,), float("nan"))
+            row[result.logprobs.top_ids] = torch.tensor(result.logprobs.top_logprobs)
+            rows.append(row)
+    return torch.stack(rows)
+
+
+def rms(x: torch.Tensor) -> float:
+    return float(x.double().pow(2).mean().sqrt())

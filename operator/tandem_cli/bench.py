@@ -155,7 +155,7 @@ def offline(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
     warmup_seqs: Annotated[
         int, typer.Option(min=0, help="Sequences run first, a few tokens each, not counted.")
-    ] = 4,
+    ] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="Runs; all are printed.")] = 1,
     json_file: Json = None,
 ) -> None:

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from tandem_bench.errors import NoGpuError, WorkloadError
 from tandem_bench.gpu import require_gpu
 from tandem_bench.kernel_suite import STAGES, choose_stages
+from tandem_bench.shape_folder import write_shape
 from tandem_bench.shapes import SHAPES, model_uri
 from tandem_bench.step_suite import parse_pairs, read_config, shape_fields
 from tandem_wire.model_config import read_model_facts
@@ -30,6 +32,13 @@ def test_bias_and_head_norms_follow_the_model() -> None:
         "layers": 0, "hidden": 4096, "heads": 32, "kv_heads": 8, "dim": 128,
         "intermediate": 14336, "vocab": 128256, "qkv_bias": False, "qk_norm": False,
     }  # fmt: skip
+
+
+def test_a_shape_is_served_as_a_model(tmp_path: Path) -> None:
+    uri = write_shape("qwen3-0.6b", tmp_path)
+    tokenizer = Tokenizer.from_file(f"{uri.removeprefix('file://')}/tokenizer.json")
+    assert tokenizer.decode(tokenizer.encode("a Café ☕").ids) == "a Café ☕"
+    assert tokenizer.get_vocab_size() == SHAPES["qwen3-0.6b"]["vocab_size"]
 
 
 def test_a_step_that_nobody_wrote_is_told(tmp_path: Path) -> None:

@@ -15,15 +15,14 @@ import time
 
 import aiohttp
 
-VOCAB = range(1000, 100_000)
 TOKENS_BEFORE = 100
 
 
 class Endpoint:
     """Streams completions from one model."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, model: str) -> None:
-        self._session, self._url, self._model = session, url, model
+    def __init__(self, session: aiohttp.ClientSession, url: str, model: str, vocab: int) -> None:
+        self._session, self._url, self._model, self._vocab = session, url, model, vocab
 
     async def stream(
         self, num_prompt: int, num_output: int, times: list[float], warm: asyncio.Event
@@ -31,7 +30,7 @@ class Endpoint:
         """One request; the arrival of every event is appended to `times`, `warm` set after some."""
         body = {
             "model": self._model,
-            "prompt": random.choices(VOCAB, k=num_prompt),
+            "prompt": random.choices(range(self._vocab // 100, self._vocab), k=num_prompt),
             "max_tokens": num_output,
             "temperature": 0,
             "stream": True,
@@ -39,7 +38,7 @@ class Endpoint:
         }
         async with self._session.post(f"{self._url}/v1/completions", json=body) as response:
             if response.status != 200:
-                raise SystemExit(f"{response.status}: {await response.text()}")
+                raise RuntimeError(f"{response.status}: {await response.text()}")
             async for line in response.content:
                 if line.startswith(b"data: {"):
                     times.append(time.perf_counter())
@@ -55,8 +54,11 @@ async def measure(endpoint: Endpoint, arguments: argparse.Namespace) -> str:
         asyncio.create_task(endpoint.stream(arguments.context, arguments.output, own, event))
         for own, event in zip(times, warm, strict=True)
     ]
-    for event in warm:
-        await event.wait()
+    watch = asyncio.gather(*(event.wait() for event in warm))
+    done, _ = await asyncio.wait({watch, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    for task in done - {watch}:
+        task.result()
+        raise SystemExit(f"a stream ended before all had {TOKENS_BEFORE} tokens: raise --output")
     begin = time.perf_counter()
     long: list[float] = []
     await endpoint.stream(arguments.long, 16, long, asyncio.Event())
@@ -81,7 +83,7 @@ async def run(arguments: argparse.Namespace) -> None:
     async with aiohttp.ClientSession(timeout=timeout) as session:
         async with session.get(f"{arguments.url}/v1/models") as response:
             model = (await response.json())["data"][0]["id"]
-        endpoint = Endpoint(session, arguments.url, model)
+        endpoint = Endpoint(session, arguments.url, model, arguments.vocab)
         for number in range(arguments.rounds + 1):
             found = await measure(endpoint, arguments)
             if number:
@@ -97,6 +99,7 @@ def main() -> None:
     parser.add_argument("--output", type=int, default=800, help="tokens that they may generate")
     parser.add_argument("--long", type=int, default=8192, help="tokens of the prompt that arrives")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--vocab", type=int, default=100_000, help="token ids are below this")
     asyncio.run(run(parser.parse_args()))
 
 

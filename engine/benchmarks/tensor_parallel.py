@@ -9,7 +9,6 @@ which each is launched before the one before it has ended; a prefill starts on a
 
 import argparse
 import gc
-import json
 import random
 import statistics
 import tempfile
@@ -18,30 +17,16 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from tandem_bench.shapes import model_uri
 from tandem_engine.config import WorkerConfig
 from tandem_engine.runner.base import Batch, BatchItem, PendingStep, Runner
 from tandem_engine.runner.model_runner import load_runner
 from tandem_engine.startup import Startup
 from tandem_wire.messages import SamplingParams
 
-LLAMA_8B: dict[str, Any] = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 16384,
-    "rope_theta": 500000.0,
-    "rms_norm_eps": 1e-5,
-    "eos_token_id": 2,
-}
 PAGE = 64
 GREEDY = SamplingParams(max_tokens=1 << 20, temperature=0.0)
 KV_BYTES = 48 << 30
@@ -49,15 +34,16 @@ STEPS = 60
 WARM_STEPS = 8
 
 
-def open_runner(directory: Path, ranks: int) -> Runner:
+def open_runner(uri: str, ranks: int) -> Runner:
     """Graphs are captured as they are needed: three sizes instead of all."""
     config = WorkerConfig(
-        model=f"file://{directory}",
+        model=uri,
         format="Dummy",
         role="prefill",
         device="cuda",
         dtype="BFloat16",
         page_size=PAGE,
+        max_model_len=16384,
         max_batched_tokens=8192,
         chunk_tokens=8192,
         kv_memory_bytes=KV_BYTES,
@@ -152,9 +138,9 @@ def main() -> None:
     arguments = parser.parse_args()
     results = {}
     with tempfile.TemporaryDirectory() as directory:
-        (Path(directory) / "config.json").write_text(json.dumps(LLAMA_8B))
+        uri = model_uri("llama-8b", Path(directory))
         for ranks in arguments.ranks:
-            runner = open_runner(Path(directory), ranks)
+            runner = open_runner(uri, ranks)
             results[ranks] = measure(runner, ranks, profiled=arguments.profile)
             runner.close()
             del runner

@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from tandem_bench.shapes import named_config
 from tandem_engine.models.parameters import Parameter, build_parameters
 from tandem_engine.models.shard import WHOLE, Shard
 from tandem_engine.models.spec import ModelSpec, build_spec
@@ -33,21 +33,6 @@ from tandem_engine.weights.safetensors_dir import SafetensorsDirectory, find_pla
 from tandem_engine.weights.streaming import Staging, stream_parameters
 from tandem_wire.model_config import read_model_facts
 
-LLAMA_8B: dict[str, Any] = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "eos_token_id": 2,
-}
 NUM_SHARDS = 4
 SETTINGS = (
     *((8, 16), (16, 16), (4, 16), (8, 4), (8, 64)),
@@ -202,7 +187,7 @@ def main() -> None:
     device = torch.device(arguments.device)
     with tempfile.TemporaryDirectory(prefix="tandem-weights-") as temporary:
         directory = arguments.directory or Path(temporary)
-        config = {**LLAMA_8B, "num_hidden_layers": arguments.layers}
+        config = {**(named_config("llama-8b") or {}), "num_hidden_layers": arguments.layers}
         (directory / "config.json").write_text(json.dumps(config))
         spec = build_spec(read_model_facts(directory))
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

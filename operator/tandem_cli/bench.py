@@ -146,7 +146,7 @@ def serve(
 def offline(
     ctx: typer.Context,
     model: Annotated[
-        str, typer.Option(help="Model URI, or llama-8b, qwen2.5-7b, qwen3-0.6b (--format Dummy).")
+        str, typer.Option(help="Model URI, or a short name as of `bench step` (--format Dummy).")
     ],
     num_seqs: Annotated[int, typer.Option(help="Sequences, all there at once.")] = 256,
     input_len: Annotated[str, Lengths] = "100-1024",
@@ -155,7 +155,7 @@ def offline(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
     warmup_seqs: Annotated[
         int, typer.Option(min=0, help="Sequences run first, a few tokens each, not counted.")
-    ] = 4,
+    ] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="Runs; all are printed.")] = 1,
     json_file: Json = None,
 ) -> None:
@@ -202,7 +202,11 @@ def kernels(
 @bench_app.command()
 def step(
     model: Annotated[
-        str, typer.Option(help="llama-8b, qwen2.5-7b, qwen3-0.6b, or a model URI (for its config).")
+        str,
+        typer.Option(
+            help="llama-8b, qwen2.5-7b, qwen3-0.6b, gemma3-4b, qwen3-moe-30b, deepseek-v2-lite, or "
+            "a model URI (for its config)."
+        ),
     ] = "llama-8b",
     cases: Annotated[
         str, typer.Option(help="BATCHxCONTEXT of the decode steps.")
@@ -211,9 +215,17 @@ def step(
     prefill_cases: Annotated[
         str, typer.Option(help="PROMPTxCHUNK of the prefills.")
     ] = "1024x8192,8192x8192,32768x8192",
+    engine: Annotated[
+        bool,
+        typer.Option(
+            "--engine",
+            help="Run the engine's own steps, host and all; always so for models with experts, "
+            "latent attention or windows.",
+        ),
+    ] = False,
     json_file: Json = None,
 ) -> None:
     """A whole decode step and prefill of a model's shape, random weights, against the floor."""
     from tandem_cli.bench_gpu import measure_step
 
-    measure_step(model, cases, prefill_cases, prefill, json_file)
+    measure_step(model, cases, prefill_cases, prefill, engine, json_file)

@@ -1,6 +1,7 @@
 """`tandem bench kernels` and `tandem bench step`: lines of value, floor and percent."""
 
 import json
+import tempfile
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tandem_bench.gpu import require_gpu
 from tandem_bench.kernel_suite import choose_stages
+from tandem_bench.shapes import model_uri
 from tandem_bench.step_suite import (
     decode_lines,
     parse_pairs,
@@ -16,8 +18,10 @@ from tandem_bench.step_suite import (
     shape_fields,
 )
 from tandem_cli.bench_failure import told
-from tandem_cli.console import console, results
+from tandem_cli.console import console, results, show_steps
 from tandem_cli.errors import CliError
+from tandem_engine.errors import TandemEngineError
+from tandem_engine.startup import Startup, process_start
 from tandem_wire.model_error import ModelSourceError
 
 if TYPE_CHECKING:
@@ -91,24 +95,63 @@ def measure_kernels(only: str, json_file: Path | None) -> None:
 
 
 def measure_step(
-    model: str, cases: str, prefill_cases: str, prefill: bool, json_file: Path | None
+    model: str, cases: str, prefill_cases: str, prefill: bool, engine: bool, json_file: Path | None
 ) -> None:
     """Decode steps, then prefills."""
     with told():
+        decode_cases = parse_pairs(cases)
+        prompts = parse_pairs(prefill_cases) if prefill else []
         try:
             fields = shape_fields(read_config(model))
         except ModelSourceError as error:
             raise CliError(str(error), error.remedy) from error
-        decode_cases, prompts = parse_pairs(cases), parse_pairs(prefill_cases)
         ceilings = find_ceilings()
-    from tandem_kernels.bench.step import Shape
-
-    shape = Shape(**fields)
     table = LineTable()
-    table.take(f"decode, {model}", decode_lines(shape, decode_cases, ceilings))
-    if prefill:
-        table.take(f"prefill, {model}", prefill_lines(shape, prompts, ceilings))
-    table.finish(ceilings, {"model": model, **fields}, json_file)
+    if fields is None or engine:
+        measure_engine(table, model, decode_cases, prompts, ceilings)
+    else:
+        from tandem_kernels.bench.step import Shape
+
+        shape = Shape(**fields)
+        table.take(f"decode, {model}", decode_lines(shape, decode_cases, ceilings))
+        if prompts:
+            table.take(f"prefill, {model}", prefill_lines(shape, prompts, ceilings))
+    table.finish(ceilings, {"model": model, "engine": engine, **(fields or {})}, json_file)
+
+
+def measure_engine(
+    table: LineTable,
+    model: str,
+    decode_cases: list[tuple[int, int]],
+    prompts: list[tuple[int, int]],
+    ceilings: "Ceilings",
+) -> None:
+    """The same of the engine's runner; cases for whose KV the GPU is too small are left out."""
+    from tandem_bench.engine_steps import STEPS, EngineSteps, open_runner
+
+    longest = max(
+        size + STEPS + 1 for size in [c for _, c in decode_cases] + [p for p, _ in prompts]
+    )
+    budget = max([chunk for _, chunk in prompts], default=2048)
+    with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder, told(), show_steps() as bar:
+        try:
+            startup = Startup(bar.update, process_start())
+            uri = model_uri(model, Path(folder))
+            most = max(batch for batch, _ in decode_cases)
+            runner = open_runner(uri, longest, budget, most, startup)
+        except (TandemEngineError, ModelSourceError) as error:
+            raise CliError(str(error), getattr(error, "remedy", "")) from error
+    console.print(startup.report().describe(), soft_wrap=True)
+    steps = EngineSteps(runner, ceilings)
+    try:
+        fitting = [case for case in decode_cases if steps.fits(*case)]
+        for batch, context in decode_cases:
+            if (batch, context) not in fitting:
+                results.print(f"[dim]{batch} x {context}: not enough memory for its KV[/]")
+        table.take(f"decode, {model}, engine", steps.decode_lines(fitting))
+        table.take(f"prefill, {model}, engine", steps.prefill_lines(prompts))
+    finally:
+        runner.close()
 
 
 def find_ceilings() -> "Ceilings":

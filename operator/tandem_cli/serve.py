@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,10 +29,20 @@ class Fleet:
 
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def start(self, command: list[str], on_line: Callable[[str], None]) -> subprocess.Popen[str]:
+    def start(
+        self,
+        command: list[str],
+        on_line: Callable[[str], None],
+        environ: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[str]:
         """Start a process whose output lines go to `on_line` (in a thread)."""
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            bufsize=1,
+            env={**os.environ, **(environ or {})},
         )
         self.processes.append(process)
 
@@ -65,7 +75,10 @@ def serve_model(
     fleet = Fleet()
     try:
         roles = ["prefill"] * prefill + ["decode" if prefill else "both"]
-        workers = [_start_worker(fleet, model, name, role, worker_options) for role in roles]
+        workers = [
+            _start_worker(fleet, model, name, role, worker_options, environ)
+            for role, environ in zip(roles, divide_gpus(len(roles)), strict=True)
+        ]
         wires = [wait_for_port() for wait_for_port in workers]
         command = [script("tandem-router"), "--model-name", name, "--model", model]
         command += ["--host", host, "--port", str(port)]
@@ -93,8 +106,31 @@ def script(name: str) -> str:
     return str(path)
 
 
+def visible_gpus(environ: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
+    """What a worker here could use: as CUDA_VISIBLE_DEVICES says, or all GPUs of the machine."""
+    if (visible := environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [part.strip() for part in visible.split(",") if part.strip()]
+    nodes = (re.fullmatch(r"nvidia(\d+)", path.name) for path in devices.glob("nvidia*"))
+    return [str(number) for number in sorted(int(node[1]) for node in nodes if node)]
+
+
+def divide_gpus(num_workers: int) -> list[dict[str, str]]:
+    """Each worker's environment: GPUs of its own where there are enough, else all of them."""
+    gpus = visible_gpus(os.environ)
+    each = len(gpus) // num_workers
+    if num_workers == 1 or not each:
+        return [{} for _ in range(num_workers)]
+    parts = [gpus[number * each : (number + 1) * each] for number in range(num_workers)]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(part)} for part in parts]
+
+
 def _start_worker(
-    fleet: Fleet, model: str, name: str, role: str, options: list[str]
+    fleet: Fleet,
+    model: str,
+    name: str,
+    role: str,
+    options: list[str],
+    environ: Mapping[str, str],
 ) -> Callable[[], int]:
     """Start one worker; the returned call waits until the worker has told its wire port."""
     told: dict[str, int] = {}
@@ -104,13 +140,14 @@ def _start_worker(
         if not listening.is_set() and '"listening"' in line:
             told.update(json.loads(line[line.index("{") :]))
             listening.set()
+            _print_line(f"{role} worker: http://127.0.0.1:{told['http']}/state, /metrics")
         else:
             _print_line(line)
 
     os.environ.setdefault("POD_IP", "127.0.0.1")
     command = [script("tandem-worker"), "--model", model, "--served-model-name", name]
     command += ["--role", role, "--http-port", "0", "--wire-port", "0", "--bootstrap-port", "0"]
-    process = fleet.start(command + options, on_line)
+    process = fleet.start(command + options, on_line, environ)
 
     def wire_port() -> int:
         while not listening.wait(0.1):

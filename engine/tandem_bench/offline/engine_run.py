@@ -237,13 +237,18 @@ class OfflineEngine:
 def warm_up(
     engine: OfflineEngine, workload: OfflineWorkload, vocab_size: int, num_seqs: int
 ) -> None:
-    """A few sequences of the workload's lengths and another seed, a few tokens each.
+    """At most the workload's sequences, from another seed, 1 to `WARMUP_TOKENS` tokens each.
 
-    Whatever is compiled or chosen at the first use of a shape is then there.
+    Whatever is compiled, captured or chosen at the first use of a shape is then there: steps with
+    several prompts, and decodes of every number of rows from the first down to one.
     """
     if num_seqs:
-        drawn = replace(workload, num_seqs=num_seqs, seed=workload.seed + 1).draw(vocab_size)
-        short = [(prompt, min(length, WARMUP_TOKENS)) for prompt, length in drawn]
+        fewer = min(num_seqs, workload.num_seqs)
+        drawn = replace(workload, num_seqs=fewer, seed=workload.seed + 1).draw(vocab_size)
+        short = [
+            (prompt, min(length, 1 + number % WARMUP_TOKENS))
+            for number, (prompt, length) in enumerate(drawn)
+        ]
         engine.run(short, workload.temperature)
 
 

@@ -1,8 +1,8 @@
 """nano-vllm's published workload, request by request.
 
-Its `bench.py` seeds Python's generator with 0, draws 256 prompts of 100 to 1,024 random ids below
+Its `bench.py` seeds Python's generator with 0, draws 256 prompts of 100 to 1,024 random ids of 0 to
 10,000 and then as many answer lengths of 100 to 1,024; temperature 0.6, end tokens ignored. The
-answers are 133,966 tokens in all, which is the "Total" of its table.
+prompts are 142,827 tokens in all, the answers 133,966, which is the "Total" of its table.
 """
 
 import random
@@ -11,7 +11,7 @@ from typing import Final
 
 from tandem_bench.errors import WorkloadError
 
-TOKEN_IDS: Final = 10000
+LARGEST_ID: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class OfflineWorkload:
     def draw(self, vocab_size: int) -> list[tuple[list[int], int]]:
         """(prompt, number of tokens to generate) of every sequence.
 
-        A vocabulary below 10,000 changes the ids, not the lengths.
+        A vocabulary of 10,000 or less changes the ids, not the lengths.
         """
         for low, high in (self.input_range, self.output_range):
             if self.num_seqs < 1 or not 1 <= low <= high:
@@ -37,7 +37,7 @@ class OfflineWorkload:
                 )
         rng = random.Random(self.seed)
         prompts = [
-            [rng.randint(0, TOKEN_IDS) % vocab_size for _ in range(rng.randint(*self.input_range))]
+            [rng.randint(0, LARGEST_ID) % vocab_size for _ in range(rng.randint(*self.input_range))]
             for _ in range(self.num_seqs)
         ]
         return [(prompt, rng.randint(*self.output_range)) for prompt in prompts]

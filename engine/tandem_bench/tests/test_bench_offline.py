@@ -1,5 +1,7 @@
 """The engine in process."""
 
+import random
+
 import pytest
 
 from tandem_bench.errors import EngineError, WorkloadError
@@ -19,6 +21,7 @@ def mock_engine(*flags: str, profile: str = "tiny?speed=1000") -> OfflineEngine:
 def test_the_published_workload_is_drawn_token_by_token() -> None:
     sequences = OfflineWorkload().draw(vocab_size=151_936)
     assert len(sequences) == 256
+    assert sum(len(prompt) for prompt, _ in sequences) == 142_827
     assert sum(length for _, length in sequences) == 133_966  # as nano-vllm's table says
     small = OfflineWorkload().draw(vocab_size=512)
     assert [(len(prompt), length) for prompt, length in small] == [
@@ -26,6 +29,11 @@ def test_the_published_workload_is_drawn_token_by_token() -> None:
     ]
     assert max(max(prompt) for prompt, _ in small) == 511
     assert all(100 <= len(prompt) <= 1024 and max(prompt) <= 10_000 for prompt, _ in sequences)
+    assert OfflineWorkload().temperature == 0.6
+    # The first prompt, which is what a generator seeded with 0 gives before anything else.
+    rng = random.Random(0)
+    length = rng.randint(100, 1024)
+    assert sequences[0][0] == [rng.randint(0, 10_000) for _ in range(length)]
 
 
 def test_every_sequence_runs_to_its_last_token() -> None:

@@ -1,16 +1,23 @@
 """Models by name, and what kernels and steps say where there is no GPU."""
 
-import json
+from math import prod
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from tandem_bench.errors import NoGpuError, WorkloadError
 from tandem_bench.gpu import require_gpu
 from tandem_bench.kernel_suite import STAGES, choose_stages
+from tandem_bench.shape_folder import write_shape
 from tandem_bench.shapes import SHAPES, model_uri
+from tandem_bench.step_floor import step_floor
 from tandem_bench.step_suite import parse_pairs, read_config, shape_fields
+from tandem_engine.models.parameters import build_parameters
+from tandem_engine.models.spec import ModelSpec, build_spec
+from tandem_kernels.bench.step import Shape
+from tandem_kernels.bench.timing import Ceilings
 from tandem_wire.model_config import read_model_facts
 
 
@@ -23,7 +30,9 @@ def test_short_names_are_whole_models(name: str, tmp_path: Path) -> None:
 
 
 def test_bias_and_head_norms_follow_the_model() -> None:
-    found = {name: shape_fields(read_config(name)) for name in SHAPES}
+    dense = {name: shape_fields(read_config(name)) for name in SHAPES}
+    found = {name: fields for name, fields in dense.items() if fields is not None}
+    assert list(found) == ["llama-8b", "qwen2.5-7b", "qwen3-0.6b"]
     assert [shape["qkv_bias"] for shape in found.values()] == [False, True, False]
     assert [shape["qk_norm"] for shape in found.values()] == [False, False, True]
     assert found["llama-8b"] | {"layers": 0} == {
@@ -32,11 +41,55 @@ def test_bias_and_head_norms_follow_the_model() -> None:
     }  # fmt: skip
 
 
-def test_a_step_that_nobody_wrote_is_told(tmp_path: Path) -> None:
-    config = {**SHAPES["llama-8b"], "model_type": "gemma3_text"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(WorkloadError, match="gemma3_text"):
-        shape_fields(read_config(f"file://{tmp_path}"))
+def spec_of(name: str, folder: Path) -> ModelSpec:
+    uri = model_uri(name, folder)
+    return build_spec(read_model_facts(Path(uri.removeprefix("file://"))))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("llama-8b", 8_030_261_248),
+        ("qwen2.5-7b", 7_615_616_512),
+        ("qwen3-0.6b", 596_049_920),
+        ("gemma3-4b", 3_880_263_168),
+        ("qwen3-moe-30b", 30_532_122_624),
+        ("deepseek-v2-lite", 15_706_484_224),
+    ],
+)
+def test_shapes_have_the_models_own_number_of_parameters(
+    name: str, size: int, tmp_path: Path
+) -> None:
+    assert sum(prod(each.shape) for each in build_parameters(spec_of(name, tmp_path))) == size
+
+
+def test_floors_count_what_a_step_must_read_and_multiply(tmp_path: Path) -> None:
+    dense = step_floor(spec_of("llama-8b", tmp_path))
+    shape = Shape(**(shape_fields(read_config("llama-8b")) or {}))
+    assert dense.weight_bytes(1) == dense.weight_bytes(64) == 2 * shape.weight_elements
+    ceilings = Ceilings("some", 3e12, 7e14)
+    for batch, context in ((1, 1024), (256, 1024), (32, 8192)):
+        found = dense.decode_seconds(batch, context, ceilings.copy, ceilings.matmul)
+        assert found == pytest.approx(shape.floor(batch, context, ceilings))
+    sparse = step_floor(spec_of("qwen3-moe-30b", tmp_path))
+    assert sparse.operations(1, 1) / 2 == pytest.approx(3.0e9, rel=0.02)  # "A3B"
+    assert sparse.weight_bytes(1) == pytest.approx(sparse.operations(1, 1))
+    assert sparse.weight_bytes(1 << 20) == pytest.approx(2 * 30.2e9, rel=0.01)
+    latent = step_floor(spec_of("deepseek-v2-lite", tmp_path))
+    assert latent.kv_bytes(1000) == 27 * 1000 * 576 * 2
+    windows = step_floor(spec_of("gemma3-4b", tmp_path))
+    assert windows.kv_bytes(2048) == 4 * 4 * 256 * (5 * 2048 + 29 * 1024)
+    assert windows.attention_operations(1024) == 34 * 8 * 2 * 256 * 1024**2
+
+
+def test_a_shape_is_served_as_a_model(tmp_path: Path) -> None:
+    uri = write_shape("qwen3-0.6b", tmp_path)
+    tokenizer = Tokenizer.from_file(f"{uri.removeprefix('file://')}/tokenizer.json")
+    assert tokenizer.decode(tokenizer.encode("a Café ☕").ids) == "a Café ☕"
+    assert tokenizer.get_vocab_size() == SHAPES["qwen3-0.6b"]["vocab_size"]
+
+
+def test_a_model_that_is_not_to_be_had_is_told(tmp_path: Path) -> None:
     with pytest.raises(WorkloadError, match="neither a model URI"):
         read_config("llama-9b")
     with pytest.raises(WorkloadError, match="neither a model URI"):

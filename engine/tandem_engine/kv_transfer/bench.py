@@ -11,6 +11,7 @@ import multiprocessing
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
@@ -126,8 +127,16 @@ def _prefill_worker(pipe: "Pipe[int | None, int | None]", num_blocks: int, optio
     handoff.close()
 
 
-def _fetch(handoff: HandoffService, wake: threading.Event, rid: str, port: int, n: int) -> float:
-    tokens = tuple(range(n * LAYOUT.page_size))
+def fetch(
+    handoff: HandoffService,
+    wake: threading.Event,
+    rid: str,
+    port: int,
+    blocks: Sequence[int],
+    page_size: int,
+) -> float:
+    """Seconds until the worker at `port` has filled `blocks`. Raises RuntimeError."""
+    tokens = tuple(range(len(blocks) * page_size))
     started = time.perf_counter()
     handoff.post(
         FetchRequest(
@@ -135,7 +144,7 @@ def _fetch(handoff: HandoffService, wake: threading.Event, rid: str, port: int, 
             tokens=tokens,
             num_prompt_tokens=len(tokens),
             num_skip_tokens=0,
-            blocks=tuple(range(n)),
+            blocks=tuple(blocks),
             params=SamplingParams(max_tokens=1),
             peers=(PrefillPeer("p", "127.0.0.1", port),),
         )
@@ -167,7 +176,9 @@ def measure_handoff(name: str, num_bytes: int, rounds: int, **options: Any) -> R
     seconds = []
     for number in range(rounds + 1):
         kv.data[:] = 0
-        seconds.append(_fetch(handoff, wake, f"r{number}", port, num_blocks))
+        seconds.append(
+            fetch(handoff, wake, f"r{number}", port, range(num_blocks), LAYOUT.page_size)
+        )
         if not np.array_equal(kv.data, expected.data):
             raise RuntimeError(f"{name}: the KV came out changed")
     ours.send(None)

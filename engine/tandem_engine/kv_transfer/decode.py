@@ -69,9 +69,7 @@ class DecodeSide:
         self._report = report
         self._counters = counters
         self._loop = asyncio.get_running_loop()
-        self._peers = PeerPool(
-            Dialler(settings, kv.layout, compatibility_hash).open, settings, counters
-        )
+        self._peers = PeerPool(Dialler(settings, kv, compatibility_hash).open, settings, counters)
         # One sequence for the whole process: an epoch names one attempt of one request.
         self._epochs = itertools.count(1)
         self._fetches: dict[str, _Fetch] = {}

@@ -14,6 +14,7 @@ from tandem_engine.kv_transfer.settings import HandoffSettings
 from tandem_engine.kv_transfer.shm import ShmInbound
 from tandem_engine.kv_transfer.tcp import TcpInbound
 from tandem_engine.kv_transfer.transport import Inbound
+from tandem_engine.runner.base import KVStore
 from tandem_wire.connection import Connection
 from tandem_wire.endpoint import dial, keep_alive
 from tandem_wire.errors import ConnectionLost, WireError
@@ -26,7 +27,6 @@ from tandem_wire.handoff import (
     HandoffMessage,
     Handshake,
     HandshakeReply,
-    KVLayout,
     PagesWritten,
     PrefillFailed,
     TransportOffer,
@@ -187,11 +187,9 @@ class DecodeSession:
 class Dialler:
     """Opens sessions: dials, offers transports, shakes hands."""
 
-    def __init__(
-        self, settings: HandoffSettings, layout: KVLayout, compatibility_hash: str
-    ) -> None:
+    def __init__(self, settings: HandoffSettings, kv: KVStore, compatibility_hash: str) -> None:
         self._settings = settings
-        self._layout = layout
+        self._kv = kv
         self._compatibility_hash = compatibility_hash
         self._decoder: msgspec.msgpack.Decoder[HandoffMessage] = msgspec.msgpack.Decoder(
             HandoffMessage
@@ -238,10 +236,13 @@ class Dialler:
                 connection.send(message)
 
         if settings.shm_dir and settings.transfer in ("auto", "shm"):
-            slot_bytes = max(settings.write_bytes, self._layout.layer_bytes)
+            write_bytes = settings.write_bytes or self._kv.write_bytes
+            slot_bytes = max(write_bytes, self._kv.layout.layer_bytes)
             num_slots = max(2, settings.shm_ring_bytes // slot_bytes)
             with contextlib.suppress(TransportError):
-                inbounds["shm"] = ShmInbound(settings.shm_dir, slot_bytes, num_slots, freed, lost)
+                inbounds["shm"] = ShmInbound(
+                    settings.shm_dir, slot_bytes, num_slots, freed, lost, self._kv.pin
+                )
         if settings.transfer in ("auto", "tcp"):
             inbounds["tcp"] = TcpInbound(
                 address, name, settings.num_streams, _MAX_WRITE_BYTES, lost
@@ -261,7 +262,7 @@ class Dialler:
                 boot_id=self._settings.boot_id,
                 session=name,
                 compatibility_hash=self._compatibility_hash,
-                layout=self._layout,
+                layout=self._kv.layout,
                 offers=offers,
                 heartbeat_seconds=self._settings.heartbeat_seconds,
             )

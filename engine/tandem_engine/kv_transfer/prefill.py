@@ -163,6 +163,7 @@ class PrefillSide:
                         offer,
                         connection.send,
                         lost,
+                        pin=self._kv.pin,
                         checksum=self._settings.checksum,
                     )
             except TransportError as error:

@@ -54,7 +54,8 @@ class PrefillSession:
         self._chores: set[asyncio.Task[None]] = set()
         self._layout = kv.layout
         self._settings = settings
-        self._pusher = Pusher(outbound, KVPages(kv), settings.write_bytes)
+        self._write_bytes = settings.write_bytes or kv.write_bytes
+        self._pusher = Pusher(outbound, KVPages(kv), self._write_bytes)
         self._report = report
         self._counters = counters
         self._is_draining = is_draining
@@ -174,7 +175,7 @@ class PrefillSession:
                 request,
                 self.outbound,
                 self._layout,
-                self._settings.write_bytes,
+                self._write_bytes,
                 self._send,
             )
         except TransportError as error:

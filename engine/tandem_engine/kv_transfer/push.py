@@ -30,8 +30,8 @@ class Pusher:
     def __init__(self, outbound: Outbound, pages: Pages, write_bytes: int) -> None:
         self._outbound = outbound
         self._pages = pages
-        # Whole blocks when they are small, else layer groups of one block: writes of a size that
-        # stays in the processor's cache from the export to the socket.
+        # Whole blocks when they are small, else layer groups of one block.
+        write_bytes = min(write_bytes, outbound.max_write_bytes)
         self._num_blocks = max(1, write_bytes // pages.block_bytes)
         self._num_layers = min(pages.num_layers, max(1, write_bytes // pages.layer_bytes))
 

@@ -27,7 +27,7 @@ class HandoffSettings:
     shm_dir: str = ""  # directory shared with peers of this host; empty: no shm
     shm_ring_bytes: int = 64 << 20  # staging ring per session
     num_streams: int = 2  # data connections or lanes per session
-    write_bytes: int = 1 << 20  # aim for one write of pages
+    write_bytes: int = 0  # aim for one write of pages; 0: what suits the store
 
     @classmethod
     def from_worker(cls, config: "WorkerConfig") -> "HandoffSettings":

@@ -30,6 +30,9 @@ from tandem_wire.handoff import PagesWritten, SlotFreed, TransportOffer
 _HEAD_BYTES: Final = mmap.PAGESIZE
 _LANES: Final = 2
 
+Pin = Callable[[memoryview], Callable[[], None]]
+"""`KVStore.pin`."""
+
 
 class ShmInbound(Inbound):
     """D's end: owns the ring and one thread that empties slots."""
@@ -43,6 +46,7 @@ class ShmInbound(Inbound):
         num_slots: int,
         send_freed: Callable[[SlotFreed], None],
         on_lost: Callable[[Exception], None],
+        pin: Pin,
     ) -> None:
         """Make the ring file. Raises TransportError when the directory has no room for it."""
         super().__init__()
@@ -51,6 +55,8 @@ class ShmInbound(Inbound):
         self._num_slots = num_slots
         self._send_freed = send_freed
         self._on_lost = on_lost
+        self._pin = pin
+        self._unpin: Callable[[], None] | None = None
         self._queue: queue.SimpleQueue[PagesWritten | None] = queue.SimpleQueue()
         self._ended: asyncio.Future[None] | None = None
         self._path = Path(directory) / f"tandem-ring-{secrets.token_hex(8)}"
@@ -93,6 +99,8 @@ class ShmInbound(Inbound):
 
     async def open(self) -> None:
         self.unlink()
+        with memoryview(self._map) as ring:
+            self._unpin = self._pin(ring)
         self._ended = self._loop.create_future()
         threading.Thread(
             target=self._run, args=(self._ended,), name="kv-in-shm", daemon=True
@@ -123,6 +131,9 @@ class ShmInbound(Inbound):
         self._queue.put(None)
         if self._ended is not None:
             await self._ended
+        if self._unpin is not None:
+            self._unpin()
+            self._unpin = None
         self._map.close()
 
 
@@ -136,6 +147,7 @@ class ShmOutbound(Outbound):
         send_written: Callable[[PagesWritten], None],
         on_lost: Callable[[Exception], None],
         *,
+        pin: Pin,
         checksum: bool,
     ) -> None:
         """Map D's ring. Raises TransportError when it isn't to be found here."""
@@ -145,6 +157,9 @@ class ShmOutbound(Outbound):
         self._slot_bytes = int(offer.details.get("slot_bytes", 0))
         num_slots = int(offer.details.get("num_slots", 0))
         self._map = self._attach(directory, offer, _HEAD_BYTES + num_slots * self._slot_bytes)
+        self.max_write_bytes = self._slot_bytes
+        with memoryview(self._map) as ring:
+            self._unpin: Callable[[], None] | None = pin(ring)
         self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         for slot in range(num_slots):
             self._free.put(slot)
@@ -200,4 +215,7 @@ class ShmOutbound(Outbound):
 
     async def close(self) -> None:
         await super().close()
+        if self._unpin is not None:
+            self._unpin()
+            self._unpin = None
         self._map.close()

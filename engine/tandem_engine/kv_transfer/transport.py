@@ -64,6 +64,9 @@ class _Job:
 class Outbound(ABC):
     """P's end. Everything but a lane's own work is called on the loop."""
 
+    max_write_bytes: int = 1 << 30
+    """What the other side takes at once."""
+
     def __init__(self, on_lost: Callable[[Exception], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_lost = on_lost

@@ -71,6 +71,7 @@ class ParallelKVStore(KVStore):
         steps: StepCount,
     ) -> None:
         self.layout = layout
+        self.write_bytes = own.write_bytes
         self._own = own
         self._heads = heads
         self._group = group

@@ -1,7 +1,7 @@
 """The line between the torch-free half of a worker (scheduler, cache, hand-off) and its tensors."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tandem_wire.handoff import KVLayout
@@ -101,6 +101,8 @@ class KVStore(ABC):
     """
 
     layout: KVLayout
+    write_bytes: int = 1 << 20
+    """A good size of one export or import: on a CPU, what stays in the processor's cache."""
 
     @abstractmethod
     def export_blocks(self, blocks: Sequence[int], layers: range) -> bytes | memoryview:
@@ -114,12 +116,20 @@ class KVStore(ABC):
     def import_blocks(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
         """Write bytes of that form into `blocks`. ValueError when the length doesn't fit."""
 
+    def pin(self, buffer: memoryview) -> Callable[[], None]:
+        """Learn of memory through which many pages will go; call the result before it goes away."""
+        return _nothing
+
     def shared_file(self) -> tuple[str, int] | None:
         """(path, bytes) of a file that other processes may map to write pages, or None.
 
         The file holds the whole cache as [layer, K/V, block, head, token, dim].
         """
         return None
+
+
+def _nothing() -> None:
+    """The end of a pin that is none."""
 
 
 class Runner(ABC):

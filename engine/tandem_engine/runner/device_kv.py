@@ -1,23 +1,37 @@
 """The KV cache of one worker in device memory."""
 
-import threading
-from collections.abc import Sequence
+import logging
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Final
 
 import numpy as np
 import torch
 
 from tandem_engine.runner.base import KVStore
+from tandem_engine.upload import upload
 from tandem_kernels.transfer import pack, unpack
 from tandem_wire.handoff import KVLayout
+
+_STREAMS: Final = 2
+"""Exports, and imports, at a time."""
+_PORTABLE: Final = 1
+"""cudaHostRegisterPortable: locked for every device."""
+
+log = logging.getLogger(__name__)
 
 
 class DeviceKVStore(KVStore):
     """KV as [layer, K/V, block, head, token, dim] on a CUDA device, zero at first.
 
-    Pages leave and arrive through pinned host memory, on streams of their own. The runner tells by
-    `steps_until` up to where the steps have been launched: a page that is imported may have
-    belonged to a sequence that a step in flight still writes for.
+    Pages leave and arrive through memory of the host, on streams of their own: a few at a time, so
+    that what they take of the device is bounded. The runner tells by `steps_until` up to where the
+    steps have been launched: a page that is imported may have belonged to a sequence that a step in
+    flight still writes for.
     """
+
+    write_bytes = 8 << 20  # a copy to the host takes longer then than its launch
 
     def __init__(
         self, layout: KVLayout, num_blocks: int, dtype: torch.dtype, device: torch.device
@@ -30,45 +44,88 @@ class DeviceKVStore(KVStore):
             device=device,
         )  # fmt: skip
         self._device = device
-        self._exporting, self._importing = torch.cuda.Stream(device), torch.cuda.Stream(device)
-        self._export_lock, self._import_lock = threading.Lock(), threading.Lock()
+        self._exporting: queue.SimpleQueue[torch.cuda.Stream] = queue.SimpleQueue()
+        self._importing: queue.SimpleQueue[torch.cuda.Stream] = queue.SimpleQueue()
+        for streams in (self._exporting, self._importing):
+            for _ in range(_STREAMS):
+                streams.put(torch.cuda.Stream(device))
         self._steps = torch.cuda.Event()
 
     def steps_until(self, event: torch.cuda.Event) -> None:
         """The event after the last step that was launched."""
         self._steps = event
 
-    @torch.inference_mode()
     def export_blocks(self, blocks: Sequence[int], layers: range) -> memoryview:
-        host = self._pinned(blocks, layers)
-        with self._export_lock, torch.cuda.stream(self._exporting):
-            host.copy_(pack(self.cache, self._numbers(blocks), layers), non_blocking=True)
-            self._exporting.synchronize()
-        return host.view(torch.uint8).numpy().data.cast("B")
+        with torch.cuda.device(self._device):
+            host = torch.empty(self._num_bytes(blocks, layers), dtype=torch.uint8, pin_memory=True)
+        self._export(blocks, layers, host)
+        return host.numpy().data
+
+    def export_into(self, blocks: Sequence[int], layers: range, out: memoryview) -> None:
+        self._check_size(blocks, layers, out)
+        self._export(blocks, layers, torch.frombuffer(out, dtype=torch.uint8))
+
+    @torch.inference_mode()
+    def _export(self, blocks: Sequence[int], layers: range, host: torch.Tensor) -> None:
+        with self._stream(self._exporting) as stream:
+            packed = pack(self.cache, self._numbers(blocks), layers)
+            host.copy_(packed.view(-1).view(torch.uint8), non_blocking=True)
+            stream.synchronize()
 
     @torch.inference_mode()
     def import_blocks(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
-        host = self._pinned(blocks, layers)
-        expected = host.nbytes
+        self._check_size(blocks, layers, data)
+        host = torch.frombuffer(bytearray(data) if data.readonly else data, dtype=torch.uint8)
+        shape = (len(layers), self.layout.num_planes, len(blocks), *self.cache.shape[3:])
+        with self._stream(self._importing) as stream:
+            packed = host.to(self._device, non_blocking=True).view(self.cache.dtype).view(shape)
+            numbers = self._numbers(blocks)
+            stream.wait_event(self._steps)
+            unpack(packed, self.cache, numbers, layers)
+            stream.synchronize()
+
+    def pin(self, buffer: memoryview) -> Callable[[], None]:
+        """Lock it, so that the device reads and writes it without a copy in between.
+
+        It is as right without: a system that allows a process little locked memory is slower.
+        """
+        runtime, address = torch.cuda.cudart(), np.frombuffer(buffer, np.uint8).ctypes.data
+        with torch.cuda.device(self._device):
+            result = runtime.cudaHostRegister(address, buffer.nbytes, _PORTABLE)
+        if int(result):
+            log.warning("%d bytes of shared memory can't be locked: %s", buffer.nbytes, result)
+            with suppress(RuntimeError):
+                torch.zeros(1, device=self._device)  # takes the error, or a later call would
+            return super().pin(buffer)
+
+        def unpin() -> None:
+            runtime.cudaHostUnregister(address)
+
+        return unpin
+
+    @contextmanager
+    def _stream(
+        self, streams: "queue.SimpleQueue[torch.cuda.Stream]"
+    ) -> Iterator[torch.cuda.Stream]:
+        """One of `streams`, the current one meanwhile; waits until one is free."""
+        stream = streams.get()
+        try:
+            # A thread's current device is the first one until it says otherwise.
+            with torch.cuda.device(self._device), torch.cuda.stream(stream):
+                yield stream
+        finally:
+            streams.put(stream)
+
+    def _num_bytes(self, blocks: Sequence[int], layers: range) -> int:
+        return len(layers) * len(blocks) * self.layout.layer_bytes
+
+    def _check_size(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
+        expected = self._num_bytes(blocks, layers)
         if data.nbytes != expected:
             raise ValueError(f"{data.nbytes} bytes for pages of {expected} bytes")
-        host.view(torch.uint8).numpy().reshape(-1)[:] = np.frombuffer(data, np.uint8)
-        with self._import_lock, torch.cuda.stream(self._importing):
-            packed = host.to(self._device, non_blocking=True)
-            numbers = self._numbers(blocks)
-            self._importing.wait_event(self._steps)
-            unpack(packed, self.cache, numbers, layers)
-            self._importing.synchronize()
-
-    def _pinned(self, blocks: Sequence[int], layers: range) -> torch.Tensor:
-        """Host memory for packed pages."""
-        shape = (len(layers), self.layout.num_planes, len(blocks), *self.cache.shape[3:])
-        # A thread's current device is the first one until it says otherwise.
-        with torch.cuda.device(self._device):
-            return torch.empty(shape, dtype=self.cache.dtype, pin_memory=True)
 
     def _numbers(self, blocks: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(list(blocks), dtype=torch.int64, device=self._device)
+        return upload(blocks, torch.int64, self._device)
 
     def copy_block(self, source: int, destination: int) -> None:
         """Copy all layers of one block, on the current stream."""

@@ -295,6 +295,25 @@ def combine_kernel(
         )  # fmt: skip
 
 
+def combine_splits(plan: DecodePlan, out: torch.Tensor, overlap: bool) -> None:
+    """Merge what the programs of split sequences left in the plan into `out` [B, H, D]."""
+    batch, num_heads, head_dim = out.shape
+    combine_kernel[(batch, num_heads)](
+        plan.requests,
+        out,
+        plan.partial_out,
+        plan.partial_lse,
+        out.stride(0),
+        NUM_HEADS=num_heads,
+        HEAD_DIM=head_dim,
+        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        BLOCK_S=16,
+        PDL=overlap,
+        num_warps=4,
+        **launch_options(overlap),
+    )
+
+
 def paged_decode(
     query: torch.Tensor,
     key_cache: torch.Tensor,
@@ -379,20 +398,6 @@ def paged_decode(
         num_warps=warps,
         **launch_options(overlap),
     )
-    if fused:
-        return out
-    combine_kernel[(batch, num_heads)](
-        plan.requests,
-        out,
-        plan.partial_out,
-        plan.partial_lse,
-        out.stride(0),
-        NUM_HEADS=num_heads,
-        HEAD_DIM=head_dim,
-        BLOCK_D=block_d,
-        BLOCK_S=16,
-        PDL=overlap,
-        num_warps=4,
-        **launch_options(overlap),
-    )
+    if not fused:
+        combine_splits(plan, out, overlap)
     return out

@@ -3,26 +3,24 @@
 `python -m tandem_kernels.bench.mla OUT.json` tries every configuration and prints the best ones.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 import triton
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tandem_kernels.bench.record import begin, write_lines
 from tandem_kernels.bench.timing import (
     Ceilings,
     Line,
     WrongResultError,
     check,
-    measure_ceilings,
     seconds_per_call,
 )
 from tandem_kernels.mla import reference, write_kernel
@@ -348,15 +346,8 @@ def run_extend(length: int, heads: int, ceilings: Ceilings, prefix: int = 0) -> 
 
 def main() -> None:
     """`python -m tandem_kernels.bench.mla OUT.json [decode write extend]`."""
-    torch.manual_seed(11)
     kinds = sys.argv[2:] or ["decode", "write", "extend"]
-    ceilings = measure_ceilings()
-    print(
-        f"{ceilings.device}: copy {ceilings.copy / 1e12:.3f} TB/s,"
-        f" matmul {ceilings.matmul / 1e12:.0f} TFLOP/s,"
-        f" torch {torch.__version__}, triton {triton.__version__}",
-        flush=True,
-    )
+    ceilings = begin(11)
     everything: list[Line] = []
     if "decode" in kinds:
         tune_decode(ceilings, everything.append)
@@ -368,19 +359,7 @@ def main() -> None:
         lines = run_extend(8192, 16, ceilings) + run_extend(2048, 16, ceilings, 6144)
         print("\n".join(line.show() for line in lines), flush=True)
         everything += lines
-    Path(sys.argv[1]).write_text(
-        json.dumps(
-            {
-                "device": ceilings.device,
-                "copy": ceilings.copy,
-                "matmul": ceilings.matmul,
-                "torch": torch.__version__,
-                "triton": triton.__version__,
-                "lines": [line.to_json() for line in everything],
-            },
-            indent=1,
-        )
-    )
+    write_lines(sys.argv[1], ceilings, everything)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,17 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 import triton
 
+from tandem_kernels.bench.record import begin, write_lines
 from tandem_kernels.bench.timing import (
     Call,
     Ceilings,
     Line,
     WrongResultError,
     check,
-    measure_ceilings,
     seconds_per_call,
 )
 from tandem_kernels.moe import Routing, kernel, reference
@@ -307,14 +306,7 @@ def main() -> None:
         compile_all(counts)
         return
     tuning = "tune" in sys.argv[2:]
-    torch.manual_seed(13)
-    ceilings = measure_ceilings()
-    print(
-        f"{ceilings.device}: copy {ceilings.copy / 1e12:.3f} TB/s,"
-        f" matmul {ceilings.matmul / 1e12:.0f} TFLOP/s,"
-        f" torch {torch.__version__}, triton {triton.__version__}",
-        flush=True,
-    )
+    ceilings = begin(13)
     lines: list[Line] = []
     finals: list[Line] = []
     tuned: dict[str, dict[str, dict[str, list[int]]]] = {}
@@ -331,12 +323,7 @@ def main() -> None:
                 print(finals[-1].show(), flush=True)
         del bench
         torch.cuda.empty_cache()
-    everything = {
-        "device": ceilings.device, "copy": ceilings.copy, "matmul": ceilings.matmul,
-        "torch": torch.__version__, "triton": triton.__version__, "tuned": tuned,
-        "lines": [line.to_json() for line in finals + lines],
-    }  # fmt: skip
-    Path(sys.argv[1]).write_text(json.dumps(everything, indent=1))
+    write_lines(sys.argv[1], ceilings, finals + lines, tuned=tuned)
     print("\n".join(line.show()[:110] for line in finals), flush=True)
     print(json.dumps(tuned))
 

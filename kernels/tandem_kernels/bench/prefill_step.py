@@ -3,19 +3,18 @@
 `python -m tandem_kernels.bench.prefill_step OUT.json`.
 """
 
-import json
 import statistics
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch.nn import functional
 
 from tandem_kernels.activation import kernel as activation
 from tandem_kernels.attention import extend_attention
+from tandem_kernels.bench.record import begin, write_lines
 from tandem_kernels.bench.step import EPSILON, Shape, Weights
-from tandem_kernels.bench.timing import Ceilings, Line, check, measure_ceilings
+from tandem_kernels.bench.timing import Ceilings, Line, check
 from tandem_kernels.norm import kernel as norm
 from tandem_kernels.rope import kernel as rope
 
@@ -100,8 +99,7 @@ def prefill_line(
 
 def main() -> None:
     """Check that the chunk size doesn't matter, then time prompts of 1k, 8k and 32k."""
-    torch.manual_seed(5)
-    ceilings = measure_ceilings()
+    ceilings = begin(5)
     shape = Shape()
     error = check_prefill(shape)
     weights = Weights(shape)
@@ -109,8 +107,7 @@ def main() -> None:
     for case in CASES:
         lines.append(prefill_line(shape, weights, case, ceilings, error))
         print(lines[-1].show(), flush=True)
-    found = [line.to_json() for line in lines]
-    Path(sys.argv[1]).write_text(json.dumps({"matmul": ceilings.matmul, "prefill": found}))
+    write_lines(sys.argv[1], ceilings, lines)
 
 
 if __name__ == "__main__":

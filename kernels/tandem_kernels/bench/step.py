@@ -4,10 +4,8 @@
 all layers, head and greedy token. Attention reads real pages of a full cache.
 """
 
-import json
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch.nn import functional
@@ -16,11 +14,11 @@ from tandem_kernels.activation import kernel as activation
 from tandem_kernels.activation import reference as activation_reference
 from tandem_kernels.attention.decode_kernel import paged_decode
 from tandem_kernels.attention.split_plan import make_decode_plan
+from tandem_kernels.bench.record import begin, write_lines
 from tandem_kernels.bench.timing import (
     Ceilings,
     Line,
     check,
-    measure_ceilings,
     seconds_per_call,
 )
 from tandem_kernels.linear.kernel import GemmTiles, small_linear
@@ -261,13 +259,7 @@ def step_line(
 
 def main() -> None:
     """Check and time every variant."""
-    torch.manual_seed(3)
-    ceilings = measure_ceilings()
-    print(
-        f"{ceilings.device}: copy {ceilings.copy / 1e12:.3f} TB/s,"
-        f" matmul {ceilings.matmul / 1e12:.0f} TFLOP/s",
-        flush=True,
-    )
+    ceilings = begin(3)
     shape = Shape()
     variants = {
         options: max(check_step(options, *case, shape) for case in CHECKED)
@@ -283,10 +275,7 @@ def main() -> None:
         for options, error in variants.items():
             lines.append(step_line(shape, weights, case, options, ceilings, error))
             print(lines[-1].show(), flush=True)
-    steps = [line.to_json() for line in lines]
-    Path(sys.argv[1]).write_text(
-        json.dumps({"copy": ceilings.copy, "matmul": ceilings.matmul, "steps": steps}, indent=1)
-    )
+    write_lines(sys.argv[1], ceilings, lines)
 
 
 if __name__ == "__main__":

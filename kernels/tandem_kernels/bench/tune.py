@@ -1,11 +1,9 @@
 """Try every configuration of every kernel, print the best ones, write all of it as JSON."""
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 import triton
@@ -18,8 +16,9 @@ from tandem_kernels.bench.attention import (
 )
 from tandem_kernels.bench.gemm import BITS, LLAMA_8B, GemmBench, fits, tilings
 from tandem_kernels.bench.memory import run_sampling, run_transfer
+from tandem_kernels.bench.record import begin, write_lines
 from tandem_kernels.bench.rows import run_activation, run_norm, run_rope
-from tandem_kernels.bench.timing import Ceilings, Line, measure_ceilings
+from tandem_kernels.bench.timing import Ceilings, Line
 from tandem_kernels.linear.kernel import GemmTiles, small_linear
 from tandem_kernels.linear.reference import quantize_rows
 
@@ -113,15 +112,8 @@ def tune_gemm(
 
 def main() -> None:
     """`python -m tandem_kernels.bench.tune OUT.json [decode gemm rows prefill ...]`."""
-    torch.manual_seed(11)
     kinds = sys.argv[2:] or ["decode", "gemm", "rows", "prefill", "memory", "quantized"]
-    ceilings = measure_ceilings()
-    print(
-        f"{ceilings.device}: copy {ceilings.copy / 1e12:.3f} TB/s,"
-        f" matmul {ceilings.matmul / 1e12:.0f} TFLOP/s,"
-        f" torch {torch.__version__}, triton {triton.__version__}",
-        flush=True,
-    )
+    ceilings = begin(11)
     everything: list[Line] = []
     if "rows" in kinds:
         lines = run_norm(16384, 4096, ceilings) + run_activation(8192, 14336, ceilings)
@@ -149,19 +141,7 @@ def main() -> None:
     if "quantized" in kinds:
         tune_gemm(ceilings, everything.append, "int8", (1, 16))
         tune_gemm(ceilings, everything.append, "fp8", (1, 16))
-    Path(sys.argv[1]).write_text(
-        json.dumps(
-            {
-                "device": ceilings.device,
-                "copy": ceilings.copy,
-                "matmul": ceilings.matmul,
-                "torch": torch.__version__,
-                "triton": triton.__version__,
-                "lines": [line.to_json() for line in everything],
-            },
-            indent=1,
-        )
-    )
+    write_lines(sys.argv[1], ceilings, everything)
 
 
 if __name__ == "__main__":

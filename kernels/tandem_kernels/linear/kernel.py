@@ -17,6 +17,19 @@ from tandem_kernels.overlap import launch_options, prefetch_lines, wait_for_inpu
 from tandem_kernels.tuning import tuned_gemm
 
 
+@triton.jit
+def prefetch_weights(
+    weight, columns, N, K, GATE: tl.constexpr, PDL: tl.constexpr, PREFETCH: tl.constexpr
+):  # fmt: skip
+    """Ask for the first lines of these columns: weights are there before the inputs are."""
+    if PDL:
+        lines = tl.arange(0, PREFETCH) * 64
+        ahead = weight + columns[:, None] * K + tl.minimum(lines, K - 1)[None, :]
+        prefetch_lines(ahead)
+        if GATE:
+            prefetch_lines(ahead + N.to(tl.int64) * K)
+
+
 @triton.jit(do_not_specialize=["M"])
 def small_gemm_kernel(
     x,
@@ -46,13 +59,8 @@ def small_gemm_kernel(
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     read_columns = tl.minimum(columns, N - 1).to(tl.int64)
     steps = tl.arange(0, BLOCK_K)
-    if PDL:
-        lines = tl.arange(0, PREFETCH) * 64
-        ahead = weight + read_columns[:, None] * K + tl.minimum(lines, K - 1)[None, :]
-        prefetch_lines(ahead)
-        if GATE:
-            prefetch_lines(ahead + N.to(tl.int64) * K)
-        wait_for_inputs(PDL)
+    prefetch_weights(weight, read_columns, N, K, GATE, PDL, PREFETCH)
+    wait_for_inputs(PDL)
     x_at = x + rows[:, None] * stride_x + steps[None, :]
     # Padding rows are not read: one row repeated would load a single slice of the L2.
     real = (rows < M)[:, None]
@@ -111,13 +119,8 @@ def gemv_kernel(
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     read_columns = tl.minimum(columns, N - 1).to(tl.int64)
     steps = tl.arange(0, BLOCK_K)
-    if PDL:
-        lines = tl.arange(0, PREFETCH) * 64
-        ahead = weight + read_columns[:, None] * K + tl.minimum(lines, K - 1)[None, :]
-        prefetch_lines(ahead)
-        if GATE:
-            prefetch_lines(ahead + N.to(tl.int64) * K)
-        wait_for_inputs(PDL)
+    prefetch_weights(weight, read_columns, N, K, GATE, PDL, PREFETCH)
+    wait_for_inputs(PDL)
     w_at = weight + read_columns[:, None] * K + steps[None, :]
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     other = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tandem_kernels.attention.decode_kernel import combine_kernel
+from tandem_kernels.attention.decode_kernel import combine_splits
 from tandem_kernels.attention.split_plan import DecodePlan, make_decode_plan
 from tandem_kernels.overlap import launch_options, wait_for_inputs
 
@@ -244,7 +244,7 @@ def paged_mla_decode(
         out: [B, H, R], heads contiguous.
         kind: which kernel (None: by what was measured).
     """
-    batch, num_heads, rank = latent_query.shape
+    _, num_heads, rank = latent_query.shape
     rope, page = rope_query.shape[2], cache.shape[2]
     assert cache.shape[3] == cache.stride(2) == rank + rope
     assert latent_query.stride(2) == rope_query.stride(2) == out.stride(2) == 1
@@ -262,12 +262,12 @@ def paged_mla_decode(
         num_heads, rank, rope, page, plan.tile, block_h,
     )
     # fmt: on
-    block_r = max(16, triton.next_power_of_2(rank))
     if kind == "hopper":
         from tandem_kernels.mla.hopper_kernel import mla_hopper_kernel
 
         mla_hopper_kernel[grid](*arguments, num_warps=8)
     else:
+        block_r = max(16, triton.next_power_of_2(rank))
         block_p, size = max(16, triton.next_power_of_2(rope)), cache.element_size()
         row_bytes = (block_r + block_p) * size
         mla_decode_kernel[grid](
@@ -280,18 +280,5 @@ def paged_mla_decode(
             num_warps=warps or (4 if kind == "columns" else 8),
             **launch_options(overlap),
         )
-    combine_kernel[(batch, num_heads)](
-        plan.requests,
-        out,
-        plan.partial_out,
-        plan.partial_lse,
-        out.stride(0),
-        NUM_HEADS=num_heads,
-        HEAD_DIM=rank,
-        BLOCK_D=block_r,
-        BLOCK_S=16,
-        PDL=overlap,
-        num_warps=4,
-        **launch_options(overlap),
-    )
+    combine_splits(plan, out, overlap)
     return out

@@ -4,13 +4,14 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tandem_cli.chat import Answer, Conversation, Endpoint, ask_once, find_endpoint
 from tandem_cli.errors import CliError
-from tandem_cli.serve import model_name
+from tandem_cli.serve import divide_gpus, model_name, visible_gpus
 from tandem_cli.status import summarize, troubles
 from tandem_cli.up import readiness
 
@@ -64,6 +65,19 @@ def test_troubles_are_what_a_person_should_look_at() -> None:
 )
 def test_a_served_name_comes_from_the_uri(uri: str, name: str) -> None:
     assert model_name(uri) == name
+
+
+def test_every_worker_gets_gpus_of_its_own_where_there_are_enough(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("nvidia0", "nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm", "tty0"):
+        (tmp_path / name).touch()
+    assert visible_gpus({}, tmp_path) == ["0", "2", "10"]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 5,6,7")
+    assert divide_gpus(1) == [{}]
+    assert [part["CUDA_VISIBLE_DEVICES"] for part in divide_gpus(2)] == ["4,5", "6,7"]
+    assert divide_gpus(5) == [{}] * 5
 
 
 class Replies(BaseHTTPRequestHandler):

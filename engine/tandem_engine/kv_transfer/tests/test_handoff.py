@@ -1,5 +1,6 @@
 """The hand-off between two services in one process: what arrives, and what may not."""
 
+import mmap
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from tandem_engine.kv_transfer.prefill import PrefillSide
 from tandem_engine.kv_transfer.prefill_session import PrefillSession
 from tandem_engine.kv_transfer.tests.scripted import LATENTS, LAYOUT, Worker, make
 from tandem_engine.kv_transfer.transport import Inbound
+from tandem_engine.runner.base import KVStore
 from tandem_wire.messages import SamplingParams
 
 
@@ -70,6 +72,39 @@ def test_pages_arrive(
     assert np.array_equal(d.kv.data, before), "a block that nobody asked for was written"
     assert p.handoff.num_leases() == d.handoff.num_leases() == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_writes_are_no_larger_than_the_receivers_slots(stack: ExitStack, tmp_path: Path) -> None:
+    """Stores differ in the size of write that suits them: a GPU's is larger than a CPU's."""
+    options: dict[str, Any] = {"transfer": "shm", "shm_dir": str(tmp_path), "write_bytes": 0}
+    p, d = make(stack, "p", **options), make(stack, "d", **options)
+    p.kv.write_bytes, d.kv.write_bytes = 100 * LAYOUT.block_bytes, 2 * LAYOUT.block_bytes
+    d.fetch("r", [p], 90)
+    arrived = p.arrived()
+    source = p.push(arrived)
+    assert isinstance(d.outcome("r"), FetchDone)
+    assert np.array_equal(d.kv.data[:, :, arrived.request.blocks], p.kv.data[:, :, source])
+
+
+def test_a_ring_is_pinned_while_it_is_used(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[int] = []
+
+    def pin(kv: KVStore, buffer: memoryview) -> Callable[[], None]:
+        pinned.append(buffer.nbytes)
+        return lambda: pinned.remove(nbytes)
+
+    nbytes = mmap.PAGESIZE + 8 * LAYOUT.block_bytes
+    monkeypatch.setattr(KVStore, "pin", pin)
+    options = {"transfer": "shm", "shm_dir": str(tmp_path)}
+    p, d = make(stack, "p", **options), make(stack, "d", **options)
+    d.fetch("r", [p])
+    p.push(p.arrived())
+    assert isinstance(d.outcome("r"), FetchDone)
+    assert pinned == [nbytes, nbytes]
+    d.close()
+    eventually(lambda: not pinned)
 
 
 def test_next_peer_after_a_refusal_by_the_core(stack: ExitStack) -> None:

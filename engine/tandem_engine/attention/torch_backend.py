@@ -98,6 +98,8 @@ class TorchAttention(AttentionBackend):
 
 def join_rows(found: list[torch.Tensor], out: torch.Tensor | None) -> torch.Tensor:
     """Rows [*, H, D] one after the other, [T, H · D]; at the start of `out` where it is given."""
+    if out is not None and not found:
+        return out
     rows = (found[0] if len(found) == 1 else torch.cat(found)).flatten(1)
     if out is None:
         return rows

@@ -14,6 +14,8 @@ from tandem_engine.runner.base import Batch, BatchItem, PendingStep, Runner, Sam
 from tandem_engine.runner.decode_graphs import DecodeGraphs
 from tandem_engine.runner.decode_slots import DecodeSlots
 from tandem_engine.runner.device_kv import DeviceKVStore
+from tandem_engine.runner.piece_graphs import CudaRecorder, PieceGraphs
+from tandem_engine.runner.prompt_slots import PromptSlots
 from tandem_engine.runner.step_input import Split, add_chunks, split_batch
 from tandem_engine.sampling.sampler import Choice, Sampler
 from tandem_engine.upload import upload
@@ -48,7 +50,8 @@ class CudaRunner(Runner):
         kv: owned by the runner from here on.
         max_running: most sequences that decode at once.
         chunk_sizes: tokens of the chunks that long prompts are cut into.
-        graphs: whether decode steps are CUDA graphs.
+        prompt_rows: tokens of the largest step with prompts that is made of CUDA graphs.
+        graphs: whether decode steps are CUDA graphs, and those that `prompt_rows` allows.
         collective: owned too. Every rank is given the same batches; the first one samples, and the
             others have no results.
     """
@@ -66,6 +69,7 @@ class CudaRunner(Runner):
         max_running: int,
         *,
         chunk_sizes: Collection[int] = (),
+        prompt_rows: int = 0,
         graphs: bool = True,
         collective: Collective = ALONE,
     ) -> None:
@@ -90,7 +94,12 @@ class CudaRunner(Runner):
         self._logits = torch.empty(
             (max_running, spec.vocab_size), dtype=kv.cache.dtype, device=self._device
         )
-        self._graphs = DecodeGraphs(self._decode, max_running, enabled=graphs)
+        pool = torch.cuda.graph_pool_handle()
+        self._graphs = DecodeGraphs(self._decode, max_running, pool, enabled=graphs)
+        self._prompts = PromptSlots(prompt_rows, self._page, self._device)
+        recorder = CudaRecorder(pool)
+        self._pieces = PieceGraphs(self._model, self._attention, prompt_rows, recorder)
+        self._captures = graphs
 
     def prepare_attention(self) -> None:
         """Do beforehand what would hold the first long prompt up."""
@@ -103,6 +112,16 @@ class CudaRunner(Runner):
         with torch.inference_mode():
             self._slots.stage([])
             self._graphs.capture_all(progress)
+
+    def capture_pieces(self) -> None:
+        """The same for steps with prompts."""
+        if not self._captures:
+            return
+        with torch.inference_mode():
+            # Larger ones first: the smaller ones fit into the memory of theirs.
+            for size in reversed(self._pieces.sizes):
+                step, _ = self._prompts.fill(self._slots, 0, [], size)
+                self._pieces.forward(step, 0, upload([], torch.int64, self._device))
 
     def _decode(self, size: int) -> None:
         """A step of `size` rows: staged inputs → logits, and the most likely tokens."""
@@ -158,16 +177,24 @@ class CudaRunner(Runner):
         return choice
 
     def _run_mixed(self, items: list[BatchItem], split: Split, sampled: list[int]) -> Choice | None:
-        """Prompt chunks, with decodes beside them: not from a graph."""
+        """Prompt chunks, with decodes beside them: not from one graph."""
         self._slots.stage([items[index] for index in split.decodes])
         size = self._graphs.size_for(len(split.decodes)) if split.decodes else 0
         chunks = [items[index] for index in split.chunks]
-        step, ends = add_chunks(self._slots.fill(size), chunks, self._page)
+        count = size + sum(len(item.tokens) for item in chunks)
+        padded = self._pieces.size_for(count) if self._captures else None
+        if padded is None:
+            step, ends = add_chunks(self._slots.fill(size), chunks, self._page)
+        else:
+            step, ends = self._prompts.fill(self._slots, size, chunks, padded)
         place = {index: row for row, index in enumerate(split.decodes)}
         place.update(zip(split.chunks, ends, strict=True))
         wanted = [place[index] for index in sampled]
         rows = upload(wanted, torch.int64, self._device)
-        hidden = self._model.forward(step, self._attention, rows)
+        if padded is None:
+            hidden = self._model.forward(step, self._attention, rows)
+        else:
+            hidden = self._pieces.forward(step, count, rows)
         if not sampled:
             return None
         logits = self._model.logits(hidden)
@@ -179,4 +206,5 @@ class CudaRunner(Runner):
         torch.cuda.synchronize()
         # Communicators outlive the graphs that use them.
         self._graphs.clear()
+        self._pieces.clear()
         self._collective.close()

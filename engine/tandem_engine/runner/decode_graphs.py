@@ -3,6 +3,7 @@
 import logging
 from bisect import bisect_left
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -23,15 +24,18 @@ class DecodeGraphs:
 
     Args:
         run: a step of `size` rows. It may only touch tensors at fixed addresses.
+        pool: of memory, which other graphs may use between their steps.
         enabled: without, `replay` just runs.
     """
 
-    def __init__(self, run: Callable[[int], None], most: int, *, enabled: bool = True) -> None:
+    def __init__(
+        self, run: Callable[[int], None], most: int, pool: Any, *, enabled: bool = True
+    ) -> None:
         self.sizes = padded_sizes(most)
         self._run = run
         self._enabled = enabled
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool = pool
 
     def size_for(self, count: int) -> int:
         """The smallest padded size that holds `count` sequences."""

@@ -67,37 +67,50 @@ def add_chunks(
         return decodes, []
     device = decodes.token_ids.device
     first = decodes.num_decodes
-    num_tokens = sum(len(item.tokens) for item in items)
-    token_ids = np.empty(num_tokens, np.int64)
-    positions = np.empty(num_tokens, np.int64)
-    slot_blocks = np.empty(num_tokens, np.int64)
-    chunks: list[Chunk] = []
-    ends: list[int] = []
-    row = 0
-    for item in items:
-        span = slice(row, row + len(item.tokens))
-        table = np.asarray(item.block_table[: -(-item.end // page_size)], np.int64)
-        token_ids[span] = item.tokens
-        positions[span] = np.arange(item.start, item.end)
-        slot_blocks[span] = table[positions[span] // page_size]
-        chunks.append(Chunk(first + row, len(item.tokens), item.start, _tensor(table, device)))
-        row = span.stop
-        ends.append(first + row - 1)
+    rows = np.empty((4, sum(len(item.tokens) for item in items)), np.int64)
+    write_rows(items, page_size, rows)
 
     def behind(before: torch.Tensor, values: np.ndarray) -> torch.Tensor:
         found = _tensor(values, device)
         return torch.cat((before, found)) if first else found
 
+    chunks, ends = place_chunks(items, first, page_size, device)
     step = StepTensors(
-        token_ids=behind(decodes.token_ids, token_ids),
-        positions=behind(decodes.positions, positions),
-        slot_blocks=behind(decodes.slot_blocks, slot_blocks),
-        slot_offsets=behind(decodes.slot_offsets, positions % page_size),
+        token_ids=behind(decodes.token_ids, rows[0]),
+        positions=behind(decodes.positions, rows[1]),
+        slot_blocks=behind(decodes.slot_blocks, rows[2]),
+        slot_offsets=behind(decodes.slot_offsets, rows[3]),
         decode_tables=decodes.decode_tables,
         decode_lengths=decodes.decode_lengths,
-        chunks=tuple(chunks),
+        chunks=chunks,
     )
     return step, ends
+
+
+def write_rows(items: Sequence[BatchItem], page_size: int, rows: np.ndarray) -> None:
+    """Ids, positions, blocks and offsets of the chunks' tokens into rows [4, T]."""
+    row = 0
+    for item in items:
+        span = rows[:, row : row + len(item.tokens)]
+        table = np.asarray(item.block_table[: -(-item.end // page_size)], np.int64)
+        span[0] = item.tokens
+        span[1] = np.arange(item.start, item.end)
+        span[2] = table[span[1] // page_size]
+        row += len(item.tokens)
+    np.remainder(rows[1], page_size, out=rows[3])
+
+
+def place_chunks(
+    items: Sequence[BatchItem], first: int, page_size: int, device: torch.device
+) -> tuple[tuple[Chunk, ...], list[int]]:
+    """The chunks from row `first` on, and the row of each one's last token."""
+    chunks, ends = [], []
+    for item in items:
+        table = np.asarray(item.block_table[: -(-item.end // page_size)], np.int64)
+        chunks.append(Chunk(first, len(item.tokens), item.start, _tensor(table, device)))
+        first += len(item.tokens)
+        ends.append(first - 1)
+    return tuple(chunks), ends
 
 
 def _tensor(values: np.ndarray | list[int], device: torch.device) -> torch.Tensor:

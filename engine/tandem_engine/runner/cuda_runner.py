@@ -118,8 +118,7 @@ class CudaRunner(Runner):
         if not self._captures:
             return
         with torch.inference_mode():
-            # Larger ones first: the smaller ones fit into the memory of theirs.
-            for size in reversed(self._pieces.sizes):
+            for size in self._pieces.sizes_at_start():
                 step, _ = self._prompts.fill(self._slots, 0, [], size)
                 self._pieces.forward(step, 0, upload([], torch.int64, self._device))
 

@@ -225,13 +225,16 @@ def _load_cuda(
     from tandem_engine.runner.decode_graphs import padded_sizes
     from tandem_engine.runner.device_kv import DeviceKVStore
     from tandem_engine.runner.memory_profile import measure_memory
-    from tandem_engine.runner.piece_graphs import MOST_PROMPT_ROWS, piece_sizes
+    from tandem_engine.runner.piece_graphs import most_rows, piece_sizes
 
     layout = _kv_layout(config, spec, dtype)
     max_model_len = config.max_model_len or spec.max_position
     kv_memory = config.kv_memory_bytes // config.tensor_parallel  # of each rank
     budget = config.max_batched_tokens
-    prompt_rows = min(MOST_PROMPT_ROWS, budget) if config.cuda_graphs else 0
+    prompt_rows = 0
+    if config.cuda_graphs:
+        layers = sum(p.numel() for name, p in parameters.items() if name.startswith("layers."))
+        prompt_rows = most_rows(layers // spec.num_layers, budget)
 
     def make(num_blocks: int, longest: int, graphs: bool) -> CudaRunner:
         return CudaRunner(

@@ -18,16 +18,30 @@ from tandem_engine.models.layer_attention import Angles, Backend, Projected
 
 log = logging.getLogger(__name__)
 
-MOST_PROMPT_ROWS: Final = 1024
-"""Above this the GPU has enough to do in a step for the host to be ahead of it."""
+_HOST_BOUND: Final = 2 * 10**11
+"""Tokens times weights of a layer up to which the host takes longer to launch a layer (0.85 ms on
+the benchmarks' machine) than an H100 takes to compute it."""
+_MOST_AT_ONCE: Final = 1024
+"""Larger sizes are captured when they are first needed."""
 _SMALL: Final = (16, 32, 64)
 _STEP: Final = 128
 """cuBLAS computes tiles of 128 rows anyway."""
 
 
+def most_rows(layer_weights: int, budget: int) -> int:
+    """Tokens of the largest step that is worth it, of at most `budget`."""
+    worth = -(-_HOST_BOUND // layer_weights // _STEP) * _STEP
+    return min(worth, budget) // 16 * 16
+
+
 def piece_sizes(most: int) -> list[int]:
     """Numbers of tokens that steps with prompts are padded to; none for `most` 0."""
-    sizes = [*_SMALL, *range(_STEP, most, _STEP)]
+    sizes = [*_SMALL]
+    size = _STEP
+    while size < most:
+        sizes.append(size)
+        # An eighth of the power of two that is reached.
+        size += max(_STEP, (1 << size.bit_length()) // 8)
     return [size for size in sizes if size < most] + ([most] if most else [])
 
 
@@ -123,6 +137,10 @@ class PieceGraphs:
             self._run(step, found)
             self._pieces[size] = self._capture(step)
         return self._model.leave(found, self._residual[:size], rows)
+
+    def sizes_at_start(self) -> list[int]:
+        """Those to capture before they are needed, largest first: the others share their memory."""
+        return [size for size in reversed(self.sizes) if size <= _MOST_AT_ONCE]
 
     def clear(self) -> None:
         """Forget all graphs; those that are needed again are captured again."""

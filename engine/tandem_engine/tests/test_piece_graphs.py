@@ -12,7 +12,7 @@ from tandem_engine.config import WorkerConfig
 from tandem_engine.runner.base import BatchItem
 from tandem_engine.runner.decode_slots import DecodeSlots
 from tandem_engine.runner.model_runner import load_runner
-from tandem_engine.runner.piece_graphs import PieceGraphs, piece_sizes
+from tandem_engine.runner.piece_graphs import PieceGraphs, most_rows, piece_sizes
 from tandem_engine.runner.prompt_slots import PromptSlots
 from tandem_engine.runner.step_input import build_step
 from tandem_engine.runner.torch_runner import TorchRunner
@@ -70,6 +70,16 @@ def test_sizes() -> None:
     assert piece_sizes(0) == []
     assert piece_sizes(40) == [16, 32, 40]
     assert piece_sizes(512) == [16, 32, 64, 128, 256, 384, 512]
+    assert piece_sizes(1500)[-4:] == [896, 1024, 1280, 1500]
+    assert len(piece_sizes(8192)) == 23
+
+
+def test_small_models_have_larger_pieces() -> None:
+    assert most_rows(218_000_000, 8192) == 1024
+    assert most_rows(16_000_000, 8192) == 8192
+    assert most_rows(16_000_000, 2000) == 2000
+    assert most_rows(10**12, 2048) == 128
+    assert most_rows(10**12, 10) == 0
 
 
 def test_rows_of_a_step(tmp_path: Path) -> None:

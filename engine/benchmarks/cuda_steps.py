@@ -1,6 +1,7 @@
 """Decode steps and prefills of the whole engine's runner on a GPU, with random weights.
 
-    python engine/benchmarks/cuda_steps.py [--model llama-8b] [--max-batched-tokens 8192]
+    python engine/benchmarks/cuda_steps.py [--model llama-8b] [--max-batched-tokens 8192] \
+        [--no-cuda-graphs]
 
 A decode step is timed as the core runs it: the next one is launched before the results of the last
 are read; beside it the same CUDA graph replayed alone says how long the GPU had to wait. Floors are
@@ -28,7 +29,7 @@ from tandem_wire.messages import SamplingParams
 
 DECODES: Final = ((1, 1024), (32, 1024), (256, 1024), (32, 8192))
 """(sequences, context)."""
-PREFILLS: Final = (1024, 8192, 32768)
+PREFILLS: Final = (64, 128, 256, 512, 1024, 8192, 32768)
 STEPS: Final = 60
 GREEDY: Final = SamplingParams(max_tokens=1 << 20, temperature=0.0)
 
@@ -111,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="llama-8b")
     parser.add_argument("--max-batched-tokens", type=int, default=8192)
+    parser.add_argument("--no-cuda-graphs", action="store_true")
     arguments = parser.parse_args()
     startup = Startup()
     with tempfile.TemporaryDirectory() as folder:
@@ -120,6 +122,7 @@ def main() -> None:
             format="Dummy",
             max_model_len=max(PREFILLS),
             max_batched_tokens=arguments.max_batched_tokens,
+            cuda_graphs=not arguments.no_cuda_graphs,
         ).resolve_auto({})
         runner = load_runner(config, startup)
     assert isinstance(runner, CudaRunner)

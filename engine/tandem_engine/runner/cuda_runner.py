@@ -118,7 +118,8 @@ class CudaRunner(Runner):
         if not self._captures:
             return
         with torch.inference_mode():
-            for size in self._pieces.sizes_at_start():
+            # Larger ones first: the smaller ones fit into the memory of theirs.
+            for size in reversed(self._pieces.sizes):
                 step, _ = self._prompts.fill(self._slots, 0, [], size)
                 self._pieces.forward(step, 0, upload([], torch.int64, self._device))
 

@@ -225,7 +225,7 @@ def _load_cuda(
     from tandem_engine.runner.decode_graphs import padded_sizes
     from tandem_engine.runner.device_kv import DeviceKVStore
     from tandem_engine.runner.memory_profile import measure_memory
-    from tandem_engine.runner.piece_graphs import most_rows, piece_sizes
+    from tandem_engine.runner.piece_graphs import count_weights, most_rows, piece_sizes
 
     layout = _kv_layout(config, spec, dtype)
     max_model_len = config.max_model_len or spec.max_position
@@ -233,8 +233,7 @@ def _load_cuda(
     budget = config.max_batched_tokens
     prompt_rows = 0
     if config.cuda_graphs:
-        layers = sum(p.numel() for name, p in parameters.items() if name.startswith("layers."))
-        prompt_rows = most_rows(layers // spec.num_layers, budget)
+        prompt_rows = most_rows(count_weights(spec, parameters), budget)
 
     def make(num_blocks: int, longest: int, graphs: bool) -> CudaRunner:
         return CudaRunner(

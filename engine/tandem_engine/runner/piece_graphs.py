@@ -15,17 +15,29 @@ import torch
 from tandem_engine.attention.backend import StepTensors
 from tandem_engine.models.decoder import Decoder
 from tandem_engine.models.layer_attention import Angles, Backend, Projected
+from tandem_engine.models.layers import Parameters
+from tandem_engine.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
 _HOST_BOUND: Final = 2 * 10**11
 """Tokens times weights of a layer up to which the host takes longer to launch a layer (0.85 ms on
 the benchmarks' machine) than an H100 takes to compute it."""
-_MOST_AT_ONCE: Final = 1024
-"""Larger sizes are captured when they are first needed."""
 _SMALL: Final = (16, 32, 64)
 _STEP: Final = 128
 """cuBLAS computes tiles of 128 rows anyway."""
+
+
+def count_weights(spec: ModelSpec, parameters: Parameters) -> int:
+    """Weights of a layer, on average, that a token is multiplied with."""
+    count = 0
+    for name, parameter in parameters.items():
+        if name.startswith("layers."):
+            used = parameter.numel()
+            if spec.moe is not None and ".experts_" in name:
+                used = used * spec.moe.top_k // spec.moe.num_experts
+            count += used
+    return count // spec.num_layers
 
 
 def most_rows(layer_weights: int, budget: int) -> int:
@@ -137,10 +149,6 @@ class PieceGraphs:
             self._run(step, found)
             self._pieces[size] = self._capture(step)
         return self._model.leave(found, self._residual[:size], rows)
-
-    def sizes_at_start(self) -> list[int]:
-        """Those to capture before they are needed, largest first: the others share their memory."""
-        return [size for size in reversed(self.sizes) if size <= _MOST_AT_ONCE]
 
     def clear(self) -> None:
         """Forget all graphs; those that are needed again are captured again."""

@@ -1,4 +1,4 @@
-"""Decode steps as CUDA graphs, one per padded batch size."""
+"""Functions of a batch size as CUDA graphs, one per padded size: decode steps, above all."""
 
 import logging
 from bisect import bisect_left
@@ -24,14 +24,15 @@ class DecodeGraphs:
 
     Args:
         run: a step of `size` rows. It may only touch tensors at fixed addresses.
+        sizes: that there are graphs for, ascending.
         pool: of memory, which other graphs may use between their steps.
         enabled: without, `replay` just runs.
     """
 
     def __init__(
-        self, run: Callable[[int], None], most: int, pool: Any, *, enabled: bool = True
+        self, run: Callable[[int], None], sizes: list[int], pool: Any, *, enabled: bool = True
     ) -> None:
-        self.sizes = padded_sizes(most)
+        self.sizes = sizes
         self._run = run
         self._enabled = enabled
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}

@@ -121,9 +121,11 @@ class PieceGraphs:
         def rows(width: int) -> torch.Tensor:
             return torch.zeros((most, width), dtype=weight.dtype, device=weight.device)
 
-        self._residual = rows(model.spec.hidden_size)
+        self.residual = rows(model.spec.hidden_size)
+        """What layers add to, [most, C], after `run` without what the last layer adds."""
+        self.found = rows(first.output.weight.shape[1])
+        """What a layer attended to, [most, H · D]: after `run` the last one."""
         self._products = tuple(rows(width) for width in first.attention.widths)
-        self._found = rows(first.output.weight.shape[1])
         self._pieces: dict[int, _Pieces] = {}
 
     def size_for(self, count: int) -> int | None:
@@ -131,16 +133,17 @@ class PieceGraphs:
         place = bisect_left(self.sizes, count)
         return self.sizes[place] if place < len(self.sizes) else None
 
-    def forward(
-        self, step: StepTensors, count: int, rows: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """As `Decoder.forward`, for a step of one of `sizes`; rows from `count` on are padding.
+    def run(self, step: StepTensors, count: int) -> None:
+        """A step of one of `sizes`, up to the last layer's attention; see `found` and `residual`.
 
         Every step of one size must have its ids, positions and slots at the same addresses.
+
+        Args:
+            count: rows from here on are padding.
         """
         size = step.token_ids.shape[0]
         self._attention.plan(step)
-        found = self._found[:size]
+        found = self.found[:size]
         # What no attention writes must stay finite: experts are chosen by it.
         found[count:].zero_()
         if size in self._pieces:
@@ -148,7 +151,6 @@ class PieceGraphs:
         else:
             self._run(step, found)
             self._pieces[size] = self._capture(step)
-        return self._model.leave(found, self._residual[:size], rows)
 
     def clear(self) -> None:
         """Forget all graphs; those that are needed again are captured again."""
@@ -170,7 +172,7 @@ class PieceGraphs:
 
     def _capture(self, step: StepTensors) -> _Pieces:
         size = step.token_ids.shape[0]
-        found = self._found[:size]
+        found = self.found[:size]
         graph, (angles, projected) = self._record(lambda: self._enter(step))
         pieces = _Pieces([graph], [projected], angles)
         for number in range(1, len(self._model.layers)):
@@ -188,13 +190,13 @@ class PieceGraphs:
         """The first piece: up to the first layer's attention."""
         size = step.token_ids.shape[0]
         made, angles = self._model.enter(step.token_ids, step.positions)
-        residual = self._residual[:size].copy_(made)
+        residual = self.residual[:size].copy_(made)
         return angles, self._project(0, self._model.norms[0](residual), angles)
 
     def _cross(self, number: int, found: torch.Tensor, angles: list[Angles]) -> Projected:
         """From the attention of the layer before to the attention of layer `number`."""
         before = self._model.layers[number - 1]
-        x = self._model.add_up(before, found, self._residual[: found.shape[0]])
+        x = self._model.add_up(before, found, self.residual[: found.shape[0]])
         return self._project(number, x, angles)
 
     def _project(self, number: int, x: torch.Tensor, angles: list[Angles]) -> Projected:

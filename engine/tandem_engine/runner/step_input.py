@@ -1,5 +1,6 @@
 """From a batch of sequences to a step's flat tensors."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,18 +54,22 @@ def build_step(items: Sequence[BatchItem], page_size: int, device: torch.device)
     last_rows = [0] * len(items)
     for row, index in enumerate(split.decodes):
         last_rows[index] = row
-    step, ends = add_chunks(rows, [items[index] for index in split.chunks], page_size)
-    for index, row in zip(split.chunks, ends, strict=True):
+    chunks = [items[index] for index in split.chunks]
+    step = add_chunks(rows, chunks, page_size)
+    for index, row in zip(split.chunks, last_rows_of(chunks, len(decodes)), strict=True):
         last_rows[index] = row
     return StepInput(step, tuple(last_rows))
 
 
-def add_chunks(
-    decodes: StepTensors, items: Sequence[BatchItem], page_size: int
-) -> tuple[StepTensors, list[int]]:
-    """The step with these chunks behind its decodes, and the flat row of each one's last token."""
+def last_rows_of(items: Sequence[BatchItem], first: int) -> list[int]:
+    """The flat row of each chunk's last token, where the chunks begin at row `first`."""
+    return [first + end - 1 for end in itertools.accumulate(len(item.tokens) for item in items)]
+
+
+def add_chunks(decodes: StepTensors, items: Sequence[BatchItem], page_size: int) -> StepTensors:
+    """The step with these chunks behind its decodes."""
     if not items:
-        return decodes, []
+        return decodes
     device = decodes.token_ids.device
     first = decodes.num_decodes
     rows = np.empty((4, sum(len(item.tokens) for item in items)), np.int64)
@@ -74,17 +79,15 @@ def add_chunks(
         found = _tensor(values, device)
         return torch.cat((before, found)) if first else found
 
-    chunks, ends = place_chunks(items, first, page_size, device)
-    step = StepTensors(
+    return StepTensors(
         token_ids=behind(decodes.token_ids, rows[0]),
         positions=behind(decodes.positions, rows[1]),
         slot_blocks=behind(decodes.slot_blocks, rows[2]),
         slot_offsets=behind(decodes.slot_offsets, rows[3]),
         decode_tables=decodes.decode_tables,
         decode_lengths=decodes.decode_lengths,
-        chunks=chunks,
+        chunks=place_chunks(items, first, page_size, device),
     )
-    return step, ends
 
 
 def write_rows(items: Sequence[BatchItem], page_size: int, rows: np.ndarray) -> None:
@@ -102,15 +105,14 @@ def write_rows(items: Sequence[BatchItem], page_size: int, rows: np.ndarray) -> 
 
 def place_chunks(
     items: Sequence[BatchItem], first: int, page_size: int, device: torch.device
-) -> tuple[tuple[Chunk, ...], list[int]]:
-    """The chunks from row `first` on, and the row of each one's last token."""
-    chunks, ends = [], []
+) -> tuple[Chunk, ...]:
+    """The chunks, from row `first` on."""
+    chunks = []
     for item in items:
         table = np.asarray(item.block_table[: -(-item.end // page_size)], np.int64)
         chunks.append(Chunk(first, len(item.tokens), item.start, _tensor(table, device)))
         first += len(item.tokens)
-        ends.append(first - 1)
-    return tuple(chunks), ends
+    return tuple(chunks)
 
 
 def _tensor(values: np.ndarray | list[int], device: torch.device) -> torch.Tensor:

@@ -14,7 +14,7 @@ from tandem_engine.runner.decode_slots import DecodeSlots
 from tandem_engine.runner.model_runner import load_runner
 from tandem_engine.runner.piece_graphs import PieceGraphs, most_rows, piece_sizes
 from tandem_engine.runner.prompt_slots import PromptSlots
-from tandem_engine.runner.step_input import build_step
+from tandem_engine.runner.step_input import build_step, last_rows_of
 from tandem_engine.runner.torch_runner import TorchRunner
 from tandem_engine.startup import Startup
 from tandem_engine.tests.step_driver import GREEDY
@@ -85,15 +85,17 @@ def test_small_models_have_larger_pieces() -> None:
 def test_rows_of_a_step(tmp_path: Path) -> None:
     decodes = [item([7], 4, [5, 6])]
     chunks = [item([1, 2, 3], 2, [8, 9]), item([4, 5], 0, [3])]
-    slots = PromptSlots(16, PAGE, torch.device("cpu"))
-    slots.fill(cast(DecodeSlots, HostDecodes([])), 0, [item(range(16), 0, [0, 1, 2, 3])], 16)
-    step, ends = slots.fill(cast(DecodeSlots, HostDecodes(decodes)), 1, chunks, 8)
+    slots = PromptSlots(16, 3, PAGE, torch.device("cpu"))
+    whole = [item(range(16), 0, [0, 1, 2, 3])]
+    slots.fill(cast(DecodeSlots, HostDecodes([])), 0, whole, 16, [15, 3, 2])
+    step = slots.fill(cast(DecodeSlots, HostDecodes(decodes)), 1, chunks, 8, [5, 0])
+    assert slots.wanted.tolist() == [5, 0, 0]
     assert step.token_ids.tolist() == [7, 1, 2, 3, 4, 5, 0, 0]
     assert step.positions.tolist() == [4, 2, 3, 4, 0, 1, 0, 0]
     assert step.slot_blocks.tolist() == [6, 8, 8, 9, 3, 3, -1, -1]
     assert step.slot_offsets.tolist() == [0, 2, 3, 0, 0, 1, 0, 0]
     assert [(c.row, c.num_tokens, c.start) for c in step.chunks] == [(1, 3, 2), (4, 2, 0)]
-    assert ends == [3, 5]
+    assert last_rows_of(chunks, 1) == [3, 5]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -113,10 +115,9 @@ def test_pieces_compute_what_whole_steps_do(family: str, tmp_path: Path) -> None
 
     model, attention = runner._model, runner._attention
     pieces = PieceGraphs(model, attention, MOST, record)
-    slots = PromptSlots(MOST, PAGE, torch.device("cpu"))
+    slots = PromptSlots(MOST, 3, PAGE, torch.device("cpu"))
     for size in pieces.sizes:
-        padding, _ = slots.fill(cast(DecodeSlots, HostDecodes([])), 0, [], size)
-        pieces.forward(padding, 0, torch.tensor([], dtype=torch.int64))
+        pieces.run(slots.fill(cast(DecodeSlots, HostDecodes([])), 0, [], size), 0)
     assert len(recorded) == len(pieces.sizes) * len(model.layers)
 
     tokens = make_prompt(100)
@@ -138,8 +139,8 @@ def test_pieces_compute_what_whole_steps_do(family: str, tmp_path: Path) -> None
         size = pieces.size_for(count)
         assert size is not None
         host = cast(DecodeSlots, HostDecodes(decodes))
-        step, _ = slots.fill(host, len(decodes), chunks, size)
-        found = pieces.forward(step, count, rows)
+        pieces.run(slots.fill(host, len(decodes), chunks, size, whole.last_rows), count)
+        found = model.leave(pieces.found, pieces.residual, slots.wanted[: len(batch)])
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(runner.kv.cache, cache, rtol=1e-4, atol=1e-4)
     assert sum(recording.replays for recording in recorded) == len(batches) * len(model.layers)

@@ -233,7 +233,7 @@ def _load_cuda(
     budget = config.max_batched_tokens
     prompt_rows = 0
     if config.cuda_graphs:
-        prompt_rows = most_rows(count_weights(spec, parameters), budget)
+        prompt_rows = collective.least(most_rows(count_weights(spec, parameters), budget))
 
     def make(num_blocks: int, longest: int, graphs: bool) -> CudaRunner:
         return CudaRunner(

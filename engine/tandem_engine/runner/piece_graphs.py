@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 _HOST_BOUND: Final = 2 * 10**11
 """Tokens times weights of a layer up to which the host takes longer to launch a layer (0.85 ms on
 the benchmarks' machine) than an H100 takes to compute it."""
-_SMALL: Final = (16, 32, 64)
+_SMALLEST: Final = 64
+"""A step of fewer tokens takes as long: that of reading the weights."""
 _STEP: Final = 128
 """cuBLAS computes tiles of 128 rows anyway."""
 
@@ -48,7 +49,7 @@ def most_rows(layer_weights: int, budget: int) -> int:
 
 def piece_sizes(most: int) -> list[int]:
     """Numbers of tokens that steps with prompts are padded to; none for `most` 0."""
-    sizes = [*_SMALL]
+    sizes = [_SMALLEST]
     size = _STEP
     while size < most:
         sizes.append(size)

@@ -22,7 +22,7 @@ from tandem_engine.tests.test_model_equality import make_prompt
 from tandem_engine.tests.tiny_checkpoints import FAMILIES, save_checkpoint
 
 PAGE = 4
-MOST = 80
+MOST = 144
 
 
 def write(to: Any, values: Any) -> None:
@@ -68,10 +68,10 @@ def item(tokens: Sequence[int], start: int, blocks: Sequence[int]) -> BatchItem:
 
 def test_sizes() -> None:
     assert piece_sizes(0) == []
-    assert piece_sizes(40) == [16, 32, 40]
-    assert piece_sizes(512) == [16, 32, 64, 128, 256, 384, 512]
+    assert piece_sizes(48) == [48]
+    assert piece_sizes(512) == [64, 128, 256, 384, 512]
     assert piece_sizes(1500)[-4:] == [896, 1024, 1280, 1500]
-    assert len(piece_sizes(8192)) == 23
+    assert len(piece_sizes(8192)) == 21
 
 
 def test_small_models_have_larger_pieces() -> None:

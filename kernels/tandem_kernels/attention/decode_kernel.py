@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from tandem_kernels.attention.split_plan import DecodePlan
+from tandem_kernels.launch import Launcher
 from tandem_kernels.overlap import launch_options, wait_for_inputs
 
 _LOG2E = 1.4426950408889634
@@ -205,6 +206,9 @@ def combine_kernel(
         )  # fmt: skip
 
 
+_launch_decode, _launch_combine = Launcher(decode_kernel), Launcher(combine_kernel)
+
+
 def paged_decode(
     query: torch.Tensor,
     key_cache: torch.Tensor,
@@ -247,7 +251,8 @@ def paged_decode(
         tile_bytes = 2 * plan.tile * triton.next_power_of_2(head_dim) * key_cache.element_size()
         stages = min(3, max(2, 200_000 // tile_bytes))
     group, block_d = num_heads // num_kv_heads, max(16, triton.next_power_of_2(head_dim))
-    decode_kernel[(num_kv_heads, plan.units.shape[0])](
+    _launch_decode(
+        (num_kv_heads, plan.units.shape[0], 1),
         query,
         key_cache,
         value_cache,
@@ -283,7 +288,8 @@ def paged_decode(
     )
     if fused:
         return out
-    combine_kernel[(batch, num_heads)](
+    _launch_combine(
+        (batch, num_heads, 1),
         plan.requests,
         out,
         plan.partial_out,

@@ -1,6 +1,7 @@
 """Decode steps and prefills of the whole engine's runner on a GPU, with random weights.
 
-    python engine/benchmarks/cuda_steps.py [--model llama-8b] [--max-batched-tokens 8192]
+    python engine/benchmarks/cuda_steps.py [--model llama-8b] [--max-batched-tokens 8192] \
+        [--no-cuda-graphs]
 
 A decode step is timed as the core runs it: the next one is launched before the results of the last
 are read; beside it the same CUDA graph replayed alone says how long the GPU had to wait. Floors are
@@ -20,7 +21,7 @@ from tandem_kernels.bench.timing import measure_ceilings
 
 DECODES: Final = ((1, 1024), (32, 1024), (256, 1024), (32, 8192))
 """(sequences, context)."""
-PREFILLS: Final = (1024, 8192, 32768)
+PREFILLS: Final = (64, 128, 256, 512, 1024, 8192, 32768)
 
 
 def main() -> None:
@@ -28,11 +29,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="llama-8b")
     parser.add_argument("--max-batched-tokens", type=int, default=8192)
+    parser.add_argument("--no-cuda-graphs", action="store_true")
     arguments = parser.parse_args()
     startup = Startup()
     with tempfile.TemporaryDirectory() as folder:
         uri = model_uri(arguments.model, Path(folder))
-        runner = open_runner(uri, max(PREFILLS), arguments.max_batched_tokens, 256, startup)
+        graphs = not arguments.no_cuda_graphs
+        budget = arguments.max_batched_tokens
+        runner = open_runner(uri, max(PREFILLS), budget, 256, startup, graphs=graphs)
     ceilings = measure_ceilings()
     print(f"{ceilings.device}: copy {ceilings.copy / 1e12:.3f} TB/s,", end=" ")
     print(f"matmul {ceilings.matmul / 1e12:.0f} TFLOP/s; {startup.report().describe()}", flush=True)
@@ -46,7 +50,7 @@ def main() -> None:
             flush=True,
         )
     for length in PREFILLS:
-        seconds = steps.time_prefill(length, arguments.max_batched_tokens)
+        seconds = steps.time_prefill(length, budget)
         rate = steps.floor.prefill_operations(length) / seconds
         print(
             f"prefill {length:6d}: {seconds:.4f} s, {rate / 1e12:.0f} TFLOP/s,"

@@ -21,7 +21,9 @@ STEPS: Final = 60
 GREEDY: Final = SamplingParams(max_tokens=1 << 20, temperature=0.0)
 
 
-def open_runner(uri: str, longest: int, budget: int, most: int, startup: "Startup") -> "CudaRunner":
+def open_runner(
+    uri: str, longest: int, budget: int, most: int, startup: "Startup", *, graphs: bool = True
+) -> "CudaRunner":
     """A runner with random weights, for sequences of at most `longest` tokens and `most` of them.
 
     Raises:
@@ -38,6 +40,7 @@ def open_runner(uri: str, longest: int, budget: int, most: int, startup: "Startu
         max_batched_tokens=budget,
         chunk_tokens=budget,
         max_running=most,
+        cuda_graphs=graphs,
     ).resolve_auto({})
     runner = load_runner(config, startup)
     assert isinstance(runner, CudaRunner)

@@ -53,7 +53,7 @@ class WorkerConfig:
     dtype: Dtype = "Auto"  # of weights, activations and KV
     format: WeightFormat = "Auto"  # of the weight files
     device: Device = "auto"
-    cuda_graphs: bool = True  # decode steps on a GPU as CUDA graphs
+    cuda_graphs: bool = True  # steps on a GPU as CUDA graphs
     transfer: Transfer = "Auto"  # KV transport; Auto: the best that both sides can do
     chunk_tokens: int = 2048  # prompt tokens computed between two pushes of KV
     local_prefill_tokens: int = 128  # uncached suffixes up to this long are never sent away
@@ -170,7 +170,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "--cuda-graphs",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="run decode steps on a GPU as CUDA graphs",
+        help="run steps on a GPU as CUDA graphs",
     )
     add("--transfer", choices=get_args(Transfer), default="Auto", help="KV transport")
     add("--chunk-tokens", type=int, default=2048, help="prompt tokens between two pushes")

@@ -54,7 +54,7 @@ class AttentionBackend(ABC):
     """Writes a step's KV into the pages and attends over them.
 
     The runner owns the KV cache and lends it for the backend's lifetime. For each step it calls
-    `plan` once, then `attend` once per layer, in order, from one thread.
+    `plan` once, then `store` and `attend` once per layer, in order, from one thread.
     """
 
     @abstractmethod
@@ -62,19 +62,35 @@ class AttentionBackend(ABC):
         """Prepare what the layers of this step share."""
 
     @abstractmethod
-    def attend(
+    def store(
         self,
         layer: int,
         qkv: torch.Tensor,
         angles: tuple[torch.Tensor, torch.Tensor],
         norms: HeadNorms | None,
     ) -> torch.Tensor:
-        """Norm and rotate, store the step's KV of one layer, attend causally within its window.
+        """Norm and rotate, and store the step's KV of one layer.
+
+        Of the step it depends on the slots alone, so that a CUDA graph can hold it.
 
         Args:
             qkv: [T, (H + 2 K) · D], the fused projection's output; may be changed.
             angles: cosines and sines [T, D/2].
 
         Returns:
-            [T, H · D].
+            The queries [T, H, D], perhaps as a view of `qkv`.
+        """
+
+    @abstractmethod
+    def attend(
+        self, layer: int, query: torch.Tensor, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Attend causally within the layer's window.
+
+        Args:
+            query: [T, H, D], of `store`.
+            out: [T, H · D]; rows that belong to no decode and no chunk are left as they are.
+
+        Returns:
+            [T, H · D]: `out` where it is given.
         """

@@ -39,6 +39,7 @@ class LatentBackend(ABC):
         latents: torch.Tensor,
         angles: tuple[torch.Tensor, torch.Tensor],
         weights: LatentWeights,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Norm and rotate, store the step's latents of one layer, attend causally.
 
@@ -46,7 +47,8 @@ class LatentBackend(ABC):
             query: [T, H, C + P].
             latents: [T, R + P], as projected.
             angles: cosines and sines [T, P/2].
+            out: [T, H · V]; rows that belong to no decode and no chunk are left as they are.
 
         Returns:
-            [T, H · V].
+            [T, H · V]: `out` where it is given.
         """

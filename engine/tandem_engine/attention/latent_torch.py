@@ -4,6 +4,7 @@ import torch
 
 from tandem_engine.attention.backend import StepTensors
 from tandem_engine.attention.latent_backend import LatentBackend, LatentWeights
+from tandem_engine.attention.torch_backend import join_rows
 from tandem_engine.models.spec import ModelSpec
 from tandem_kernels.mla import decode_attention, extend_attention, rope_and_write
 
@@ -32,6 +33,7 @@ class TorchLatentAttention(LatentBackend):
         latents: torch.Tensor,
         angles: tuple[torch.Tensor, torch.Tensor],
         weights: LatentWeights,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         step, nope, cache = self._step, self._latent.nope_dim, self._caches[layer]
         assert step is not None, "plan() comes before attend()"
@@ -66,7 +68,7 @@ class TorchLatentAttention(LatentBackend):
                     self._scale,
                 )
             )
-        return (found[0] if len(found) == 1 else torch.cat(found)).flatten(1)
+        return join_rows(found, out)
 
     def _decode(
         self,

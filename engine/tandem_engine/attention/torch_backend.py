@@ -54,7 +54,7 @@ class TorchAttention(AttentionBackend):
             mask &= positions >= lengths - window
         return tables, mask
 
-    def attend(
+    def store(
         self,
         layer: int,
         qkv: torch.Tensor,
@@ -62,10 +62,16 @@ class TorchAttention(AttentionBackend):
         norms: HeadNorms | None,
     ) -> torch.Tensor:
         step = self._step
+        assert step is not None, "plan() comes before store()"
+        slots = (step.slot_blocks, step.slot_offsets)
+        return rotate_and_store(self._spec, qkv, angles, norms, *self._caches[layer], *slots)
+
+    def attend(
+        self, layer: int, query: torch.Tensor, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        step = self._step
         assert step is not None, "plan() comes before attend()"
         keys, values = self._caches[layer]
-        slots = (step.slot_blocks, step.slot_offsets)
-        query = rotate_and_store(self._spec, qkv, angles, norms, keys, values, *slots)
         scale, softcap = self._spec.attention_scale, self._spec.attention_softcap
         window = self._windows[layer]
         found = []
@@ -87,7 +93,18 @@ class TorchAttention(AttentionBackend):
                     softcap,
                 )
             )
-        return (found[0] if len(found) == 1 else torch.cat(found)).flatten(1)
+        return join_rows(found, out)
+
+
+def join_rows(found: list[torch.Tensor], out: torch.Tensor | None) -> torch.Tensor:
+    """Rows [*, H, D] one after the other, [T, H · D]; at the start of `out` where it is given."""
+    if out is not None and not found:
+        return out
+    rows = (found[0] if len(found) == 1 else torch.cat(found)).flatten(1)
+    if out is None:
+        return rows
+    out[: rows.shape[0]] = rows
+    return out
 
 
 def rotate_and_store(

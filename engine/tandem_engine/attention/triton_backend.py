@@ -124,27 +124,36 @@ class TritonAttention(AttentionBackend):
             query = qkv[:, : spec.num_heads * spec.head_dim].unflatten(1, (spec.num_heads, -1))
             self._extend_alone(chunk, query, keys, values)
 
-    def attend(
+    def store(
         self,
         layer: int,
         qkv: torch.Tensor,
         angles: tuple[torch.Tensor, torch.Tensor],
         norms: HeadNorms | None,
     ) -> torch.Tensor:
+        step = self._step
+        assert step is not None, "plan() comes before store()"
+        slots = (step.slot_blocks, step.slot_offsets)
+        return rotate_and_store(self._spec, qkv, angles, norms, *self._caches[layer], *slots)
+
+    def attend(
+        self, layer: int, query: torch.Tensor, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         step, spec = self._step, self._spec
         assert step is not None, "plan() comes before attend()"
         keys, values = self._caches[layer]
-        slots = (step.slot_blocks, step.slot_offsets)
-        query = rotate_and_store(spec, qkv, angles, norms, keys, values, *slots)
         window = self._windows[layer]
         limits = (spec.attention_scale, window, spec.attention_softcap)
         if (
-            len(step.chunks) == 1
+            out is None
+            and len(step.chunks) == 1
             and not step.num_decodes
             and self._suits_cudnn(step.chunks[0], window)
         ):
             return self._extend_alone(step.chunks[0], query, keys, values).flatten(1)
-        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        if out is None:
+            out = query.new_empty((query.shape[0], query.shape[1] * query.shape[2]))
+        rows = out.view(query.shape)
         count = step.num_decodes
         if count:
             paged_decode(
@@ -152,7 +161,7 @@ class TritonAttention(AttentionBackend):
                 keys,
                 values,
                 self._decode[window],
-                out[:count],
+                rows[:count],
                 spec.attention_scale,
                 spec.attention_softcap,
                 overlap=self._overlap,
@@ -160,13 +169,13 @@ class TritonAttention(AttentionBackend):
         runs = list(self._runs)
         for chunk, run in self._alone:
             if self._suits_cudnn(chunk, window):
-                self._extend_alone(chunk, query[run.rows], keys, values, out[run.rows])
+                self._extend_alone(chunk, query[run.rows], keys, values, rows[run.rows])
             else:
                 runs.append(run)
         for run in runs:
             chunks = (run.tables, run.starts, run.row_starts, run.longest)
-            paged_extend(query[run.rows], keys, values, *chunks, *limits, out=out[run.rows])
-        return out.flatten(1)
+            paged_extend(query[run.rows], keys, values, *chunks, *limits, out=rows[run.rows])
+        return out
 
     def _extend_alone(
         self,

@@ -10,8 +10,8 @@ size, H query heads, K KV heads, D head dimension, V vocabulary.
 import torch
 
 from tandem_engine.attention.backend import AttentionBackend, HeadNorms, StepTensors
-from tandem_engine.attention.latent_backend import LatentBackend
 from tandem_engine.models.collective import ALONE, Collective
+from tandem_engine.models.layer_attention import Angles, Backend, LayerAttention, Projected
 from tandem_engine.models.layers import (
     Embedding,
     GatedMlp,
@@ -26,11 +26,8 @@ from tandem_engine.models.rope import RotaryAngles
 from tandem_engine.models.spec import ModelSpec
 from tandem_kernels.linear import wide_linear
 
-Angles = tuple[torch.Tensor, torch.Tensor]
-Backend = AttentionBackend | LatentBackend
 
-
-class HeadAttention:
+class HeadAttention(LayerAttention):
     """Queries, keys and values of all heads by one projection."""
 
     def __init__(self, spec: ModelSpec, parameters: Parameters, number: int) -> None:
@@ -39,10 +36,29 @@ class HeadAttention:
         self.qkv = Linear(parameters, f"{prefix}.qkv")
         self.norms = _head_norms(spec, parameters, prefix)
 
-    def __call__(self, x: torch.Tensor, angles: Angles, attention: Backend) -> torch.Tensor:
-        """[T, C] → [T, H · D]; KV of the tokens goes to the pages."""
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The one projection's."""
+        return (self.qkv.weight.shape[0],)
+
+    def project(
+        self, x: torch.Tensor, angles: Angles, attention: Backend, out: Projected | None = None
+    ) -> Projected:
+        """[T, C] → queries [T, H, D]; KV of the tokens goes to the pages."""
         assert isinstance(attention, AttentionBackend)
-        return attention.attend(self.number, self.qkv(x), angles, self.norms)
+        qkv = self.qkv(x, None if out is None else out[0])
+        return (attention.store(self.number, qkv, angles, self.norms),)
+
+    def attend(
+        self,
+        projected: Projected,
+        angles: Angles,
+        attention: Backend,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Queries [T, H, D] → [T, H · D]."""
+        assert isinstance(attention, AttentionBackend)
+        return attention.attend(self.number, projected[0], out)
 
 
 class DecoderLayer:
@@ -55,7 +71,7 @@ class DecoderLayer:
         self.number = number
         self.rope = spec.layers[number].rope
         kind = HeadAttention if spec.latent is None else LatentAttention
-        self.attention = kind(spec, parameters, number)
+        self.attention: LayerAttention = kind(spec, parameters, number)
         self.collective = collective
         self.output = PartialLinear(parameters, f"{prefix}.output", collective)
         self.mlp_norm = Norm(spec, parameters, f"{prefix}.mlp_norm")
@@ -66,9 +82,25 @@ class DecoderLayer:
             self.after_attention_norm = Norm(spec, parameters, f"{prefix}.after_attention_norm")
             self.after_mlp_norm = Norm(spec, parameters, f"{prefix}.after_mlp_norm")
 
-    def attend(self, x: torch.Tensor, angles: list[Angles], attention: Backend) -> torch.Tensor:
-        """[T, C] → [T, H · D], before the output projection; KV of the tokens goes to the pages."""
-        return self.attention(x, angles[self.rope], attention)
+    def project(
+        self,
+        x: torch.Tensor,
+        angles: list[Angles],
+        attention: Backend,
+        out: Projected | None = None,
+    ) -> Projected:
+        """[T, C] → what `attend` takes."""
+        return self.attention.project(x, angles[self.rope], attention, out)
+
+    def attend(
+        self,
+        projected: Projected,
+        angles: list[Angles],
+        attention: Backend,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """→ [T, H · D], before the output projection."""
+        return self.attention.attend(projected, angles[self.rope], attention, out)
 
     def feed_forward(
         self, found: torch.Tensor, residual: torch.Tensor, next_norm: Norm
@@ -134,6 +166,7 @@ class Decoder:
             for rope in spec.ropes
         ]
         self.dtype = embedding.dtype
+        self.residual_dtype = torch.float32 if spec.residual_in_float32 else self.dtype
 
     def forward(
         self, step: StepTensors, attention: Backend, rows: torch.Tensor | None = None
@@ -143,21 +176,43 @@ class Decoder:
         Every token's KV is stored. What only concerns rows that nobody wants is left out.
         """
         attention.plan(step)
-        residual = self.embedding(step.token_ids)
-        if self.spec.residual_in_float32:
-            residual = residual.float()
+        residual, angles = self.enter(step.token_ids, step.positions)
+        x = self.start(residual)
+        for layer in self.layers[:-1]:
+            found = layer.attend(layer.project(x, angles, attention), angles, attention)
+            x = self.add_up(layer, found, residual)
+        last = self.layers[-1]
+        found = last.attend(last.project(x, angles, attention), angles, attention)
+        return self.leave(found, residual, rows)
+
+    def enter(
+        self, token_ids: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, list[Angles]]:
+        """What the layers add to, [T, C], and each rope's angles, for ids and positions [T]."""
+        residual = self.embedding(token_ids).to(self.residual_dtype)
         if self.spec.embedding_scale != 1.0:
             residual = residual * self.spec.embedding_scale
-        angles = [rope.at(step.positions, self.dtype) for rope in self.ropes]
-        x = self.norms[0](residual).to(self.dtype)
-        for layer, next_norm in zip(self.layers, self.norms[1:], strict=True):
-            found = layer.attend(x, angles, attention)
-            if rows is not None and layer.number == self.spec.num_layers - 1:
-                found, residual = found[rows], residual[rows]
-                if not rows.shape[0]:
-                    return residual
-            x = layer.feed_forward(found, residual, next_norm)
-        return x
+        return residual, [rope.at(positions, self.dtype) for rope in self.ropes]
+
+    def start(self, residual: torch.Tensor) -> torch.Tensor:
+        """What the first layer computes from, [T, C]."""
+        return self.norms[0](residual).to(self.dtype)
+
+    def add_up(
+        self, layer: DecoderLayer, found: torch.Tensor, residual: torch.Tensor
+    ) -> torch.Tensor:
+        """From what a layer attended to [T, H · D] to its last norm [T, C]; changes `residual`."""
+        return layer.feed_forward(found, residual, self.norms[layer.number + 1])
+
+    def leave(
+        self, found: torch.Tensor, residual: torch.Tensor, rows: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The last layer's end: `forward`'s result; `residual` may be changed."""
+        if rows is not None:
+            found, residual = found[rows], residual[rows]
+            if not rows.shape[0]:
+                return residual
+        return self.add_up(self.layers[-1], found, residual)
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """[R, C] → [R, V] float32, into `out` where it is given."""

@@ -21,8 +21,8 @@ class Linear:
         self.weight = parameters[f"{name}.weight"]  # [out, in]
         self.bias = parameters.get(f"{name}.bias")  # [out]
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight, self.bias)
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return linear(x, self.weight, self.bias, out)
 
 
 class PartialLinear:

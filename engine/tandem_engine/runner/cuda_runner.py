@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
@@ -11,13 +12,18 @@ from tandem_engine.models.collective import ALONE, Collective
 from tandem_engine.models.decoder import Decoder
 from tandem_engine.models.spec import ModelSpec
 from tandem_engine.runner.base import Batch, BatchItem, PendingStep, Runner, SampledToken
-from tandem_engine.runner.decode_graphs import DecodeGraphs
+from tandem_engine.runner.decode_graphs import DecodeGraphs, padded_sizes
 from tandem_engine.runner.decode_slots import DecodeSlots
 from tandem_engine.runner.device_kv import DeviceKVStore
-from tandem_engine.runner.step_input import Split, add_chunks, split_batch
+from tandem_engine.runner.piece_graphs import CudaRecorder, PieceGraphs
+from tandem_engine.runner.prompt_slots import PromptSlots
+from tandem_engine.runner.step_input import Split, add_chunks, last_rows_of, split_batch
 from tandem_engine.sampling.sampler import Choice, Sampler
 from tandem_engine.upload import upload
 from tandem_kernels.sampling import argmax
+
+_END_SIZES: Final = (1, 8, 64)
+"""Rows whose logits are wanted of a step with prompts are padded to these, or to the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,8 @@ class CudaRunner(Runner):
         kv: owned by the runner from here on.
         max_running: most sequences that decode at once.
         chunk_sizes: tokens of the chunks that long prompts are cut into.
-        graphs: whether decode steps are CUDA graphs.
+        prompt_rows: tokens of the largest step with prompts that is made of CUDA graphs.
+        graphs: whether decode steps are CUDA graphs, and those that `prompt_rows` allows.
         collective: owned too. Every rank is given the same batches; the first one samples, and the
             others have no results.
     """
@@ -66,6 +73,7 @@ class CudaRunner(Runner):
         max_running: int,
         *,
         chunk_sizes: Collection[int] = (),
+        prompt_rows: int = 0,
         graphs: bool = True,
         collective: Collective = ALONE,
     ) -> None:
@@ -90,7 +98,15 @@ class CudaRunner(Runner):
         self._logits = torch.empty(
             (max_running, spec.vocab_size), dtype=torch.float32, device=self._device
         )
-        self._graphs = DecodeGraphs(self._decode, max_running, enabled=graphs)
+        pool = torch.cuda.graph_pool_handle()
+        sizes = padded_sizes(max_running)
+        self._graphs = DecodeGraphs(self._decode, sizes, pool, enabled=graphs)
+        self._prompts = PromptSlots(prompt_rows, max_running, self._page, self._device)
+        recorder = CudaRecorder(pool)
+        self._pieces = PieceGraphs(self._model, self._attention, prompt_rows, recorder)
+        ends = [size for size in _END_SIZES if size < max_running] + [max_running]
+        self._ends = DecodeGraphs(self._end, ends, pool, enabled=graphs)
+        self._captures = graphs
 
     def prepare_attention(self) -> None:
         """Do beforehand what would hold the first long prompt up."""
@@ -104,9 +120,27 @@ class CudaRunner(Runner):
             self._slots.stage([])
             self._graphs.capture_all(progress)
 
+    def capture_pieces(self) -> None:
+        """The same for steps with prompts."""
+        if not self._captures:
+            return
+        with torch.inference_mode():
+            # Larger ones first: the smaller ones fit into the memory of theirs.
+            for size in reversed(self._pieces.sizes):
+                self._pieces.run(self._prompts.fill(self._slots, 0, [], size), 0)
+            if self._pieces.sizes:
+                self._ends.capture_all(lambda _: None)
+
     def _decode(self, size: int) -> None:
         """A step of `size` rows: staged inputs → logits, and the most likely tokens."""
         hidden = self._model.forward(self._slots.fill(size), self._attention)
+        logits = self._model.logits(hidden, out=self._logits[:size])
+        argmax(logits, out=self._slots.sampled[:size])
+
+    def _end(self, size: int) -> None:
+        """The end of a step of pieces for `size` rows of it: logits, and the most likely tokens."""
+        pieces, rows = self._pieces, self._prompts.wanted[:size]
+        hidden = self._model.leave(pieces.found, pieces.residual, rows)
         logits = self._model.logits(hidden, out=self._logits[:size])
         argmax(logits, out=self._slots.sampled[:size])
 
@@ -158,27 +192,41 @@ class CudaRunner(Runner):
         return choice
 
     def _run_mixed(self, items: list[BatchItem], split: Split, sampled: list[int]) -> Choice | None:
-        """Prompt chunks, with decodes beside them: not from a graph."""
+        """Prompt chunks, with decodes beside them: not from one graph."""
         self._slots.stage([items[index] for index in split.decodes])
         size = self._graphs.size_for(len(split.decodes)) if split.decodes else 0
         chunks = [items[index] for index in split.chunks]
-        step, ends = add_chunks(self._slots.fill(size), chunks, self._page)
+        ends = last_rows_of(chunks, size)
         place = {index: row for row, index in enumerate(split.decodes)}
         place.update(zip(split.chunks, ends, strict=True))
         wanted = [place[index] for index in sampled]
+        count = ends[-1] + 1
+        padded = self._pieces.size_for(count)
+        if padded is None or not self._captures or len(wanted) > self._slots.max_rows:
+            logits, tokens = self._run_whole(size, chunks, wanted), None
+        else:
+            step = self._prompts.fill(self._slots, size, chunks, padded, wanted)
+            self._pieces.run(step, count)
+            logits, tokens = self._logits[: len(wanted)], self._slots.sampled[: len(wanted)]
+            if wanted:
+                self._ends.replay(self._ends.size_for(len(wanted)))
+        if not wanted or not self._collective.is_first:
+            return None
+        return self._sampler.choose(logits, [items[index] for index in sampled], tokens)
+
+    def _run_whole(self, size: int, chunks: list[BatchItem], wanted: list[int]) -> torch.Tensor:
+        """A step of `size` decodes and these chunks without graphs: logits of the wanted rows."""
+        step = add_chunks(self._slots.fill(size), chunks, self._page)
         rows = upload(wanted, torch.int64, self._device)
         hidden = self._model.forward(step, self._attention, rows)
-        if not sampled:
-            return None
-        logits = self._model.logits(hidden)
-        if not self._collective.is_first:
-            return None
-        return self._sampler.choose(logits, [items[index] for index in sampled])
+        return self._model.logits(hidden) if wanted else hidden
 
     def close(self) -> None:
         torch.cuda.synchronize()
         # Communicators outlive the graphs that use them.
         self._graphs.clear()
+        self._pieces.clear()
+        self._ends.clear()
         self._collective.close()
 
     def abandon(self) -> None:

@@ -1,8 +1,9 @@
-"""Decode steps as CUDA graphs, one per padded batch size."""
+"""Functions of a batch size as CUDA graphs, one per padded size: decode steps, above all."""
 
 import logging
 from bisect import bisect_left
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -23,15 +24,19 @@ class DecodeGraphs:
 
     Args:
         run: a step of `size` rows. It may only touch tensors at fixed addresses.
+        sizes: that there are graphs for, ascending.
+        pool: of memory, which other graphs may use between their steps.
         enabled: without, `replay` just runs.
     """
 
-    def __init__(self, run: Callable[[int], None], most: int, *, enabled: bool = True) -> None:
-        self.sizes = padded_sizes(most)
+    def __init__(
+        self, run: Callable[[int], None], sizes: list[int], pool: Any, *, enabled: bool = True
+    ) -> None:
+        self.sizes = sizes
         self._run = run
         self._enabled = enabled
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool = pool
 
     def size_for(self, count: int) -> int:
         """The smallest padded size that holds `count` sequences."""

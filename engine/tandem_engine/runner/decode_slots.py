@@ -82,17 +82,26 @@ class DecodeSlots:
         for row in rows:
             self._tables[row].copy_(self._host_tables[row], non_blocking=True)
 
-    def fill(self, size: int) -> StepTensors:
-        """A step of `size` rows over what `stage` sent; rows without a sequence are padding."""
-        inputs, tables = self._inputs.first(size), self._tables[:size]
+    def fill(self, size: int, rows: torch.Tensor | None = None) -> StepTensors:
+        """A step of `size` rows over what `stage` sent; rows without a sequence are padding.
+
+        Args:
+            rows: [4, T] int64: ids, positions, blocks and offsets of a step that has other rows
+                behind these. They are written here instead, and are the result's.
+        """
+        whole, tables = self._inputs.first(size), self._tables[:size]
+        if rows is not None:
+            ids, positions, blocks, offsets = rows.unbind()
+            whole = DecodeInputs(ids, positions, blocks, offsets, whole.lengths)
         if size:
+            inputs = whole.first(size)
             fill_inputs(self._staged[:, :size], self.sampled, tables, self._page, inputs)
         return StepTensors(
-            token_ids=inputs.token_ids,
-            positions=inputs.positions,
-            slot_blocks=inputs.slot_blocks,
-            slot_offsets=inputs.slot_offsets,
+            token_ids=whole.token_ids,
+            positions=whole.positions,
+            slot_blocks=whole.slot_blocks,
+            slot_offsets=whole.slot_offsets,
             decode_tables=tables,
-            decode_lengths=inputs.lengths,
+            decode_lengths=whole.lengths,
             chunks=(),
         )

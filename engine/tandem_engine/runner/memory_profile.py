@@ -79,8 +79,13 @@ def measure_memory(
     max_tokens: int,
     max_running: int,
     num_graphs: int,
+    graph_rows: int,
 ) -> MemoryPlan:
-    """Run the worst step on a runner that has next to no KV cache, and take the account."""
+    """Run the worst step on a runner that has next to no KV cache, and take the account.
+
+    Args:
+        graph_rows: of the largest graph, whose memory all graphs share.
+    """
     for length in _WARM_LENGTHS:
         runner.execute(Batch([_item(length, sample=False)]))
     torch.cuda.synchronize(device)
@@ -97,5 +102,5 @@ def measure_memory(
         others=total - free - torch.cuda.memory_reserved(device),
         held=held,
         activations=activations,
-        graphs=num_graphs * _PER_GRAPH + activations // 8,
+        graphs=num_graphs * _PER_GRAPH + activations * graph_rows // max(max_tokens, graph_rows),
     )

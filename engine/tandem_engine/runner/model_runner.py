@@ -233,13 +233,17 @@ def _load_cuda(
     from tandem_engine.runner.decode_graphs import padded_sizes
     from tandem_engine.runner.device_kv import DeviceKVStore
     from tandem_engine.runner.memory_profile import measure_memory
+    from tandem_engine.runner.piece_graphs import count_weights, most_rows, piece_sizes
 
     layout = _kv_layout(config, spec, dtype)
     max_model_len = config.max_model_len or spec.max_position
     kv_memory = config.kv_memory_bytes // config.tensor_parallel  # of each rank
     budget = config.max_batched_tokens
+    prompt_rows = 0
+    if config.cuda_graphs:
+        prompt_rows = collective.least(most_rows(count_weights(spec, parameters), budget))
 
-    def make(num_blocks: int, longest: int) -> CudaRunner:
+    def make(num_blocks: int, longest: int, graphs: bool) -> CudaRunner:
         return CudaRunner(
             spec,
             parameters,
@@ -248,18 +252,23 @@ def _load_cuda(
             longest,
             config.max_running,
             chunk_sizes={budget, min(budget, config.chunk_tokens)},
-            graphs=config.cuda_graphs,
+            prompt_rows=prompt_rows,
+            graphs=graphs,
             collective=collective,
         )
 
+    num_graphs = 0
+    if config.cuda_graphs:
+        num_graphs = len(padded_sizes(config.max_running)) + len(piece_sizes(prompt_rows))
     progress("profile", 0.0)
     plan = measure_memory(
-        make(1, max_model_len),
+        make(1, max_model_len, False),
         device,
         percent=config.gpu_memory_percent,
         max_tokens=budget,
         max_running=config.max_running,
-        num_graphs=len(padded_sizes(config.max_running)) if config.cuda_graphs else 0,
+        num_graphs=num_graphs,
+        graph_rows=max(config.max_running, prompt_rows),
     )
     least = layout.block_bytes * max(1, -(-config.max_model_len // layout.page_size))
     plan.check(max(least, kv_memory))
@@ -267,10 +276,11 @@ def _load_cuda(
     flag = "--kv-memory" if kv_memory else "--gpu-memory-percent"
     longest = _fit_length(config, spec, num_blocks, flag)
     torch.cuda.empty_cache()
-    runner = make(num_blocks, longest)
+    runner = make(num_blocks, longest, config.cuda_graphs)
+    progress("graphs", 0.0)
+    runner.capture_pieces()
     if config.role != "prefill":
         # A prefill worker decodes rarely, if ever: it captures what it needs when it does.
-        progress("graphs", 0.0)
         runner.capture_graphs(lambda fraction: progress("graphs", fraction))
     return runner
 

@@ -1,5 +1,6 @@
 """From a batch of sequences to a step's flat tensors."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,51 +54,65 @@ def build_step(items: Sequence[BatchItem], page_size: int, device: torch.device)
     last_rows = [0] * len(items)
     for row, index in enumerate(split.decodes):
         last_rows[index] = row
-    step, ends = add_chunks(rows, [items[index] for index in split.chunks], page_size)
-    for index, row in zip(split.chunks, ends, strict=True):
+    chunks = [items[index] for index in split.chunks]
+    step = add_chunks(rows, chunks, page_size)
+    for index, row in zip(split.chunks, last_rows_of(chunks, len(decodes)), strict=True):
         last_rows[index] = row
     return StepInput(step, tuple(last_rows))
 
 
-def add_chunks(
-    decodes: StepTensors, items: Sequence[BatchItem], page_size: int
-) -> tuple[StepTensors, list[int]]:
-    """The step with these chunks behind its decodes, and the flat row of each one's last token."""
+def last_rows_of(items: Sequence[BatchItem], first: int) -> list[int]:
+    """The flat row of each chunk's last token, where the chunks begin at row `first`."""
+    return [first + end - 1 for end in itertools.accumulate(len(item.tokens) for item in items)]
+
+
+def add_chunks(decodes: StepTensors, items: Sequence[BatchItem], page_size: int) -> StepTensors:
+    """The step with these chunks behind its decodes."""
     if not items:
-        return decodes, []
+        return decodes
     device = decodes.token_ids.device
     first = decodes.num_decodes
-    num_tokens = sum(len(item.tokens) for item in items)
-    token_ids = np.empty(num_tokens, np.int64)
-    positions = np.empty(num_tokens, np.int64)
-    slot_blocks = np.empty(num_tokens, np.int64)
-    chunks: list[Chunk] = []
-    ends: list[int] = []
-    row = 0
-    for item in items:
-        span = slice(row, row + len(item.tokens))
-        table = np.asarray(item.block_table[: -(-item.end // page_size)], np.int64)
-        token_ids[span] = item.tokens
-        positions[span] = np.arange(item.start, item.end)
-        slot_blocks[span] = table[positions[span] // page_size]
-        chunks.append(Chunk(first + row, len(item.tokens), item.start, _tensor(table, device)))
-        row = span.stop
-        ends.append(first + row - 1)
+    rows = np.empty((4, sum(len(item.tokens) for item in items)), np.int64)
+    write_rows(items, page_size, rows)
 
     def behind(before: torch.Tensor, values: np.ndarray) -> torch.Tensor:
         found = _tensor(values, device)
         return torch.cat((before, found)) if first else found
 
-    step = StepTensors(
-        token_ids=behind(decodes.token_ids, token_ids),
-        positions=behind(decodes.positions, positions),
-        slot_blocks=behind(decodes.slot_blocks, slot_blocks),
-        slot_offsets=behind(decodes.slot_offsets, positions % page_size),
+    return StepTensors(
+        token_ids=behind(decodes.token_ids, rows[0]),
+        positions=behind(decodes.positions, rows[1]),
+        slot_blocks=behind(decodes.slot_blocks, rows[2]),
+        slot_offsets=behind(decodes.slot_offsets, rows[3]),
         decode_tables=decodes.decode_tables,
         decode_lengths=decodes.decode_lengths,
-        chunks=tuple(chunks),
+        chunks=place_chunks(items, first, page_size, device),
     )
-    return step, ends
+
+
+def write_rows(items: Sequence[BatchItem], page_size: int, rows: np.ndarray) -> None:
+    """Ids, positions, blocks and offsets of the chunks' tokens into rows [4, T]."""
+    row = 0
+    for item in items:
+        span = rows[:, row : row + len(item.tokens)]
+        table = np.asarray(item.block_table[: -(-item.end // page_size)], np.int64)
+        span[0] = item.tokens
+        span[1] = np.arange(item.start, item.end)
+        span[2] = table[span[1] // page_size]
+        row += len(item.tokens)
+    np.remainder(rows[1], page_size, out=rows[3])
+
+
+def place_chunks(
+    items: Sequence[BatchItem], first: int, page_size: int, device: torch.device
+) -> tuple[Chunk, ...]:
+    """The chunks, from row `first` on."""
+    chunks = []
+    for item in items:
+        table = np.asarray(item.block_table[: -(-item.end // page_size)], np.int64)
+        chunks.append(Chunk(first, len(item.tokens), item.start, _tensor(table, device)))
+        first += len(item.tokens)
+    return tuple(chunks)
 
 
 def _tensor(values: np.ndarray | list[int], device: torch.device) -> torch.Tensor:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from tandem_engine.models.collective import ALONE, Collective
-from tandem_engine.models.decoder import Backend, Decoder
+from tandem_engine.models.decoder import Decoder
+from tandem_engine.models.layer_attention import Backend
 from tandem_engine.models.spec import ModelSpec
 from tandem_engine.runner.base import Batch, Runner, SampledToken
 from tandem_engine.runner.kv_pages import HostKVStore

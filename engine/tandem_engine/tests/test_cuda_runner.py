@@ -53,6 +53,21 @@ def test_batches_of_1_to_64(graphs: bool, tmp_path: Path) -> None:
     runner.close()
 
 
+@pytest.mark.parametrize("family", ["llama3", "gemma3", "qwen3_moe", "deepseek_v3"])
+def test_prompts_of_1_to_1100(family: str, tmp_path: Path) -> None:
+    """Steps of pieces, padded, and such as are too long for them; alone, and beside decodes."""
+    model = save_checkpoint(family, tmp_path)
+    lengths = [1, 2, 17, 64, 65, 128, 129, 300, 513, 1000, 1024, 1025, 1100]
+    prompts = [make_prompt(length) for length in lengths]
+    expected = [reference_tokens(model, prompt, NUM_TOKENS) for prompt in prompts]
+    for graphs in (True, False):
+        runner = open_cuda(tmp_path, cuda_graphs=graphs, max_running=16)
+        assert [generate(runner, [prompt], NUM_TOKENS)[0] for prompt in prompts] == expected
+        for chunk, stagger in ((1 << 30, 1), (1024, 0), (90, 2)):
+            assert generate(runner, prompts, NUM_TOKENS, chunk, stagger) == expected
+        runner.close()
+
+
 def test_more_single_tokens_than_rows_for_decodes(tmp_path: Path) -> None:
     model = save_checkpoint("llama3", tmp_path)
     prompts = [make_prompt(1, seed=n) for n in range(20)]

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from tandem_kernels.attention.split_plan import DecodePlan
+from tandem_kernels.launch import Launcher
 from tandem_kernels.overlap import launch_options, prefetch_lines, wait_for_inputs
 
 _LOG2E = 1.4426950408889634
@@ -295,10 +296,14 @@ def combine_kernel(
         )  # fmt: skip
 
 
+_launch_decode, _launch_combine = Launcher(decode_kernel), Launcher(combine_kernel)
+
+
 def combine_splits(plan: DecodePlan, out: torch.Tensor, overlap: bool) -> None:
     """Merge what the programs of split sequences left in the plan into `out` [B, H, D]."""
     batch, num_heads, head_dim = out.shape
-    combine_kernel[(batch, num_heads)](
+    _launch_combine(
+        (batch, num_heads, 1),
         plan.requests,
         out,
         plan.partial_out,
@@ -361,7 +366,8 @@ def paged_decode(
     packed = key_cache.dtype == torch.float8_e4m3fn and query.element_size() == 2
     if packed:
         key_cache, value_cache = key_cache.view(torch.int16), value_cache.view(torch.int16)
-    decode_kernel[(num_kv_heads, plan.units.shape[0])](
+    _launch_decode(
+        (num_kv_heads, plan.units.shape[0], 1),
         query,
         key_cache,
         value_cache,

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from tandem_kernels.attention.decode_kernel import cap_scores
+from tandem_kernels.launch import Launcher
 
 _LOG2E = 1.4426950408889634
 
@@ -148,6 +149,9 @@ def extend_kernel(
         tl.store(at, found.to(out.dtype.element_ty), mask=real)
 
 
+_launch = Launcher(extend_kernel)
+
+
 def paged_extend(
     query: torch.Tensor,
     key_cache: torch.Tensor,
@@ -189,7 +193,8 @@ def paged_extend(
         row_bytes = triton.next_power_of_2(head_dim) * query.element_size()
         stages = min(3, max(1, (200_000 - block_m * row_bytes) // (2 * tile * row_bytes)))
     block_m = min(block_m, max(16, triton.next_power_of_2(longest)))
-    extend_kernel[(num_heads, triton.cdiv(longest, block_m), starts.shape[0])](
+    _launch(
+        (num_heads, triton.cdiv(longest, block_m), starts.shape[0]),
         query,
         key_cache,
         value_cache,

@@ -1,0 +1,54 @@
+"""Launching a Triton kernel with half of the host's work.
+
+`kernel[grid](...)` binds the arguments to names, asks each for its type and alignment, and prints
+the options, to find code that was compiled before. A launcher finds it by a short key.
+"""
+
+from typing import Any, Final
+
+import torch
+import triton
+
+_MOST_KNOWN: Final = 4096
+
+
+class Launcher:
+    """Launches one kernel. Its constants are the last parameters of its signature."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+        self._compiled = isinstance(kernel, triton.runtime.JITFunction)  # not when interpreted
+        self._known: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
+
+    def __call__(self, grid: tuple[int, int, int], *args: Any, **options: Any) -> None:
+        """As `kernel[grid](*args, **options)`.
+
+        Args:
+            args: tensors, all of the current device, and numbers.
+            options: constants and launch options, at one place of the program in one order.
+        """
+        if not self._compiled:
+            self._kernel[grid](*args, **options)
+            return
+        # More than Triton specialises by: all numbers, and of a tensor what its pointer is like.
+        key = (
+            torch.cuda.current_device(),
+            *[_kind(arg) for arg in args],
+            *options.values(),
+        )
+        found = self._known.get(key)
+        if found is not None:
+            code, constants = found
+            code[grid](*args, *constants)
+            return
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        code = self._kernel[grid](*args, **options)
+        constants = tuple(options[name] for name in self._kernel.arg_names[len(args) :])
+        self._known[key] = (code, constants)
+
+
+def _kind(arg: Any) -> Any:
+    if isinstance(arg, torch.Tensor):
+        return arg.dtype, arg.data_ptr() % 16
+    return arg

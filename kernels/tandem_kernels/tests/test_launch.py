@@ -1,0 +1,72 @@
+"""A launcher finds the code that Triton would, and only that. Kernels are stand-ins here."""
+
+from typing import Any
+
+import pytest
+import torch
+import triton
+
+from tandem_kernels.launch import Launcher
+
+
+class Code:
+    """What a compilation gave."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[Any, ...]] = []
+
+    def __getitem__(self, grid):
+        return lambda *args: self.launches.append((grid, *args))
+
+
+class Kernel:
+    """Compiles whenever it is asked."""
+
+    arg_names = ("x", "count", "BLOCK", "PDL")
+
+    def __init__(self) -> None:
+        self.compiled: list[Code] = []
+
+    def __getitem__(self, grid):
+        def compile_and_launch(*args, **options):
+            self.compiled.append(Code())
+            return self.compiled[-1]
+
+        return compile_and_launch
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    monkeypatch.setattr(triton.runtime, "JITFunction", Kernel)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    return Kernel()
+
+
+def test_code_is_found_again(kernel):
+    launch, x = Launcher(kernel), torch.zeros(64)
+    options = {"BLOCK": 32, "PDL": False, "num_warps": 4}
+    launch((1, 1, 1), x, 5, **options)
+    other = torch.ones(64)
+    launch((7, 1, 1), other, 5, **options)
+    (code,) = kernel.compiled
+    ((grid, tensor, *numbers),) = code.launches
+    assert (grid, numbers) == ((7, 1, 1), [5, 32, False])
+    assert tensor is other
+
+
+def test_whatever_triton_specialises_by_is_other_code(kernel):
+    launch, x = Launcher(kernel), torch.zeros(64)
+    calls = [(x, 5, 32, 4), (x[1:], 5, 32, 4), (x.half(), 5, 32, 4), (x, 16, 32, 4)]
+    calls += [(x, 5, 64, 4), (x, 5, 32, 8)]
+    for _ in range(2):
+        for tensor, count, block, warps in calls:
+            launch((1, 1, 1), tensor, count, BLOCK=block, PDL=False, num_warps=warps)
+    assert [len(code.launches) for code in kernel.compiled] == [1] * len(calls)
+
+
+def test_too_many_are_forgotten(kernel, monkeypatch):
+    monkeypatch.setattr("tandem_kernels.launch._MOST_KNOWN", 3)
+    launch, x = Launcher(kernel), torch.zeros(64)
+    for count in [*range(2, 6), 5, 2]:
+        launch((1, 1, 1), x, count, BLOCK=1, PDL=False)
+    assert len(kernel.compiled) == 5

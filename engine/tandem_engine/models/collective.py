@@ -1,6 +1,8 @@
 """What the ranks of one model tell each other while they compute."""
 
+import logging
 import os
+import threading
 from typing import Final
 
 import torch
@@ -11,6 +13,8 @@ from tandem_engine.models.peer_memory import PeerMemory, open_peer_memory
 from tandem_engine.models.shard import WHOLE, Shard
 from tandem_kernels.norm import add_rms_norm
 from tandem_kernels.peer_sum import AddNorm
+
+log = logging.getLogger(__name__)
 
 
 class Collective:
@@ -64,6 +68,7 @@ class Collective:
 
 
 ALONE: Final = Collective()
+_ABORT_SECONDS: Final = 5.0
 
 
 class GroupCollective(Collective):
@@ -116,13 +121,22 @@ class GroupCollective(Collective):
         torch.distributed.destroy_process_group()
 
     def abort(self) -> None:
+        if self._device.type == "cpu":
+            torch.distributed.destroy_process_group()
+            return
+        # Nothing may hold up who has a failure to tell, and libraries have been known to.
+        thread = threading.Thread(target=self._abort_device, name="abort", daemon=True)
+        thread.start()
+        thread.join(_ABORT_SECONDS)
+        if thread.is_alive():
+            log.error("the group of ranks can't be left: %s is lost to this process", self._device)
+
+    def _abort_device(self) -> None:
+        torch.cuda.set_device(self._device)
         if self._peers is not None:
             self._peers.abort()
-        if self._device.type == "cuda":
-            # Destroying it would flush it first, which takes all ranks.
-            _abort_process_group()
-        else:
-            torch.distributed.destroy_process_group()
+        # Destroying the group would flush it first, which takes all ranks.
+        _abort_process_group()
         self._peers = None
 
 

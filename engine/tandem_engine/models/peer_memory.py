@@ -12,7 +12,10 @@ from tandem_engine.models.shard import Shard
 from tandem_kernels.peer_sum import AddNorm, Layout, sum_ranks
 
 _MOST_BYTES: Final = 4 << 20
-"""Of a message. A mailbox has room for two from every rank; above it NCCL is as fast."""
+"""That a rank sends for one sum: to each of the others all it has, which NCCL's ring does not.
+
+Measured on two H200 at up to 2 MiB, where NCCL takes 2.6 times as long with the norm that follows.
+"""
 _LONGEST_ROW: Final = 16384
 """Elements that one program's registers hold."""
 
@@ -61,18 +64,14 @@ class PeerMemory:
 
 
 def open_peer_memory(
-    shard: Shard,
-    size: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    most_bytes: int = _MOST_BYTES,
+    shard: Shard, size: int, dtype: torch.dtype, device: torch.device
 ) -> PeerMemory | None:
     """Exchange mailboxes for rows of `size` elements. All ranks do so at the same time.
 
     None, on all of them, where a GPU can't write to another one's memory: that is logged.
     """
-    row = Layout(shard.world_size, 1, size, dtype)
-    layout = Layout(shard.world_size, most_bytes // (row.block * dtype.itemsize), size, dtype)
+    row_bytes = (shard.world_size - 1) * size * dtype.itemsize
+    layout = Layout(shard.world_size, max(1, _MOST_BYTES // row_bytes), size, dtype)
     own = torch.zeros(layout.num_bytes, dtype=torch.uint8, device=device)
     torch.cuda.synchronize(device)
     handles: list[tuple[Any, ...] | None] = [None] * shard.world_size

@@ -26,6 +26,7 @@ def make_store(layout: KVLayout, *, filled: bool) -> DeviceKVStore:
     assert not store.cache.any()
     if filled:
         store.cache.normal_()
+        torch.cuda.synchronize()
     return store
 
 
@@ -42,6 +43,7 @@ def test_pages_arrive_through_memory_that_is_locked_or_not(layout: KVLayout, pin
             expected = target.cache.clone()
             some = slice(layers.start, layers.stop)
             expected[some, :, places] = source.cache[some, :, blocks]
+            torch.cuda.synchronize()
             with view[: count * len(layers) * layout.layer_bytes] as part:
                 source.export_into(blocks, layers, part)
                 target.import_blocks(places, layers, part)

@@ -45,6 +45,7 @@ def fill(cache: torch.Tensor) -> None:
     generator = torch.Generator(cache.device).manual_seed(SEED)
     for layer in cache:
         layer.normal_(generator=generator)
+    torch.cuda.synchronize(cache.device)
 
 
 def chosen_blocks(num_blocks: int, seed: int) -> list[int]:

@@ -119,8 +119,8 @@ def main() -> None:
         default="50,63,64,65,128,129,700,1024,2049,3000,6000",
         help="tokens of the prompts",
     )
-    parser.add_argument("--copies", type=int, default=4, help="of each length, at once")
-    parser.add_argument("--output", type=int, default=64, help="tokens of each answer")
+    parser.add_argument("--copies", type=int, default=2, help="of each length, at once")
+    parser.add_argument("--output", type=int, default=24, help="tokens of each answer")
     parser.add_argument("--vocab", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     asyncio.run(run(parser.parse_args()))

@@ -50,6 +50,10 @@ class DeviceKVStore(KVStore):
             for _ in range(_STREAMS):
                 streams.put(torch.cuda.Stream(device))
         self._steps = torch.cuda.Event()
+        # Compiles now what the first request that moves would wait for. Other streams must not see
+        # the cache before it is zero.
+        torch.cuda.synchronize(device)
+        self.import_blocks([0], range(1), self.export_blocks([0], range(1)))
 
     def steps_until(self, event: torch.cuda.Event) -> None:
         """The event after the last step that was launched."""

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_moved"])
 def move_pages_kernel(
     cache,
     packed,

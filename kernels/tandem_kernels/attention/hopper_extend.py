@@ -1,5 +1,6 @@
 """Prefill attention on Hopper straight from the pages, with `hopper_kernel`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -64,13 +65,27 @@ def describe_pages(key_cache: torch.Tensor, value_cache: torch.Tensor) -> PageRo
     return PageRows(descriptor, key_row, value_row, stride_row, page)
 
 
+def plan_tiles(chunks: Sequence[tuple[int, int]]) -> list[int]:
+    """Tiles of rows that `chunks` of (start, rows) need, the longest first.
+
+    Returns:
+        five integers a tile: its chunk, its first row of that, the chunk's first row of all, its
+        rows, and the position of its first.
+    """
+    tiles: list[tuple[int, int, int, int, int]] = []
+    row_start = 0
+    for chunk, (start, rows) in enumerate(chunks):
+        tiles += [(chunk, row, row_start, rows, start) for row in range(0, rows, _BLOCK_M)]
+        row_start += rows
+    tiles.sort(key=lambda tile: -(tile[1] + tile[4]))
+    return [number for tile in tiles for number in tile]
+
+
 def extend_from_pages(
     query: torch.Tensor,
     pages: PageRows,
     block_tables: torch.Tensor,
-    starts: torch.Tensor,
-    row_starts: torch.Tensor,
-    longest: int,
+    tiles: torch.Tensor,
     num_kv_heads: int,
     scale: float,
     window: int | None = None,
@@ -79,24 +94,27 @@ def extend_from_pages(
     pingpong: int = 0,
     persistent: bool = True,
 ) -> torch.Tensor:
-    """As `extend_kernel.paged_extend`, for what `suits`."""
+    """As `extend_kernel.paged_extend`, for what `suits`.
+
+    Args:
+        query: [T, H, D], heads contiguous; the chunks' rows one after the other.
+        block_tables: [C, M] int32.
+        tiles: [5 · R] int32, by `plan_tiles`.
+    """
     num_tokens, num_heads, head_dim = query.shape
     if out is None:
         out = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype, device=query.device)
     assert query.stride(1) == out.stride(1) == head_dim
-    num_chunks = starts.shape[0]
-    num_tiles = num_heads * num_chunks * -(-longest // _BLOCK_M)
+    num_tiles = num_heads * (tiles.shape[0] // 5)
     programs = min(num_tiles, _multiprocessors(query.device)) if persistent else num_tiles
     hopper_extend_kernel[(programs,)](
         query,
         pages.descriptor,
         block_tables,
-        starts,
-        row_starts,
+        tiles,
         out,
         num_heads,
         num_heads // num_kv_heads,
-        num_chunks,
         num_tiles,
         -(-num_tiles // programs),
         query.stride(0),

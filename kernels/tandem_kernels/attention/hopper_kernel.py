@@ -21,33 +21,22 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-# Their names changed after Triton 3.6.
-_load_box = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
-_load_rows = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
-
-
 @gluon.jit
-def _find_rows(
-    turn, starts, row_starts, num_heads, num_chunks, num_tiles,
-    BLOCK_M: gl.constexpr,
-):  # fmt: skip
+def _find_rows(turn, tiles, num_heads, num_tiles):
     """What a program does at its `turn`: (head, chunk, first row, row start, rows, start)."""
     # Every second turn goes the other way round, so that all programs get as much to do.
     programs = gl.num_programs(0)
     place = gl.program_id(0)
     place = gl.where(turn % 2 == 0, place, programs - 1 - place)
     tile = turn * programs + place
-    head = tile % num_heads
-    rest = tile // num_heads
-    # Chunks of fewer rows than the longest have tiles without any.
-    chunk = rest % num_chunks
-    # The longest tiles come first, so that none of them is left over at the end.
-    first = (num_tiles // (num_heads * num_chunks) - 1 - rest // num_chunks) * BLOCK_M
-    row_start = gl.load(row_starts + chunk)
-    num_rows = gl.load(row_starts + chunk + 1) - row_start
-    start = gl.load(starts + chunk)
+    at = tiles + gl.minimum(tile, num_tiles - 1) // num_heads * 5
+    chunk = gl.load(at)
+    first = gl.load(at + 1)
+    row_start = gl.load(at + 2)
+    num_rows = gl.load(at + 3)
+    start = gl.load(at + 4)
     num_rows = gl.where(tile < num_tiles, num_rows, 0)
-    return head, chunk, first, row_start, num_rows, start
+    return tile % num_heads, chunk, first, row_start, num_rows, start
 
 
 @gluon.jit
@@ -76,14 +65,14 @@ def _load_tile(
     box = stage * (halves * parts)
     for half in gl.static_range(halves):
         at = box + half * parts
-        _load_box(pages, [first, half * 64], bar, boxes.index(at))
-        _load_box(pages, [second, half * 64], bar, boxes.index(at + 1))
+        tma.async_copy_global_to_shared(pages, [first, half * 64], bar, boxes.index(at))
+        tma.async_copy_global_to_shared(pages, [second, half * 64], bar, boxes.index(at + 1))
 
 
 @gluon.jit
 def _produce(
-    pages, tables, starts, row_starts, keys, values, bars, num_heads, group, num_chunks,
-    num_tiles, turns, stride_table, stride_row, key_row, value_row,
+    pages, tables, tiles, keys, values, bars, num_heads, group, num_tiles, turns,
+    stride_table, stride_row, key_row, value_row,
     HEAD_DIM: gl.constexpr,
     PAGE: gl.constexpr,
     WINDOW: gl.constexpr,
@@ -96,7 +85,7 @@ def _produce(
     count = 0
     for turn in range(turns):
         head, chunk, first, row_start, num_rows, start = _find_rows(
-            turn, starts, row_starts, num_heads, num_chunks, num_tiles, BLOCK_M
+            turn, tiles, num_heads, num_tiles
         )
         if first < num_rows:
             table = tables + chunk.to(gl.int64) * stride_table
@@ -142,7 +131,7 @@ def _load_query(
     flat = (row_start + offsets).to(gl.int64)
     at = query + flat[:, None] * stride_query + (head * HEAD_DIM + dims)[None, :]
     real = (offsets < num_rows)[:, None] & (dims < HEAD_DIM)[None, :]
-    _load_rows(tile, at, mask=real)
+    async_copy.async_copy_global_to_shared(tile, at, mask=real)
     async_copy.commit_group()
 
 
@@ -237,8 +226,8 @@ def _clear_end(
 
 @gluon.jit
 def _consume(
-    query, out, starts, row_starts, queries, keys, values, bars, num_heads, num_chunks, num_tiles,
-    turns, stride_query, stride_out, scale,
+    query, out, tiles, queries, keys, values, bars, num_heads, num_tiles, turns,
+    stride_query, stride_out, scale,
     SIDE: gl.constexpr,
     HEAD_DIM: gl.constexpr,
     WINDOW: gl.constexpr,
@@ -259,7 +248,7 @@ def _consume(
     count = 0
     step = 0
     head, chunk, first, row_start, num_rows, start = _find_rows(
-        0, starts, row_starts, num_heads, num_chunks, num_tiles, BLOCK_M
+        0, tiles, num_heads, num_tiles
     )
     _load_query(query, q, head, first, row_start, num_rows, stride_query, SIDE, HEAD_DIM)
     for turn in range(turns):
@@ -268,7 +257,7 @@ def _consume(
         last = start + gl.minimum(first + BLOCK_M, num_rows) - 1
         top = last // TILE
         next_head, next_chunk, next_first, next_row_start, next_num_rows, next_start = _find_rows(
-            turn + 1, starts, row_starts, num_heads, num_chunks, num_tiles, BLOCK_M
+            turn + 1, tiles, num_heads, num_tiles
         )
         async_copy.wait_group(0)
         fence_async_shared()
@@ -342,7 +331,7 @@ def _consume(
 
 @gluon.jit(
     do_not_specialize=[
-        "num_heads", "group", "num_chunks", "num_tiles", "turns", "stride_table", "stride_row",
+        "num_heads", "group", "num_tiles", "turns", "stride_table", "stride_row",
         "key_row", "value_row",
     ]
 )  # fmt: skip
@@ -350,12 +339,10 @@ def hopper_extend_kernel(
     query,
     pages,
     block_tables,
-    starts,
-    row_starts,
+    tiles,
     out,
     num_heads,
     group,
-    num_chunks,
     num_tiles,
     turns,
     stride_query,
@@ -377,7 +364,7 @@ def hopper_extend_kernel(
     Args:
         pages: descriptor of rows [R, D] in boxes of [64, 64]; those of keys begin at `key_row`,
             those of values at `value_row`, and each block of them is `stride_row` rows.
-        num_tiles: of rows, in all heads and chunks, if all chunks were as long as the longest.
+        tiles: [num_tiles / num_heads, 5] int32 as `plan_tiles` makes them.
     """
     BLOCK_M: gl.constexpr = 128
     SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
@@ -403,24 +390,24 @@ def hopper_extend_kernel(
             (
                 _consume,
                 (
-                    query, out, starts, row_starts, queries, keys, values, bars, num_heads,
-                    num_chunks, num_tiles, turns, stride_query, stride_out, scale, 0, HEAD_DIM,
+                    query, out, tiles, queries, keys, values, bars, num_heads, num_tiles,
+                    turns, stride_query, stride_out, scale, 0, HEAD_DIM,
                     WINDOW, BLOCK_M, TILE, STAGES, PINGPONG,
                 ),
             ),
             (
                 _consume,
                 (
-                    query, out, starts, row_starts, queries, keys, values, bars, num_heads,
-                    num_chunks, num_tiles, turns, stride_query, stride_out, scale, 1, HEAD_DIM,
+                    query, out, tiles, queries, keys, values, bars, num_heads, num_tiles,
+                    turns, stride_query, stride_out, scale, 1, HEAD_DIM,
                     WINDOW, BLOCK_M, TILE, STAGES, PINGPONG,
                 ),
             ),
             (
                 _produce,
                 (
-                    pages, block_tables, starts, row_starts, keys, values, bars, num_heads,
-                    group, num_chunks, num_tiles, turns, stride_table, stride_row, key_row,
+                    pages, block_tables, tiles, keys, values, bars, num_heads, group, num_tiles,
+                    turns, stride_table, stride_row, key_row,
                     value_row, HEAD_DIM, PAGE, WINDOW, BLOCK_M, TILE, STAGES,
                 ),
             ),

@@ -10,9 +10,16 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from tandem_kernels.attention.hopper_kernel import hopper_extend_kernel
+from tandem_kernels.launch import Launcher
 
 _LOG2E: Final = 1.4426950408889634
 _BLOCK_M: Final = 128
+_HEAD_DIM: Final = 128
+_GLUON_IS_KNOWN: Final = hasattr(gl, "thread_barrier")
+"""Gluon's names change from version to version; the kernel has those of Triton 3.6."""
+
+FEWEST_ROWS: Final = 65
+"""Where no chunk has more than 64, half of each tile would be empty: `extend_kernel` is faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +43,13 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def suits(key_cache: torch.Tensor, softcap: float | None) -> bool:
-    """Whether `describe_pages` and `extend_from_pages` can do it: on Hopper, 16-bit, whole pages."""
+    """Whether `describe_pages` and `extend_from_pages` can do it on this device."""
     _, num_heads, page, head_dim = key_cache.shape
     return (
         key_cache.is_cuda
+        and _GLUON_IS_KNOWN
         and softcap is None
-        and head_dim in (64, 128)
+        and head_dim == _HEAD_DIM
         and page % 64 == 0
         and key_cache.stride() == (num_heads * page * head_dim, page * head_dim, head_dim, 1)
         and key_cache.dtype in (torch.bfloat16, torch.float16)
@@ -81,6 +89,9 @@ def plan_tiles(chunks: Sequence[tuple[int, int]]) -> list[int]:
     return [number for tile in tiles for number in tile]
 
 
+_launch = Launcher(hopper_extend_kernel)
+
+
 def extend_from_pages(
     query: torch.Tensor,
     pages: PageRows,
@@ -90,9 +101,6 @@ def extend_from_pages(
     scale: float,
     window: int | None = None,
     out: torch.Tensor | None = None,
-    *,
-    pingpong: int = 0,
-    persistent: bool = True,
 ) -> torch.Tensor:
     """As `extend_kernel.paged_extend`, for what `suits`.
 
@@ -106,8 +114,9 @@ def extend_from_pages(
         out = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype, device=query.device)
     assert query.stride(1) == out.stride(1) == head_dim
     num_tiles = num_heads * (tiles.shape[0] // 5)
-    programs = min(num_tiles, _multiprocessors(query.device)) if persistent else num_tiles
-    hopper_extend_kernel[(programs,)](
+    programs = min(num_tiles, _multiprocessors(query.device))
+    _launch(
+        (programs, 1, 1),
         query,
         pages.descriptor,
         block_tables,
@@ -129,7 +138,6 @@ def extend_from_pages(
         WINDOW=window or 0,
         TILE=128,
         STAGES=2,
-        PINGPONG=pingpong,
         num_warps=4,
     )
     return out

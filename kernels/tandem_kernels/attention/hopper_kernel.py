@@ -21,6 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+
 @gluon.jit
 def _find_rows(turn, tiles, num_heads, num_tiles):
     """What a program does at its `turn`: (head, chunk, first row, row start, rows, start)."""
@@ -81,10 +82,10 @@ def _produce(
     STAGES: gl.constexpr,
 ):  # fmt: skip
     """The copying warp: for each tile of rows its keys and values, backwards."""
-    k_ready, k_free, v_ready, v_free, order = bars
+    k_ready, k_free, v_ready, v_free = bars
     count = 0
     for turn in range(turns):
-        head, chunk, first, row_start, num_rows, start = _find_rows(
+        head, chunk, first, _row_start, num_rows, start = _find_rows(
             turn, tiles, num_heads, num_tiles
         )
         if first < num_rows:
@@ -120,8 +121,7 @@ def _produce(
 
 @gluon.jit
 def _load_query(
-    query, tile, head, first, row_start, num_rows, stride_query,
-    SIDE: gl.constexpr,
+    query, tile, head, first, row_start, num_rows, stride_query, SIDE: gl.constexpr,
     HEAD_DIM: gl.constexpr,
 ):  # fmt: skip
     """Begin to copy a warpgroup's 64 rows into shared memory; rows past the end become zeros."""
@@ -137,9 +137,7 @@ def _load_query(
 
 @gluon.jit
 def _weigh(
-    scores, biggest, total, rows, places, scale,
-    WINDOW: gl.constexpr,
-    MASKED: gl.constexpr,
+    scores, biggest, total, rows, places, scale, WINDOW: gl.constexpr, MASKED: gl.constexpr
 ):  # fmt: skip
     """Online softmax: (weights, factor of what was found before, new maximum, new total)."""
     if MASKED:
@@ -156,19 +154,16 @@ def _weigh(
 
 @gluon.jit
 def _attend_tiles(
-    acc, found, biggest, total, begin, end, rows, q, keys, values, bars, count, step,
-    scale,
+    acc, found, biggest, total, begin, end, rows, q, keys, values, bars, count, scale,
     WINDOW: gl.constexpr,
     MASKED: gl.constexpr,
     TILE: gl.constexpr,
     STAGES: gl.constexpr,
     SCORES: gl.constexpr,
     LEFT: gl.constexpr,
-    SIDE: gl.constexpr,
-    PINGPONG: gl.constexpr,
 ):  # fmt: skip
     """Tiles [begin, end) from the last to the first; `found` are the weights of the one above."""
-    k_ready, k_free, v_ready, v_free, order = bars
+    k_ready, k_free, v_ready, v_free = bars
     zeros = gl.full([64, TILE], 0.0, gl.float32, SCORES)
     columns = gl.arange(0, TILE, layout=gl.SliceLayout(0, SCORES))
     for below in range(end - begin):
@@ -176,16 +171,11 @@ def _attend_tiles(
         weights = gl.convert_layout(found.to(q.dtype), LEFT)
         stage = (count + 1) % STAGES
         mbarrier.wait(k_ready.index(stage), ((count + 1) // STAGES) & 1)
-        if PINGPONG:
-            mbarrier.wait(order.index(SIDE), (step + 1 + SIDE) & 1)
         k = keys.index(stage).permute((1, 0))
         scores = warpgroup_mma(q, k, zeros, use_acc=False, is_async=True)
         before = count % STAGES
         mbarrier.wait(v_ready.index(before), (count // STAGES) & 1)
         acc = warpgroup_mma(weights, values.index(before), acc, is_async=True)
-        if PINGPONG:
-            mbarrier.arrive(order.index(1 - SIDE), count=1)
-            step += 1
         scores = warpgroup_mma_wait(1, deps=[scores])
         mbarrier.arrive(k_free.index(stage), count=1)
         found, decay, biggest, total = _weigh(
@@ -198,7 +188,7 @@ def _attend_tiles(
         mbarrier.arrive(v_free.index(before), count=1)
         acc = acc * gl.convert_layout(decay, gl.SliceLayout(1, acc.type.layout))[:, None]
         count += 1
-    return acc, found, biggest, total, count, step
+    return acc, found, biggest, total, count
 
 
 @gluon.jit
@@ -234,29 +224,25 @@ def _consume(
     BLOCK_M: gl.constexpr,
     TILE: gl.constexpr,
     STAGES: gl.constexpr,
-    PINGPONG: gl.constexpr,
 ):  # fmt: skip
     """A computing warpgroup: rows [64 · SIDE, 64 · SIDE + 64) of each tile of rows."""
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     FOUND: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, FOUND, 2)
     WIDE: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [4, 1], [1, 0])
-    k_ready, k_free, v_ready, v_free, order = bars
+    k_ready, k_free, v_ready, v_free = bars
     q = queries.index(SIDE)
     columns = gl.arange(0, TILE, layout=gl.SliceLayout(0, SCORES))
     zeros = gl.full([64, TILE], 0.0, gl.float32, SCORES)
     count = 0
-    step = 0
-    head, chunk, first, row_start, num_rows, start = _find_rows(
-        0, tiles, num_heads, num_tiles
-    )
+    head, _chunk, first, row_start, num_rows, start = _find_rows(0, tiles, num_heads, num_tiles)
     _load_query(query, q, head, first, row_start, num_rows, stride_query, SIDE, HEAD_DIM)
     for turn in range(turns):
         low = start + first + SIDE * 64
         rows = low + gl.arange(0, 64, layout=gl.SliceLayout(1, SCORES))
         last = start + gl.minimum(first + BLOCK_M, num_rows) - 1
         top = last // TILE
-        next_head, next_chunk, next_first, next_row_start, next_num_rows, next_start = _find_rows(
+        next_head, _chunk, next_first, next_row_start, next_num_rows, next_start = _find_rows(
             turn + 1, tiles, num_heads, num_tiles
         )
         async_copy.wait_group(0)
@@ -272,7 +258,7 @@ def _consume(
             scores = warpgroup_mma(q, k, zeros, use_acc=False, is_async=True)
             scores = warpgroup_mma_wait(0, deps=[scores])
             mbarrier.arrive(k_free.index(stage), count=1)
-            found, decay, biggest, total = _weigh(
+            found, _decay, biggest, total = _weigh(
                 scores, biggest, total, rows, top * TILE + columns, scale, WINDOW, True
             )
             if (top + 1) * TILE > start + num_rows:
@@ -287,18 +273,18 @@ def _consume(
                 edge = gl.maximum(low + 63 - WINDOW + TILE, 0) // TILE
                 edge = gl.minimum(gl.maximum(edge, oldest), top)
                 whole = gl.maximum(whole, edge)
-            acc, found, biggest, total, count, step = _attend_tiles(
-                acc, found, biggest, total, whole, top, rows, q, keys, values, bars, count, step,
-                scale, WINDOW, True, TILE, STAGES, SCORES, LEFT, SIDE, PINGPONG,
+            acc, found, biggest, total, count = _attend_tiles(
+                acc, found, biggest, total, whole, top, rows, q, keys, values, bars, count,
+                scale, WINDOW, True, TILE, STAGES, SCORES, LEFT,
             )  # fmt: skip
-            acc, found, biggest, total, count, step = _attend_tiles(
-                acc, found, biggest, total, edge, whole, rows, q, keys, values, bars, count, step,
-                scale, WINDOW, False, TILE, STAGES, SCORES, LEFT, SIDE, PINGPONG,
+            acc, found, biggest, total, count = _attend_tiles(
+                acc, found, biggest, total, edge, whole, rows, q, keys, values, bars, count,
+                scale, WINDOW, False, TILE, STAGES, SCORES, LEFT,
             )  # fmt: skip
             if WINDOW > 0:
-                acc, found, biggest, total, count, step = _attend_tiles(
-                    acc, found, biggest, total, oldest, edge, rows, q, keys, values, bars, count, step,
-                    scale, WINDOW, True, TILE, STAGES, SCORES, LEFT, SIDE, PINGPONG,
+                acc, found, biggest, total, count = _attend_tiles(
+                    acc, found, biggest, total, oldest, edge, rows, q, keys, values, bars, count,
+                    scale, WINDOW, True, TILE, STAGES, SCORES, LEFT,
                 )  # fmt: skip
             weights = gl.convert_layout(found.to(q.dtype), LEFT)
             stage = count % STAGES
@@ -324,8 +310,8 @@ def _consume(
                 query, q, next_head, next_first, next_row_start, next_num_rows, stride_query,
                 SIDE, HEAD_DIM,
             )  # fmt: skip
-        head, chunk, first = next_head, next_chunk, next_first
-        row_start, num_rows, start = next_row_start, next_num_rows, next_start
+        head, first, row_start = next_head, next_first, next_row_start
+        num_rows, start = next_num_rows, next_start
     async_copy.wait_group(0)
 
 
@@ -357,7 +343,6 @@ def hopper_extend_kernel(
     WINDOW: gl.constexpr,
     TILE: gl.constexpr,
     STAGES: gl.constexpr,
-    PINGPONG: gl.constexpr,
 ):
     """A program takes tiles of 128 rows in turns. `scale` has log2 e in it.
 
@@ -381,10 +366,7 @@ def hopper_extend_kernel(
         mbarrier.init(k_free.index(stage), count=2)
         mbarrier.init(v_ready.index(stage), count=1)
         mbarrier.init(v_free.index(stage), count=2)
-    order = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    mbarrier.init(order.index(0), count=1)
-    mbarrier.init(order.index(1), count=1)
-    bars = (k_ready, k_free, v_ready, v_free, order)
+    bars = (k_ready, k_free, v_ready, v_free)
     gl.warp_specialize(
         [
             (
@@ -392,7 +374,7 @@ def hopper_extend_kernel(
                 (
                     query, out, tiles, queries, keys, values, bars, num_heads, num_tiles,
                     turns, stride_query, stride_out, scale, 0, HEAD_DIM,
-                    WINDOW, BLOCK_M, TILE, STAGES, PINGPONG,
+                    WINDOW, BLOCK_M, TILE, STAGES,
                 ),
             ),
             (
@@ -400,7 +382,7 @@ def hopper_extend_kernel(
                 (
                     query, out, tiles, queries, keys, values, bars, num_heads, num_tiles,
                     turns, stride_query, stride_out, scale, 1, HEAD_DIM,
-                    WINDOW, BLOCK_M, TILE, STAGES, PINGPONG,
+                    WINDOW, BLOCK_M, TILE, STAGES,
                 ),
             ),
             (

@@ -52,10 +52,12 @@ def _decode(ceilings: "Ceilings") -> Iterator["Line"]:
 
 
 def _prefill(ceilings: "Ceilings") -> Iterator["Line"]:
-    from tandem_kernels.bench.attention import run_prefill
+    from tandem_kernels.bench.attention import run_prefill, run_prompts
 
-    for length, prefix in ((1024, 0), (8192, 0), (2048, 6144), (8192, 24576)):
+    for length, prefix in ((1024, 0), (2048, 0), (8192, 0), (2048, 6144), (8192, 24576)):
         yield from run_prefill(length, ceilings, [PREFILL_TILES], prefix)
+    for count, length in ((16, 560), (16, 100)):
+        yield from run_prompts(count, length, ceilings)
 
 
 def _gemm(ceilings: "Ceilings") -> Iterator["Line"]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 import triton
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 _MOST_KNOWN: Final = 4096
 
@@ -24,7 +25,7 @@ class Launcher:
         """As `kernel[grid](*args, **options)`.
 
         Args:
-            args: tensors, all of the current device, and numbers.
+            args: tensors, all of the current device, descriptors of such, and numbers.
             options: constants and launch options, at one place of the program in one order.
         """
         if not self._compiled:
@@ -51,4 +52,6 @@ class Launcher:
 def _kind(arg: Any) -> Any:
     if isinstance(arg, torch.Tensor):
         return arg.dtype, arg.data_ptr() % 16
+    if isinstance(arg, TensorDescriptor):
+        return arg.base.dtype, tuple(arg.block_shape)
     return arg

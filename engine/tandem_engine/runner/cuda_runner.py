@@ -1,6 +1,6 @@
 """The GPU's runner: decode steps from CUDA graphs, sampled tokens that stay on the device."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,7 +53,6 @@ class CudaRunner(Runner):
         parameters: by the names of `models/parameters.py`, on the device; never written to.
         kv: owned by the runner from here on.
         max_running: most sequences that decode at once.
-        chunk_sizes: tokens of the chunks that long prompts are cut into.
         prompt_rows: tokens of the largest step with prompts that is made of CUDA graphs.
         graphs: whether decode steps are CUDA graphs, and those that `prompt_rows` allows.
         collective: owned too. Every rank is given the same batches; the first one samples, and the
@@ -72,7 +71,6 @@ class CudaRunner(Runner):
         max_model_len: int,
         max_running: int,
         *,
-        chunk_sizes: Collection[int] = (),
         prompt_rows: int = 0,
         graphs: bool = True,
         collective: Collective = ALONE,
@@ -89,7 +87,7 @@ class CudaRunner(Runner):
         self._model = Decoder(spec, parameters, collective)
         self._attention: TritonAttention | TritonLatentAttention
         if spec.latent is None:
-            self._attention = TritonAttention(spec, kv.cache, chunk_sizes, max_model_len)
+            self._attention = TritonAttention(spec, kv.cache)
         else:
             self._attention = TritonLatentAttention(spec, kv.cache)
         self._sampler = Sampler(self.eos_token_ids)
@@ -107,12 +105,6 @@ class CudaRunner(Runner):
         ends = [size for size in _END_SIZES if size < max_running] + [max_running]
         self._ends = DecodeGraphs(self._end, ends, pool, enabled=graphs)
         self._captures = graphs
-
-    def prepare_attention(self) -> None:
-        """Do beforehand what would hold the first long prompt up."""
-        if isinstance(self._attention, TritonAttention):
-            with torch.inference_mode():
-                self._attention.prepare()
 
     def capture_graphs(self, progress: Callable[[float], None]) -> None:
         """Capture the graphs of all batch sizes now rather than when they are first needed."""

@@ -91,7 +91,6 @@ def measure_memory(
     torch.cuda.synchronize(device)
     held = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    runner.prepare_attention()
     runner.execute(worst_batch(max_tokens, max_running, runner.max_model_len))
     activations = torch.cuda.max_memory_allocated(device) - held
     torch.cuda.empty_cache()

@@ -251,7 +251,6 @@ def _load_cuda(
             facts.eos_token_ids,
             longest,
             config.max_running,
-            chunk_sizes={budget, min(budget, config.chunk_tokens)},
             prompt_rows=prompt_rows,
             graphs=graphs,
             collective=collective,

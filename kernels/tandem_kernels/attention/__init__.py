@@ -1,8 +1,8 @@
 """Attention over paged KV.
 
-The reference ops take any device. For CUDA tensors `extend_attention` picks between cuDNN and the
-paged Triton kernel by what was measured; decoding there goes through `decode_kernel.paged_decode`,
-whose plan outlives a step.
+The reference ops take any device. For CUDA tensors `extend_attention` takes the Gluon kernel where
+it suits (on Hopper) and else the paged Triton kernel; decoding there goes through
+`decode_kernel.paged_decode`, whose plan outlives a step.
 """
 
 import torch
@@ -26,19 +26,19 @@ def extend_attention(
         return reference.extend_attention(
             query, key_cache, value_cache, block_table, start, scale, window, softcap
         )
-    from tandem_kernels.attention import torch_extend
-
-    if torch_extend.suits(query.shape[0], key_cache, start, window, softcap):
-        return torch_extend.extend_with_cudnn(
-            query, key_cache, value_cache, block_table, start, scale
-        )
+    from tandem_kernels.attention import hopper_extend
     from tandem_kernels.attention.extend_kernel import paged_extend
 
     def numbers(*values: int) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int32, device=query.device)
 
-    length = query.shape[0]
-    tables = block_table.int()[None]
+    length, tables = query.shape[0], block_table.int()[None]
+    if length >= hopper_extend.FEWEST_ROWS and hopper_extend.suits(key_cache, softcap):
+        pages = hopper_extend.describe_pages(key_cache, value_cache)
+        tiles = numbers(*hopper_extend.plan_tiles([(start, length)]))
+        return hopper_extend.extend_from_pages(
+            query, pages, tables, tiles, key_cache.shape[1], scale, window
+        )
     chunk = (tables, numbers(start), numbers(0, length), length)
     return paged_extend(query, key_cache, value_cache, *chunk, scale, window, softcap)
 

@@ -8,8 +8,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tandem_kernels.attention.decode_kernel import paged_decode
 from tandem_kernels.attention.extend_kernel import paged_extend
+from tandem_kernels.attention.hopper_extend import (
+    describe_pages,
+    extend_from_pages,
+    plan_tiles,
+    suits,
+)
 from tandem_kernels.attention.split_plan import make_decode_plan
-from tandem_kernels.attention.torch_extend import extend_with_cudnn
 from tandem_kernels.bench.timing import Ceilings, Line, check, seconds_per_call
 
 
@@ -185,18 +190,21 @@ def run_prefill(
             seconds = seconds_per_call([torch_call] * 2, 7)
         note = f"{flops / seconds / 1e12:.0f} TFLOP/s"
         lines.append(Line(f"{name} {backend.name}", seconds, floor, error, note))
-    if length >= 512:
+    out = torch.empty_like(query)
+    if suits(cache[0], None):
+        pages = describe_pages(cache[0], cache[1])
+        tiles = torch.tensor(plan_tiles([(prefix, length)]), dtype=torch.int32, device="cuda")
 
-        def parts() -> torch.Tensor:
-            return extend_with_cudnn(query, cache[0], cache[1], table[0], prefix, dim**-0.5)
+        def from_pages() -> torch.Tensor:
+            return extend_from_pages(query, pages, table, tiles, kv_heads, dim**-0.5, None, out)
 
-        error = check(name, parts()[some], expected, 2e-2)
-        seconds = seconds_per_call([parts] * 2, 7)
-        note = f"{flops / seconds / 1e12:.0f} TFLOP/s, pages gathered"
-        lines.append(Line(f"{name} cuDNN in parts", seconds, floor, error, note))
+        out.fill_(float("nan"))
+        error = check(name, from_pages()[some], expected, 2e-2)
+        seconds = seconds_per_call([from_pages] * 2, 7)
+        note = f"{flops / seconds / 1e12:.0f} TFLOP/s"
+        lines.append(Line(f"{name} paged Gluon", seconds, floor, error, note))
     starts = torch.tensor([prefix], dtype=torch.int32, device="cuda")
     row_starts = torch.tensor([0, length], dtype=torch.int32, device="cuda")
-    out = torch.empty_like(query)
     for block_m, tile, warps, stages in tilings:
 
         def call(
@@ -212,4 +220,49 @@ def run_prefill(
         seconds = seconds_per_call([call] * 2, 7)
         note = f"{flops / seconds / 1e12:.0f} TFLOP/s {(block_m, tile, warps, stages)}"
         lines.append(Line(f"{name} paged Triton", seconds, floor, error, note))
+    return lines
+
+
+def run_prompts(count: int, length: int, ceilings: Ceilings) -> list[Line]:
+    """Several prompts of one length in a launch, Llama's heads: a busy engine's step."""
+    heads, kv_heads, dim, page = 32, 8, 128, 64
+    width = -(-length // page)
+    shape = (2, count * width, kv_heads, page, dim)
+    cache = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+    tables = torch.randperm(count * width, device="cuda", dtype=torch.int32).view(count, width)
+    query = torch.randn(count * length, heads, dim, device="cuda", dtype=torch.bfloat16)
+    floor = count * 2 * heads * dim * length * length / ceilings.matmul
+    starts = torch.zeros(count, dtype=torch.int32, device="cuda")
+    row_starts = length * torch.arange(count + 1, dtype=torch.int32, device="cuda")
+    out, scale = torch.empty_like(query), dim**-0.5
+
+    def by_triton() -> torch.Tensor:
+        chunks = (tables, starts, row_starts, length)
+        return paged_extend(query, cache[0], cache[1], *chunks, scale, out=out)
+
+    calls = {"paged Triton": by_triton}
+    if suits(cache[0], None):
+        pages = describe_pages(cache[0], cache[1])
+        tiles = torch.tensor(plan_tiles([(0, length)] * count), dtype=torch.int32, device="cuda")
+        calls["paged Gluon"] = lambda: extend_from_pages(
+            query, pages, tables, tiles, kv_heads, scale, None, out
+        )
+    key, value = (
+        side[tables[-1]].transpose(1, 2).reshape(-1, kv_heads, dim)[:length].transpose(0, 1)
+        for side in cache
+    )
+    expected = functional.scaled_dot_product_attention(
+        query[-length:].transpose(0, 1).float(),
+        key.float().repeat_interleave(heads // kv_heads, 0),
+        value.float().repeat_interleave(heads // kv_heads, 0),
+        is_causal=True,
+    ).transpose(0, 1)
+    lines: list[Line] = []
+    for kind, call in calls.items():
+        name = f"prefill {count} x {length} {kind}"
+        out.fill_(float("nan"))
+        error = check(name, call()[-length:], expected, 2e-2)
+        seconds = seconds_per_call([call] * 4, 7)
+        rate = floor * ceilings.matmul / seconds / 1e12
+        lines.append(Line(name, seconds, floor, error, f"{rate:.0f} TFLOP/s"))
     return lines

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 import triton
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from tandem_kernels.launch import Launcher
 
@@ -62,6 +64,24 @@ def test_whatever_triton_specialises_by_is_other_code(kernel):
         for tensor, count, block, warps in calls:
             launch((1, 1, 1), tensor, count, BLOCK=block, PDL=False, num_warps=warps)
     assert [len(code.launches) for code in kernel.compiled] == [1] * len(calls)
+
+
+def test_descriptors_are_told_apart_by_type_and_box(kernel):
+    launch, layout = Launcher(kernel), gl.NVMMASharedLayout(128, 16, 2)
+    for tensor, rows in [
+        (torch.zeros(64, 64), 8),
+        (torch.ones(64, 64), 8),
+        (torch.zeros(9, 64), 4),
+    ]:
+        shape, half = list(tensor.shape), tensor.half()
+        launch(
+            (1, 1, 1),
+            TensorDescriptor(half, shape, [64, 1], [rows, 64], layout),
+            5,
+            BLOCK=1,
+            PDL=False,
+        )
+    assert [len(code.launches) for code in kernel.compiled] == [1, 0]
 
 
 def test_too_many_are_forgotten(kernel, monkeypatch):

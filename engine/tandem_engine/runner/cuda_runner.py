@@ -21,7 +21,7 @@ from tandem_engine.runner.prompt_slots import PromptSlots
 from tandem_engine.runner.step_input import Split, add_chunks, last_rows_of, split_batch
 from tandem_engine.sampling.sampler import Choice, Sampler
 from tandem_engine.upload import upload
-from tandem_kernels.compilation import collect_kernels, compile_kernels
+from tandem_kernels.compilation import collect_kernels, compiling
 from tandem_kernels.sampling import argmax
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,6 @@ class CudaRunner(Runner):
         whole, self._model = self._model, self._model.abridged()
         try:
             with torch.inference_mode(), collect_kernels() as kernels:
-                self.prepare_attention()
                 for batch in batches:
                     self.launch(batch)
                 self._slots.stage([])
@@ -137,7 +136,8 @@ class CudaRunner(Runner):
             self._model = whole
         num_threads = torch.get_num_threads()
         log.info("compiling %d kernels, %d at a time", len(kernels), num_threads)
-        compile_kernels(kernels, num_threads)
+        with compiling(kernels, num_threads):
+            self.prepare_attention()
         torch.cuda.synchronize()
 
     def capture_graphs(self, progress: Callable[[float], None]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from triton import knobs
 
-from tandem_kernels.compilation import UncompiledKernel, collect_kernels, compile_kernels
+from tandem_kernels.compilation import UncompiledKernel, collect_kernels, compiling
 
 
 class Function:
@@ -17,10 +17,11 @@ class Function:
     def __init__(self) -> None:
         self.compiled: list[str] = []
 
-    def preload(self, specialization: str) -> None:
+    def preload(self, specialization: str) -> SimpleNamespace:
         if specialization == "bad":
             raise ValueError("no such instruction")
         self.compiled.append(specialization)
+        return SimpleNamespace(run=None)
 
 
 def launch(function: Function, key: str, specialization: str) -> bool:
@@ -63,7 +64,8 @@ def test_a_kernel_that_fails_does_not_hold_the_others_up(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)
     function = Function()
     names = ["a", "bad", "b", "c"]
-    compile_kernels([UncompiledKernel(function, name) for name in names], 2)
+    with compiling([UncompiledKernel(function, name) for name in names], 2):
+        pass
     assert sorted(function.compiled) == ["a", "b", "c"]
     assert set(devices) == {3}
     assert [record.getMessage() for record in caplog.records] == [
@@ -84,7 +86,8 @@ def test_a_collected_kernel_is_compiled_for_its_launch(monkeypatch, tmp_path):
         kernel.rms_norm(x, weight, 1e-6, out=out)
     assert torch.equal(out, torch.full_like(x, -1.0))
     assert len(found) == 1
-    compile_kernels(found, 1)
+    with compiling(found, 1):
+        pass
     with collect_kernels() as more:
         kernel.rms_norm(x, weight, 1e-6, out=out)
     assert not more

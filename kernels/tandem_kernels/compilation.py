@@ -1,8 +1,8 @@
 """Compiling many kernels at the same time.
 
 Triton compiles a kernel when it is first launched, and the program waits. A large program first
-runs once with `collect_kernels`, which launches none of the kernels that are not compiled yet, and
-then has all of them compiled by threads: most of a compilation happens outside Python's lock.
+runs once with `collect_kernels`, which launches nothing, and then has the kernels that it came by
+compiled by threads: most of a compilation happens outside Python's lock.
 """
 
 import logging
@@ -17,6 +17,7 @@ from triton import knobs
 from triton.runtime.jit import JITFunction
 
 log = logging.getLogger(__name__)
+_collecting = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +36,13 @@ class UncompiledKernel:
 
 @contextmanager
 def collect_kernels() -> Iterator[list[UncompiledKernel]]:
-    """Note the kernels that would have to be compiled; they are not launched.
+    """Launch no kernels, but note those that would have to be compiled.
 
     So what they should have written keeps whatever was there. In this block all threads' launches
     are taken. Triton's interpreter compiles nothing: its kernels run.
     """
+    # Compiled ones must not run either: they may read what the others have not written.
+    global _collecting
     found: dict[tuple[int, str], UncompiledKernel] = {}
 
     def note(**launch: Any) -> bool:
@@ -48,14 +51,24 @@ def collect_kernels() -> Iterator[list[UncompiledKernel]]:
         found.setdefault((id(function), launch["key"]), kernel)
         return True  # "don't compile": then there is nothing to launch
 
+    def look_up(function: Any, *args: Any, **options: Any) -> Any:
+        return launch(function, *args, **{**options, "warmup": True})
+
     kernels: list[UncompiledKernel] = []
-    before = knobs.runtime.jit_cache_hook
-    knobs.runtime.jit_cache_hook = note
+    launch, hook = JITFunction.run, knobs.runtime.jit_cache_hook
+    JITFunction.run, knobs.runtime.jit_cache_hook = look_up, note
+    _collecting = True
     try:
         yield kernels
     finally:
-        knobs.runtime.jit_cache_hook = before
+        _collecting = False
+        JITFunction.run, knobs.runtime.jit_cache_hook = launch, hook
         kernels += found.values()
+
+
+def is_collecting() -> bool:
+    """Whether kernels are only noted at the moment."""
+    return _collecting
 
 
 @contextmanager

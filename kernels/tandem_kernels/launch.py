@@ -9,6 +9,8 @@ from typing import Any, Final
 import torch
 import triton
 
+from tandem_kernels.compilation import is_collecting
+
 _MOST_KNOWN: Final = 4096
 
 
@@ -27,7 +29,7 @@ class Launcher:
             args: tensors, all of the current device, and numbers.
             options: constants and launch options, at one place of the program in one order.
         """
-        if not self._compiled:
+        if not self._compiled or is_collecting():
             self._kernel[grid](*args, **options)
             return
         # More than Triton specialises by: all numbers, and of a tensor what its pointer is like.

@@ -182,7 +182,6 @@ class Decoder:
         }
         found = copy(self)
         found.layers = sorted(kinds.values(), key=lambda layer: layer.number)
-        found.norms = [self.norms[0], *(self.norms[layer.number + 1] for layer in found.layers)]
         return found
 
     def forward(

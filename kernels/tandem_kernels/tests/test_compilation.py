@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from triton import knobs
+from triton.runtime.jit import JITFunction
 
-from tandem_kernels.compilation import UncompiledKernel, collect_kernels, compiling
+from tandem_kernels.compilation import UncompiledKernel, collect_kernels, compiling, is_collecting
 
 
 class Function:
@@ -52,10 +53,30 @@ def test_every_kernel_is_noted_once_and_not_launched():
     ]
 
 
+def test_what_is_compiled_is_not_launched_either(monkeypatch):
+    calls = []
+
+    def run(function, *args, **options):
+        calls.append((function, args, options))
+
+    monkeypatch.setattr(JITFunction, "run", run)
+    with collect_kernels():
+        assert is_collecting()
+        JITFunction.run("kernel", 1, 2, grid=(3,), warmup=False, num_warps=4)
+    JITFunction.run("kernel", 1, grid=(3,), warmup=False)
+    assert calls == [
+        ("kernel", (1, 2), {"grid": (3,), "warmup": True, "num_warps": 4}),
+        ("kernel", (1,), {"grid": (3,), "warmup": False}),
+    ]
+
+
 def test_launches_are_as_before_after_an_error():
+    run = JITFunction.run
     with pytest.raises(ZeroDivisionError), collect_kernels():
         raise ZeroDivisionError
     assert knobs.runtime.jit_cache_hook is None
+    assert JITFunction.run is run
+    assert not is_collecting()
 
 
 def test_a_kernel_that_fails_does_not_hold_the_others_up(monkeypatch, caplog):

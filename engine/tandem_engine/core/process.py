@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -16,6 +17,39 @@ from tandem_engine.errors import CoreDiedError
 
 SOCKET_BUFFER_BYTES: Final = 4 * 2**20
 """Room for bursts in both directions, so that neither side waits for the other's event loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoreChild:
+    """A core's process that nobody listens to yet. It ends when the socket closes."""
+
+    process: "subprocess.Popen[bytes]"
+    connection: socket.socket
+
+    @classmethod
+    def start(cls, config: WorkerConfig, began: float | None = None) -> "CoreChild":
+        """Start a core, which begins to load at once.
+
+        `began`: when the worker was started, on the clock of `boot_seconds`; None: just now.
+        """
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+        command = [sys.executable, "-m", "tandem_engine.core.child", str(theirs.fileno())]
+        if began is not None:
+            command.append(repr(began))
+        try:
+            process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        # It holds the admin token, so it travels neither in argv nor in a file.
+        ours.sendall(pack_frame(msgspec.msgpack.encode(config)))
+        return cls(process, ours)
 
 
 class CoreProcess:
@@ -39,31 +73,18 @@ class CoreProcess:
         self._decoder: msgspec.msgpack.Decoder[FromCore] = msgspec.msgpack.Decoder(FromCore)
 
     @classmethod
-    async def spawn(cls, config: WorkerConfig, began: float | None = None) -> "CoreProcess":
-        """Start a core. Its first frames are `CoreLoading`, then `CoreReady` or `CoreFailed`.
+    async def spawn(cls, config: WorkerConfig) -> "CoreProcess":
+        """Start a core. Its first frames are `CoreLoading`, then `CoreReady` or `CoreFailed`."""
+        return await cls.connect(await asyncio.to_thread(CoreChild.start, config))
 
-        `began`: when the worker was started, on the clock of `boot_seconds`; None: just now.
-        """
-        ours, theirs = socket.socketpair()
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-        command = [sys.executable, "-m", "tandem_engine.core.child", str(theirs.fileno())]
-        if began is not None:
-            command.append(repr(began))
-        try:
-            process = await asyncio.to_thread(
-                subprocess.Popen, command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
-            )
-        except OSError:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        ours.setblocking(False)
-        reader, writer = await asyncio.open_connection(sock=ours, limit=SOCKET_BUFFER_BYTES)
-        # The configuration holds the admin token, so it travels neither in argv nor in a file.
-        writer.write(pack_frame(msgspec.msgpack.encode(config)))
-        return cls(process, reader, writer)
+    @classmethod
+    async def connect(cls, child: CoreChild) -> "CoreProcess":
+        """Listen to a core that was started; see `spawn`."""
+        child.connection.setblocking(False)
+        reader, writer = await asyncio.open_connection(
+            sock=child.connection, limit=SOCKET_BUFFER_BYTES
+        )
+        return cls(child.process, reader, writer)
 
     @property
     def pid(self) -> int:

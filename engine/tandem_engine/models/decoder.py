@@ -7,6 +7,8 @@ Legend: T tokens of the step (all sequences, flat), R rows of it whose logits ar
 size, H query heads, K KV heads, D head dimension, V vocabulary.
 """
 
+from copy import copy
+
 import torch
 
 from tandem_engine.attention.backend import AttentionBackend, HeadNorms, StepTensors
@@ -167,6 +169,20 @@ class Decoder:
         ]
         self.dtype = embedding.dtype
         self.residual_dtype = torch.float32 if spec.residual_in_float32 else self.dtype
+
+    def abridged(self) -> "Decoder":
+        """This model with one layer of each kind, the last layer among them.
+
+        Its steps take all the kernels that the whole model's steps take; their results mean
+        nothing.
+        """
+        kinds = {
+            (self.spec.layers[layer.number], self.spec.is_sparse(layer.number)): layer
+            for layer in self.layers
+        }
+        found = copy(self)
+        found.layers = sorted(kinds.values(), key=lambda layer: layer.number)
+        return found
 
     def forward(
         self, step: StepTensors, attention: Backend, rows: torch.Tensor | None = None

@@ -1,5 +1,6 @@
 """The GPU's runner: decode steps from CUDA graphs, sampled tokens that stay on the device."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -20,7 +21,10 @@ from tandem_engine.runner.prompt_slots import PromptSlots
 from tandem_engine.runner.step_input import Split, add_chunks, last_rows_of, split_batch
 from tandem_engine.sampling.sampler import Choice, Sampler
 from tandem_engine.upload import upload
+from tandem_kernels.compilation import collect_kernels, compile_all
 from tandem_kernels.sampling import argmax
+
+log = logging.getLogger(__name__)
 
 _END_SIZES: Final = (1, 8, 64)
 """Rows whose logits are wanted of a step with prompts are padded to these, or to the most."""
@@ -105,6 +109,26 @@ class CudaRunner(Runner):
         ends = [size for size in _END_SIZES if size < max_running] + [max_running]
         self._ends = DecodeGraphs(self._end, ends, pool, enabled=graphs)
         self._captures = graphs
+
+    def compile_steps(self, batches: Sequence[Batch]) -> None:
+        """Compile what these batches and decodes of any number take, all of it at the same time.
+
+        For a runner without graphs. No batch may ask for logprobs: its tokens aren't computed.
+        """
+        assert not self._captures, "graphs would lack the kernels"
+        whole, self._model = self._model, self._model.abridged()
+        try:
+            with torch.inference_mode(), collect_kernels() as kernels:
+                for batch in batches:
+                    self.launch(batch)
+                self._slots.stage([])
+                for size in self._graphs.sizes:
+                    self._decode(size)
+        finally:
+            self._model = whole
+        num_threads = torch.get_num_threads()
+        log.info("compiling %d kernels, %d at a time", len(kernels), num_threads)
+        compile_all(kernels, num_threads)
 
     def capture_graphs(self, progress: Callable[[float], None]) -> None:
         """Capture the graphs of all batch sizes now rather than when they are first needed."""

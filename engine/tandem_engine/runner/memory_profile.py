@@ -6,19 +6,13 @@ from typing import Final
 import torch
 
 from tandem_engine.errors import ConfigError
-from tandem_engine.runner.base import Batch, BatchItem
 from tandem_engine.runner.cuda_runner import CudaRunner
-from tandem_wire.messages import SamplingParams
+from tandem_engine.runner.probe_steps import small_batches, worst_batch
 
 _PER_GRAPH: Final = 12 * 2**20
 """What a captured graph holds besides its share of the pool, measured on an H100."""
 _RESERVE: Final = 256 * 2**20
 """For the allocator's gaps and the libraries' workspaces."""
-_WARM_LENGTHS: Final = (2, 17, 33, 65, 129)
-"""Chunks of so many tokens make attention compile each of its tile heights."""
-_COSTLY: Final = SamplingParams(
-    max_tokens=1, temperature=1.0, top_p=0.9, presence_penalty=0.5, logprobs=5
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,27 +44,6 @@ class MemoryPlan:
             )
 
 
-def worst_batch(max_tokens: int, max_running: int, max_len: int) -> Batch:
-    """A step as large as any: decodes with every extra, and a prompt that fills the rest.
-
-    All of it reads and writes the first block alone, so the results mean nothing.
-    """
-    num_decodes = min(max_running, max(1, max_tokens // 2))
-    items = [_item(1, sample=True) for _ in range(num_decodes)]
-    left = max_tokens - num_decodes
-    while left > 1:
-        length = min(left, max_len)
-        items.append(_item(length, sample=True))
-        left -= length
-    return Batch(items)
-
-
-def _item(length: int, *, sample: bool) -> BatchItem:
-    """A prompt of so many tokens in block 0, which one block table entry per token covers."""
-    tokens = [0] * length
-    return BatchItem("profile", tokens, 0, [0] * length, sample, _COSTLY, tokens)
-
-
 def measure_memory(
     runner: CudaRunner,
     device: torch.device,
@@ -86,8 +59,8 @@ def measure_memory(
     Args:
         graph_rows: of the largest graph, whose memory all graphs share.
     """
-    for length in _WARM_LENGTHS:
-        runner.execute(Batch([_item(length, sample=False)]))
+    for batch in small_batches():
+        runner.execute(batch)
     torch.cuda.synchronize(device)
     held = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)

@@ -234,6 +234,7 @@ def _load_cuda(
     from tandem_engine.runner.device_kv import DeviceKVStore
     from tandem_engine.runner.memory_profile import measure_memory
     from tandem_engine.runner.piece_graphs import count_weights, most_rows, piece_sizes
+    from tandem_engine.runner.probe_steps import small_batches, worst_batch
 
     layout = _kv_layout(config, spec, dtype)
     max_model_len = config.max_model_len or spec.max_position
@@ -259,9 +260,13 @@ def _load_cuda(
     num_graphs = 0
     if config.cuda_graphs:
         num_graphs = len(padded_sizes(config.max_running)) + len(piece_sizes(prompt_rows))
+    probe = make(1, max_model_len, False)
+    progress("compile", 0.0)
+    worst = worst_batch(budget, config.max_running, max_model_len, logprobs=False)
+    probe.compile_steps([*small_batches(), worst])
     progress("profile", 0.0)
     plan = measure_memory(
-        make(1, max_model_len, False),
+        probe,
         device,
         percent=config.gpu_memory_percent,
         max_tokens=budget,
@@ -269,6 +274,7 @@ def _load_cuda(
         num_graphs=num_graphs,
         graph_rows=max(config.max_running, prompt_rows),
     )
+    del probe
     least = layout.block_bytes * max(1, -(-config.max_model_len // layout.page_size))
     plan.check(max(least, kv_memory))
     num_blocks = collective.least((kv_memory or plan.kv) // layout.block_bytes)

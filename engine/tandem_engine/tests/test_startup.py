@@ -89,7 +89,9 @@ def test_a_process_knows_when_it_was_started() -> None:
     assert process_start() < before
 
 
-@pytest.mark.parametrize("module", ["tandem_engine.main", "tandem_engine.core.child"])
+@pytest.mark.parametrize(
+    "module", ["tandem_engine.main", "tandem_engine.server.serving", "tandem_engine.core.child"]
+)
 def test_neither_process_imports_torch_before_it_must(module: str) -> None:
     code = f"import sys, {module}; print([n for n in sys.modules if n in {HEAVY!r}])"
     found = subprocess.run(

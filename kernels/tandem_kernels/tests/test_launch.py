@@ -8,6 +8,7 @@ import triton
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from tandem_kernels.compilation import collect_kernels
 from tandem_kernels.launch import Launcher
 
 
@@ -54,6 +55,16 @@ def test_code_is_found_again(kernel):
     ((grid, tensor, *numbers),) = code.launches
     assert (grid, numbers) == ((7, 1, 1), [5, 32, False])
     assert tensor is other
+
+
+def test_code_is_not_launched_while_kernels_are_collected(kernel):
+    launch, x = Launcher(kernel), torch.zeros(64)
+    launch((1, 1, 1), x, 5, BLOCK=32, PDL=False)
+    with collect_kernels():
+        launch((1, 1, 1), x, 5, BLOCK=32, PDL=False)  # Triton is asked, and launches nothing
+    assert [code.launches for code in kernel.compiled] == [[], []]
+    launch((1, 1, 1), x, 5, BLOCK=32, PDL=False)
+    assert [len(code.launches) for code in kernel.compiled] == [1, 0]
 
 
 def test_whatever_triton_specialises_by_is_other_code(kernel):

@@ -1,0 +1,113 @@
+"""Compiling ahead. Without a GPU nothing is compiled, and the test launches in Triton's place."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from triton import knobs
+from triton.runtime.jit import JITFunction
+
+from tandem_kernels.compilation import UncompiledKernel, collect_kernels, compile_all, is_collecting
+
+
+class Function:
+    """What Triton hands to its hook, and gets back from us."""
+
+    __name__ = "some_kernel"
+
+    def __init__(self) -> None:
+        self.compiled: list[str] = []
+
+    def preload(self, specialization: str) -> SimpleNamespace:
+        if specialization == "bad":
+            raise ValueError("no such instruction")
+        self.compiled.append(specialization)
+        return SimpleNamespace(run=None)
+
+
+def launch(function: Function, key: str, specialization: str) -> bool:
+    """Whether Triton would go without the kernel."""
+    return knobs.runtime.jit_cache_hook(
+        key=key,
+        repr="",
+        fn=SimpleNamespace(jit_function=function),
+        compile={"specialization_data": specialization},
+        is_manual_warmup=False,
+        already_compiled=False,
+    )
+
+
+def test_every_kernel_is_noted_once_and_not_launched():
+    first, second = Function(), Function()
+    with collect_kernels() as found:
+        assert launch(first, "a", "first a")
+        assert launch(second, "a", "second a")
+        assert launch(first, "a", "first a")
+        assert launch(first, "b", "first b")
+        assert found == []
+    assert knobs.runtime.jit_cache_hook is None
+    assert found == [
+        UncompiledKernel(first, "first a"),
+        UncompiledKernel(second, "second a"),
+        UncompiledKernel(first, "first b"),
+    ]
+
+
+def test_what_is_compiled_is_not_launched_either(monkeypatch):
+    calls = []
+
+    def run(function, *args, **options):
+        calls.append((function, args, options))
+
+    monkeypatch.setattr(JITFunction, "run", run)
+    with collect_kernels():
+        assert is_collecting()
+        JITFunction.run("kernel", 1, 2, grid=(3,), warmup=False, num_warps=4)
+    JITFunction.run("kernel", 1, grid=(3,), warmup=False)
+    assert calls == [
+        ("kernel", (1, 2), {"grid": (3,), "warmup": True, "num_warps": 4}),
+        ("kernel", (1,), {"grid": (3,), "warmup": False}),
+    ]
+
+
+def test_launches_are_as_before_after_an_error():
+    run = JITFunction.run
+    with pytest.raises(ZeroDivisionError), collect_kernels():
+        raise ZeroDivisionError
+    assert knobs.runtime.jit_cache_hook is None
+    assert JITFunction.run is run
+    assert not is_collecting()
+
+
+def test_a_kernel_that_fails_does_not_hold_the_others_up(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    devices: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    function = Function()
+    names = ["a", "bad", "b", "c"]
+    compile_all([UncompiledKernel(function, name) for name in names], 2)
+    assert sorted(function.compiled) == ["a", "b", "c"]
+    assert set(devices) == {3}
+    assert [record.getMessage() for record in caplog.records] == [
+        "some_kernel was not compiled ahead: ValueError('no such instruction')"
+    ]
+
+
+@pytest.mark.gpu
+def test_a_collected_kernel_is_compiled_for_its_launch(monkeypatch, tmp_path):
+    from tandem_kernels.norm import kernel
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    x = torch.randn(3, 200, device="cuda")
+    weight = torch.ones(200, device="cuda")
+    out = torch.full_like(x, -1.0)
+    kernel.rms_norm_kernel.device_caches.clear()
+    with collect_kernels() as found:
+        kernel.rms_norm(x, weight, 1e-6, out=out)
+    assert torch.equal(out, torch.full_like(x, -1.0))
+    assert len(found) == 1
+    compile_all(found, 1)
+    with collect_kernels() as more:
+        kernel.rms_norm(x, weight, 1e-6, out=out)
+    assert not more
+    assert torch.allclose(out, torch.nn.functional.rms_norm(x, (200,), eps=1e-6), atol=1e-5)

@@ -97,6 +97,8 @@ class Options:
     prefetch: int = 8
     triton_gemm: bool = True
     ahead: int = 128
+    prefetch_few: int = 1
+    """As `prefetch`, for more than one row."""
 
 
 class DecodeStep:
@@ -141,7 +143,7 @@ class DecodeStep:
         columns = weight.shape[0] // (2 if gate else 1)
         tuned = tuned_gemm(rows, columns, weight.shape[1], gate)
         if rows <= 64 and options.triton_gemm and tuned != []:
-            prefetch = options.prefetch if rows == 1 else 1
+            prefetch = options.prefetch if rows == 1 else options.prefetch_few
             tiles = replace(GemmTiles(*tuned), prefetch=prefetch) if tuned else None
             return small_linear(x, weight, bias, gate=gate, tiles=tiles, overlap=options.overlap)
         found = functional.linear(x, weight, bias)

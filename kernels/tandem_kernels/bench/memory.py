@@ -14,7 +14,9 @@ from tandem_kernels.bench.timing import (
 )
 from tandem_kernels.sampling.draw_kernel import draw
 from tandem_kernels.sampling.kernel import greedy
+from tandem_kernels.sampling.penalty_kernel import penalize
 from tandem_kernels.sampling.reference import filter_logits, sample_inverse_cdf, uniform
+from tandem_kernels.sampling.reference import penalize as reference_penalize
 from tandem_kernels.transfer import kernel as transfer
 from tandem_kernels.transfer import reference as transfer_reference
 
@@ -57,6 +59,50 @@ def run_sampling(
             note = f"block {block} warps {warps}, {different} differ"
             lines.append(Line(name, seconds, floor, 0.0, note))
     return lines
+
+
+def run_penalties(
+    rows: int, vocab: int, ceilings: Ceilings, dtype: torch.dtype = torch.float32
+) -> list[Line]:
+    """Penalties with the new argmax, alone and before a draw under every filter.
+
+    The floor of the first is to read logits and marks and to write logits; of the second, to read
+    those once more.
+    """
+    logits = (torch.randn(rows, vocab, device="cuda") * 2.5).to(dtype)
+    seen = 3 * (torch.rand(rows, vocab, device="cuda") < 0.01).int()
+    slots = torch.arange(rows, device="cuda", dtype=torch.int32)
+    repetition, frequency, presence = (
+        torch.full((rows,), value, device="cuda") for value in (1.2, 0.1, 0.1)
+    )
+    factors = (repetition, frequency, presence)
+    warmth, k, p, m = (torch.full((rows,), value, device="cuda") for value in (0.8, 50, 0.9, 0.02))
+    numbers = torch.arange(rows, device="cuda")
+    expected, _ = reference_penalize(logits, seen, slots, *factors)
+    penalized, _ = penalize(logits, seen, slots, *factors)
+    error = check("penalize", penalized, expected, 1e-6)
+
+    def alone() -> object:
+        return penalize(logits, seen, slots, *factors)
+
+    def together() -> object:
+        changed, best = penalize(logits, seen, slots, *factors)
+        return draw(changed, warmth, k, p, m, numbers, numbers, best=best)
+
+    moved = logits.nbytes + seen.nbytes + penalized.nbytes
+    kind = str(dtype).removeprefix("torch.")
+    return [
+        Line(
+            f"penalize {rows} x {vocab} {kind}{what}",
+            seconds_per_call([call] * 3),
+            size / ceilings.copy,
+            error,
+        )
+        for call, size, what in (
+            (alone, moved, ""),
+            (together, moved + penalized.nbytes, ", all filters"),
+        )
+    ]
 
 
 def run_transfer(ceilings: Ceilings) -> list[Line]:

@@ -50,7 +50,8 @@ def run_sampling(
         expected = sample_inverse_cdf(kept, torch.tensor(draws, dtype=torch.float64, device="cuda"))
         for block, warps in SAMPLING_TILES:
             rest = (seeds, positions)
-            call = partial(draw, logits, *columns, *rest, best=best, block=block, warps=warps)
+            given = partial(draw, best=best, searched=k > 0 or p < 1.0, block=block, warps=warps)
+            call = partial(given, logits, *columns, *rest)
             different = int((call() != expected).sum())
             if different > max(1, rows // 50):
                 raise WrongResultError(f"{different} of {rows} draws differ, k={k} p={p} m={m}")

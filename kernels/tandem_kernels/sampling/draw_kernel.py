@@ -313,6 +313,7 @@ def draw(
     out: torch.Tensor | None = None,
     *,
     best: torch.Tensor | None = None,
+    searched: bool = True,
     block: int = 2048,
     warps: int = 4,
     capacity: int = 8192,
@@ -327,6 +328,7 @@ def draw(
         top_k: [B] int, 0 for off. top_p: [B] float32, 1 for off. min_p: [B] float32, 0 for off.
         seeds, positions: [B] int64; a seed's 64 bits are taken as they are.
         best: [B] int64, a highest logit of each row if that is known.
+        searched: False promises that no row has top-k or top-p, which spares launches.
         capacity: values per row that may be collected around the threshold; it is looked for more
             closely, and at last in the row itself, where there would be more.
 
@@ -349,18 +351,20 @@ def draw(
     row_values = (logits, best, temperature, top_k, top_p, min_p)
     layout = (logits.stride(0), size, capacity)
     whole, above = masses
-    for refine in (False, True):
+    for refine in (False, True) if searched else (False,):
         histogram_kernel[(num_parts, rows)](
             *row_values, bounds, above if refine else whole, histograms, *layout,
             REFINE=refine, BLOCK=block, NUM_BINS=NUM_BINS, num_warps=warps,
         )  # fmt: skip
-        bounds_kernel[(rows,)](
-            top_k, top_p, min_p, whole, above, histograms, bounds, offsets, size, capacity,
-            num_parts, REFINE=refine, PARTS=parts, NUM_BINS=NUM_BINS, num_warps=4,
-        )  # fmt: skip
-    collect_kernel[(num_parts, rows)](
-        *row_values, bounds, offsets, above, collected, *layout, BLOCK=block, num_warps=warps
-    )
+        if searched:
+            bounds_kernel[(rows,)](
+                top_k, top_p, min_p, whole, above, histograms, bounds, offsets, size, capacity,
+                num_parts, REFINE=refine, PARTS=parts, NUM_BINS=NUM_BINS, num_warps=4,
+            )  # fmt: skip
+    if searched:
+        collect_kernel[(num_parts, rows)](
+            *row_values, bounds, offsets, above, collected, *layout, BLOCK=block, num_warps=warps
+        )
     draw_kernel[(rows,)](
         *row_values, seeds, positions, whole, bounds, offsets, above, collected, out, *layout,
         num_parts, BLOCK=block, PARTS=parts, TILE=1024, PIVOTS=8, num_warps=8,

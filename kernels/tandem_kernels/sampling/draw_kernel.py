@@ -70,7 +70,10 @@ def collect_kernel(
         low = tl.load(bounds + row * 5)
         high = tl.load(bounds + row * 5 + 1)
         count = tl.load(bounds + row * 5 + 4)
-        at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        # Rows of what a thread loads at once: ranks within them need no other thread.
+        WIDTH: tl.constexpr = 128 // logits.dtype.element_ty.primitive_bitwidth
+        starts = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK // WIDTH) * WIDTH
+        at = starts[:, None] + tl.arange(0, WIDTH)[None, :]
         inside = at < size
         raw = tl.load(logits + row * stride + at, mask=inside, other=float("-inf")).to(tl.float32)
         highest = tl.load(logits + row * stride + tl.load(best + row)).to(tl.float32)
@@ -78,7 +81,8 @@ def collect_kernel(
         distance = distance_from(highest, raw, scale)
         bits = as_bits(distance)
         sure = inside & (bits < low) & (distance <= furthest(tl.load(min_p + row)))
-        tl.store(above + part, tl.sum(tl.where(sure, tl.exp2(-distance), 0.0), axis=0))
+        mass = tl.sum(tl.where(sure, tl.exp2(-distance), 0.0), axis=1)
+        tl.store(above + part, tl.sum(mass, axis=0))
         held = inside & (bits >= low) & (bits <= high)
         begin = tl.load(offsets + part)
         end = count
@@ -86,7 +90,10 @@ def collect_kernel(
             end = tl.load(offsets + part + 1)
         # Beyond the capacity the row itself is searched.
         if count <= capacity and begin < end:
-            ranks = begin + tl.cumsum(held.to(tl.int32), axis=0) - 1
+            ones = held.to(tl.int32)
+            each = tl.sum(ones, axis=1)
+            before = begin + tl.cumsum(each, axis=0) - each
+            ranks = before[:, None] + tl.cumsum(ones, axis=1) - 1
             to = collected + row * capacity + ranks
             tl.store(to, _key(raw).to(tl.int64), mask=held & (ranks < count))
 

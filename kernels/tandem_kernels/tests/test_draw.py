@@ -64,6 +64,17 @@ def test_same_tokens_as_the_reference(device, size, block, top_k, top_p, min_p, 
     assert different <= rows // 100
 
 
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
+@pytest.mark.parametrize("spread", [1e-6, 0.01, 0.3])
+def test_flat_rows_are_cut_twice(device, spread, top_k, top_p, min_p):
+    """More values between the first bounds than may be collected, fewer between the second."""
+    rows = 4 if device.type == "cpu" else 256
+    logits = torch.randn(rows, 3000, device=device) * spread
+    temperature = torch.ones(rows, device=device)
+    _, different = _compare(logits, temperature, top_k, top_p, min_p, block=512, capacity=128)
+    assert different <= rows // 64
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
 def test_short_logits_with_many_ties(device, dtype, top_k, top_p, min_p):

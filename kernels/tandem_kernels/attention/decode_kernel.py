@@ -334,7 +334,7 @@ def paged_decode(
     stages: int | None = None,
     fused: bool | None = None,
     overlap: bool = False,
-    ahead: int = 128,
+    ahead: int = 0,
 ) -> torch.Tensor:
     """One query token per sequence against its pages, as `plan` (refilled for this step) says.
 
@@ -346,7 +346,8 @@ def paged_decode(
         key_cache, value_cache: [N, K, P, D] of one layer, in the query's dtype or float8_e4m3fn.
         out: [B, H, D], heads contiguous.
         key_scale, value_scale: what stored fp8 values are multiplied by.
-        ahead: with overlap, the positions that each program asks the L2 for while it waits.
+        ahead: with overlap, the positions (0 or a power of 2) that each program asks the L2 for
+            while it waits.
     """
     batch, num_heads, head_dim = query.shape
     _, num_kv_heads, page, _ = key_cache.shape

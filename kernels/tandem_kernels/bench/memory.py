@@ -1,5 +1,6 @@
 """Sampling and KV packing against copy bandwidth."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -20,11 +21,16 @@ from tandem_kernels.sampling.reference import penalize as reference_penalize
 from tandem_kernels.transfer import kernel as transfer
 from tandem_kernels.transfer import reference as transfer_reference
 
-SAMPLING_TILES = ((4096, 8), (2048, 4), (8192, 16))
+SAMPLING_TILES = ((2048, 4), (4096, 8), (1024, 4))
+"""(block, warps), the default first."""
 
 
 def run_sampling(
-    rows: int, vocab: int, ceilings: Ceilings, dtype: torch.dtype = torch.float32
+    rows: int,
+    vocab: int,
+    ceilings: Ceilings,
+    dtype: torch.dtype = torch.float32,
+    tiles: Sequence[tuple[int, int]] = SAMPLING_TILES[:1],
 ) -> list[Line]:
     """Greedy, and draws under several filters; the floor is one read of the logits."""
     logits = (torch.randn(rows, vocab, device="cuda") * 2.5).to(dtype)
@@ -48,7 +54,7 @@ def run_sampling(
         kept = filter_logits(logits.float() / columns[0][:, None], *columns[1:])
         draws = [uniform(i, 3 * i) for i in range(rows)]
         expected = sample_inverse_cdf(kept, torch.tensor(draws, dtype=torch.float64, device="cuda"))
-        for block, warps in SAMPLING_TILES:
+        for block, warps in tiles:
             rest = (seeds, positions)
             given = partial(draw, best=best, searched=k > 0 or p < 1.0, block=block, warps=warps)
             call = partial(given, logits, *columns, *rest)

@@ -96,9 +96,8 @@ class Options:
     fused: bool | None = None
     prefetch: int = 8
     triton_gemm: bool = True
-    ahead: int = 128
-    prefetch_few: int = 1
-    """As `prefetch`, for more than one row."""
+    ahead: int = 0
+    """Positions of each unit that attention asks the L2 for while it waits."""
 
 
 class DecodeStep:
@@ -143,7 +142,7 @@ class DecodeStep:
         columns = weight.shape[0] // (2 if gate else 1)
         tuned = tuned_gemm(rows, columns, weight.shape[1], gate)
         if rows <= 64 and options.triton_gemm and tuned != []:
-            prefetch = options.prefetch if rows == 1 else options.prefetch_few
+            prefetch = options.prefetch if rows == 1 else 1
             tiles = replace(GemmTiles(*tuned), prefetch=prefetch) if tuned else None
             return small_linear(x, weight, bias, gate=gate, tiles=tiles, overlap=options.overlap)
         found = functional.linear(x, weight, bias)
@@ -269,6 +268,7 @@ def main() -> None:
             Options(overlap=False, triton_gemm=False),
             Options(overlap=False),
             Options(),
+            Options(ahead=128),
         )
     }
     weights = Weights(shape)

@@ -349,7 +349,9 @@ def draw(
     block = min(block, max(64, triton.next_power_of_2(size)))
     num_parts = triton.cdiv(size, block)
     parts = max(2, triton.next_power_of_2(num_parts))
-    masses = torch.empty((2, rows, num_parts), dtype=torch.float32, device=device)
+    # One tensor each: Triton compiles a kernel anew for every alignment.
+    whole = torch.empty((rows, num_parts), dtype=torch.float32, device=device)
+    above = torch.empty_like(whole)
     histograms = torch.empty((rows, num_parts, NUM_BINS), dtype=torch.int32, device=device)
     offsets = torch.empty((rows, num_parts), dtype=torch.int32, device=device)
     bounds = torch.empty((rows, 5), dtype=torch.int32, device=device)
@@ -357,7 +359,6 @@ def draw(
     collected = torch.empty((rows, capacity), dtype=torch.int64, device=device)
     row_values = (logits, best, temperature, top_k, top_p, min_p)
     layout = (logits.stride(0), size, capacity)
-    whole, above = masses
     for refine in (False, True) if searched else (False,):
         histogram_kernel[(num_parts, rows)](
             *row_values, bounds, above if refine else whole, histograms, *layout,

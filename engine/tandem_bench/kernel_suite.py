@@ -48,7 +48,8 @@ def _decode(ceilings: "Ceilings") -> Iterator["Line"]:
     count = torch.cuda.get_device_properties(0).multi_processor_count
     for case in DECODE_CASES:
         bench = DecodeBench(case)
-        tiles = DecodeTiles(programs=count * 2 // case.dtype.itemsize)
+        small = case.dtype.itemsize == 1
+        tiles = DecodeTiles(programs=count * (1 + small), stages=3 + small)
         yield bench.run(tiles, bench.expected(), ceilings)
         del bench
         torch.cuda.empty_cache()

@@ -55,8 +55,10 @@ def adjust_batch(
     if banned or biased:
         logits = logits.to(torch.float32, copy=True)
         flat = logits.view(-1)
-        flat[upload(banned, torch.int64, device)] = float("-inf")
-        flat[upload(biased, torch.int64, device)] += upload(biases, torch.float32, device)
+        if banned:
+            flat[upload(banned, torch.int64, device)] = float("-inf")
+        if biased:
+            flat[upload(biased, torch.int64, device)] += upload(biases, torch.float32, device)
     factors = upload(_penalties([item.params for item in items]), torch.float32, device)
     slots = seen.update(items)  # the table may be another one afterwards
     repetition, frequency, presence = factors[:, : len(items)]

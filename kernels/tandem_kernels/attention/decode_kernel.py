@@ -359,14 +359,16 @@ def paged_decode(
         # One program merges many splits slower than a launch of its own does, and at small batches
         # every sequence has many; at large ones few have any.
         fused = batch * num_kv_heads >= FUSE_FROM
+    packed = key_cache.dtype == torch.float8_e4m3fn and query.element_size() == 2
     if stages is None:
         # Keys and values of every stage share the 227 KiB of a multiprocessor.
         tile_bytes = 2 * plan.tile * triton.next_power_of_2(head_dim) * key_cache.element_size()
-        stages = min(3, max(2, 200_000 // tile_bytes))
+        stages = min(4 if packed else 3, max(2, 200_000 // tile_bytes))
     group, block_d = num_heads // num_kv_heads, max(16, triton.next_power_of_2(head_dim))
-    packed = key_cache.dtype == torch.float8_e4m3fn and query.element_size() == 2
+    converts = False
     if packed:
         key_cache, value_cache = key_cache.view(torch.int16), value_cache.view(torch.int16)
+        converts = query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 9)
     _launch_decode(
         (num_kv_heads, plan.units.shape[0], 1),
         query,
@@ -400,7 +402,7 @@ def paged_decode(
         FUSED=fused,
         AHEAD=ahead if overlap else 0,
         PACKED=packed,
-        CONVERTS=query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 9),
+        CONVERTS=converts,
         PDL=overlap,
         num_warps=warps,
         **launch_options(overlap),

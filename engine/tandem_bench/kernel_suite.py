@@ -34,6 +34,7 @@ def _memory(ceilings: "Ceilings") -> Iterator["Line"]:
 
     for num_rows in (1, 256):
         yield from memory.run_sampling(num_rows, 128256, ceilings)
+        yield from memory.run_penalties(num_rows, 128256, ceilings)
     yield from memory.run_transfer(ceilings)
 
 
@@ -42,10 +43,13 @@ def _decode(ceilings: "Ceilings") -> Iterator["Line"]:
 
     from tandem_kernels.bench.attention import DECODE_CASES, DecodeBench, DecodeTiles
 
-    # As the engine's backend has it: as many programs as there are multiprocessors.
-    tiles = DecodeTiles(programs=torch.cuda.get_device_properties(0).multi_processor_count)
+    # As the engine's backend has it: as many programs as there are multiprocessors. Tiles of
+    # 8-bit values are half as large, and take twice as many to keep the memory busy.
+    count = torch.cuda.get_device_properties(0).multi_processor_count
     for case in DECODE_CASES:
         bench = DecodeBench(case)
+        small = case.dtype.itemsize == 1
+        tiles = DecodeTiles(programs=count * (1 + small), stages=3 + small)
         yield bench.run(tiles, bench.expected(), ceilings)
         del bench
         torch.cuda.empty_cache()

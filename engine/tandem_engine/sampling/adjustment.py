@@ -55,17 +55,25 @@ def adjust_batch(
     if banned or biased:
         logits = logits.to(torch.float32, copy=True)
         flat = logits.view(-1)
-        flat[upload(banned, torch.int64, device)] = float("-inf")
-        flat[upload(biased, torch.int64, device)] += upload(biases, torch.float32, device)
+        if banned:
+            flat[upload(banned, torch.int64, device)] = float("-inf")
+        if biased:
+            flat[upload(biased, torch.int64, device)] += upload(biases, torch.float32, device)
     factors = upload(_penalties([item.params for item in items]), torch.float32, device)
     slots = seen.update(items)  # the table may be another one afterwards
-    return penalize(logits, seen.table, slots, factors[0], factors[1], factors[2])
+    repetition, frequency, presence = factors[:, : len(items)]
+    return penalize(logits, seen.table, slots, repetition, frequency, presence)
 
 
 def _penalties(params: list[SamplingParams]) -> torch.Tensor:
-    """[3, B] on the host: repetition, frequency, presence."""
+    """[3, B or a little more] on the host: repetition, frequency, presence.
+
+    Each starts at a multiple of 16 bytes: Triton compiles a kernel anew for every alignment.
+    """
     columns = ("repetition_penalty", "frequency_penalty", "presence_penalty")
-    return torch.tensor([[getattr(p, column) for p in params] for column in columns])
+    host = torch.zeros((3, -(-len(params) // 4) * 4))
+    host[:, : len(params)] = torch.tensor([[getattr(p, name) for p in params] for name in columns])
+    return host
 
 
 def _banned(item: BatchItem, eos_token_ids: Sequence[int], vocab: int) -> list[int]:

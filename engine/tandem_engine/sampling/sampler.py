@@ -135,7 +135,8 @@ def _draw(logits: torch.Tensor, items: Sequence[BatchItem], best: torch.Tensor) 
         logits.device,
     )
     logits = logits if logits.is_cuda else logits.float()
-    return draw(logits, temperature, top_k, top_p, min_p, seeds, positions, best)
+    searched = any(p.top_k > 0 or p.top_p < 1.0 for p in params)
+    return draw(logits, temperature, top_k, top_p, min_p, seeds, positions, best, searched)
 
 
 def _columns(

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tandem_kernels.attention.float8_kernel import halve_pairs, scale_rows
 from tandem_kernels.attention.split_plan import DecodePlan
 from tandem_kernels.launch import Launcher
 from tandem_kernels.overlap import launch_options, prefetch_lines, wait_for_inputs
@@ -24,42 +25,6 @@ def cap_scores(scores, SOFTCAP: tl.constexpr):
     inner = 2.0 * scores / SOFTCAP  # still times log2 e, which turns exp into exp2
     tanh = 1.0 - 2.0 / (1.0 + tl.exp2(inner))
     return SOFTCAP * 1.4426950408889634 * tanh
-
-
-@triton.jit
-def halve_pairs(pairs, CONVERTS: tl.constexpr):
-    """Two float8_e4m3fn in each int16: the lower and the upper ones as float16, exactly."""
-    if CONVERTS:
-        # Four bytes in a register: even ones before odd ones, then two conversions of pairs.
-        return tl.inline_asm_elementwise(
-            """{
-            .reg .b32 sorted;
-            .reg .b16 even, odd;
-            prmt.b32 sorted, $2, 0, 0x3120;
-            mov.b32 {even, odd}, sorted;
-            cvt.rn.f16x2.e4m3x2 $0, even;
-            cvt.rn.f16x2.e4m3x2 $1, odd;
-            }""",
-            "=r,=r,r",
-            [pairs],
-            dtype=(tl.float16, tl.float16),
-            is_pure=True,
-            pack=2,
-        )
-    else:
-        # The same bits as in a float16, whose exponent counts from 8 lower.
-        lower = (((pairs & 0x7F) << 7) | ((pairs & 0x80) << 8)).to(tl.float16, bitcast=True)
-        upper = (((pairs & 0x7F00) >> 1) | (pairs & -0x8000)).to(tl.float16, bitcast=True)
-        return lower * 256.0, upper * 256.0
-
-
-@triton.jit
-def scale_rows(q):
-    """float16 rows of at most 2 and the powers of 2 [rows] that they were divided by."""
-    wide = q.to(tl.float32)
-    bits = tl.max(tl.abs(wide), axis=1).to(tl.int32, bitcast=True) & 0x7F800000
-    power = tl.maximum(bits.to(tl.float32, bitcast=True), 1.0e-30)
-    return (wide / power[:, None]).to(tl.float16), power
 
 
 @triton.jit
@@ -334,7 +299,7 @@ def paged_decode(
     stages: int | None = None,
     fused: bool | None = None,
     overlap: bool = False,
-    ahead: int = 128,
+    ahead: int = 0,
 ) -> torch.Tensor:
     """One query token per sequence against its pages, as `plan` (refilled for this step) says.
 
@@ -346,7 +311,8 @@ def paged_decode(
         key_cache, value_cache: [N, K, P, D] of one layer, in the query's dtype or float8_e4m3fn.
         out: [B, H, D], heads contiguous.
         key_scale, value_scale: what stored fp8 values are multiplied by.
-        ahead: with overlap, the positions that each program asks the L2 for while it waits.
+        ahead: with overlap, the positions (0 or a power of 2) that each program asks the L2 for
+            while it waits.
     """
     batch, num_heads, head_dim = query.shape
     _, num_kv_heads, page, _ = key_cache.shape
@@ -358,14 +324,16 @@ def paged_decode(
         # One program merges many splits slower than a launch of its own does, and at small batches
         # every sequence has many; at large ones few have any.
         fused = batch * num_kv_heads >= FUSE_FROM
+    packed = key_cache.dtype == torch.float8_e4m3fn and query.element_size() == 2
     if stages is None:
         # Keys and values of every stage share the 227 KiB of a multiprocessor.
         tile_bytes = 2 * plan.tile * triton.next_power_of_2(head_dim) * key_cache.element_size()
-        stages = min(3, max(2, 200_000 // tile_bytes))
+        stages = min(4 if packed else 3, max(2, 200_000 // tile_bytes))
     group, block_d = num_heads // num_kv_heads, max(16, triton.next_power_of_2(head_dim))
-    packed = key_cache.dtype == torch.float8_e4m3fn and query.element_size() == 2
+    converts = False
     if packed:
         key_cache, value_cache = key_cache.view(torch.int16), value_cache.view(torch.int16)
+        converts = query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 9)
     _launch_decode(
         (num_kv_heads, plan.units.shape[0], 1),
         query,
@@ -399,7 +367,7 @@ def paged_decode(
         FUSED=fused,
         AHEAD=ahead if overlap else 0,
         PACKED=packed,
-        CONVERTS=query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 9),
+        CONVERTS=converts,
         PDL=overlap,
         num_warps=warps,
         **launch_options(overlap),

@@ -1,5 +1,6 @@
 """Sampling and KV packing against copy bandwidth."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -14,15 +15,22 @@ from tandem_kernels.bench.timing import (
 )
 from tandem_kernels.sampling.draw_kernel import draw
 from tandem_kernels.sampling.kernel import greedy
+from tandem_kernels.sampling.penalty_kernel import penalize
 from tandem_kernels.sampling.reference import filter_logits, sample_inverse_cdf, uniform
+from tandem_kernels.sampling.reference import penalize as reference_penalize
 from tandem_kernels.transfer import kernel as transfer
 from tandem_kernels.transfer import reference as transfer_reference
 
-SAMPLING_TILES = ((4096, 8), (2048, 4), (8192, 16))
+SAMPLING_TILES = ((2048, 4), (4096, 8), (1024, 4))
+"""(block, warps), the default first."""
 
 
 def run_sampling(
-    rows: int, vocab: int, ceilings: Ceilings, dtype: torch.dtype = torch.float32
+    rows: int,
+    vocab: int,
+    ceilings: Ceilings,
+    dtype: torch.dtype = torch.float32,
+    tiles: Sequence[tuple[int, int]] = SAMPLING_TILES[:1],
 ) -> list[Line]:
     """Greedy, and draws under several filters; the floor is one read of the logits."""
     logits = (torch.randn(rows, vocab, device="cuda") * 2.5).to(dtype)
@@ -46,9 +54,10 @@ def run_sampling(
         kept = filter_logits(logits.float() / columns[0][:, None], *columns[1:])
         draws = [uniform(i, 3 * i) for i in range(rows)]
         expected = sample_inverse_cdf(kept, torch.tensor(draws, dtype=torch.float64, device="cuda"))
-        for block, warps in SAMPLING_TILES:
+        for block, warps in tiles:
             rest = (seeds, positions)
-            call = partial(draw, logits, *columns, *rest, best=best, block=block, warps=warps)
+            given = partial(draw, best=best, searched=k > 0 or p < 1.0, block=block, warps=warps)
+            call = partial(given, logits, *columns, *rest)
             different = int((call() != expected).sum())
             if different > max(1, rows // 50):
                 raise WrongResultError(f"{different} of {rows} draws differ, k={k} p={p} m={m}")
@@ -57,6 +66,50 @@ def run_sampling(
             note = f"block {block} warps {warps}, {different} differ"
             lines.append(Line(name, seconds, floor, 0.0, note))
     return lines
+
+
+def run_penalties(
+    rows: int, vocab: int, ceilings: Ceilings, dtype: torch.dtype = torch.float32
+) -> list[Line]:
+    """Penalties with the new argmax, alone and before a draw under every filter.
+
+    The floor of the first is to read logits and marks and to write logits; of the second, to read
+    those once more.
+    """
+    logits = (torch.randn(rows, vocab, device="cuda") * 2.5).to(dtype)
+    seen = 3 * (torch.rand(rows, vocab, device="cuda") < 0.01).int()
+    slots = torch.arange(rows, device="cuda", dtype=torch.int32)
+    repetition, frequency, presence = (
+        torch.full((rows,), value, device="cuda") for value in (1.2, 0.1, 0.1)
+    )
+    factors = (repetition, frequency, presence)
+    warmth, k, p, m = (torch.full((rows,), value, device="cuda") for value in (0.8, 50, 0.9, 0.02))
+    numbers = torch.arange(rows, device="cuda")
+    expected, _ = reference_penalize(logits, seen, slots, *factors)
+    penalized, _ = penalize(logits, seen, slots, *factors)
+    error = check("penalize", penalized, expected, 1e-6)
+
+    def alone() -> object:
+        return penalize(logits, seen, slots, *factors)
+
+    def together() -> object:
+        changed, best = penalize(logits, seen, slots, *factors)
+        return draw(changed, warmth, k, p, m, numbers, numbers, best=best)
+
+    moved = logits.nbytes + seen.nbytes + penalized.nbytes
+    kind = str(dtype).removeprefix("torch.")
+    return [
+        Line(
+            f"penalize {rows} x {vocab} {kind}{what}",
+            seconds_per_call([call] * 3),
+            size / ceilings.copy,
+            error,
+        )
+        for call, size, what in (
+            (alone, moved, ""),
+            (together, moved + penalized.nbytes, ", all filters"),
+        )
+    ]
 
 
 def run_transfer(ceilings: Ceilings) -> list[Line]:

@@ -96,7 +96,8 @@ class Options:
     fused: bool | None = None
     prefetch: int = 8
     triton_gemm: bool = True
-    ahead: int = 128
+    ahead: int = 0
+    """Positions of each unit that attention asks the L2 for while it waits."""
 
 
 class DecodeStep:
@@ -267,6 +268,7 @@ def main() -> None:
             Options(overlap=False, triton_gemm=False),
             Options(overlap=False),
             Options(),
+            Options(ahead=128),
         )
     }
     weights = Weights(shape)

@@ -15,7 +15,7 @@ from tandem_kernels.bench.attention import (
     run_prefill,
 )
 from tandem_kernels.bench.gemm import BITS, LLAMA_8B, GemmBench, fits, tilings
-from tandem_kernels.bench.memory import run_sampling, run_transfer
+from tandem_kernels.bench.memory import SAMPLING_TILES, run_penalties, run_sampling, run_transfer
 from tandem_kernels.bench.record import begin, write_lines
 from tandem_kernels.bench.rows import run_activation, run_norm, run_rope
 from tandem_kernels.bench.timing import Ceilings, Line
@@ -124,7 +124,8 @@ def main() -> None:
         lines = []
         for dtype in (torch.float32, torch.bfloat16):
             for rows in (256, 32, 8, 1):
-                lines += run_sampling(rows, 128256, ceilings, dtype)
+                lines += run_sampling(rows, 128256, ceilings, dtype, SAMPLING_TILES)
+                lines += run_penalties(rows, 128256, ceilings, dtype)
         lines += run_transfer(ceilings)
         everything += lines
         print("\n".join(line.show() for line in lines), flush=True)

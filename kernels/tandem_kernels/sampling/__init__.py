@@ -23,16 +23,18 @@ def draw(
     seeds: torch.Tensor,
     positions: torch.Tensor,
     best: torch.Tensor | None = None,
+    searched: bool = True,
 ) -> torch.Tensor:
     """A random token for each row of [B, V] under the row's filters; see `reference.draw`.
 
-    `best` is the rows' argmax [B] int64 if that is known, which spares a pass.
+    `best` is the rows' argmax [B] int64 if that is known, and `searched` is False if it is
+    known that no row has top-k or top-p: both spare passes.
     """
     rows = (temperature, top_k, top_p, min_p, seeds, positions)
     if logits.is_cuda:
         from tandem_kernels.sampling import draw_kernel
 
-        return draw_kernel.draw(logits, *rows, best=best)
+        return draw_kernel.draw(logits, *rows, best=best, searched=searched)
     return reference.draw(logits, *rows)
 
 

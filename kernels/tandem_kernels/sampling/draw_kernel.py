@@ -70,7 +70,10 @@ def collect_kernel(
         low = tl.load(bounds + row * 5)
         high = tl.load(bounds + row * 5 + 1)
         count = tl.load(bounds + row * 5 + 4)
-        at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        # Rows of what a thread loads at once: ranks within them need no other thread.
+        WIDTH: tl.constexpr = 128 // logits.dtype.element_ty.primitive_bitwidth
+        starts = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK // WIDTH) * WIDTH
+        at = starts[:, None] + tl.arange(0, WIDTH)[None, :]
         inside = at < size
         raw = tl.load(logits + row * stride + at, mask=inside, other=float("-inf")).to(tl.float32)
         highest = tl.load(logits + row * stride + tl.load(best + row)).to(tl.float32)
@@ -78,7 +81,8 @@ def collect_kernel(
         distance = distance_from(highest, raw, scale)
         bits = as_bits(distance)
         sure = inside & (bits < low) & (distance <= furthest(tl.load(min_p + row)))
-        tl.store(above + part, tl.sum(tl.where(sure, tl.exp2(-distance), 0.0), axis=0))
+        mass = tl.sum(tl.where(sure, tl.exp2(-distance), 0.0), axis=1)
+        tl.store(above + part, tl.sum(mass, axis=0))
         held = inside & (bits >= low) & (bits <= high)
         begin = tl.load(offsets + part)
         end = count
@@ -86,7 +90,10 @@ def collect_kernel(
             end = tl.load(offsets + part + 1)
         # Beyond the capacity the row itself is searched.
         if count <= capacity and begin < end:
-            ranks = begin + tl.cumsum(held.to(tl.int32), axis=0) - 1
+            ones = held.to(tl.int32)
+            each = tl.sum(ones, axis=1)
+            before = begin + tl.cumsum(each, axis=0) - each
+            ranks = before[:, None] + tl.cumsum(ones, axis=1) - 1
             to = collected + row * capacity + ranks
             tl.store(to, _key(raw).to(tl.int64), mask=held & (ranks < count))
 
@@ -313,6 +320,7 @@ def draw(
     out: torch.Tensor | None = None,
     *,
     best: torch.Tensor | None = None,
+    searched: bool = True,
     block: int = 2048,
     warps: int = 4,
     capacity: int = 8192,
@@ -327,6 +335,7 @@ def draw(
         top_k: [B] int, 0 for off. top_p: [B] float32, 1 for off. min_p: [B] float32, 0 for off.
         seeds, positions: [B] int64; a seed's 64 bits are taken as they are.
         best: [B] int64, a highest logit of each row if that is known.
+        searched: False promises that no row has top-k or top-p, which spares launches.
         capacity: values per row that may be collected around the threshold; it is looked for more
             closely, and at last in the row itself, where there would be more.
 
@@ -340,7 +349,9 @@ def draw(
     block = min(block, max(64, triton.next_power_of_2(size)))
     num_parts = triton.cdiv(size, block)
     parts = max(2, triton.next_power_of_2(num_parts))
-    masses = torch.empty((2, rows, num_parts), dtype=torch.float32, device=device)
+    # One tensor each: Triton compiles a kernel anew for every alignment.
+    whole = torch.empty((rows, num_parts), dtype=torch.float32, device=device)
+    above = torch.empty_like(whole)
     histograms = torch.empty((rows, num_parts, NUM_BINS), dtype=torch.int32, device=device)
     offsets = torch.empty((rows, num_parts), dtype=torch.int32, device=device)
     bounds = torch.empty((rows, 5), dtype=torch.int32, device=device)
@@ -348,19 +359,20 @@ def draw(
     collected = torch.empty((rows, capacity), dtype=torch.int64, device=device)
     row_values = (logits, best, temperature, top_k, top_p, min_p)
     layout = (logits.stride(0), size, capacity)
-    whole, above = masses
-    for refine in (False, True):
+    for refine in (False, True) if searched else (False,):
         histogram_kernel[(num_parts, rows)](
             *row_values, bounds, above if refine else whole, histograms, *layout,
             REFINE=refine, BLOCK=block, NUM_BINS=NUM_BINS, num_warps=warps,
         )  # fmt: skip
-        bounds_kernel[(rows,)](
-            top_k, top_p, min_p, whole, above, histograms, bounds, offsets, size, capacity,
-            num_parts, REFINE=refine, PARTS=parts, NUM_BINS=NUM_BINS, num_warps=4,
-        )  # fmt: skip
-    collect_kernel[(num_parts, rows)](
-        *row_values, bounds, offsets, above, collected, *layout, BLOCK=block, num_warps=warps
-    )
+        if searched:
+            bounds_kernel[(rows,)](
+                top_k, top_p, min_p, whole, above, histograms, bounds, offsets, size, capacity,
+                num_parts, REFINE=refine, PARTS=parts, NUM_BINS=NUM_BINS, num_warps=4,
+            )  # fmt: skip
+    if searched:
+        collect_kernel[(num_parts, rows)](
+            *row_values, bounds, offsets, above, collected, *layout, BLOCK=block, num_warps=warps
+        )
     draw_kernel[(rows,)](
         *row_values, seeds, positions, whole, bounds, offsets, above, collected, out, *layout,
         num_parts, BLOCK=block, PARTS=parts, TILE=1024, PIVOTS=8, num_warps=8,

@@ -45,6 +45,36 @@ def _near_edge(bins):
 
 
 @triton.jit
+def _power(exponent):
+    """2^exponent, exactly; of int32 in [-126, 127]."""
+    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _narrow_bin(distance, low, shift):
+    """The bin between bounds: equal steps of the bits, or of the distance itself next to 0."""
+    steps = tl.minimum(distance * _power(shift), 127.0).to(tl.int32)  # the distance may be infinite
+    return tl.where(low > 0, (as_bits(distance) - low) >> shift, steps)
+
+
+@triton.jit
+def _narrow_edge(bins, low, shift):
+    """The bits of the least distance in such a bin [int64]."""
+    near_zero = as_bits(bins.to(tl.float32) * _power(-shift)).to(tl.int64)
+    return tl.where(low > 0, low.to(tl.int64) + (bins.to(tl.int64) << shift), near_zero)
+
+
+@triton.jit
+def _fit(low, high, NUM_BINS: tl.constexpr):
+    """How far to shift, so that no more than NUM_BINS bins lie between bits [low, high]."""
+    tl.static_assert(NUM_BINS == 128)
+    width = tl.maximum(high - low, 0).to(tl.float32)
+    octaves = (as_bits(width) >> 23) - 127
+    near_zero = tl.maximum(6 - ((high >> 23) - 127), 0)  # the last bin takes all that is further
+    return tl.where(low > 0, tl.maximum(octaves - 6, 0), near_zero)
+
+
+@triton.jit
 def histogram_kernel(
     logits,
     best,
@@ -91,7 +121,8 @@ def histogram_kernel(
                 low = tl.load(bounds + row * 5)
                 kept = inside & (bits < low)
                 counted = inside & (bits >= low) & (bits <= tl.load(bounds + row * 5 + 1))
-                bins = (bits - low) >> tl.load(bounds + row * 5 + 2)
+                close = tl.where(counted, distance, 0.0)
+                bins = _narrow_bin(close, low, tl.load(bounds + row * 5 + 2))
             else:
                 bins = (bits >> 19) - 1999
             bins = tl.minimum(tl.maximum(bins, 0), NUM_BINS - 1)
@@ -157,11 +188,12 @@ def bounds_kernel(
         if REFINE:
             k = tl.load(mine + 3)
             sure = _sum_row(above, row, num_parts, PARTS)
-            low = tl.load(mine).to(tl.int64)
+            low = tl.load(mine)
             end = tl.load(mine + 1).to(tl.int64) + 1
-            shift = tl.load(mine + 2).to(tl.int64)
-            near = tl.minimum(low + (bins.to(tl.int64) << shift), end).to(tl.int32)
-            beyond = tl.minimum(low + ((bins + 1).to(tl.int64) << shift), end).to(tl.int32)
+            shift = tl.load(mine + 2)
+            near = tl.minimum(_narrow_edge(bins, low, shift), end).to(tl.int32)
+            beyond = tl.minimum(_narrow_edge(bins + 1, low, shift), end)
+            beyond = tl.where(bins + 1 < NUM_BINS, beyond, end).to(tl.int32)
         else:
             k = tl.where(k < size, k, 0)
             sure = whole * 0.0
@@ -214,11 +246,9 @@ def bounds_kernel(
         begin = tl.cumsum(each, axis=0) - each
         tl.store(offsets + row * num_parts + parts, begin, mask=parts < num_parts)
         before = tl.sum(tl.where(bins < first, counts, 0), axis=0)
-        width = tl.maximum(high_bits - low_bits, 0).to(tl.float32)
-        octaves = (width.to(tl.int32, bitcast=True) >> 23) - 127
         tl.store(mine, low_bits)
         tl.store(mine + 1, high_bits)
-        tl.store(mine + 2, tl.maximum(octaves - 6, 0))
+        tl.store(mine + 2, _fit(low_bits, high_bits, NUM_BINS))
         tl.store(mine + 3, tl.where(k > 0, k - before, 0))
         tl.store(mine + 4, tl.sum(each, axis=0))
     elif not REFINE:

@@ -224,11 +224,14 @@ class CudaRunner(Runner):
     def close(self) -> None:
         torch.cuda.synchronize()
         # Communicators outlive the graphs that use them.
-        self._graphs.clear()
-        self._pieces.clear()
-        self._ends.clear()
+        self._clear_graphs()
         self._collective.close()
 
     def abandon(self) -> None:
         self._collective.abort()
+        self._clear_graphs()
+
+    def _clear_graphs(self) -> None:
         self._graphs.clear()
+        self._pieces.clear()
+        self._ends.clear()

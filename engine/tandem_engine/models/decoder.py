@@ -64,10 +64,19 @@ class HeadAttention(LayerAttention):
 
 
 class DecoderLayer:
-    """Attention and MLP with their norms, except the norm that comes first."""
+    """Attention and MLP with their norms, except the norm that comes first.
+
+    Args:
+        next_norm: the first one of the next layer, or the model's last.
+    """
 
     def __init__(
-        self, spec: ModelSpec, parameters: Parameters, number: int, collective: Collective
+        self,
+        spec: ModelSpec,
+        parameters: Parameters,
+        number: int,
+        collective: Collective,
+        next_norm: Norm,
     ) -> None:
         prefix = f"layers.{number}"
         self.number = number
@@ -78,6 +87,7 @@ class DecoderLayer:
         self.output = PartialLinear(parameters, f"{prefix}.output", collective)
         self.mlp_norm = Norm(spec, parameters, f"{prefix}.mlp_norm")
         self.mlp = _mlp(spec, parameters, number, collective)
+        self.next_norm = next_norm
         self.after_attention_norm: Norm | None = None
         self.after_mlp_norm: Norm | None = None
         if spec.sandwich_norm:
@@ -104,16 +114,14 @@ class DecoderLayer:
         """→ [T, H · D], before the output projection."""
         return self.attention.attend(projected, angles[self.rope], attention, out)
 
-    def feed_forward(
-        self, found: torch.Tensor, residual: torch.Tensor, next_norm: Norm
-    ) -> torch.Tensor:
+    def feed_forward(self, found: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """What attention found [T, H · D] → what the next layer starts from [T, C].
 
         `residual` takes up what attention and the MLP add.
         """
         x = self.output(found)
         x = self._add(x, self.after_attention_norm, residual, self.mlp_norm)
-        return self._add(self.mlp(x), self.after_mlp_norm, residual, next_norm)
+        return self._add(self.mlp(x), self.after_mlp_norm, residual, self.next_norm)
 
     def _add(
         self, part: torch.Tensor, after: Norm | None, residual: torch.Tensor, norm: Norm
@@ -158,10 +166,12 @@ class Decoder:
         embedding = parameters["embedding.weight"]
         self.embedding = Embedding(embedding, collective)
         self.head = parameters.get("head.weight", embedding)  # [V / ranks, C]
-        numbers = range(spec.num_layers)
-        self.layers = [DecoderLayer(spec, parameters, n, collective) for n in numbers]
         names = [f"layers.{n}.attention_norm" for n in range(spec.num_layers)] + ["final_norm"]
-        self.norms = [Norm(spec, parameters, name) for name in names]
+        self.first_norm, *norms = [Norm(spec, parameters, name) for name in names]
+        self.layers = [
+            DecoderLayer(spec, parameters, number, collective, norm)
+            for number, norm in enumerate(norms)
+        ]
         device, factors = embedding.device, parameters.get("rope_factors")
         self.ropes = [
             RotaryAngles(rope, spec.head_dim, spec.max_position, device, factors)
@@ -196,7 +206,7 @@ class Decoder:
         x = self.start(residual)
         for layer in self.layers[:-1]:
             found = layer.attend(layer.project(x, angles, attention), angles, attention)
-            x = self.add_up(layer, found, residual)
+            x = layer.feed_forward(found, residual)
         last = self.layers[-1]
         found = last.attend(last.project(x, angles, attention), angles, attention)
         return self.leave(found, residual, rows)
@@ -212,13 +222,7 @@ class Decoder:
 
     def start(self, residual: torch.Tensor) -> torch.Tensor:
         """What the first layer computes from, [T, C]."""
-        return self.norms[0](residual).to(self.dtype)
-
-    def add_up(
-        self, layer: DecoderLayer, found: torch.Tensor, residual: torch.Tensor
-    ) -> torch.Tensor:
-        """From what a layer attended to [T, H · D] to its last norm [T, C]; changes `residual`."""
-        return layer.feed_forward(found, residual, self.norms[layer.number + 1])
+        return self.first_norm(residual).to(self.dtype)
 
     def leave(
         self, found: torch.Tensor, residual: torch.Tensor, rows: torch.Tensor | None
@@ -228,7 +232,7 @@ class Decoder:
             found, residual = found[rows], residual[rows]
             if not rows.shape[0]:
                 return residual
-        return self.add_up(self.layers[-1], found, residual)
+        return self.layers[-1].feed_forward(found, residual)
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """[R, C] → [R, V] float32, into `out` where it is given."""

@@ -197,7 +197,7 @@ class PieceGraphs:
     def _cross(self, number: int, found: torch.Tensor, angles: list[Angles]) -> Projected:
         """From the attention of the layer before to the attention of layer `number`."""
         before = self._model.layers[number - 1]
-        x = self._model.add_up(before, found, self.residual[: found.shape[0]])
+        x = before.feed_forward(found, self.residual[: found.shape[0]])
         return self._project(number, x, angles)
 
     def _project(self, number: int, x: torch.Tensor, angles: list[Angles]) -> Projected:

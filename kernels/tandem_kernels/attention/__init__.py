@@ -30,7 +30,9 @@ def extend_attention(
     from tandem_kernels.attention.extend_kernel import paged_extend
 
     def numbers(*values: int) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=query.device)
+        # Pinned, or the copy would wait for all that the stream has to do.
+        pinned = torch.tensor(values, dtype=torch.int32).pin_memory()
+        return pinned.to(query.device, non_blocking=True)
 
     length, tables = query.shape[0], block_table.int()[None]
     if length >= hopper_extend.FEWEST_ROWS and hopper_extend.suits(key_cache, softcap):

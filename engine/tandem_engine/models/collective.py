@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -63,8 +64,13 @@ class Collective:
     def close(self) -> None:
         """Leave the group; all ranks do so at about the same time."""
 
-    def abort(self) -> None:
-        """Leave a group of which a rank is gone: what still waits for it ends, with no result."""
+    def abort(self, release: Callable[[], None] | None = None) -> None:
+        """Leave a group of which a rank is gone: what still waits for it ends, with no result.
+
+        `release` lets go of CUDA graphs: a communicator doesn't end before those that use it.
+        """
+        if release is not None:
+            release()
 
 
 ALONE: Final = Collective()
@@ -120,13 +126,15 @@ class GroupCollective(Collective):
         self._peers = None
         torch.distributed.destroy_process_group()
 
-    def abort(self) -> None:
+    def abort(self, release: Callable[[], None] | None = None) -> None:
         if self._device.type == "cpu":
             torch.distributed.destroy_process_group()
             return
         # Nothing may hold up who has a failure to tell, and libraries have been known to.
         thread = threading.Thread(target=self._abort_device, name="abort", daemon=True)
         thread.start()
+        thread.join(_ABORT_SECONDS / 10)  # what runs ends, and the graphs with it
+        super().abort(release)
         thread.join(_ABORT_SECONDS)
         if thread.is_alive():
             log.error("the group of ranks can't be left: %s is lost to this process", self._device)

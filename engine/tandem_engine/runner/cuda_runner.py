@@ -244,8 +244,7 @@ class CudaRunner(Runner):
         self._collective.close()
 
     def abandon(self) -> None:
-        self._collective.abort()
-        self._clear_graphs()
+        self._collective.abort(self._clear_graphs)
 
     def _clear_graphs(self) -> None:
         self._graphs.clear()

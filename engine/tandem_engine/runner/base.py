@@ -116,6 +116,12 @@ class KVStore(ABC):
     def import_blocks(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
         """Write bytes of that form into `blocks`. ValueError when the length doesn't fit."""
 
+    def expect(self, blocks: Sequence[int]) -> None:  # noqa: B027
+        """Learn that `blocks` have been given to a request and will be imported.
+
+        An import of blocks that were expected waits for no step that is launched after this.
+        """
+
     def pin(self, buffer: memoryview) -> Callable[[], None]:
         """Learn of memory through which many pages will go; call the result before it goes away."""
         return _nothing

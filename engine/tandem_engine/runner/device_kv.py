@@ -26,9 +26,9 @@ class DeviceKVStore(KVStore):
     """KV as [layer, K/V, block, head, token, dim] on a CUDA device, zero at first.
 
     Pages leave and arrive through memory of the host, on streams of their own: a few at a time, so
-    that what they take of the device is bounded. The runner tells by `steps_until` up to where the
-    steps have been launched: a page that is imported may have belonged to a sequence that a step in
-    flight still writes for.
+    that what they take of the device is bounded, and before what waits of the steps' work. The
+    runner tells by `steps_until` up to where the steps have been launched: a page that is imported
+    may have belonged to a sequence that a step in flight still writes for.
     """
 
     write_bytes = 8 << 20  # a copy to the host takes longer then than its launch
@@ -48,8 +48,10 @@ class DeviceKVStore(KVStore):
         self._importing: queue.SimpleQueue[torch.cuda.Stream] = queue.SimpleQueue()
         for streams in (self._exporting, self._importing):
             for _ in range(_STREAMS):
-                streams.put(torch.cuda.Stream(device))
+                streams.put(torch.cuda.Stream(device, priority=-1))
         self._steps = torch.cuda.Event()
+        self._expected: dict[int, torch.cuda.Event] = {}
+        """By block, the last step that may write for a sequence that had it before."""
         # Compiles now what the first request that moves would wait for. Other streams must not see
         # the cache before it is zero.
         torch.cuda.synchronize(device)
@@ -58,6 +60,9 @@ class DeviceKVStore(KVStore):
     def steps_until(self, event: torch.cuda.Event) -> None:
         """The event after the last step that was launched."""
         self._steps = event
+
+    def expect(self, blocks: Sequence[int]) -> None:
+        self._expected.update(dict.fromkeys(blocks, self._steps))
 
     def export_blocks(self, blocks: Sequence[int], layers: range) -> memoryview:
         with torch.cuda.device(self._device):
@@ -84,7 +89,8 @@ class DeviceKVStore(KVStore):
         with self._stream(self._importing) as stream:
             packed = host.to(self._device, non_blocking=True).view(self.cache.dtype).view(shape)
             numbers = self._numbers(blocks)
-            stream.wait_event(self._steps)
+            for step in {self._expected.get(block, self._steps) for block in blocks}:
+                stream.wait_event(step)
             unpack(packed, self.cache, numbers, layers)
             stream.synchronize()
 

@@ -71,3 +71,18 @@ def test_bytes_of_another_length_are_refused() -> None:
         store.import_blocks([1, 2], range(5), memoryview(bytearray(HEADS.block_bytes)))
     with pytest.raises(ValueError, match="bytes for pages"):
         store.export_into([1], range(4), memoryview(bytearray(HEADS.block_bytes)))
+
+
+def test_pages_that_were_expected_wait_for_no_later_step() -> None:
+    store, done = make_store(HEADS, filled=False), torch.cuda.Event()
+    page = memoryview(bytearray(HEADS.block_bytes))
+    store.expect([1, 2])
+    torch.cuda._sleep(2_000_000_000)  # cycles: a second
+    done.record()
+    store.steps_until(done)
+    store.import_blocks([1, 2], range(5), memoryview(bytearray(2 * HEADS.block_bytes)))
+    assert not done.query()
+    store.import_blocks([2, 3], range(5), memoryview(bytearray(2 * HEADS.block_bytes)))
+    assert done.query()
+    store.expect([3])
+    store.import_blocks([3], range(5), page)

@@ -86,6 +86,19 @@ def test_writes_are_no_larger_than_the_receivers_slots(stack: ExitStack, tmp_pat
     assert np.array_equal(d.kv.data[:, :, arrived.request.blocks], p.kv.data[:, :, source])
 
 
+def test_pages_are_expected_before_they_are_asked_for(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected: list[tuple[int, ...]] = []
+    monkeypatch.setattr(KVStore, "expect", lambda kv, blocks: expected.append(tuple(blocks)))
+    p, d = make(stack, "p"), make(stack, "d")
+    d.fetch("r", [p])
+    arrived = p.arrived()
+    assert expected == [tuple(arrived.request.blocks)]
+    p.push(arrived)
+    assert isinstance(d.outcome("r"), FetchDone)
+
+
 def test_a_ring_is_pinned_while_it_is_used(
     stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -263,7 +263,8 @@ def _load_cuda(
     probe = make(1, max_model_len, False)
     progress("compile", 0.0)
     worst = worst_batch(budget, config.max_running, max_model_len, logprobs=False)
-    probe.compile_steps([*small_batches(), worst])
+    # It takes the kernels that take longest to compile: they come first.
+    probe.compile_steps([worst, *small_batches()])
     progress("profile", 0.0)
     plan = measure_memory(
         probe,

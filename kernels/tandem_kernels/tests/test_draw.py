@@ -49,29 +49,41 @@ FILTERS = [
 ]
 
 
-@pytest.mark.parametrize(("size", "block"), [(7, 4096), (1500, 256), (1500, 4096)])
+@pytest.mark.parametrize(("size", "block"), [(7, 4096), (1500, 4096)])
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
+def test_odd_sizes(size, block, top_k, top_p, min_p):
+    """Under the interpreter alone: every size is another compilation on a GPU."""
+    torch.manual_seed(7)
+    temperature = torch.rand(4) + 0.4
+    for capacity in (3, 2048):
+        options = {"block": block, "capacity": capacity}
+        logits = torch.randn(4, size) * 3
+        _, different = _compare(logits, temperature, top_k, top_p, min_p, **options)
+        assert different == 0
+
+
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
 @pytest.mark.parametrize("capacity", [16, 2048])
-def test_same_tokens_as_the_reference(device, size, block, top_k, top_p, min_p, capacity):
-    rows = 4 if device.type == "cpu" else 256
+def test_same_tokens_as_the_reference(device, top_k, top_p, min_p, capacity):
+    rows, size = 4 if device.type == "cpu" else 256, 1500
     logits = torch.randn(rows, size, device=device) * 3
     logits[:, 1] = float("-inf")
     logits[:, 3] = logits[:, 4]  # ties
     temperature = torch.rand(rows, device=device) + 0.4
-    options = {"block": block, "capacity": capacity}
+    options = {"block": 256, "capacity": capacity}
     _, different = _compare(logits, temperature, top_k, top_p, min_p, **options)
     # A number within rounding of a border may fall on either side of it.
     assert different <= rows // 100
 
 
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
-@pytest.mark.parametrize("spread", [1e-6, 0.01, 0.3])
+@pytest.mark.parametrize("spread", [0.001, 0.01, 0.3])
 def test_flat_rows_are_cut_twice(device, spread, top_k, top_p, min_p):
     """More values between the first bounds than may be collected, fewer between the second."""
     rows = 4 if device.type == "cpu" else 256
-    logits = torch.randn(rows, 3000, device=device) * spread
+    logits = torch.randn(rows, 1500, device=device) * spread
     temperature = torch.ones(rows, device=device)
-    _, different = _compare(logits, temperature, top_k, top_p, min_p, block=512, capacity=128)
+    _, different = _compare(logits, temperature, top_k, top_p, min_p, block=256, capacity=64)
     assert different <= rows // 64
 
 
@@ -79,7 +91,7 @@ def test_flat_rows_are_cut_twice(device, spread, top_k, top_p, min_p):
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
 def test_short_logits_with_many_ties(device, dtype, top_k, top_p, min_p):
     rows = 4 if device.type == "cpu" else 256
-    logits = torch.randn(rows, 700, device=device).to(dtype)
+    logits = torch.randn(rows, 1500, device=device).to(dtype)
     temperature = torch.full((rows,), 0.5, device=device)
     searched = top_k > 0 or top_p < 1.0
     options = {"block": 256, "searched": searched}
@@ -91,14 +103,14 @@ def test_short_logits_with_many_ties(device, dtype, top_k, top_p, min_p):
 @pytest.mark.parametrize("capacity", [16, 2048])
 def test_rows_of_few_values(device, top_k, top_p, min_p, capacity):
     """All equal, both zeros, one finite value, one far above the others, two equal ones."""
-    logits = torch.zeros(5, 600)
+    logits = torch.zeros(5, 1500)
     logits[1, ::2] = -0.0
     logits[2] = float("-inf")
     logits[2, 417] = -3.0
-    logits[3, 599] = 500.0
+    logits[3, 1499] = 500.0
     logits[4, 100:102] = 40.0
     temperature = torch.ones(5, device=device)
-    options = {"block": 128, "capacity": capacity}
+    options = {"block": 256, "capacity": capacity}
     found, different = _compare(logits.to(device), temperature, top_k, top_p, min_p, **options)
     assert different == 0
     assert found[2] == 417
@@ -106,20 +118,20 @@ def test_rows_of_few_values(device, top_k, top_p, min_p, capacity):
 
 def test_given_best_and_nothing_finite(device):
     """The argmax may be known; a row of nothing still yields a token of the vocabulary."""
-    logits = torch.randn(3, 300, device=device)
+    logits = torch.randn(3, 1500, device=device)
     logits[1] = float("-inf")
     temperature = torch.full((3,), 0.7, device=device)
     best = logits.argmax(-1)
-    found, _ = _compare(logits, temperature, 9, 0.9, 0.1, best=best, block=128)
-    again, _ = _compare(logits, temperature, 9, 0.9, 0.1, block=128)
+    found, _ = _compare(logits, temperature, 9, 0.9, 0.1, best=best, block=256)
+    again, _ = _compare(logits, temperature, 9, 0.9, 0.1, block=256)
     assert found.tolist() == again.tolist()
-    assert bool(((found >= 0) & (found < 300)).all())
+    assert bool(((found >= 0) & (found < 1500)).all())
 
 
 @pytest.mark.parametrize("capacity", [16, 2048])
 def test_draws_exactly_the_kept_tokens(device, capacity):
     """Many seeds over one row: every token that is kept, ties with the last one too, no other."""
-    row = torch.randn(1, 900) * 0.3
+    row = torch.randn(1, 1500) * 0.3
     row[0, 100:120] = 2.0
     row[0, 500:505] = 2.5
     rows = 64 if device.type == "cpu" else 2048

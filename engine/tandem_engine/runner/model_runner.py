@@ -234,7 +234,7 @@ def _load_cuda(
     from tandem_engine.runner.device_kv import DeviceKVStore
     from tandem_engine.runner.memory_profile import measure_memory
     from tandem_engine.runner.piece_graphs import count_weights, most_rows, piece_sizes
-    from tandem_engine.runner.probe_steps import small_batches, worst_batch
+    from tandem_engine.runner.probe_steps import prompt_batches, small_batches, worst_batch
 
     layout = _kv_layout(config, spec, dtype)
     max_model_len = config.max_model_len or spec.max_position
@@ -263,7 +263,9 @@ def _load_cuda(
     probe = make(1, max_model_len, False)
     progress("compile", 0.0)
     worst = worst_batch(budget, config.max_running, max_model_len, logprobs=False)
-    probe.compile_steps([*small_batches(), worst])
+    # A mixture's kernels differ by the number of tokens.
+    sizes = piece_sizes(prompt_rows) if spec.moe is not None else []
+    probe.compile_steps([*small_batches(), *prompt_batches(sizes), worst])
     progress("profile", 0.0)
     plan = measure_memory(
         probe,

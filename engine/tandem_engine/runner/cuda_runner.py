@@ -110,6 +110,16 @@ class CudaRunner(Runner):
         self._ends = DecodeGraphs(self._end, ends, pool, enabled=graphs)
         self._captures = graphs
 
+    @property
+    def prompt_sizes(self) -> list[int]:
+        """Numbers of tokens that steps with prompts are padded to."""
+        return self._pieces.sizes
+
+    @property
+    def num_graphs(self) -> int:
+        """Graphs of a whole step's kernels, once all are captured."""
+        return len(self._graphs.sizes) + len(self._pieces.sizes)
+
     def compile_steps(self, batches: Sequence[Batch]) -> None:
         """Compile what these batches and decodes of any number take, all of it at the same time.
 

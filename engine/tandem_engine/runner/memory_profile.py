@@ -51,13 +51,13 @@ def measure_memory(
     percent: int,
     max_tokens: int,
     max_running: int,
-    num_graphs: int,
-    graph_rows: int,
+    graphs: bool,
 ) -> MemoryPlan:
     """Run the worst step on a runner that has next to no KV cache, and take the account.
 
     Args:
-        graph_rows: of the largest graph, whose memory all graphs share.
+        runner: has no graphs itself.
+        graphs: whether there are to be as many as there can be.
     """
     for batch in small_batches():
         runner.execute(batch)
@@ -68,11 +68,14 @@ def measure_memory(
     activations = torch.cuda.max_memory_allocated(device) - held
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
+    num_graphs = runner.num_graphs if graphs else 0
+    # All graphs share the memory of the largest one.
+    rows = max([max_running, *runner.prompt_sizes])
     return MemoryPlan(
         total=total,
         allowed=total * percent // 100,
         others=total - free - torch.cuda.memory_reserved(device),
         held=held,
         activations=activations,
-        graphs=num_graphs * _PER_GRAPH + activations * graph_rows // max(max_tokens, graph_rows),
+        graphs=num_graphs * _PER_GRAPH + activations * rows // max(max_tokens, rows),
     )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tandem_engine.models.collective import Collective
     from tandem_engine.models.spec import ModelSpec
     from tandem_engine.parallel.group import RankGroup
+    from tandem_engine.runner.cuda_runner import CudaRunner
 
 _HOST_KV_BYTES: Final = 2 * 2**30
 _DTYPES: Final = {"BFloat16": "bfloat16", "Float16": "float16", "Float32": "float32"}
@@ -230,19 +231,14 @@ def _load_cuda(
     import torch
 
     from tandem_engine.runner.cuda_runner import CudaRunner
-    from tandem_engine.runner.decode_graphs import padded_sizes
     from tandem_engine.runner.device_kv import DeviceKVStore
     from tandem_engine.runner.memory_profile import measure_memory
-    from tandem_engine.runner.piece_graphs import count_weights, most_rows, piece_sizes
-    from tandem_engine.runner.probe_steps import small_batches, worst_batch
 
     layout = _kv_layout(config, spec, dtype)
     max_model_len = config.max_model_len or spec.max_position
     kv_memory = config.kv_memory_bytes // config.tensor_parallel  # of each rank
     budget = config.max_batched_tokens
-    prompt_rows = 0
-    if config.cuda_graphs:
-        prompt_rows = collective.least(most_rows(count_weights(spec, parameters), budget))
+    prompt_rows = collective.least(_prompt_rows(config, spec, parameters))
 
     def make(num_blocks: int, longest: int, graphs: bool) -> CudaRunner:
         return CudaRunner(
@@ -257,14 +253,9 @@ def _load_cuda(
             collective=collective,
         )
 
-    num_graphs = 0
-    if config.cuda_graphs:
-        num_graphs = len(padded_sizes(config.max_running)) + len(piece_sizes(prompt_rows))
     probe = make(1, max_model_len, False)
     progress("compile", 0.0)
-    worst = worst_batch(budget, config.max_running, max_model_len, logprobs=False)
-    # It takes the kernels that take longest to compile: they come first.
-    probe.compile_steps([worst, *small_batches()])
+    _compile_kernels(probe, config)
     progress("profile", 0.0)
     plan = measure_memory(
         probe,
@@ -272,8 +263,7 @@ def _load_cuda(
         percent=config.gpu_memory_percent,
         max_tokens=budget,
         max_running=config.max_running,
-        num_graphs=num_graphs,
-        graph_rows=max(config.max_running, prompt_rows),
+        graphs=config.cuda_graphs,
     )
     del probe
     least = layout.block_bytes * max(1, -(-config.max_model_len // layout.page_size))
@@ -283,12 +273,38 @@ def _load_cuda(
     longest = _fit_length(config, spec, num_blocks, flag)
     torch.cuda.empty_cache()
     runner = make(num_blocks, longest, config.cuda_graphs)
+    _capture_graphs(runner, config, progress)
+    return runner
+
+
+def _prompt_rows(
+    config: WorkerConfig, spec: "ModelSpec", parameters: "dict[str, torch.Tensor]"
+) -> int:
+    """Tokens of the largest step with prompts that is to be made of graphs."""
+    from tandem_engine.runner.piece_graphs import count_weights, most_rows
+
+    if not config.cuda_graphs:
+        return 0
+    return most_rows(count_weights(spec, parameters), config.max_batched_tokens)
+
+
+def _compile_kernels(probe: "CudaRunner", config: WorkerConfig) -> None:
+    from tandem_engine.runner.probe_steps import prompt_batches, small_batches, worst_batch
+
+    longest = probe.max_model_len
+    worst = worst_batch(config.max_batched_tokens, config.max_running, longest, logprobs=False)
+    # A mixture's kernels differ by the number of tokens.
+    sizes = probe.prompt_sizes if probe.spec.moe is not None else []
+    # The worst step takes the kernels that take longest to compile: they come first.
+    probe.compile_steps([worst, *small_batches(), *prompt_batches(sizes)])
+
+
+def _capture_graphs(runner: "CudaRunner", config: WorkerConfig, progress: Startup) -> None:
     progress("graphs", 0.0)
     runner.capture_pieces()
     if config.role != "prefill":
         # A prefill worker decodes rarely, if ever: it captures what it needs when it does.
         runner.capture_graphs(lambda fraction: progress("graphs", fraction))
-    return runner
 
 
 def _weight_format(

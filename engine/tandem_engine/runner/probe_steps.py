@@ -3,6 +3,7 @@
 All of it reads and writes the first block alone, so the results mean nothing.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -21,7 +22,12 @@ _UNREAD: Final = msgspec.structs.replace(_COSTLY, logprobs=None)
 
 def small_batches() -> list[Batch]:
     """Steps of one chunk each, which between them take all of attention's configurations."""
-    return [Batch([_item(length, _UNREAD)]) for length in _CHUNKS]
+    return prompt_batches(_CHUNKS)
+
+
+def prompt_batches(sizes: Iterable[int]) -> list[Batch]:
+    """Steps of one chunk each, of so many tokens."""
+    return [Batch([_item(size, _UNREAD)]) for size in sizes]
 
 
 def worst_batch(max_tokens: int, max_running: int, max_len: int, *, logprobs: bool = True) -> Batch:

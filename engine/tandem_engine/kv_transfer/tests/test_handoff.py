@@ -86,6 +86,20 @@ def test_writes_are_no_larger_than_the_receivers_slots(stack: ExitStack, tmp_pat
     assert np.array_equal(d.kv.data[:, :, arrived.request.blocks], p.kv.data[:, :, source])
 
 
+def test_blocks_are_reserved_when_they_are_asked_for(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserved: list[tuple[int, ...]] = []
+    p, d = make(stack, "p"), make(stack, "d")
+    monkeypatch.setattr(d.kv, "reserve", reserved.append)
+    d.fetch("r", [p], 10)
+    assert len(reserved) == 1
+    arrived = p.arrived()
+    assert list(reserved[0]) == list(arrived.request.blocks)
+    p.push(arrived)
+    assert isinstance(d.outcome("r"), FetchDone)
+
+
 def test_a_ring_is_pinned_while_it_is_used(
     stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

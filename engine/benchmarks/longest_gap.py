@@ -56,9 +56,12 @@ async def measure(endpoint: Endpoint, arguments: argparse.Namespace) -> str:
     ]
     watch = asyncio.gather(*(event.wait() for event in warm))
     done, _ = await asyncio.wait({watch, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-    for task in done - {watch}:
-        task.result()
-        raise SystemExit(f"a stream ended before all had {TOKENS_BEFORE} tokens: raise --output")
+    for early in done - {watch}:
+        for task in (watch, *tasks):
+            task.cancel()
+        await asyncio.gather(watch, *tasks, return_exceptions=True)
+        why = early.cancelled() or early.exception() or "raise --output"
+        raise SystemExit(f"a stream ended before all had {TOKENS_BEFORE} tokens: {why}")
     begin = time.perf_counter()
     long: list[float] = []
     await endpoint.stream(arguments.long, 16, long, asyncio.Event())
@@ -96,7 +99,7 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--context", type=int, default=1024, help="tokens of their prompts")
-    parser.add_argument("--output", type=int, default=800, help="tokens that they may generate")
+    parser.add_argument("--output", type=int, default=1500, help="tokens that they may generate")
     parser.add_argument("--long", type=int, default=8192, help="tokens of the prompt that arrives")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vocab", type=int, default=100_000, help="token ids are below this")

@@ -65,7 +65,6 @@ class DecodeSide:
     ) -> None:
         self._settings = settings
         self._layout = kv.layout
-        self._kv = kv
         self._pages = KVPages(kv)
         self._report = report
         self._counters = counters
@@ -93,7 +92,6 @@ class DecodeSide:
 
     def fetch(self, request: FetchRequest) -> None:
         """Begin; ends in one `FetchDone` or `FetchFailed`."""
-        self._kv.expect(request.blocks)
         fetch = _Fetch(request)
         self._fetches[request.rid] = fetch
         fetch.task = self._loop.create_task(self._run(fetch))

@@ -83,6 +83,7 @@ class HandoffService:
     def post(self, event: ToHandoff) -> None:
         """Give the hand-off something to do."""
         if isinstance(event, FetchRequest):
+            self._kv.reserve(event.blocks)
             self._count_lease(1)
         self._inbox.append(event)
         self._call(self._take_inbox)

@@ -79,6 +79,9 @@ class ParallelKVStore(KVStore):
         self._export_lock, self._import_lock = threading.Lock(), threading.Lock()
         self._head_bytes = layout.page_bytes // layout.num_kv_heads
 
+    def reserve(self, blocks: Sequence[int]) -> None:
+        self._own.reserve(blocks)
+
     def export_blocks(self, blocks: Sequence[int], layers: range) -> memoryview:
         found = np.empty(prod(self._shape(blocks, layers)), np.uint8)
         self.export_into(blocks, layers, found.data)

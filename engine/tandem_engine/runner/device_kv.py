@@ -26,9 +26,11 @@ class DeviceKVStore(KVStore):
     """KV as [layer, K/V, block, head, token, dim] on a CUDA device, zero at first.
 
     Pages leave and arrive through memory of the host, on streams of their own: a few at a time, so
-    that what they take of the device is bounded, and before what waits of the steps' work. The
-    runner tells by `steps_until` up to where the steps have been launched: a page that is imported
-    may have belonged to a sequence that a step in flight still writes for.
+    that what they take of the device is bounded, and before whatever waits of the steps. The runner
+    tells by `steps_until` up to where the steps are launched: a page that is imported may have
+    belonged to a sequence that a step in flight still writes for. Imports wait for the steps that
+    were launched before `reserve` and no others: decodes go on all the time, and every piece would
+    wait for one.
     """
 
     write_bytes = 8 << 20  # a copy to the host takes longer then than its launch
@@ -50,8 +52,7 @@ class DeviceKVStore(KVStore):
             for _ in range(_STREAMS):
                 streams.put(torch.cuda.Stream(device, priority=-1))
         self._steps = torch.cuda.Event()
-        self._expected: dict[int, torch.cuda.Event] = {}
-        """By block, the last step that may write for a sequence that had it before."""
+        self._last_use: dict[int, torch.cuda.Event] = {}
         # Compiles now what the first request that moves would wait for. Other streams must not see
         # the cache before it is zero.
         torch.cuda.synchronize(device)
@@ -61,8 +62,8 @@ class DeviceKVStore(KVStore):
         """The event after the last step that was launched."""
         self._steps = event
 
-    def expect(self, blocks: Sequence[int]) -> None:
-        self._expected.update(dict.fromkeys(blocks, self._steps))
+    def reserve(self, blocks: Sequence[int]) -> None:
+        self._last_use.update(dict.fromkeys(blocks, self._steps))
 
     def export_blocks(self, blocks: Sequence[int], layers: range) -> memoryview:
         with torch.cuda.device(self._device):
@@ -89,8 +90,9 @@ class DeviceKVStore(KVStore):
         with self._stream(self._importing) as stream:
             packed = host.to(self._device, non_blocking=True).view(self.cache.dtype).view(shape)
             numbers = self._numbers(blocks)
-            for step in {self._expected.get(block, self._steps) for block in blocks}:
-                stream.wait_event(step)
+            uses = [self._last_use.get(block, self._steps) for block in blocks]
+            for event in {id(use): use for use in uses}.values():
+                stream.wait_event(event)
             unpack(packed, self.cache, numbers, layers)
             stream.synchronize()
 

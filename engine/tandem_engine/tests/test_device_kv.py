@@ -65,24 +65,26 @@ def test_threads_move_different_pages_at_once() -> None:
     assert torch.equal(target.cache, source.cache.flip(2))
 
 
+def test_an_import_waits_for_the_steps_before_its_blocks_were_reserved() -> None:
+    store, data = make_store(HEADS, filled=False), bytearray(2 * HEADS.block_bytes)
+    before, after = torch.cuda.Event(), torch.cuda.Event()
+    torch.cuda._sleep(50_000_000)
+    before.record()
+    store.steps_until(before)
+    store.reserve([3, 7])
+    torch.cuda._sleep(2_000_000_000)
+    after.record()
+    store.steps_until(after)
+    store.import_blocks([3, 7], range(5), memoryview(data))
+    assert before.query()
+    assert not after.query(), "a step that knows nothing of the blocks was waited for"
+    store.import_blocks([3, 8], range(5), memoryview(data))
+    assert after.query(), "a block that nobody reserved was written under a step"
+
+
 def test_bytes_of_another_length_are_refused() -> None:
     store = make_store(HEADS, filled=False)
     with pytest.raises(ValueError, match="bytes for pages"):
         store.import_blocks([1, 2], range(5), memoryview(bytearray(HEADS.block_bytes)))
     with pytest.raises(ValueError, match="bytes for pages"):
         store.export_into([1], range(4), memoryview(bytearray(HEADS.block_bytes)))
-
-
-def test_pages_that_were_expected_wait_for_no_later_step() -> None:
-    store, done = make_store(HEADS, filled=False), torch.cuda.Event()
-    page = memoryview(bytearray(HEADS.block_bytes))
-    store.expect([1, 2])
-    torch.cuda._sleep(2_000_000_000)  # cycles: a second
-    done.record()
-    store.steps_until(done)
-    store.import_blocks([1, 2], range(5), memoryview(bytearray(2 * HEADS.block_bytes)))
-    assert not done.query()
-    store.import_blocks([2, 3], range(5), memoryview(bytearray(2 * HEADS.block_bytes)))
-    assert done.query()
-    store.expect([3])
-    store.import_blocks([3], range(5), page)

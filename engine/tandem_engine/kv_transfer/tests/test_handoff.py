@@ -86,15 +86,16 @@ def test_writes_are_no_larger_than_the_receivers_slots(stack: ExitStack, tmp_pat
     assert np.array_equal(d.kv.data[:, :, arrived.request.blocks], p.kv.data[:, :, source])
 
 
-def test_pages_are_expected_before_they_are_asked_for(
+def test_blocks_are_reserved_when_they_are_asked_for(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected: list[tuple[int, ...]] = []
-    monkeypatch.setattr(KVStore, "expect", lambda kv, blocks: expected.append(tuple(blocks)))
+    reserved: list[tuple[int, ...]] = []
     p, d = make(stack, "p"), make(stack, "d")
-    d.fetch("r", [p])
+    monkeypatch.setattr(d.kv, "reserve", reserved.append)
+    d.fetch("r", [p], 10)
+    assert len(reserved) == 1
     arrived = p.arrived()
-    assert expected == [tuple(arrived.request.blocks)]
+    assert list(reserved[0]) == list(arrived.request.blocks)
     p.push(arrived)
     assert isinstance(d.outcome("r"), FetchDone)
 

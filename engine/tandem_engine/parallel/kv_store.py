@@ -76,11 +76,14 @@ class ParallelKVStore(KVStore):
         self._heads = heads
         self._group = group
         self._steps = steps
+        self._reserved: dict[int, int] = {}
+        """By block, the last step that may write for a sequence that had it before."""
         self._export_lock, self._import_lock = threading.Lock(), threading.Lock()
         self._head_bytes = layout.page_bytes // layout.num_kv_heads
 
     def reserve(self, blocks: Sequence[int]) -> None:
         self._own.reserve(blocks)
+        self._reserved.update(dict.fromkeys(blocks, self._steps.launched))
 
     def export_blocks(self, blocks: Sequence[int], layers: range) -> memoryview:
         found = np.empty(prod(self._shape(blocks, layers)), np.uint8)
@@ -110,7 +113,8 @@ class ParallelKVStore(KVStore):
         pages = np.frombuffer(data, np.uint8).reshape(shape)
         with self._import_lock:
             asked = self._plan(self._group.imports, len(pages), exporting=False)
-            step = self._steps.launched
+            latest = self._steps.launched
+            step = max(self._reserved.get(block, latest) for block in blocks)
             for number, rank in enumerate(asked):
                 rank.part[:] = pages[:, rank.heads.start : rank.heads.stop]
                 rank.request(blocks, layers, step, number * rank.part.nbytes)

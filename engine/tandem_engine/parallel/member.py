@@ -78,11 +78,11 @@ class PageServer:
         layers = range(request.first_layer, request.first_layer + request.num_layers)
         try:
             part = file.first(request.at + request.num_bytes)[request.at :]
+            self._steps.wait_finished(request.step)
             if exporting:
-                self._steps.wait_finished(request.step)
                 part[:] = np.frombuffer(self._kv.export_blocks(request.blocks, layers), np.uint8)
             else:
-                self._steps.wait_launched(request.step)
+                self._kv.settle(request.blocks)
                 self._kv.import_blocks(request.blocks, layers, part.data)
         except Exception as error:  # told to the first rank, whose hand-off deals with it
             log.exception("pages can't be moved")

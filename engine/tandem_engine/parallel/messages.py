@@ -54,7 +54,7 @@ class RankStop(msgspec.Struct, frozen=True, tag="stop"):
 class PageRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Write pages to the shared file, or take them from it: bytes [at, at + num_bytes).
 
-    For an export, `step` must have run (steps count from 1); for an import it must be launched.
+    `step` must have run before (steps count from 1).
     """
 
     step: int

@@ -120,6 +120,10 @@ class KVStore(ABC):
         """Learn that `blocks` will be imported, and that no step launched from now on uses them."""
         return None
 
+    def settle(self, blocks: Sequence[int]) -> None:
+        """Learn that no step uses `blocks` any more: they may be imported without waiting."""
+        return None
+
     def pin(self, buffer: memoryview) -> Callable[[], None]:
         """Learn of memory through which many pages will go; call the result before it goes away."""
         return _nothing

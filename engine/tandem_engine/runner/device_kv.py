@@ -65,6 +65,10 @@ class DeviceKVStore(KVStore):
     def reserve(self, blocks: Sequence[int]) -> None:
         self._last_use.update(dict.fromkeys(blocks, self._steps))
 
+    def settle(self, blocks: Sequence[int]) -> None:
+        # Nobody waits for an event that was not recorded.
+        self._last_use.update(dict.fromkeys(blocks, torch.cuda.Event()))
+
     def export_blocks(self, blocks: Sequence[int], layers: range) -> memoryview:
         with torch.cuda.device(self._device):
             host = torch.empty(self._num_bytes(blocks, layers), dtype=torch.uint8, pin_memory=True)

@@ -80,6 +80,13 @@ def test_an_import_waits_for_the_steps_before_its_blocks_were_reserved() -> None
     assert not after.query(), "a step that knows nothing of the blocks was waited for"
     store.import_blocks([3, 8], range(5), memoryview(data))
     assert after.query(), "a block that nobody reserved was written under a step"
+    later = torch.cuda.Event()
+    torch.cuda._sleep(2_000_000_000)
+    later.record()
+    store.steps_until(later)
+    store.settle([8])
+    store.import_blocks([3, 8], range(5), memoryview(data))
+    assert not later.query()
 
 
 def test_bytes_of_another_length_are_refused() -> None:

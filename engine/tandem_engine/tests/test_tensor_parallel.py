@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from tandem_engine.core.messages import CoreFailed, CoreReady
 from tandem_engine.core.process import CoreProcess
 from tandem_engine.errors import ConfigError, RankDiedError
 from tandem_engine.models.shard import Shard
+from tandem_engine.parallel.messages import PageRequest
+from tandem_engine.parallel.rank_process import RankProcess
 from tandem_engine.parallel.runner import ParallelRunner
 from tandem_engine.runner.base import Batch, Runner
 from tandem_engine.runner.model_runner import load_runner
@@ -98,6 +101,29 @@ def test_pages_move_between_workers_of_one_and_two_ranks(family: str, tmp_path: 
             assert move_prompt(source, target, prompt, NUM_TOKENS) == expected
         with pytest.raises(ValueError, match="bytes for pages of"):
             two.kv.import_blocks([0], range(1), memoryview(b"short"))
+
+
+def test_an_import_waits_for_the_steps_before_its_blocks_were_reserved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint("llama", tmp_path)
+    asked: list[int] = []
+    ask = RankProcess.ask
+
+    def note(process: RankProcess, connection: socket.socket, request: PageRequest) -> None:
+        asked.append(request.step)
+        ask(process, connection, request)
+
+    with opened(tmp_path, 2) as runner:
+        layers = range(runner.kv.layout.num_layers)
+        page = memoryview(bytearray(runner.kv.layout.block_bytes))
+        generate(runner, [make_prompt(5)], 3)
+        runner.kv.reserve([7])
+        generate(runner, [make_prompt(5)], 2)
+        monkeypatch.setattr(RankProcess, "ask", note)
+        for block in (7, 8):
+            runner.kv.import_blocks([block], layers, page)
+    assert asked == [3, 5]
 
 
 def test_a_cached_prefix_and_a_copied_block(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ GENERATE := $(BIN)/python -m tandem_operator.crds --output crds \
 
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: up down install check check-generated test e2e gen bench clean
+.PHONY: up down install check check-generated test test-gpu e2e gen bench clean
 
 $(STAMP): pyproject.toml
 	@echo "==> installing into $(VENV) (extras: $(EXTRAS))"
@@ -46,6 +46,9 @@ test: $(STAMP) ## unit, integration and end-to-end tests
 	@# Cold, the Go build takes minutes: it must not count against a test's time limit.
 	$(BIN)/tandem cluster build
 	$(PYTEST) -m cluster --reruns 1 --durations=15
+
+test-gpu: $(STAMP) ## tests that need an NVIDIA GPU; install with EXTRAS=engine,gpu,demo,dev
+	$(PYTEST) -m gpu kernels engine
 
 e2e: $(STAMP) ## the end-to-end tests alone
 	$(BIN)/tandem cluster build

@@ -9,14 +9,13 @@ import torch
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from tandem_kernels import gluon
 from tandem_kernels.attention.hopper_kernel import hopper_extend_kernel
 from tandem_kernels.launch import Launcher
 
 _LOG2E: Final = 1.4426950408889634
 _BLOCK_M: Final = 128
 _HEAD_DIM: Final = 128
-_GLUON_IS_KNOWN: Final = hasattr(gl, "thread_barrier")
-"""Gluon's names change from version to version; the kernel has those of Triton 3.6."""
 
 FEWEST_ROWS: Final = 65
 """Where no chunk has more than 64, half of each tile would be empty: `extend_kernel` is faster."""
@@ -47,7 +46,7 @@ def suits(key_cache: torch.Tensor, softcap: float | None) -> bool:
     _, num_heads, page, head_dim = key_cache.shape
     return (
         key_cache.is_cuda
-        and _GLUON_IS_KNOWN
+        and gluon.IS_KNOWN
         and softcap is None
         and head_dim == _HEAD_DIM
         and page % 64 == 0

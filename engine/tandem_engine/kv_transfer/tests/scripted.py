@@ -47,6 +47,14 @@ FAST = HandoffSettings(
 DEADLINE = 20.0
 
 
+def eventually(condition: Callable[[], bool]) -> None:
+    """Poll until the condition holds."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 class Worker:
     """One side: a store with random bytes, the service, and what it reported."""
 
@@ -62,6 +70,7 @@ class Worker:
         )
         self.handoff.wake_on_event(self.wake)
         self.seen: list[ToCore] = []
+        self.num_tried = 0
 
     @property
     def peer(self) -> PrefillPeer:
@@ -135,6 +144,22 @@ class Worker:
 
     def outcome(self, rid: str) -> FetchDone | FetchFailed:
         return self.wait(FetchDone | FetchFailed, lambda event: event.rid == rid)  # type: ignore[return-value]
+
+    def takes(self, p: "Worker") -> bool:
+        """Whether a fetch from `p` succeeds now."""
+        self.num_tried += 1
+        rid = f"takes-{self.num_tried}"
+        self.fetch(rid, [p])
+        end = time.monotonic() + DEADLINE
+        while time.monotonic() < end:
+            for event in p.handoff.poll():
+                if isinstance(event, PrefillArrived):
+                    p.push(event)
+            for outcome in self.handoff.poll():
+                if isinstance(outcome, FetchDone | FetchFailed) and outcome.rid == rid:
+                    return isinstance(outcome, FetchDone)
+            self.wake.wait(0.01)
+        raise AssertionError("no outcome")
 
     def close(self) -> None:
         self.handoff.close()

@@ -2,13 +2,11 @@
 
 import mmap
 import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -19,25 +17,22 @@ from tandem_engine.kv_transfer.events import (
     FetchDone,
     FetchFailed,
     FetchRequest,
-    PrefillArrived,
     PrefillDropped,
     PushDone,
     PushFailed,
 )
 from tandem_engine.kv_transfer.prefill import PrefillSide
 from tandem_engine.kv_transfer.prefill_session import PrefillSession
-from tandem_engine.kv_transfer.tests.scripted import LATENTS, LAYOUT, Worker, make
+from tandem_engine.kv_transfer.tests.scripted import (
+    LATENTS,
+    LAYOUT,
+    Worker,
+    eventually,
+    make,
+)
 from tandem_engine.kv_transfer.transport import Inbound
 from tandem_engine.runner.base import KVStore
 from tandem_wire.messages import SamplingParams
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Poll until the condition holds."""
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("transport", ["tcp", "shm"])
@@ -238,95 +233,6 @@ def test_a_stall_is_given_up_and_fenced(stack: ExitStack) -> None:
     assert p1.handoff.counters()["kv_fences_total"] == 1
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"hash_": "other"}, "compatibility hash"),
-        ({"layout": msgspec.structs.replace(LAYOUT, num_kv_heads=4)}, "num_kv_heads"),
-        ({"layout": msgspec.structs.replace(LAYOUT, tensor_parallel=2)}, "tensor_parallel"),
-        ({"layout": msgspec.structs.replace(LAYOUT, num_planes=1)}, "num_planes"),
-        ({"transfer": "shm", "shm_dir": "/dev/shm"}, "no common transport"),
-    ],
-)
-def test_an_unknown_pairing_is_refused(
-    stack: ExitStack, changes: dict[str, Any], message: str
-) -> None:
-    p, d = make(stack, "p", **changes), make(stack, "d", transfer="tcp")
-    d.fetch("r", [p])
-    failed = d.outcome("r")
-    assert isinstance(failed, FetchFailed)
-    assert message in failed.message
-    assert p.handoff.counters()["kv_refused_pairings_total"] >= 1
-    assert not [event for event in p.handoff.poll() if isinstance(event, PrefillArrived)]
-
-
-def test_auto_falls_back_to_tcp_when_the_directories_differ(
-    stack: ExitStack, tmp_path: Path
-) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    p = make(stack, "p", shm_dir=str(tmp_path / "a"))
-    d = make(stack, "d", shm_dir=str(tmp_path / "b"))
-    d.fetch("r", [p])
-    p.push(p.arrived())
-    done = d.outcome("r")
-    assert isinstance(done, FetchDone)
-    assert done.transport == "tcp"
-    assert not list(tmp_path.glob("*/*"))
-
-
-def test_another_worker_at_the_address_is_not_asked(stack: ExitStack) -> None:
-    p, d = make(stack, "new"), make(stack, "d")
-    p.name = "old"
-    d.fetch("r", [p])
-    failed = d.outcome("r")
-    assert isinstance(failed, FetchFailed)
-    assert "is now new, not old" in failed.message
-
-
-def test_a_draining_peer_refuses_and_is_then_passed_over(stack: ExitStack) -> None:
-    p, d = make(stack, "p"), make(stack, "d")
-    p.handoff.set_draining(True)
-    d.fetch("r", [p])
-    failed = d.outcome("r")
-    assert isinstance(failed, FetchFailed)
-    assert "draining" in failed.message
-    p.handoff.set_draining(False)
-    eventually(lambda: takes(d, p))
-
-
-def takes(d: Worker, p: Worker) -> bool:
-    """Whether a fetch succeeds now."""
-    takes.number += 1  # type: ignore[attr-defined]
-    rid = f"takes-{takes.number}"  # type: ignore[attr-defined]
-    d.fetch(rid, [p])
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        for event in p.handoff.poll():
-            if isinstance(event, PrefillArrived):
-                p.push(event)
-        for outcome in d.handoff.poll():
-            if isinstance(outcome, FetchDone | FetchFailed) and outcome.rid == rid:
-                return isinstance(outcome, FetchDone)
-        d.wake.wait(0.01)
-    raise AssertionError("no outcome")
-
-
-takes.number = 0  # type: ignore[attr-defined]
-
-
-def test_a_dead_peer_comes_back(stack: ExitStack) -> None:
-    """The blacklist ends by itself, and one dial serves everybody afterwards."""
-    d = make(stack, "d")
-    first = Worker("p")
-    port = first.handoff.bootstrap_port
-    assert takes(d, first)
-    first.close()
-    assert not takes(d, first)
-    second = make(stack, "p", bootstrap_port=port)
-    eventually(lambda: takes(d, second))
-
-
 def test_a_lease_runs_out_without_heartbeats(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,7 +317,7 @@ def test_a_write_that_fails_is_told(stack: ExitStack, monkeypatch: pytest.Monkey
     assert "the cache is gone" in failed.message
     p.wait(PushDone)
     monkeypatch.undo()
-    assert takes(d, p)
+    assert d.takes(p)
 
 
 def test_a_peer_that_does_not_fence_is_cut_off(

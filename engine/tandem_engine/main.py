@@ -15,7 +15,11 @@ def main() -> None:
     except ConfigError as error:
         sys.stderr.write(f"tandem-worker: {error}\n")
         sys.exit(2)
-    child = CoreChild.start(config, process_start())
+    try:
+        child = CoreChild.start(config, process_start())
+    except OSError as error:
+        sys.stderr.write(f"tandem-worker: the engine's own process can't be started: {error}\n")
+        sys.exit(1)
     # What the server needs is imported while the core imports what it needs, which takes longer.
     from tandem_engine.server.serving import serve_worker
 

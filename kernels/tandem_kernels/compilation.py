@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from triton import knobs
+from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 log = logging.getLogger(__name__)
@@ -27,11 +28,23 @@ class UncompiledKernel:
     function: JITFunction[Any]
     specialization: str
 
-    def load(self) -> None:
-        """Compile it, or read it from Triton's cache, and load it to the current device."""
+    def compile(self) -> Any:
+        """Compile it for the current device and build what launches it, or find both in a cache.
+
+        Threads may do this at the same time, but what they give must not be launched: see `load`.
+        """
         kernel = self.function.preload(self.specialization)
-        # Asking for what launches it has the launcher compiled, in C, and the binary loaded.
-        _ = kernel.run
+        driver.active.launcher_cls(kernel.src, kernel.metadata)
+        return kernel
+
+
+def load(kernel: Any) -> None:
+    """Load a compiled kernel, and what launches it, for the current device.
+
+    One at a time: launchers are extension modules that all have one name, and Python gives a
+    thread that loads one the functions of another's when the two loads overlap.
+    """
+    _ = kernel.run
 
 
 @contextmanager
@@ -78,7 +91,9 @@ def compile_all(kernels: Sequence[UncompiledKernel], num_threads: int) -> None:
     """
     device = torch.cuda.current_device()
     with ThreadPoolExecutor(num_threads, "compile", torch.cuda.set_device, (device,)) as pool:
-        running = [(kernel, pool.submit(kernel.load)) for kernel in kernels]
-    for kernel, done in running:
-        if (error := done.exception()) is not None:
+        compiled = [(kernel, pool.submit(kernel.compile)) for kernel in kernels]
+    for kernel, result in compiled:
+        try:
+            load(result.result())
+        except Exception as error:  # whatever Triton, its compilers or the driver raise
             log.warning("%s was not compiled ahead: %r", kernel.function.__name__, error)

@@ -10,20 +10,19 @@ import torch
 class Chunk:
     """Several tokens of one sequence: rows [row, row + num_tokens) of the step's flat tensors.
 
-    Their positions begin at `start`; `block_table` [M] int64 covers all positions up to the last.
+    Their positions begin at `start`.
     """
 
     row: int
     num_tokens: int
     start: int
-    block_table: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class StepTensors:
     """One step's tokens, flat: first one row per decoding sequence, then the chunks' rows.
 
-    Legend: T rows, B decoding sequences (padding included), M blocks of the longest of them.
+    Legend: T rows, B decoding sequences (padding included), C chunks, M blocks of the longest.
     """
 
     token_ids: torch.Tensor  # [T] int64
@@ -32,7 +31,8 @@ class StepTensors:
     slot_offsets: torch.Tensor  # [T] int64: its place in that block's page
     decode_tables: torch.Tensor  # [B, M] integers; past a sequence's end any block that exists
     decode_lengths: torch.Tensor  # [B] integers: positions that exist, this token's included
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[Chunk, ...]  # [C]
+    chunk_tables: torch.Tensor  # [C, M] int64: blocks of all positions up to the last, then zeros
 
     @property
     def num_decodes(self) -> int:

@@ -56,13 +56,13 @@ class TorchLatentAttention(LatentBackend):
             )
         if step.chunks:
             query = torch.cat((query[..., :nope], rotated), dim=-1)
-        for chunk in step.chunks:
+        for chunk, table in zip(step.chunks, step.chunk_tables, strict=True):
             rows = query[chunk.row : chunk.row + chunk.num_tokens]
             found.append(
                 extend_attention(
                     rows,
                     cache,
-                    chunk.block_table,
+                    table,
                     chunk.start,
                     weights.up_projection,
                     self._scale,

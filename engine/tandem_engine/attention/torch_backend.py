@@ -79,14 +79,14 @@ class TorchAttention(AttentionBackend):
             tables, mask = self._decode[window]
             rows = query[: step.num_decodes]
             found.append(decode_attention(rows, keys, values, tables, mask, scale, softcap))
-        for chunk in step.chunks:
+        for chunk, table in zip(step.chunks, step.chunk_tables, strict=True):
             rows = query[chunk.row : chunk.row + chunk.num_tokens]
             found.append(
                 extend_attention(
                     rows,
                     keys,
                     values,
-                    chunk.block_table,
+                    table,
                     chunk.start,
                     scale,
                     window,

@@ -77,7 +77,7 @@ class TritonAttention(AttentionBackend):
             self._decode = self._plans[count]
             for plan in self._decode.values():
                 plan.refill()
-        self._run = self._plan_chunks(step.chunks) if step.chunks else None
+        self._run = self._plan_chunks(step.chunks, step.chunk_tables) if step.chunks else None
 
     def _make_plans(self, step: StepTensors) -> dict[int | None, DecodePlan]:
         spec = self._spec
@@ -138,14 +138,11 @@ class TritonAttention(AttentionBackend):
             paged_extend(query[run.rows], keys, values, *chunks, *limits, out=rows[run.rows])
         return out
 
-    def _plan_chunks(self, chunks: Sequence[Chunk]) -> _Run | _HopperRun:
+    def _plan_chunks(self, chunks: Sequence[Chunk], tables: torch.Tensor) -> _Run | _HopperRun:
         """One launch's metadata on the device."""
-        device = chunks[0].block_table.device
+        device, tables = tables.device, tables.int()
         sizes = [chunk.num_tokens for chunk in chunks]
         rows = slice(chunks[0].row, chunks[0].row + sum(sizes))
-        tables = torch.nn.utils.rnn.pad_sequence(
-            [chunk.block_table for chunk in chunks], batch_first=True
-        ).int()
         if self._pages and max(sizes) >= FEWEST_ROWS:
             tiles = plan_tiles([(chunk.start, chunk.num_tokens) for chunk in chunks])
             return _HopperRun(rows, tables, upload(tiles, torch.int32, device))

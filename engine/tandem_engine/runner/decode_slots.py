@@ -104,4 +104,5 @@ class DecodeSlots:
             decode_tables=tables,
             decode_lengths=whole.lengths,
             chunks=(),
+            chunk_tables=tables[:0],
         )

@@ -64,5 +64,5 @@ class PromptSlots:
             self._copied.record()
         # After the copy, which wrote something to the decodes' rows too.
         step = decodes.fill(num_decodes, self._numbers[self._first : end].view(4, size))
-        chunks = place_chunks(items, num_decodes, self._page, self._numbers.device)
-        return replace(step, chunks=chunks)
+        chunks, tables = place_chunks(items, num_decodes, self._page, self._numbers.device)
+        return replace(step, chunks=chunks, chunk_tables=tables)

@@ -50,6 +50,7 @@ def build_step(items: Sequence[BatchItem], page_size: int, device: torch.device)
         decode_tables=_tensor(tables, device),
         decode_lengths=_tensor(lengths, device),
         chunks=(),
+        chunk_tables=_tensor(np.empty((0, 0), np.int64), device),
     )
     last_rows = [0] * len(items)
     for row, index in enumerate(split.decodes):
@@ -74,6 +75,7 @@ def add_chunks(decodes: StepTensors, items: Sequence[BatchItem], page_size: int)
     first = decodes.num_decodes
     rows = np.empty((4, sum(len(item.tokens) for item in items)), np.int64)
     write_rows(items, page_size, rows)
+    chunks, chunk_tables = place_chunks(items, first, page_size, device)
 
     def behind(before: torch.Tensor, values: np.ndarray) -> torch.Tensor:
         found = _tensor(values, device)
@@ -86,7 +88,8 @@ def add_chunks(decodes: StepTensors, items: Sequence[BatchItem], page_size: int)
         slot_offsets=behind(decodes.slot_offsets, rows[3]),
         decode_tables=decodes.decode_tables,
         decode_lengths=decodes.decode_lengths,
-        chunks=place_chunks(items, first, page_size, device),
+        chunks=chunks,
+        chunk_tables=chunk_tables,
     )
 
 
@@ -105,14 +108,16 @@ def write_rows(items: Sequence[BatchItem], page_size: int, rows: np.ndarray) -> 
 
 def place_chunks(
     items: Sequence[BatchItem], first: int, page_size: int, device: torch.device
-) -> tuple[Chunk, ...]:
-    """The chunks, from row `first` on."""
+) -> tuple[tuple[Chunk, ...], torch.Tensor]:
+    """The chunks, from row `first` on, and their block tables [C, M]."""
+    widths = [-(-item.end // page_size) for item in items]
+    tables = np.zeros((len(items), max(widths, default=0)), np.int64)
     chunks = []
-    for item in items:
-        table = np.asarray(item.block_table[: -(-item.end // page_size)], np.int64)
-        chunks.append(Chunk(first, len(item.tokens), item.start, _tensor(table, device)))
+    for item, width, table in zip(items, widths, tables, strict=True):
+        table[:width] = item.block_table[:width]
+        chunks.append(Chunk(first, len(item.tokens), item.start))
         first += len(item.tokens)
-    return tuple(chunks)
+    return tuple(chunks), _tensor(tables, device)
 
 
 def _tensor(values: np.ndarray | list[int], device: torch.device) -> torch.Tensor:

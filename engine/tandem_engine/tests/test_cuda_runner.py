@@ -57,7 +57,7 @@ def test_batches_of_1_to_64(graphs: bool, tmp_path: Path) -> None:
 def test_prompts_of_1_to_1100(family: str, tmp_path: Path) -> None:
     """Steps of pieces, padded, and such as are too long for them; alone, and beside decodes."""
     model = save_checkpoint(family, tmp_path)
-    lengths = [1, 2, 17, 64, 65, 128, 129, 300, 513, 1000, 1024, 1025, 1100]
+    lengths = [1, 2, 17, 64, 65, 128, 129, 300, 514, 1000, 1024, 1025, 1100]
     prompts = [make_prompt(length) for length in lengths]
     expected = [reference_tokens(model, prompt, NUM_TOKENS) for prompt in prompts]
     for graphs in (True, False):

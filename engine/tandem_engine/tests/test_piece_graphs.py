@@ -59,7 +59,7 @@ class HostDecodes:
         slots = (self.step.slot_blocks, self.step.slot_offsets)
         rows[:, :size] = torch.stack((*flat, *slots))
         tables = (self.step.decode_tables, self.step.decode_lengths)
-        return StepTensors(*rows.unbind(), *tables, chunks=())
+        return StepTensors(*rows.unbind(), *tables, chunks=(), chunk_tables=tables[0][:0])
 
 
 def item(tokens: Sequence[int], start: int, blocks: Sequence[int]) -> BatchItem:
@@ -95,6 +95,7 @@ def test_rows_of_a_step(tmp_path: Path) -> None:
     assert step.slot_blocks.tolist() == [6, 8, 8, 9, 3, 3, -1, -1]
     assert step.slot_offsets.tolist() == [0, 2, 3, 0, 0, 1, 0, 0]
     assert [(c.row, c.num_tokens, c.start) for c in step.chunks] == [(1, 3, 2), (4, 2, 0)]
+    assert step.chunk_tables.tolist() == [[8, 9], [3, 0]]
     assert last_rows_of(chunks, 1) == [3, 5]
 
 

@@ -34,4 +34,5 @@ def test_decodes_come_first_and_every_row_knows_its_slot() -> None:
     assert tensors.slot_offsets.tolist() == [0, 3, 0, 1, 0, 1]
     assert tensors.decode_lengths.tolist() == [9]
     assert [(c.row, c.num_tokens, c.start) for c in tensors.chunks] == [(1, 3, 3), (4, 2, 0)]
+    assert tensors.chunk_tables.tolist() == [[5, 6], [9, 0]]
     assert step.last_rows == (3, 0, 5)

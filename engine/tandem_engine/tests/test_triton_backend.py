@@ -52,13 +52,15 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> dict[str, Launches]:
 def make_step(chunks: list[tuple[int, int]]) -> StepTensors:
     """`chunks`: (start, tokens); no decodes."""
     total, made, row = sum(tokens for _, tokens in chunks), [], 0
-    for start, tokens in chunks:
-        table = torch.arange(-(-(start + tokens) // PAGE))
-        made.append(Chunk(row, tokens, start, table))
+    widths = [-(-(start + tokens) // PAGE) for start, tokens in chunks]
+    tables = torch.zeros(len(chunks), max(widths), dtype=torch.int64)
+    for (start, tokens), width, table in zip(chunks, widths, tables, strict=True):
+        table[:width] = torch.arange(width)
+        made.append(Chunk(row, tokens, start))
         row += tokens
     zeros = torch.zeros(total, dtype=torch.int64)
     none = torch.zeros((0, 1), dtype=torch.int32)
-    return StepTensors(zeros, zeros, zeros, zeros, none, none[:, 0], tuple(made))
+    return StepTensors(zeros, zeros, zeros, zeros, none, none[:, 0], tuple(made), tables)
 
 
 def attend(

@@ -15,7 +15,8 @@ from tandem_kernels.launch import Launcher
 
 _LOG2E: Final = 1.4426950408889634
 _BLOCK_M: Final = 128
-_HEAD_DIM: Final = 128
+_TILES: Final = {64: 128, 128: 128, 256: 64}
+"""Keys of a tile by head dimension: as many as shared memory holds two of, and of values."""
 
 FEWEST_ROWS: Final = 65
 """Where no chunk has more than 64, half of each tile would be empty: `extend_kernel` is faster."""
@@ -48,7 +49,7 @@ def suits(key_cache: torch.Tensor, softcap: float | None) -> bool:
         key_cache.is_cuda
         and gluon.IS_KNOWN
         and softcap is None
-        and head_dim == _HEAD_DIM
+        and head_dim in _TILES
         and page % 64 == 0
         and key_cache.stride() == (num_heads * page * head_dim, page * head_dim, head_dim, 1)
         and key_cache.dtype in (torch.bfloat16, torch.float16)
@@ -135,7 +136,7 @@ def extend_from_pages(
         HEAD_DIM=head_dim,
         PAGE=pages.page,
         WINDOW=window or 0,
-        TILE=128,
+        TILE=_TILES[head_dim],
         STAGES=2,
         num_warps=4,
     )

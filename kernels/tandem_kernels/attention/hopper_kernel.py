@@ -49,25 +49,27 @@ def _load_tile(
     STAGES: gl.constexpr,
 ):  # fmt: skip
     """Have a tile of keys or values copied once its place is free; `row` is of page 0's head."""
-    halves: gl.constexpr = HEAD_DIM // 64
+    columns: gl.constexpr = HEAD_DIM // 64
     parts: gl.constexpr = TILE // 64
     # The end's neighbour is read instead of a page that doesn't exist.
     most = last // 64 * 64
     first = gl.minimum(tile * TILE, most)
     second = gl.minimum(tile * TILE + 64, most)
     first = row + gl.load(table + first // PAGE) * stride_row + first % PAGE
-    second = row + gl.load(table + second // PAGE) * stride_row + second % PAGE
+    if parts == 2:
+        second = row + gl.load(table + second // PAGE) * stride_row + second % PAGE
     stage = count % STAGES
     mbarrier.wait(free.index(stage), (count // STAGES + 1) & 1)
     bar = ready.index(stage)
     mbarrier.expect(bar, TILE * HEAD_DIM * 2)
     # A tile's columns lie in blocks of 64, and in each the rows of all its pages.
-    boxes = tiles._reinterpret(tiles.dtype, [STAGES * halves * parts, 64, 64], tiles.layout)
-    box = stage * (halves * parts)
-    for half in gl.static_range(halves):
-        at = box + half * parts
-        tma.async_copy_global_to_shared(pages, [first, half * 64], bar, boxes.index(at))
-        tma.async_copy_global_to_shared(pages, [second, half * 64], bar, boxes.index(at + 1))
+    boxes = tiles._reinterpret(tiles.dtype, [STAGES * columns * parts, 64, 64], tiles.layout)
+    box = stage * (columns * parts)
+    for column in gl.static_range(columns):
+        at = box + column * parts
+        tma.async_copy_global_to_shared(pages, [first, column * 64], bar, boxes.index(at))
+        if parts == 2:
+            tma.async_copy_global_to_shared(pages, [second, column * 64], bar, boxes.index(at + 1))
 
 
 @gluon.jit
@@ -147,7 +149,12 @@ def _weigh(
         scores = gl.where(seen, scores, -1.0e30)
     new = gl.maximum(biggest, gl.max(scores, axis=1))
     decay = gl.exp2((biggest - new) * scale)
-    weights = gl.exp2(scores * scale - (new * scale)[:, None])
+    shift = new * scale
+    if MASKED:
+        # A row may have met no key yet. One multiply-add of the mask's value and its own product,
+        # rounded, isn't zero but anything up to 1e22, whose power of two is infinite.
+        shift = gl.where(new > -1.0e30, shift, 0.0)
+    weights = gl.exp2(scores * scale - shift[:, None])
     total = total * decay + gl.sum(weights, axis=1)
     return weights, decay, new, total
 

@@ -1,6 +1,8 @@
 """Compiling ahead. Without a GPU nothing is compiled, and the test launches in Triton's place."""
 
+import threading
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +19,46 @@ class Function:
 
     def __init__(self) -> None:
         self.compiled: list[str] = []
+        self.loaded: list[tuple[str, threading.Thread]] = []
 
-    def preload(self, specialization: str) -> SimpleNamespace:
+    def preload(self, specialization: str) -> "Code":
         if specialization == "bad":
             raise ValueError("no such instruction")
         self.compiled.append(specialization)
-        return SimpleNamespace(run=None)
+        return Code(self, specialization)
+
+
+class Code:
+    """A compiled kernel: asking for `run` loads it."""
+
+    def __init__(self, function: Function, name: str) -> None:
+        self.src, self.metadata = function, name
+
+    @property
+    def run(self) -> None:
+        if self.metadata == "too big":
+            raise MemoryError("shared memory")
+        self.src.loaded.append((self.metadata, threading.current_thread()))
+
+
+class Driver:
+    """Triton's, with nothing behind it."""
+
+    def __init__(self) -> None:
+        self.launchers: list[tuple[Any, str]] = []
+        self.active = self
+
+    def launcher_cls(self, function: Function, name: str) -> None:
+        self.launchers.append((function, name))
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """Triton's driver replaced; what it was asked for."""
+    found = Driver()
+    monkeypatch.setattr("tandem_kernels.compilation.driver", found)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    return found
 
 
 def launch(function: Function, key: str, specialization: str) -> bool:
@@ -79,18 +115,30 @@ def test_launches_are_as_before_after_an_error():
     assert not is_collecting()
 
 
-def test_a_kernel_that_fails_does_not_hold_the_others_up(monkeypatch, caplog):
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+def test_a_kernel_that_fails_does_not_hold_the_others_up(compiler, monkeypatch, caplog):
     devices: list[int] = []
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)
     function = Function()
-    names = ["a", "bad", "b", "c"]
+    names = ["a", "bad", "b", "too big", "c"]
     compile_all([UncompiledKernel(function, name) for name in names], 2)
-    assert sorted(function.compiled) == ["a", "b", "c"]
+    assert sorted(function.compiled) == ["a", "b", "c", "too big"]
     assert set(devices) == {3}
     assert [record.getMessage() for record in caplog.records] == [
-        "some_kernel was not compiled ahead: ValueError('no such instruction')"
+        "some_kernel was not compiled ahead: ValueError('no such instruction')",
+        "some_kernel was not compiled ahead: MemoryError('shared memory')",
     ]
+
+
+def test_threads_build_launchers_and_one_thread_loads_them(compiler, monkeypatch):
+    """Python mixes up extension modules of one name that threads load at the same time."""
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    function = Function()
+    together = threading.Barrier(2, timeout=20)
+    build = compiler.launcher_cls
+    compiler.launcher_cls = lambda *args: (build(*args), together.wait())
+    compile_all([UncompiledKernel(function, name) for name in "abcd"], 2)
+    assert sorted(name for _, name in compiler.launchers) == ["a", "b", "c", "d"]
+    assert function.loaded == [(name, threading.current_thread()) for name in "abcd"]
 
 
 @pytest.mark.gpu
@@ -110,4 +158,5 @@ def test_a_collected_kernel_is_compiled_for_its_launch(monkeypatch, tmp_path):
     with collect_kernels() as more:
         kernel.rms_norm(x, weight, 1e-6, out=out)
     assert not more
+    kernel.rms_norm(x, weight, 1e-6, out=out)
     assert torch.allclose(out, torch.nn.functional.rms_norm(x, (200,), eps=1e-6), atol=1e-5)

@@ -22,7 +22,7 @@ def _compare(logits, temperature, top_k, top_p, min_p, **options):
         torch.full((rows,), top_p, device=device),
         torch.full((rows,), min_p, device=device),
     )
-    seeds = [(i * 7919 - 5) * (1 << 40) + i for i in range(rows)]
+    seeds = [(i * 7919 % (1 << 22) - 5) * (1 << 40) + i for i in range(rows)]
     positions = list(range(rows))
     found = draw(
         logits,

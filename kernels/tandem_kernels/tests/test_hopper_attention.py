@@ -41,13 +41,15 @@ def test_pages_are_found_whichever_side_lies_first():
     assert (pages.key_row, pages.value_row) == (3 * 2 * 64, 0)
 
 
-def _run(chunks, heads, kv_heads, page=64, dtype=torch.bfloat16, window=None):
+def _run(
+    chunks, heads, kv_heads, page=64, dtype=torch.bfloat16, window=None, head_dim=128, scale=None
+):
     """`chunks`: (cached prefix, rows). Nothing behind the output's rows may be written."""
     torch.manual_seed(5)
-    device, head_dim = torch.device("cuda"), 128
+    device = torch.device("cuda")
     case = make_case([p + n for p, n in chunks], kv_heads, head_dim, page, dtype, device)
     sizes = [n for _, n in chunks]
-    total, scale = sum(sizes), head_dim**-0.5
+    total, scale = sum(sizes), scale or head_dim**-0.5
     qkv = torch.randn(total, heads + 2 * kv_heads, head_dim, device=device).to(dtype)
     query = qkv[:, :heads]
     memory = torch.full((total + 200, heads, head_dim), NAN, dtype=dtype, device=device)
@@ -99,3 +101,21 @@ def test_window(window):
 def test_half_precision(page):
     chunks = [(10, 700), (0, 577), (900, 3)]
     assert _run(chunks, 8, 2, page=page, dtype=torch.float16) < 2e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("scale", [0.1, 0.0625, 0.05, 1.0])
+def test_scales(head_dim, scale):
+    """Rows that see nothing of the first tile of keys: what hides it is scaled, and rounded."""
+    chunks = [(700, 513), (4100, 700), (0, 130)]
+    assert _run(chunks, 8, 2, head_dim=head_dim, scale=scale) < 2e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head_dim", [64, 256])
+@pytest.mark.parametrize("page", [64, 128])
+@pytest.mark.parametrize("window", [None, 1, 64, 100, 700])
+def test_head_dims(head_dim, page, window):
+    chunks = [(63, 2), (1000, 1), (0, 577), (130, 65), (200, 33), (64, 64), (0, 128), (999, 300)]
+    assert _run(chunks, 6, 2, page=page, window=window, head_dim=head_dim) < 2e-2

@@ -8,6 +8,7 @@ import structlog
 
 from tandem_engine import main as main_module
 from tandem_engine.config import WorkerConfig
+from tandem_engine.core.process import CoreChild
 from tandem_engine.server.logs import configure_logs
 from tandem_engine.server.worker import WorkerServer, print_event
 
@@ -30,6 +31,17 @@ def test_bad_flags_exit_with_2(
 ) -> None:
     assert run_main(monkeypatch, "--role", "king") == 2
     assert "tandem-worker: " in capsys.readouterr().err
+
+
+def test_no_process_to_be_had_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> CoreChild:
+        raise OSError("too many processes")
+
+    monkeypatch.setattr(CoreChild, "start", refuse)
+    assert run_main(monkeypatch, "--mock", "tiny") == 1
+    assert "can't be started: too many processes" in capsys.readouterr().err
 
 
 def test_exit_code_is_the_servers(

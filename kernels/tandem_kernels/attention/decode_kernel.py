@@ -11,7 +11,7 @@ import triton.language as tl
 from tandem_kernels.attention.float8_kernel import halve_pairs, scale_rows
 from tandem_kernels.attention.split_plan import DecodePlan
 from tandem_kernels.launch import Launcher
-from tandem_kernels.overlap import launch_options, prefetch_lines, wait_for_inputs
+from tandem_kernels.overlap import launch_options, wait_for_inputs
 
 _LOG2E = 1.4426950408889634
 
@@ -65,29 +65,6 @@ def merge_splits(
 
 
 @triton.jit
-def _prefetch_keys(
-    keys,
-    values,
-    table,
-    oldest,
-    end,
-    stride_block,
-    PAGE: tl.constexpr,
-    STORED: tl.constexpr,
-    AHEAD: tl.constexpr,
-):
-    """Ask the L2 for the first positions of a unit; `STORED` elements each."""
-    LINE: tl.constexpr = 1024 // keys.dtype.element_ty.primitive_bitwidth
-    position = tl.minimum(oldest + tl.arange(0, AHEAD), end - 1)
-    page = tl.load(table + position // PAGE).to(tl.int64)
-    lines = tl.arange(0, triton.next_power_of_2(triton.cdiv(STORED, LINE))) * LINE
-    offset = page * stride_block + (position % PAGE) * STORED
-    at = offset[:, None] + tl.minimum(lines, STORED - 1)[None, :]
-    prefetch_lines(keys + at)
-    prefetch_lines(values + at)
-
-
-@triton.jit
 def decode_kernel(
     query,
     key_cache,
@@ -118,7 +95,6 @@ def decode_kernel(
     STAGES: tl.constexpr,
     BLOCK_S: tl.constexpr,
     FUSED: tl.constexpr,
-    AHEAD: tl.constexpr,
     PACKED: tl.constexpr,
     CONVERTS: tl.constexpr,
     PDL: tl.constexpr,
@@ -144,9 +120,6 @@ def decode_kernel(
     table = block_tables + request.to(tl.int64) * stride_table
     keys = key_cache + kv_head.to(tl.int64) * stride_head
     values = value_cache + kv_head.to(tl.int64) * stride_head
-    # All but the newest position were there before this step.
-    if AHEAD > 0 and request >= 0 and oldest < end:
-        _prefetch_keys(keys, values, table, oldest, end, stride_block, PAGE, STORED, AHEAD)
     wait_for_inputs(PDL)
     if request >= 0:
         rows = tl.arange(0, BLOCK_M)
@@ -299,7 +272,6 @@ def paged_decode(
     stages: int | None = None,
     fused: bool | None = None,
     overlap: bool = False,
-    ahead: int = 0,
 ) -> torch.Tensor:
     """One query token per sequence against its pages, as `plan` (refilled for this step) says.
 
@@ -311,8 +283,6 @@ def paged_decode(
         key_cache, value_cache: [N, K, P, D] of one layer, in the query's dtype or float8_e4m3fn.
         out: [B, H, D], heads contiguous.
         key_scale, value_scale: what stored fp8 values are multiplied by.
-        ahead: with overlap, the positions (0 or a power of 2) that each program asks the L2 for
-            while it waits.
     """
     batch, num_heads, head_dim = query.shape
     _, num_kv_heads, page, _ = key_cache.shape
@@ -365,7 +335,6 @@ def paged_decode(
         STAGES=stages,
         BLOCK_S=16,
         FUSED=fused,
-        AHEAD=ahead if overlap else 0,
         PACKED=packed,
         CONVERTS=converts,
         PDL=overlap,

@@ -96,8 +96,6 @@ class Options:
     fused: bool | None = None
     prefetch: int = 8
     triton_gemm: bool = True
-    ahead: int = 0
-    """Positions of each unit that attention asks the L2 for while it waits."""
 
 
 class DecodeStep:
@@ -167,7 +165,7 @@ class DecodeStep:
             found = torch.empty_like(query, memory_format=torch.contiguous_format)
             paged_decode(
                 query, keys, values, self.plan, found, self.scale, fused=self.options.fused,
-                overlap=overlap, ahead=self.options.ahead,
+                overlap=overlap,
             )  # fmt: skip
             x = self._linear(found.flatten(1), weights.output[layer])
             weight = weights.norms[2 * layer + 1]
@@ -268,7 +266,6 @@ def main() -> None:
             Options(overlap=False, triton_gemm=False),
             Options(overlap=False),
             Options(),
-            Options(ahead=128),
         )
     }
     weights = Weights(shape)

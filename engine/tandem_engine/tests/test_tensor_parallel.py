@@ -103,6 +103,17 @@ def test_pages_move_between_workers_of_one_and_two_ranks(family: str, tmp_path: 
             two.kv.import_blocks([0], range(1), memoryview(b"short"))
 
 
+def test_four_ranks_of_which_two_share_a_head(tmp_path: Path) -> None:
+    model = save_checkpoint("llama_eight", tmp_path)
+    prompts = [make_prompt(length) for length in LENGTHS]
+    expected = [reference_tokens(model, prompt, NUM_TOKENS) for prompt in prompts]
+    with opened(tmp_path, 4) as four, opened(tmp_path, 1) as one:
+        assert generate(four, prompts, NUM_TOKENS, 7, 2) == expected
+        assert four.kv.layout == one.kv.layout
+        for source, target in ((four, one), (one, four)):
+            assert move_prompt(source, target, prompts[-1], NUM_TOKENS) == expected[-1]
+
+
 def test_an_import_waits_for_the_steps_before_its_blocks_were_reserved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

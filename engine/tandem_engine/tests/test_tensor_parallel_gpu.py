@@ -1,6 +1,6 @@
-"""Two ranks on two GPUs: precision, graphs, batches, pages, and a whole engine on them.
+"""Two and four ranks on as many GPUs: precision, graphs, batches, pages, and a whole engine.
 
-Runs with `-m gpu` where there are two GPUs.
+Runs with `-m gpu` where there are two GPUs, a part of it where there are four.
 """
 
 import subprocess
@@ -91,6 +91,20 @@ def test_pages_move_between_workers_of_one_and_two_ranks(family: str, tmp_path: 
         assert two.kv.layout == one.kv.layout
         for source, target in ((two, one), (one, two)):
             assert move_prompt(source, target, prompt, NUM_TOKENS) == expected
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 4, reason="needs four GPUs")
+@pytest.mark.parametrize("family", ["llama_eight", "qwen3_moe_eight"])
+def test_four_ranks_of_which_two_share_a_head(family: str, tmp_path: Path) -> None:
+    model = save_checkpoint(family, tmp_path)
+    prompts = [make_prompt(length) for length in LENGTHS]
+    expected = [reference_tokens(model, prompt, NUM_TOKENS) for prompt in prompts]
+    with opened(tmp_path, 4, max_running=8) as four:
+        for chunk, stagger in ((1 << 30, 0), (7, 2)):
+            assert generate(four, prompts, NUM_TOKENS, chunk, stagger) == expected
+        with opened(tmp_path, 1, max_running=8) as one:
+            for source, target in ((four, one), (one, four)):
+                assert move_prompt(source, target, prompts[-1], NUM_TOKENS) == expected[-1]
 
 
 def test_a_whole_engine(tmp_path: Path) -> None:

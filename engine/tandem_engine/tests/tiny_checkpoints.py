@@ -67,6 +67,8 @@ def _gemma3_linear() -> PreTrainedModel:
     return _gemma3(rope_parameters={"full_attention": full, "sliding_attention": local})
 
 
+_EIGHT_HEADS: dict[str, Any] = {"num_attention_heads": 8, "head_dim": 8}
+"""Which four ranks can share; of the two KV heads each is on two of them."""
 _EXPERTS: dict[str, Any] = {"num_experts": 7, "moe_intermediate_size": 24}
 
 
@@ -82,8 +84,8 @@ def _qwen2_moe() -> PreTrainedModel:
 
 
 def _qwen3_moe(**extra: Any) -> PreTrainedModel:
-    config = Qwen3MoeConfig(**_SHAPE, **_EXPERTS, head_dim=16, num_experts_per_tok=3, **extra)
-    return Qwen3MoeForCausalLM(config)
+    shape = {**_SHAPE, **_EXPERTS, "head_dim": 16, "num_experts_per_tok": 3, **extra}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape))
 
 
 _LATENT: dict[str, Any] = {
@@ -132,6 +134,7 @@ def _deepseek_v3(**extra: Any) -> PreTrainedModel:
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SHAPE, attention_bias=True, mlp_bias=True)),
     "llama3": _llama3,
+    "llama_eight": lambda: LlamaForCausalLM(LlamaConfig(**{**_SHAPE, **_EIGHT_HEADS})),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**_SHAPE, head_dim=16, sliding_window=40)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_SHAPE)),
     "qwen2_window": lambda: Qwen2ForCausalLM(
@@ -143,6 +146,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "mixtral_window": lambda: _mixtral(sliding_window=24),
     "qwen2_moe": _qwen2_moe,
     "qwen3_moe": lambda: _qwen3_moe(norm_topk_prob=True),
+    "qwen3_moe_eight": lambda: _qwen3_moe(**_EIGHT_HEADS),
     "qwen3_moe_some": lambda: _qwen3_moe(decoder_sparse_step=2),
     "qwen3_moe_dense_first": lambda: _qwen3_moe(mlp_only_layers=[0]),
     "deepseek_v2": lambda: _deepseek_v2(q_lora_rank=None, first_k_dense_replace=1),

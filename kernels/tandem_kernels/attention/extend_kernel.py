@@ -165,8 +165,8 @@ def paged_extend(
     softcap: float | None = None,
     out: torch.Tensor | None = None,
     *,
-    block_m: int = 64,
-    tile: int = 64,
+    block_m: int | None = None,
+    tile: int | None = None,
     warps: int = 4,
     stages: int | None = None,
 ) -> torch.Tensor:
@@ -179,7 +179,10 @@ def paged_extend(
         starts: [C] int32, position of each chunk's first row: the length of its cached prefix.
         row_starts: [C + 1] int32, running sum of the chunks' numbers of rows.
         longest: most rows that a chunk has.
+        block_m, tile: rows and keys at a time. In float32, products without the matrix units, 32
+            each: for heads of 256 a kernel with 64 each takes a minute to compile.
     """
+    block_m, tile = (side or (32 if query.element_size() == 4 else 64) for side in (block_m, tile))
     num_tokens, num_heads, head_dim = query.shape
     _, num_kv_heads, page, _ = key_cache.shape
     if out is None:

@@ -55,6 +55,13 @@ def tuned_gemm(rows: int, columns: int, size: int, gate: bool) -> list[int] | No
     return None
 
 
+def tuned_hopper_gemm(rows: int, columns: int, size: int, gate: bool) -> list[int] | None:
+    """The fields of HopperTiles where that kernel is the fastest for so many rows, or None."""
+    shapes = _shapes("hopper gemm").get(f"{columns}x{size}" + (" gate" if gate else ""), {})
+    at = next((at for at in sorted(map(int, shapes)) if at >= rows), None)
+    return shapes[str(at)] or None if at is not None else None
+
+
 def tuned_moe(
     tokens: int, num_experts: int, top_k: int, intermediate: int, hidden: int
 ) -> dict[str, list[int]] | None:

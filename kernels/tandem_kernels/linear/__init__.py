@@ -1,5 +1,6 @@
 """Linear layers. With few rows the time is that of reading the weights, and Triton reads them
-faster than cuBLAS; with many, cuBLAS is at the matmul rate.
+faster than cuBLAS; on Hopper, where it was measured to be faster still, that is a kernel in Gluon.
+With many, cuBLAS is at the matmul rate.
 """
 
 from typing import TYPE_CHECKING
@@ -7,12 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from tandem_kernels.linear import reference
+from tandem_kernels.tuning import tuned_hopper_gemm
 
 if TYPE_CHECKING:
+    from tandem_kernels.linear.hopper_linear import HopperTiles
     from tandem_kernels.linear.kernel import GemmTiles
 
 MOST_ROWS = 64
-"""The Triton kernels' limit."""
+"""The plain Triton kernels' limit."""
 
 
 def linear(
@@ -25,6 +28,11 @@ def linear(
     if not x.is_cuda:
         found = reference.linear(x, weight, bias)
         return found if out is None else out.copy_(found)
+    on_hopper = _hopper_tiles(x, weight, gate=False)
+    if on_hopper is not None:
+        from tandem_kernels.linear.hopper_linear import hopper_linear
+
+        return hopper_linear(x, weight, bias, out=out, tiles=on_hopper, overlap=True)
     tiles = _tiles(x, weight, gate=False)
     if tiles is not None:
         from tandem_kernels.linear.kernel import small_linear
@@ -70,6 +78,11 @@ def gated_linear(
     """act(x Gᵀ) · (x Uᵀ) for weight [2 N, K] = G above U; act is silu, or gelu's tanh form."""
     if not x.is_cuda:
         return reference.gated_linear(x, weight, gelu, bias)
+    on_hopper = None if bias is not None else _hopper_tiles(x, weight, gate=True)
+    if on_hopper is not None:
+        from tandem_kernels.linear.hopper_linear import hopper_linear
+
+        return hopper_linear(x, weight, gate=True, gelu=gelu, tiles=on_hopper, overlap=True)
     tiles = None if bias is not None else _tiles(x, weight, gate=True)
     if tiles is not None:
         from tandem_kernels.linear.kernel import small_linear
@@ -80,6 +93,19 @@ def gated_linear(
 
     activate = gelu_tanh_and_multiply if gelu else silu_and_multiply
     return activate(torch.nn.functional.linear(x, weight, bias))
+
+
+def _hopper_tiles(x: torch.Tensor, weight: torch.Tensor, gate: bool) -> "HopperTiles | None":
+    """The Gluon kernel's configuration where it was measured to be the fastest, or None."""
+    rows, size = x.shape
+    if rows < 2 or x.dtype not in (torch.bfloat16, torch.float16):
+        return None
+    tuned = tuned_hopper_gemm(rows, weight.shape[0] // (2 if gate else 1), size, gate)
+    if tuned is None:
+        return None
+    from tandem_kernels.linear.hopper_linear import HopperTiles, suits
+
+    return HopperTiles(*tuned) if suits(x, weight) else None
 
 
 def _tiles(x: torch.Tensor, weight: torch.Tensor, gate: bool) -> "GemmTiles | None":

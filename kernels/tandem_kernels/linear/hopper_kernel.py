@@ -31,9 +31,7 @@ def _produce(
     PDL: gl.constexpr,
 ):  # fmt: skip
     """The copying warp: pieces [begin, end) of weights and rows of x."""
-    stage_bytes: gl.constexpr = (
-        BLOCK_K * (BLOCK_N * (2 if GATE else 1) + x.block_shape[0]) * 2
-    )
+    stage_bytes: gl.constexpr = BLOCK_K * (BLOCK_N * (2 if GATE else 1) + x.block_shape[0]) * 2
     for ahead in gl.static_range(STAGES):
         unit = begin + ahead
         real = unit < end
@@ -124,7 +122,11 @@ def _consume(
     PDL: gl.constexpr,
 ):  # fmt: skip
     """The computing warps: tile after tile of the run, of which both ends may be parts."""
-    FOUND: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_M, 16])
+    # With more warps than 16 rows of the tile each, two warpgroups share the columns.
+    SHARE: gl.constexpr = WARPS * 16 // BLOCK_N if WARPS * 16 > BLOCK_N else 1
+    FOUND: gl.constexpr = gl.NVMMADistributedLayout(
+        [3, 0], [WARPS // SHARE, SHARE], [16, BLOCK_M // SHARE, 16]
+    )
     SIZE: gl.constexpr = BLOCK_N * BLOCK_M
     PARTS: gl.constexpr = 2 if GATE else 1
     programs = gl.num_programs(0)
@@ -179,7 +181,7 @@ def _consume(
         unit = stop
 
 
-@gluon.jit(do_not_specialize=["M"])
+@gluon.jit(do_not_specialize=["M", "N", "chunks", "total", "stride_out"])
 def hopper_gemm_kernel(
     x,
     weight,

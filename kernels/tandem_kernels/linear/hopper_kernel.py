@@ -22,13 +22,48 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @gluon.jit
+def _prefetch(
+    base, unit, chunks, N, K,
+    GATE: gl.constexpr,
+    BLOCK_K: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    RUN: gl.constexpr,
+):  # fmt: skip
+    """Ask the L2 for the weights of RUN pieces from `unit` on."""
+    ROWS: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
+    rows = unit // chunks * BLOCK_N + gl.arange(0, BLOCK_N, layout=ROWS)
+    rows = gl.minimum(rows, N - 1).to(gl.int64)
+    at = base + rows * K + unit % chunks * BLOCK_K
+    size = gl.full([BLOCK_N], RUN * BLOCK_K * 2, gl.int32, ROWS)
+    gl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
+        "=r,l,r",
+        [at.to(gl.int64), size],
+        dtype=gl.int32,
+        is_pure=False,
+        pack=1,
+    )
+    if GATE:
+        gl.inline_asm_elementwise(
+            "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
+            "=r,l,r",
+            [(at + N.to(gl.int64) * K).to(gl.int64), size],
+            dtype=gl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+@gluon.jit
 def _produce(
-    x, weight, xs, gates, ups, ready, free, begin, end, chunks, N,
+    x, weight, base, xs, gates, ups, ready, free, begin, end, chunks, N, K,
     GATE: gl.constexpr,
     BLOCK_K: gl.constexpr,
     BLOCK_N: gl.constexpr,
     STAGES: gl.constexpr,
     PDL: gl.constexpr,
+    AHEAD: gl.constexpr,
+    RUN: gl.constexpr,
 ):  # fmt: skip
     """The copying warp: pieces [begin, end) of weights and rows of x."""
     stage_bytes: gl.constexpr = BLOCK_K * (BLOCK_N * (2 if GATE else 1) + x.block_shape[0]) * 2
@@ -44,6 +79,10 @@ def _produce(
             tma.async_copy_global_to_shared(
                 weight, [column + N, k], bar, ups.index(ahead), pred=real
             )
+    if AHEAD > 0:
+        for unit in range(begin + STAGES, gl.minimum(begin + STAGES + AHEAD, end)):
+            if unit % RUN == 0:
+                _prefetch(base, unit, chunks, N, K, GATE, BLOCK_K, BLOCK_N, RUN)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
@@ -64,6 +103,10 @@ def _produce(
         if GATE:
             tma.async_copy_global_to_shared(weight, [column + N, k], bar, ups.index(stage))
         tma.async_copy_global_to_shared(x, [0, k], bar, xs.index(stage))
+        if AHEAD > 0:
+            later = unit + AHEAD
+            if (later % RUN == 0) & (later < end):
+                _prefetch(base, later, chunks, N, K, GATE, BLOCK_K, BLOCK_N, RUN)
 
 
 @gluon.jit
@@ -106,6 +149,22 @@ def _activate(gate, GELU: gl.constexpr):
     if GELU:
         inner = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
     return gate / (1.0 + gl.exp2(gl.minimum(-1.4426950408889634 * inner, 126.0)))
+
+
+@gluon.jit
+def _sum_parts(cells, first, last, acc, other, SIZE: gl.constexpr, GATE: gl.constexpr):
+    """What programs `first` to `last` have left of one tile, in that order."""
+    PARTS: gl.constexpr = 2 if GATE else 1
+    at = cells + (first * 2 + 1) * (SIZE * PARTS)
+    acc = gl.load(at, cache_modifier=".cg")
+    if GATE:
+        other = gl.load(at + SIZE, cache_modifier=".cg")
+    for each in range(first + 1, last + 1):
+        at = cells + each * 2 * (SIZE * PARTS)
+        acc += gl.load(at, cache_modifier=".cg")
+        if GATE:
+            other += gl.load(at + SIZE, cache_modifier=".cg")
+    return acc, other
 
 
 @gluon.jit
@@ -159,15 +218,15 @@ def _consume(
             finishes = arrived == last - first
             if finishes:
                 gl.store(arrivals + tile, 0)
-                at = cells + (first * 2 + 1) * (SIZE * PARTS)
-                acc = gl.load(at, cache_modifier=".cg")
-                if GATE:
-                    other = gl.load(at + SIZE, cache_modifier=".cg")
-                for each in range(first + 1, last + 1):
-                    at = cells + each * 2 * (SIZE * PARTS)
+                if last - first == 1:
+                    # Of two, either order gives the same: add what the other one has left.
+                    slot = gl.where(unit == tile * chunks, last * 2, first * 2 + 1)
+                    at = cells + slot * (SIZE * PARTS)
                     acc += gl.load(at, cache_modifier=".cg")
                     if GATE:
                         other += gl.load(at + SIZE, cache_modifier=".cg")
+                else:
+                    acc, other = _sum_parts(cells, first, last, acc, other, SIZE, GATE)
         if finishes:
             columns = tile * BLOCK_N + places
             if BIAS:
@@ -181,16 +240,18 @@ def _consume(
         unit = stop
 
 
-@gluon.jit(do_not_specialize=["M", "N", "chunks", "total", "stride_out"])
+@gluon.jit(do_not_specialize=["M", "N", "K", "chunks", "total", "stride_out"])
 def hopper_gemm_kernel(
     x,
     weight,
+    base,
     bias,
     out,
     partial,
     arrivals,
     M,
     N,
+    K,
     chunks,
     total,
     stride_out,
@@ -200,6 +261,8 @@ def hopper_gemm_kernel(
     STAGES: gl.constexpr,
     WARPS: gl.constexpr,
     PDL: gl.constexpr,
+    AHEAD: gl.constexpr,
+    RUN: gl.constexpr,
 ):
     """A program takes an equal run of the `total` = tiles · `chunks` pieces.
 
@@ -237,11 +300,11 @@ def hopper_gemm_kernel(
             (
                 _produce,
                 (
-                    x, weight, xs, gates, ups, ready, free, begin, end, chunks, N, GATE, BLOCK_K,
-                    BLOCK_N, STAGES, PDL,
+                    x, weight, base, xs, gates, ups, ready, free, begin, end, chunks, N, K, GATE,
+                    BLOCK_K, BLOCK_N, STAGES, PDL, AHEAD, RUN,
                 ),
             ),
         ],
         [1],
-        [24],
+        [40 if AHEAD else 24],
     )  # fmt: skip

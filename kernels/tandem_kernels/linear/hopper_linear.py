@@ -30,6 +30,8 @@ class HopperTiles:
     warps: int
     stages: int
     programs: int
+    ahead: int = 0
+    run: int = 4
 
     def fits(self, gate: bool) -> bool:
         """Whether shared memory holds the stages, registers the sums, and memory the parts."""
@@ -50,7 +52,7 @@ class HopperTiles:
         sums = self.block_m * self.block_n * (2 if gate else 1) // (self.warps * 32)
         wanted = min(240, 2 * sums + 72)
         warps = self.warps + 4
-        return -(-(wanted * self.warps + 24 * 4) // (warps * 8)) * 8
+        return -(-(wanted * self.warps + (40 if self.ahead else 24) * 4) // (warps * 8)) * 8
 
 
 @cache
@@ -107,11 +109,13 @@ def hopper_linear(
         (min(tiles.programs, total), 1, 1),
         TensorDescriptor(x, [num_rows, size], [x.stride(0), 1], box, layout),
         TensorDescriptor(weight, [weight.shape[0], size], [size, 1], tile, layout),
+        weight,
         weight if bias is None else bias,
         out,
         *_memory(x.device),
         num_rows,
         columns,
+        size,
         chunks,
         total,
         out.stride(0),
@@ -121,6 +125,8 @@ def hopper_linear(
         STAGES=tiles.stages,
         WARPS=tiles.warps,
         PDL=overlap,
+        AHEAD=tiles.ahead,
+        RUN=tiles.run,
         num_warps=tiles.warps,
         maxnreg=tiles.registers(gate),
         **launch_options(overlap),

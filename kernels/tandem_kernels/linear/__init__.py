@@ -28,7 +28,7 @@ def linear(
     if not x.is_cuda:
         found = reference.linear(x, weight, bias)
         return found if out is None else out.copy_(found)
-    on_hopper = _hopper_tiles(x, weight, gate=False)
+    on_hopper = _hopper_tiles(x, weight)
     if on_hopper is not None:
         from tandem_kernels.linear.hopper_linear import hopper_linear
 
@@ -78,11 +78,6 @@ def gated_linear(
     """act(x Gᵀ) · (x Uᵀ) for weight [2 N, K] = G above U; act is silu, or gelu's tanh form."""
     if not x.is_cuda:
         return reference.gated_linear(x, weight, gelu, bias)
-    on_hopper = None if bias is not None else _hopper_tiles(x, weight, gate=True)
-    if on_hopper is not None:
-        from tandem_kernels.linear.hopper_linear import hopper_linear
-
-        return hopper_linear(x, weight, gate=True, gelu=gelu, tiles=on_hopper, overlap=True)
     tiles = None if bias is not None else _tiles(x, weight, gate=True)
     if tiles is not None:
         from tandem_kernels.linear.kernel import small_linear
@@ -95,12 +90,10 @@ def gated_linear(
     return activate(torch.nn.functional.linear(x, weight, bias))
 
 
-def _hopper_tiles(x: torch.Tensor, weight: torch.Tensor, gate: bool) -> "HopperTiles | None":
+def _hopper_tiles(x: torch.Tensor, weight: torch.Tensor) -> "HopperTiles | None":
     """The Gluon kernel's configuration where it was measured to be the fastest, or None."""
     rows, size = x.shape
-    if rows < 2 or x.dtype not in (torch.bfloat16, torch.float16):
-        return None
-    tuned = tuned_hopper_gemm(rows, weight.shape[0] // (2 if gate else 1), size, gate)
+    tuned = tuned_hopper_gemm(rows, weight.shape[0], size) if rows > 1 else None
     if tuned is None:
         return None
     from tandem_kernels.linear.hopper_linear import HopperTiles, suits

@@ -1,4 +1,4 @@
-"""x Wᵀ for 2 to 256 rows on Hopper, in Gluon: one wave of programs, all with as much to read.
+"""x Wᵀ for few rows on Hopper, in Gluon: one wave of programs, all with as much to read.
 
 The operands are swapped: a tile of W is the left one of the tensor cores' products and x the right
 one, so that few rows of x are little work. The units of work are pieces of BLOCK_K of the tiles'
@@ -22,51 +22,15 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @gluon.jit
-def _prefetch(
-    base, unit, chunks, N, K,
-    GATE: gl.constexpr,
-    BLOCK_K: gl.constexpr,
-    BLOCK_N: gl.constexpr,
-    RUN: gl.constexpr,
-):  # fmt: skip
-    """Ask the L2 for the weights of RUN pieces from `unit` on."""
-    ROWS: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
-    rows = unit // chunks * BLOCK_N + gl.arange(0, BLOCK_N, layout=ROWS)
-    rows = gl.minimum(rows, N - 1).to(gl.int64)
-    at = base + rows * K + unit % chunks * BLOCK_K
-    size = gl.full([BLOCK_N], RUN * BLOCK_K * 2, gl.int32, ROWS)
-    gl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-        "=r,l,r",
-        [at.to(gl.int64), size],
-        dtype=gl.int32,
-        is_pure=False,
-        pack=1,
-    )
-    if GATE:
-        gl.inline_asm_elementwise(
-            "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-            "=r,l,r",
-            [(at + N.to(gl.int64) * K).to(gl.int64), size],
-            dtype=gl.int32,
-            is_pure=False,
-            pack=1,
-        )
-
-
-@gluon.jit
 def _produce(
-    x, weight, base, xs, gates, ups, ready, free, begin, end, chunks, N, K,
-    GATE: gl.constexpr,
+    x, weight, xs, ws, ready, free, begin, end, chunks,
     BLOCK_K: gl.constexpr,
     BLOCK_N: gl.constexpr,
     STAGES: gl.constexpr,
     PDL: gl.constexpr,
-    AHEAD: gl.constexpr,
-    RUN: gl.constexpr,
 ):  # fmt: skip
     """The copying warp: pieces [begin, end) of weights and rows of x."""
-    stage_bytes: gl.constexpr = BLOCK_K * (BLOCK_N * (2 if GATE else 1) + x.block_shape[0]) * 2
+    stage_bytes: gl.constexpr = BLOCK_K * (BLOCK_N + x.block_shape[0]) * 2
     for ahead in gl.static_range(STAGES):
         unit = begin + ahead
         real = unit < end
@@ -74,15 +38,7 @@ def _produce(
         k = unit % chunks * BLOCK_K
         bar = ready.index(ahead)
         mbarrier.expect(bar, stage_bytes, pred=real)
-        tma.async_copy_global_to_shared(weight, [column, k], bar, gates.index(ahead), pred=real)
-        if GATE:
-            tma.async_copy_global_to_shared(
-                weight, [column + N, k], bar, ups.index(ahead), pred=real
-            )
-    if AHEAD > 0:
-        for unit in range(begin + STAGES, gl.minimum(begin + STAGES + AHEAD, end)):
-            if unit % RUN == 0:
-                _prefetch(base, unit, chunks, N, K, GATE, BLOCK_K, BLOCK_N, RUN)
+        tma.async_copy_global_to_shared(weight, [column, k], bar, ws.index(ahead), pred=real)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
@@ -99,20 +55,13 @@ def _produce(
         bar = ready.index(stage)
         mbarrier.wait(free.index(stage), (count // STAGES + 1) & 1)
         mbarrier.expect(bar, stage_bytes)
-        tma.async_copy_global_to_shared(weight, [column, k], bar, gates.index(stage))
-        if GATE:
-            tma.async_copy_global_to_shared(weight, [column + N, k], bar, ups.index(stage))
+        tma.async_copy_global_to_shared(weight, [column, k], bar, ws.index(stage))
         tma.async_copy_global_to_shared(x, [0, k], bar, xs.index(stage))
-        if AHEAD > 0:
-            later = unit + AHEAD
-            if (later % RUN == 0) & (later < end):
-                _prefetch(base, later, chunks, N, K, GATE, BLOCK_K, BLOCK_N, RUN)
 
 
 @gluon.jit
 def _multiply(
-    xs, gates, ups, ready, free, count, pieces,
-    GATE: gl.constexpr,
+    xs, ws, ready, free, count, pieces,
     STAGES: gl.constexpr,
     FOUND: gl.constexpr,
     BLOCK_N: gl.constexpr,
@@ -120,60 +69,32 @@ def _multiply(
 ):  # fmt: skip
     """Sums over `pieces` stages, the first of which is the ring's `count`-th."""
     acc = gl.full([BLOCK_N, BLOCK_M], 0.0, gl.float32, FOUND)
-    other = acc
     for piece in range(pieces):
         at = count + piece
         stage = at % STAGES
         mbarrier.wait(ready.index(stage), (at // STAGES) & 1)
-        b = xs.index(stage).permute((1, 0))
-        acc = warpgroup_mma(gates.index(stage), b, acc, is_async=True)
-        if GATE:
-            other = warpgroup_mma(ups.index(stage), b, other, is_async=True)
-            acc, other = warpgroup_mma_wait(2, deps=[acc, other])
-        else:
-            acc = warpgroup_mma_wait(1, deps=[acc])
+        acc = warpgroup_mma(ws.index(stage), xs.index(stage).permute((1, 0)), acc, is_async=True)
+        acc = warpgroup_mma_wait(1, deps=[acc])
         # The products of the stage before have ended.
         mbarrier.arrive(free.index((at + STAGES - 1) % STAGES), count=1, pred=piece > 0)
-    if GATE:
-        acc, other = warpgroup_mma_wait(0, deps=[acc, other])
-    else:
-        acc = warpgroup_mma_wait(0, deps=[acc])
+    acc = warpgroup_mma_wait(0, deps=[acc])
     mbarrier.arrive(free.index((count + pieces - 1) % STAGES), count=1)
-    return acc, other
+    return acc
 
 
 @gluon.jit
-def _activate(gate, GELU: gl.constexpr):
-    """As `activation.kernel.activate`."""
-    inner = gate
-    if GELU:
-        inner = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
-    return gate / (1.0 + gl.exp2(gl.minimum(-1.4426950408889634 * inner, 126.0)))
-
-
-@gluon.jit
-def _sum_parts(cells, first, last, acc, other, SIZE: gl.constexpr, GATE: gl.constexpr):
+def _sum_parts(cells, first, last, SIZE: gl.constexpr):
     """What programs `first` to `last` have left of one tile, in that order."""
-    PARTS: gl.constexpr = 2 if GATE else 1
-    at = cells + (first * 2 + 1) * (SIZE * PARTS)
-    acc = gl.load(at, cache_modifier=".cg")
-    if GATE:
-        other = gl.load(at + SIZE, cache_modifier=".cg")
+    acc = gl.load(cells + (first * 2 + 1) * SIZE, cache_modifier=".cg")
     for each in range(first + 1, last + 1):
-        at = cells + each * 2 * (SIZE * PARTS)
-        acc += gl.load(at, cache_modifier=".cg")
-        if GATE:
-            other += gl.load(at + SIZE, cache_modifier=".cg")
-    return acc, other
+        acc += gl.load(cells + each * 2 * SIZE, cache_modifier=".cg")
+    return acc
 
 
 @gluon.jit
 def _consume(
-    xs, gates, ups, ready, free, begin, end, total, chunks, bias, out, partial, arrivals,
-    M, N, stride_out,
+    xs, ws, ready, free, begin, end, total, chunks, bias, out, partial, arrivals, M, N, stride_out,
     BIAS: gl.constexpr,
-    GATE: gl.constexpr,
-    GELU: gl.constexpr,
     BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr,
     STAGES: gl.constexpr,
@@ -181,13 +102,8 @@ def _consume(
     PDL: gl.constexpr,
 ):  # fmt: skip
     """The computing warps: tile after tile of the run, of which both ends may be parts."""
-    # With more warps than 16 rows of the tile each, two warpgroups share the columns.
-    SHARE: gl.constexpr = WARPS * 16 // BLOCK_N if WARPS * 16 > BLOCK_N else 1
-    FOUND: gl.constexpr = gl.NVMMADistributedLayout(
-        [3, 0], [WARPS // SHARE, SHARE], [16, BLOCK_M // SHARE, 16]
-    )
+    FOUND: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_M, 16])
     SIZE: gl.constexpr = BLOCK_N * BLOCK_M
-    PARTS: gl.constexpr = 2 if GATE else 1
     programs = gl.num_programs(0)
     program = gl.program_id(0)
     places = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(1, FOUND))
@@ -199,17 +115,14 @@ def _consume(
     while unit < end:
         tile = unit // chunks
         stop = gl.minimum(end, (tile + 1) * chunks)
-        acc, other = _multiply(
-            xs, gates, ups, ready, free, unit - begin, stop - unit,
-            GATE, STAGES, FOUND, BLOCK_N, BLOCK_M,
-        )  # fmt: skip
+        acc = _multiply(
+            xs, ws, ready, free, unit - begin, stop - unit, STAGES, FOUND, BLOCK_N, BLOCK_M
+        )
         finishes = True
         if stop - unit < chunks:
             # A program's first piece may be a tile's end, its last a tile's beginning.
             slot = program * 2 + gl.where(unit == tile * chunks, 1, 0)
-            gl.store(cells + slot * (SIZE * PARTS), acc)
-            if GATE:
-                gl.store(cells + slot * (SIZE * PARTS) + SIZE, other)
+            gl.store(cells + slot * SIZE, acc)
             # The barrier orders every thread's stores before the one thread's release.
             gl.thread_barrier()
             arrived = gl.atomic_add(arrivals + tile, 1, sem="acq_rel")
@@ -221,65 +134,51 @@ def _consume(
                 if last - first == 1:
                     # Of two, either order gives the same: add what the other one has left.
                     slot = gl.where(unit == tile * chunks, last * 2, first * 2 + 1)
-                    at = cells + slot * (SIZE * PARTS)
-                    acc += gl.load(at, cache_modifier=".cg")
-                    if GATE:
-                        other += gl.load(at + SIZE, cache_modifier=".cg")
+                    acc += gl.load(cells + slot * SIZE, cache_modifier=".cg")
                 else:
-                    acc, other = _sum_parts(cells, first, last, acc, other, SIZE, GATE)
+                    acc = _sum_parts(cells, first, last, SIZE)
         if finishes:
             columns = tile * BLOCK_N + places
             if BIAS:
                 inside = columns < N
                 acc += gl.load(bias + columns, mask=inside, other=0.0).to(gl.float32)[:, None]
-            if GATE:
-                acc = _activate(acc, GELU) * other
             at = out + rows[None, :] * stride_out + columns[:, None]
             real = (rows < M)[None, :] & (columns < N)[:, None]
             gl.store(at, acc.to(out.dtype.element_ty), mask=real)
         unit = stop
 
 
-@gluon.jit(do_not_specialize=["M", "N", "K", "chunks", "total", "stride_out"])
+@gluon.jit(do_not_specialize=["M", "N", "chunks", "total", "stride_out"])
 def hopper_gemm_kernel(
     x,
     weight,
-    base,
     bias,
     out,
     partial,
     arrivals,
     M,
     N,
-    K,
     chunks,
     total,
     stride_out,
     BIAS: gl.constexpr,
-    GATE: gl.constexpr,
-    GELU: gl.constexpr,
     STAGES: gl.constexpr,
     WARPS: gl.constexpr,
     PDL: gl.constexpr,
-    AHEAD: gl.constexpr,
-    RUN: gl.constexpr,
 ):
-    """A program takes an equal run of the `total` = tiles · `chunks` pieces.
+    """A program takes an equal run of the `total` = tiles · `chunks` pieces, at least one.
 
     Args:
         x: descriptor of rows [M, K] in boxes [BLOCK_M, BLOCK_K]; rows past the end become zeros.
-        weight: descriptor of rows [N, K] ([2 N, K] with GATE) in boxes [BLOCK_N, BLOCK_K].
-        partial: float32, two slots of a tile (of both halves, with GATE) for each program.
+        weight: descriptor of rows [N, K] in boxes [BLOCK_N, BLOCK_K].
+        partial: float32, two slots of a tile for each program.
         arrivals: [tiles] int32, zero, and left so.
     """
     BLOCK_M: gl.constexpr = x.block_shape[0]
     BLOCK_N: gl.constexpr = weight.block_shape[0]
     BLOCK_K: gl.constexpr = weight.block_shape[1]
     xs = gl.allocate_shared_memory(x.dtype, [STAGES, BLOCK_M, BLOCK_K], x.layout)
-    gates = gl.allocate_shared_memory(x.dtype, [STAGES, BLOCK_N, BLOCK_K], weight.layout)
-    ups = gates
-    if GATE:
-        ups = gl.allocate_shared_memory(x.dtype, [STAGES, BLOCK_N, BLOCK_K], weight.layout)
+    ws = gl.allocate_shared_memory(x.dtype, [STAGES, BLOCK_N, BLOCK_K], weight.layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
@@ -292,19 +191,18 @@ def hopper_gemm_kernel(
             (
                 _consume,
                 (
-                    xs, gates, ups, ready, free, begin, end, total, chunks, bias, out, partial,
-                    arrivals, M, N, stride_out, BIAS, GATE, GELU, BLOCK_M, BLOCK_N, STAGES,
-                    WARPS, PDL,
+                    xs, ws, ready, free, begin, end, total, chunks, bias, out, partial, arrivals,
+                    M, N, stride_out, BIAS, BLOCK_M, BLOCK_N, STAGES, WARPS, PDL,
                 ),
             ),
             (
                 _produce,
                 (
-                    x, weight, base, xs, gates, ups, ready, free, begin, end, chunks, N, K, GATE,
-                    BLOCK_K, BLOCK_N, STAGES, PDL, AHEAD, RUN,
+                    x, weight, xs, ws, ready, free, begin, end, chunks, BLOCK_K, BLOCK_N, STAGES,
+                    PDL,
                 ),
             ),
         ],
         [1],
-        [40 if AHEAD else 24],
+        [24],
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Linear layers of 2 to 256 rows on Hopper with `hopper_kernel`."""
+"""Linear layers of few rows on Hopper with `hopper_kernel`."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -14,15 +14,16 @@ from tandem_kernels.launch import Launcher
 from tandem_kernels.linear.hopper_kernel import hopper_gemm_kernel
 from tandem_kernels.overlap import launch_options
 
-MOST_ROWS: Final = 256
-_MOST_PARTIAL: Final = 2 * 132 * 128 * 256
-"""Numbers of all programs' slots: two accumulators each as large as the registers hold."""
+MOST_ROWS: Final = 64
+"""With more, cuBLAS has been faster: too much goes through memory between programs."""
+
+_MOST_PARTIAL: Final = 2 * 132 * 64 * 128
 _MOST_TILES: Final = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class HopperTiles:
-    """A configuration. `block_m` is the rows' number, rounded up to a power of 2 from 8."""
+    """A configuration; `block_m` is at least the rows' number, a power of 2 from 8."""
 
     block_m: int
     block_n: int
@@ -30,34 +31,33 @@ class HopperTiles:
     warps: int
     stages: int
     programs: int
-    ahead: int = 0
-    run: int = 4
 
-    def fits(self, gate: bool) -> bool:
+    def fits(self) -> bool:
         """Whether shared memory holds the stages, registers the sums, and memory the parts."""
-        halves = 2 if gate else 1
-        stage = (self.block_m + self.block_n * halves) * self.block_k * 2
-        sums = self.block_m * self.block_n * halves
+        sums = self.block_m * self.block_n
         return (
-            self.stages * stage <= 226_000
+            self.block_n % (16 * self.warps) == 0
+            and self.stages * (self.block_m + self.block_n) * self.block_k * 2 <= 226_000
             and sums // (self.warps * 32) <= 128
             and 2 * self.programs * sums <= _MOST_PARTIAL
         )
 
-    def registers(self, gate: bool) -> int:
+    def registers(self) -> int:
         """Of each thread at its launch: no more than needed, so that the next kernel fits beside.
 
-        The computing warps take over what the four beside the copying one leave.
+        The computing warps take over what the four that are there for the copying one leave.
         """
-        sums = self.block_m * self.block_n * (2 if gate else 1) // (self.warps * 32)
-        wanted = min(240, 2 * sums + 72)
-        warps = self.warps + 4
-        return -(-(wanted * self.warps + (40 if self.ahead else 24) * 4) // (warps * 8)) * 8
+        wanted = min(240, 2 * self.block_m * self.block_n // (self.warps * 32) + 72)
+        return -(-(wanted * self.warps + 24 * 4) // ((self.warps + 4) * 8)) * 8
 
 
 @cache
 def _memory(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where programs leave parts and count them. Kernels that use it must follow one another."""
+    """Where programs leave parts and count them: 8.7 MB.
+
+    All launches share it, so on one device they must be in one stream, or wait for one another.
+    Overlap is no harm: no program touches it before the launches before have ended.
+    """
     partial = torch.empty(_MOST_PARTIAL, dtype=torch.float32, device=device)
     return partial, torch.zeros(_MOST_TILES, dtype=torch.int32, device=device)
 
@@ -85,18 +85,26 @@ def hopper_linear(
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
     *,
-    gate: bool = False,
-    gelu: bool = False,
     out: torch.Tensor | None = None,
     tiles: HopperTiles,
     overlap: bool = False,
 ) -> torch.Tensor:
-    """As `kernel.small_linear` for x [M, K] and what `suits`; M is at most `tiles.block_m`."""
+    """x Wᵀ + b for what `suits`; see the reference.
+
+    The first call on a device must not be inside a CUDA graph: it allocates memory that stays.
+
+    Args:
+        x: [M, K], K contiguous.
+        weight: [N, K] contiguous.
+        bias: [N].
+        out: [M, N], N contiguous, of x's dtype or float32, the dtype of the sums.
+        overlap: start before the kernel that writes x has ended; see `overlap.py`.
+    """
     num_rows, size = x.shape
-    columns = weight.shape[0] // (2 if gate else 1)
+    columns = weight.shape[0]
     assert num_rows <= tiles.block_m
+    assert tiles.fits()
     assert weight.is_contiguous()
-    assert not (gate and bias is not None)
     if out is None:
         out = torch.empty((num_rows, columns), dtype=x.dtype, device=x.device)
     layout = gl.NVMMASharedLayout(128, 16, 2)
@@ -108,27 +116,21 @@ def hopper_linear(
     _launch(
         (min(tiles.programs, total), 1, 1),
         TensorDescriptor(x, [num_rows, size], [x.stride(0), 1], box, layout),
-        TensorDescriptor(weight, [weight.shape[0], size], [size, 1], tile, layout),
-        weight,
+        TensorDescriptor(weight, [columns, size], [size, 1], tile, layout),
         weight if bias is None else bias,
         out,
         *_memory(x.device),
         num_rows,
         columns,
-        size,
         chunks,
         total,
         out.stride(0),
         BIAS=bias is not None,
-        GATE=gate,
-        GELU=gelu,
         STAGES=tiles.stages,
         WARPS=tiles.warps,
         PDL=overlap,
-        AHEAD=tiles.ahead,
-        RUN=tiles.run,
         num_warps=tiles.warps,
-        maxnreg=tiles.registers(gate),
+        maxnreg=tiles.registers(),
         **launch_options(overlap),
     )
     return out

@@ -28,7 +28,7 @@ def linear(
     if not x.is_cuda:
         found = reference.linear(x, weight, bias)
         return found if out is None else out.copy_(found)
-    on_hopper = _hopper_tiles(x, weight)
+    on_hopper = hopper_tiles(x, weight)
     if on_hopper is not None:
         from tandem_kernels.linear.hopper_linear import hopper_linear
 
@@ -90,7 +90,7 @@ def gated_linear(
     return activate(torch.nn.functional.linear(x, weight, bias))
 
 
-def _hopper_tiles(x: torch.Tensor, weight: torch.Tensor) -> "HopperTiles | None":
+def hopper_tiles(x: torch.Tensor, weight: torch.Tensor) -> "HopperTiles | None":
     """The Gluon kernel's configuration where it was measured to be the fastest, or None."""
     rows, size = x.shape
     tuned = tuned_hopper_gemm(rows, weight.shape[0], size) if rows > 1 else None
@@ -111,4 +111,4 @@ def _tiles(x: torch.Tensor, weight: torch.Tensor, gate: bool) -> "GemmTiles | No
     return choose_tiles(rows, weight.shape[0] // (2 if gate else 1), size, gate)
 
 
-__all__ = ["gated_linear", "linear", "wide_linear"]
+__all__ = ["gated_linear", "hopper_tiles", "linear", "wide_linear"]

@@ -39,15 +39,15 @@ ROWS = [(1, None), (2, None), (4, None), (5, 16), (16, 16), (17, None), (65, Non
 def test_it_is_chosen_for_what_was_measured(rows, expected, tuned, monkeypatch):
     monkeypatch.setattr(hopper, "suits", lambda x, weight: True)
     x = torch.zeros(rows, 64, dtype=torch.bfloat16)
-    tiles = layers._hopper_tiles(x, torch.zeros(8, 64, dtype=torch.bfloat16))
+    tiles = layers.hopper_tiles(x, torch.zeros(8, 64, dtype=torch.bfloat16))
     assert (tiles and tiles.block_m) == expected
-    assert layers._hopper_tiles(x, torch.zeros(16, 64, dtype=torch.bfloat16)) is None
+    assert layers.hopper_tiles(x, torch.zeros(16, 64, dtype=torch.bfloat16)) is None
 
 
 def test_it_is_chosen_nowhere_else(tuned):
     x = torch.zeros(16, 64, dtype=torch.bfloat16)
     assert not suits(x, x)
-    assert layers._hopper_tiles(x, torch.zeros(8, 64, dtype=torch.bfloat16)) is None
+    assert layers.hopper_tiles(x, torch.zeros(8, 64, dtype=torch.bfloat16)) is None
 
 
 def test_what_fits():
@@ -172,6 +172,6 @@ def test_linear(rows):
     x = torch.randn(rows, size, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(columns, size, device="cuda", dtype=torch.bfloat16)
     if torch.cuda.get_device_capability()[0] == 9:
-        assert (layers._hopper_tiles(x, weight) is not None) == (5 <= rows <= 32)
+        assert (layers.hopper_tiles(x, weight) is not None) == (5 <= rows <= 32)
     expected = reference.linear(x.double(), weight.double())
     assert relative_error(layers.linear(x, weight), expected) < 1e-2

@@ -55,6 +55,16 @@ def tuned_gemm(rows: int, columns: int, size: int, gate: bool) -> list[int] | No
     return None
 
 
+def tuned_hopper_gemm(rows: int, columns: int, size: int) -> list[int] | None:
+    """The fields of HopperTiles for the nearest row count at or above, or None.
+
+    None, or an empty list in the file, says that `tuned_gemm` knows what is faster.
+    """
+    shapes = _shapes("hopper gemm").get(f"{columns}x{size}", {})
+    at = next((at for at in sorted(map(int, shapes)) if at >= rows), None)
+    return None if at is None else shapes[str(at)] or None
+
+
 def tuned_moe(
     tokens: int, num_experts: int, top_k: int, intermediate: int, hidden: int
 ) -> dict[str, list[int]] | None:

@@ -1,11 +1,13 @@
 """Linear layers for few rows beside torch (cuBLAS), as shares of copy bandwidth."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from tandem_kernels.bench.timing import Ceilings, Line, check, seconds_per_call
-from tandem_kernels.linear import reference
+from tandem_kernels.linear import hopper_tiles, reference
+from tandem_kernels.linear.hopper_linear import HopperTiles, hopper_linear
 from tandem_kernels.linear.kernel import GemmTiles, choose_tiles, small_linear
 
 
@@ -115,9 +117,31 @@ class GemmBench:
         floor = self.moved / ceilings.copy
         return Line(self.name(rows), seconds, floor, error, f"{self.rate(seconds)} {tiles}")
 
+    def run_hopper(self, rows: int, tiles: HopperTiles, ceilings: Ceilings) -> Line:
+        """Check the Gluon product, then time it as the engine launches it, each before the last
+        has ended.
+        """
+        shape = self.shape
+        x = torch.randn(rows, shape.size, device="cuda", dtype=torch.bfloat16)
+        out = torch.full((rows, shape.columns), float("nan"), device="cuda", dtype=torch.bfloat16)
+
+        def call(weight: torch.Tensor) -> torch.Tensor:
+            return hopper_linear(x, weight, out=out, tiles=tiles, overlap=True)
+
+        expected = reference.linear(x.float(), self.weights[0].float())
+        error = check(self.name(rows), call(self.weights[0]), expected, 2e-2)
+        seconds = seconds_per_call([partial(call, weight) for weight in self.weights])
+        floor = self.moved / ceilings.copy
+        return Line(self.name(rows), seconds, floor, error, f"{self.rate(seconds)} {tiles}")
+
     def run_shipped(self, rows: int, ceilings: Ceilings) -> Line:
-        """What the tuned table chooses for this device: our kernel, or cuBLAS."""
+        """What the tuned table chooses for this device: one of our kernels, or cuBLAS."""
         shape = self.shape
         columns = shape.columns // (2 if shape.gate else 1)
+        if not shape.gate and self.scale is None:
+            x = torch.empty(rows, shape.size, device="cuda", dtype=torch.bfloat16)
+            on_hopper = hopper_tiles(x, self.weights[0])
+            if on_hopper is not None:
+                return self.run_hopper(rows, on_hopper, ceilings)
         tiles = choose_tiles(rows, columns, shape.size, shape.gate)
         return self.run_torch(rows, ceilings) if tiles is None else self.run(rows, tiles, ceilings)

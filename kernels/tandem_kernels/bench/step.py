@@ -21,6 +21,8 @@ from tandem_kernels.bench.timing import (
     check,
     seconds_per_call,
 )
+from tandem_kernels.linear import hopper_tiles
+from tandem_kernels.linear.hopper_linear import hopper_linear
 from tandem_kernels.linear.kernel import GemmTiles, small_linear
 from tandem_kernels.norm import kernel as norm
 from tandem_kernels.norm import reference as norm_reference
@@ -137,6 +139,9 @@ class DecodeStep:
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         rows, options = x.shape[0], self.options
+        on_hopper = hopper_tiles(x, weight) if options.triton_gemm and not gate else None
+        if on_hopper is not None:
+            return hopper_linear(x, weight, bias, tiles=on_hopper, overlap=options.overlap)
         columns = weight.shape[0] // (2 if gate else 1)
         tuned = tuned_gemm(rows, columns, weight.shape[1], gate)
         if rows <= 64 and options.triton_gemm and tuned != []:

@@ -1,5 +1,6 @@
 """Linear layers. With few rows the time is that of reading the weights, and Triton reads them
-faster than cuBLAS; with many, cuBLAS is at the matmul rate.
+faster than cuBLAS; on Hopper, where it was measured to be faster still, that is a kernel in Gluon.
+With many, cuBLAS is at the matmul rate.
 """
 
 from typing import TYPE_CHECKING
@@ -7,12 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from tandem_kernels.linear import reference
+from tandem_kernels.tuning import tuned_hopper_gemm
 
 if TYPE_CHECKING:
+    from tandem_kernels.linear.hopper_linear import HopperTiles
     from tandem_kernels.linear.kernel import GemmTiles
 
 MOST_ROWS = 64
-"""The Triton kernels' limit."""
+"""The plain Triton kernels' limit."""
 
 
 def linear(
@@ -25,6 +28,11 @@ def linear(
     if not x.is_cuda:
         found = reference.linear(x, weight, bias)
         return found if out is None else out.copy_(found)
+    on_hopper = hopper_tiles(x, weight)
+    if on_hopper is not None:
+        from tandem_kernels.linear.hopper_linear import hopper_linear
+
+        return hopper_linear(x, weight, bias, out=out, tiles=on_hopper, overlap=True)
     tiles = _tiles(x, weight, gate=False)
     if tiles is not None:
         from tandem_kernels.linear.kernel import small_linear
@@ -82,6 +90,17 @@ def gated_linear(
     return activate(torch.nn.functional.linear(x, weight, bias))
 
 
+def hopper_tiles(x: torch.Tensor, weight: torch.Tensor) -> "HopperTiles | None":
+    """The Gluon kernel's configuration where it was measured to be the fastest, or None."""
+    rows, size = x.shape
+    tuned = tuned_hopper_gemm(rows, weight.shape[0], size) if rows > 1 else None
+    if tuned is None:
+        return None
+    from tandem_kernels.linear.hopper_linear import HopperTiles, suits
+
+    return HopperTiles(*tuned) if suits(x, weight) else None
+
+
 def _tiles(x: torch.Tensor, weight: torch.Tensor, gate: bool) -> "GemmTiles | None":
     """The Triton kernel's configuration for these shapes, or None where cuBLAS is to be used."""
     rows, size = x.shape
@@ -92,4 +111,4 @@ def _tiles(x: torch.Tensor, weight: torch.Tensor, gate: bool) -> "GemmTiles | No
     return choose_tiles(rows, weight.shape[0] // (2 if gate else 1), size, gate)
 
 
-__all__ = ["gated_linear", "linear", "wide_linear"]
+__all__ = ["gated_linear", "hopper_tiles", "linear", "wide_linear"]

@@ -43,16 +43,12 @@ def _find_rows(turn, tiles, num_heads, num_tiles):
 @gluon.jit
 def _load_tile(
     pages, table, tile, last, row, tiles, ready, free, count, stride_row,
-    HEAD_DIM: gl.constexpr,
-    PAGE: gl.constexpr,
-    TILE: gl.constexpr,
-    STAGES: gl.constexpr,
+    HEAD_DIM: gl.constexpr, PAGE: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Have a tile of keys or values copied once its place is free; `row` is of page 0's head."""
     columns: gl.constexpr = HEAD_DIM // 64
     parts: gl.constexpr = TILE // 64
-    # The end's neighbour is read instead of a page that doesn't exist.
-    most = last // 64 * 64
+    most = last // 64 * 64  # it is read instead of a page that doesn't exist
     first = gl.minimum(tile * TILE, most)
     second = gl.minimum(tile * TILE + 64, most)
     first = row + gl.load(table + first // PAGE) * stride_row + first % PAGE
@@ -62,7 +58,7 @@ def _load_tile(
     mbarrier.wait(free.index(stage), (count // STAGES + 1) & 1)
     bar = ready.index(stage)
     mbarrier.expect(bar, TILE * HEAD_DIM * 2)
-    # A tile's columns lie in blocks of 64, and in each the rows of all its pages.
+    # Columns lie in blocks of 64, and in each the rows of all the tile's pages.
     boxes = tiles._reinterpret(tiles.dtype, [STAGES * columns * parts, 64, 64], tiles.layout)
     box = stage * (columns * parts)
     for column in gl.static_range(columns):
@@ -151,8 +147,7 @@ def _weigh(
     decay = gl.exp2((biggest - new) * scale)
     shift = new * scale
     if MASKED:
-        # A row may have met no key yet. One multiply-add of the mask's value and its own product,
-        # rounded, isn't zero but anything up to 1e22, whose power of two is infinite.
+        # Where no key was met yet: the mask's value times scale, less that rounded, may be 1e22.
         shift = gl.where(new > -1.0e30, shift, 0.0)
     weights = gl.exp2(scores * scale - shift[:, None])
     total = total * decay + gl.sum(weights, axis=1)
@@ -201,9 +196,7 @@ def _attend_tiles(
 @gluon.jit
 def _clear_end(
     values, stage, tile, last,
-    HEAD_DIM: gl.constexpr,
-    TILE: gl.constexpr,
-    STAGES: gl.constexpr,
+    HEAD_DIM: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Zeros for the values past the end: one never written may be NaN, and zero times NaN is too.
 

@@ -16,10 +16,9 @@ from typing import Any, Final
 
 import torch
 
-from tandem_kernels.bench.gemm import GemmBench, GemmShape
-from tandem_kernels.bench.timing import check, seconds_per_call
+from tandem_kernels.bench.gemm import GemmBench
+from tandem_kernels.bench.timing import Ceilings, measure_ceilings, seconds_per_call
 from tandem_kernels.bench.tune_linear import parse_shape, show_table
-from tandem_kernels.linear import reference
 from tandem_kernels.linear.hopper_linear import HopperTiles, hopper_linear
 from tandem_kernels.linear.kernel import choose_tiles, small_linear
 from tandem_kernels.tuning import device_file
@@ -57,51 +56,34 @@ def compile_all(row_counts: Sequence[int], processes: int = 14) -> None:
         list(pool.map(_compile, jobs))
 
 
-class Rivals:
-    """One shape's weights and one number of rows: what is chosen without it, and the product."""
+def seconds_without(bench: GemmBench, rows: int) -> float:
+    """What is chosen without the Gluon product, each launch before the last has ended."""
+    shape = bench.shape
+    x = torch.randn(rows, shape.size, device="cuda", dtype=torch.bfloat16)
+    out = torch.empty(rows, shape.columns, device="cuda", dtype=torch.bfloat16)
+    tiles = choose_tiles(rows, shape.columns, shape.size, False)
 
-    def __init__(self, bench: GemmBench, rows: int) -> None:
-        self.shape: GemmShape = bench.shape
-        self.weights = bench.weights
-        device = torch.device("cuda")
-        self.x = torch.randn(rows, self.shape.size, device=device, dtype=torch.bfloat16)
-        self.out = torch.empty(rows, self.shape.columns, device=device, dtype=torch.bfloat16)
-        self.tiles = choose_tiles(rows, self.shape.columns, self.shape.size, False)
+    def call(weight: torch.Tensor) -> torch.Tensor:
+        if tiles is None:
+            return torch.mm(x, weight.t(), out=out)
+        return small_linear(x, weight, out=out, tiles=tiles, overlap=True)
 
-    def _rival(self, weight: torch.Tensor) -> None:
-        if self.tiles is None:
-            torch.mm(self.x, weight.t(), out=self.out)
-        else:
-            small_linear(self.x, weight, out=self.out, tiles=self.tiles, overlap=True)
-
-    def _hopper(self, tiles: HopperTiles, weight: torch.Tensor) -> None:
-        hopper_linear(self.x, weight, out=self.out, tiles=tiles, overlap=True)
-
-    def rival(self) -> float:
-        """Seconds."""
-        return seconds_per_call([partial(self._rival, weight) for weight in self.weights])
-
-    def hopper(self, tiles: HopperTiles) -> float:
-        """Seconds, once its result has been checked."""
-        self.out.fill_(float("nan"))
-        self._hopper(tiles, self.weights[0])
-        expected = reference.linear(self.x.float(), self.weights[0].float())
-        check(f"{self.shape.name} {tiles}", self.out, expected, 2e-2)
-        return seconds_per_call([partial(self._hopper, tiles, weight) for weight in self.weights])
+    return seconds_per_call([partial(call, weight) for weight in bench.weights])
 
 
-def best_tiles(bench: GemmBench, rows: int) -> list[int]:
+def best_tiles(bench: GemmBench, rows: int, ceilings: Ceilings) -> list[int]:
     """The fastest configuration, in the file's form; empty where it gains nothing."""
-    rivals = Rivals(bench, rows)
-    rival = rivals.rival()
-    found = {tiles: rivals.hopper(tiles) for tiles in hopper_tilings(rows)}
+    without = seconds_without(bench, rows)
+    found = {
+        tiles: bench.run_hopper(rows, tiles, ceilings).seconds for tiles in hopper_tilings(rows)
+    }
     best = min(found, key=lambda tiles: found[tiles])
     print(
-        f"{bench.shape.name} M={rows}: {rival * 1e6:.1f} us without,"
+        f"{bench.shape.name} M={rows}: {without * 1e6:.1f} us without,"
         f" {found[best] * 1e6:.1f} us with {best}",
         flush=True,
     )
-    if found[best] > _GAIN * rival:
+    if found[best] > _GAIN * without:
         return []
     return [best.block_m, best.block_n, best.block_k, best.warps, best.stages, best.programs]
 
@@ -113,12 +95,13 @@ def main() -> None:
     parser.add_argument("--rows", default="8,16,32,64")
     arguments = parser.parse_args()
     rows = [int(number) for number in arguments.rows.split(",")]
+    ceilings = measure_ceilings()
     compile_all(rows)
-    path = Path(__file__).parents[1] / "tuned" / device_file(torch.cuda.get_device_name())
+    path = Path(__file__).parents[1] / "tuned" / device_file(ceilings.device)
     table: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for shape in arguments.shapes:
         bench = GemmBench(shape)
-        found = {str(count): best_tiles(bench, count) for count in rows}
+        found = {str(count): best_tiles(bench, count, ceilings) for count in rows}
         table.setdefault("hopper gemm", {})[f"{shape.columns}x{shape.size}"] = found
         del bench
         torch.cuda.empty_cache()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tandem_kernels.linear.kernel import GemmTiles
 
 MOST_ROWS = 64
-"""The plain Triton kernels' limit."""
+"""The kernels' limit; with more, cuBLAS is the fastest anyway."""
 
 
 def linear(
@@ -93,7 +93,9 @@ def gated_linear(
 def hopper_tiles(x: torch.Tensor, weight: torch.Tensor) -> "HopperTiles | None":
     """The Gluon kernel's configuration where it was measured to be the fastest, or None."""
     rows, size = x.shape
-    tuned = tuned_hopper_gemm(rows, weight.shape[0], size) if rows > 1 else None
+    if not 1 < rows <= MOST_ROWS:
+        return None
+    tuned = tuned_hopper_gemm(rows, weight.shape[0], size)
     if tuned is None:
         return None
     from tandem_kernels.linear.hopper_linear import HopperTiles, suits

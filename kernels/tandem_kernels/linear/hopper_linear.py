@@ -14,9 +14,6 @@ from tandem_kernels.launch import Launcher
 from tandem_kernels.linear.hopper_kernel import hopper_gemm_kernel
 from tandem_kernels.overlap import launch_options
 
-MOST_ROWS: Final = 64
-"""With more, cuBLAS has been faster: too much goes through memory between programs."""
-
 _MOST_PARTIAL: Final = 2 * 132 * 64 * 128
 _MOST_TILES: Final = 8192
 
@@ -67,7 +64,6 @@ def suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         x.is_cuda
         and gluon.IS_KNOWN
-        and 1 < x.shape[0] <= MOST_ROWS
         and x.dtype in (torch.bfloat16, torch.float16)
         and weight.dtype == x.dtype
         and x.shape[1] % 64 == 0

@@ -6,15 +6,15 @@ from datetime import UTC, datetime
 
 import structlog
 
-from tandem_operator.client import Cluster
+from tandem_operator.clients.cluster import Cluster
 from tandem_operator.errors import ConflictError, MissingError, OperatorError
-from tandem_operator.execute import Executor
-from tandem_operator.metrics import Metrics
-from tandem_operator.observe import Observer
-from tandem_operator.observed import ProbeResult
-from tandem_operator.reconcile import reconcile
-from tandem_operator.scaling.policy import PolicySource
-from tandem_operator.workqueue import Key, WorkQueue, key_of
+from tandem_operator.execute.executor import Executor
+from tandem_operator.facts.observed import ProbeResult
+from tandem_operator.observe.observer import Observer
+from tandem_operator.plan import reconcile
+from tandem_operator.plan.scale.policy import PolicySource
+from tandem_operator.runtime.metrics import Metrics
+from tandem_operator.runtime.workqueue import Key, WorkQueue, key_of
 
 log = structlog.get_logger("tandem.controller")
 

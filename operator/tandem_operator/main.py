@@ -12,21 +12,21 @@ from typing import Any
 import kopf
 import structlog
 
-from tandem_operator.client import Cluster
+from tandem_operator.clients.cluster import Cluster
+from tandem_operator.clients.workers import WorkerApi
 from tandem_operator.config import Config, read_config
 from tandem_operator.controller import Controller, resync
 from tandem_operator.errors import ClusterError, LeadershipLost
-from tandem_operator.events import Events
-from tandem_operator.execute import Executor
-from tandem_operator.health import HealthServer
-from tandem_operator.leader import Leader
-from tandem_operator.metrics import Metrics
-from tandem_operator.observe import Observer
-from tandem_operator.observed import Images
-from tandem_operator.scaling.scaler import PolicyScaler
-from tandem_operator.watch import build_registry, build_settings
-from tandem_operator.worker_api import WorkerApi
-from tandem_operator.workqueue import WorkQueue
+from tandem_operator.execute.events import Events
+from tandem_operator.execute.executor import Executor
+from tandem_operator.facts.observed import Images
+from tandem_operator.observe.observer import Observer
+from tandem_operator.plan.scale.scaler import PolicyScaler
+from tandem_operator.runtime.health import HealthServer
+from tandem_operator.runtime.leader import Leader
+from tandem_operator.runtime.metrics import Metrics
+from tandem_operator.runtime.watch import build_registry, build_settings
+from tandem_operator.runtime.workqueue import WorkQueue
 
 KIND_SECONDS = 1.0
 """Pause between two looks at whether a kind is served."""

@@ -6,8 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tandem_operator.api.api_object import ApiObject
-from tandem_operator.api.merge import keyed_by
+from tandem_operator.api.api_object import ApiObject, keyed_by
 
 
 class ConditionStatus(StrEnum):
@@ -62,3 +61,14 @@ class Condition(ApiObject):
 Conditions = Annotated[
     tuple[Condition, ...], Field(max_length=32, json_schema_extra=keyed_by("type"))
 ]
+
+
+def condition_of(conditions: tuple[Condition, ...], kind: ConditionType) -> Condition | None:
+    """The condition of a type, or None before the first visit."""
+    return next((item for item in conditions if item.type == kind), None)
+
+
+def holds(conditions: tuple[Condition, ...], kind: ConditionType) -> bool:
+    """Whether a condition is known to be true."""
+    found = condition_of(conditions, kind)
+    return found is not None and found.status is ConditionStatus.TRUE

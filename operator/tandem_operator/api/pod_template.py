@@ -4,8 +4,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from tandem_operator.api.api_object import ApiObject, Rule
-from tandem_operator.api.merge import keyed_by
+from tandem_operator.api.api_object import ApiObject, Rule, keyed_by
 
 _OPEN: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
 LabelMap = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=64)]

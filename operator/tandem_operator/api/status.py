@@ -6,10 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tandem_operator.api.api_object import ApiObject
+from tandem_operator.api.api_object import ATOMIC, ApiObject, keyed_by
 from tandem_operator.api.conditions import Conditions
 from tandem_operator.api.kv_transfer import TransferBackend
-from tandem_operator.api.merge import ATOMIC, keyed_by
 from tandem_operator.api.rdma import RdmaMode
 from tandem_operator.api.worker_pool import PoolRole
 

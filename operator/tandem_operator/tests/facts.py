@@ -6,9 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
-from tandem_operator.api.names import ANNOTATION_DRAINING, LABEL_REVISION, RoleLabel
-from tandem_operator.build.labels import ANNOTATION_MOVING, ANNOTATION_SPEC_REPLICAS
-from tandem_operator.observed import (
+from tandem_operator.facts.observed import (
     Images,
     Observed,
     PodFailure,
@@ -18,12 +16,19 @@ from tandem_operator.observed import (
     WorkerLoad,
     WorkerPod,
 )
-from tandem_operator.read_pod import read_pod
-from tandem_operator.reconcile import Plan, reconcile
+from tandem_operator.names.annotations import (
+    ANNOTATION_DRAINING,
+    ANNOTATION_MOVING,
+    ANNOTATION_SPEC_REPLICAS,
+)
+from tandem_operator.names.labels import LABEL_REVISION
+from tandem_operator.observe.pod import read_pod
+from tandem_operator.pair import Role
+from tandem_operator.plan import Plan, reconcile
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 IMAGES = Images("router:1", "engine:1")
-ROLES = {"qwen-prefill": RoleLabel.PREFILL, "qwen-decode": RoleLabel.DECODE}
+ROLES = {"qwen-prefill": Role.PREFILL, "qwen-decode": Role.DECODE}
 
 
 def make_spec(**changes: Any) -> InferenceServiceSpec:
@@ -44,7 +49,7 @@ def make_pod(name: str = "qwen-decode-a", **changes: Any) -> WorkerPod:
     facts: dict[str, Any] = {
         "name": name,
         "uid": f"uid-{name}",
-        "role": RoleLabel.DECODE,
+        "role": Role.DECODE,
         "revision": "r1",
         "group": name.rsplit("-", 1)[-1],
         "created": NOW - timedelta(minutes=5),
@@ -80,7 +85,7 @@ class Fleet:
     now: datetime = NOW
     generation: int = 1
     status: InferenceServiceStatus = field(default_factory=InferenceServiceStatus)
-    pools: dict[RoleLabel, PoolView] = field(default_factory=dict)
+    pools: dict[Role, PoolView] = field(default_factory=dict)
     pods: dict[str, WorkerPod] = field(default_factory=dict)
     router: RouterView | None = None
     probe: ProbeResult | None = None
@@ -149,11 +154,11 @@ class Fleet:
         self.spec = spec
         self.generation += 1
 
-    def scale(self, role: RoleLabel, replicas: int) -> None:
+    def scale(self, role: Role, replicas: int) -> None:
         """Someone writes a pool's /scale."""
         self.pools[role] = replace(self.pools[role], replicas=replicas)
 
-    def count(self, role: RoleLabel) -> int:
+    def count(self, role: Role) -> int:
         """Live workers of a role."""
         return sum(pod.role is role and pod.live for pod in self.pods.values())
 

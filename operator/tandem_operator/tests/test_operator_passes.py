@@ -7,15 +7,15 @@ import pytest
 
 from tandem_operator.controller import Controller, resync
 from tandem_operator.errors import ClusterError, ConflictError, NotOwnedError
-from tandem_operator.events import Events
-from tandem_operator.execute import Executor
-from tandem_operator.metrics import Metrics
-from tandem_operator.observe import Observer
-from tandem_operator.observed import ProbeResult, WorkerLoad
-from tandem_operator.reconcile import EngineCall
+from tandem_operator.execute.events import Events
+from tandem_operator.execute.executor import Executor
+from tandem_operator.facts.observed import ProbeResult, WorkerLoad
+from tandem_operator.observe.observer import Observer
+from tandem_operator.plan import EngineCall
+from tandem_operator.runtime.metrics import Metrics
+from tandem_operator.runtime.workqueue import WorkQueue, key_of
 from tandem_operator.tests.facts import IMAGES
 from tandem_operator.tests.memory_cluster import MemoryCluster
-from tandem_operator.workqueue import WorkQueue, key_of
 
 KEY = ("default", "qwen")
 

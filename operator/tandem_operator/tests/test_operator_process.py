@@ -9,10 +9,10 @@ import pytest
 from aiohttp.test_utils import unused_port
 
 from tandem_operator.config import read_config
-from tandem_operator.health import HealthServer
-from tandem_operator.metrics import Metrics
+from tandem_operator.runtime.health import HealthServer
+from tandem_operator.runtime.metrics import Metrics
+from tandem_operator.runtime.watch import Patient, build_registry, build_settings
 from tandem_operator.tests.facts import Fleet, make_spec
-from tandem_operator.watch import Patient, build_registry, build_settings
 
 
 def test_flags_win_over_the_environment() -> None:

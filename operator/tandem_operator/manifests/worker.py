@@ -1,0 +1,279 @@
+"""The pod of one worker."""
+
+import hashlib
+import hmac
+import json
+from typing import Any, Final
+
+from tandem_operator.api import InferenceServiceSpec
+from tandem_operator.api.kv_transfer import TransferBackend
+from tandem_operator.api.pool import Pool
+from tandem_operator.facts.observed import Observed, PoolView
+from tandem_operator.manifests.pod_template import merge_template
+from tandem_operator.manifests.storage import ModelStorage, build_storage
+from tandem_operator.manifests.wiring import PodWiring, Wiring, build_wiring
+from tandem_operator.names.annotations import ANNOTATION_BOOTSTRAP_PORT, ANNOTATION_RESTARTS
+from tandem_operator.names.labels import LABEL_SERVICE, LABEL_WORKER, worker_labels
+from tandem_operator.names.objects import API_VERSION, WORKER_POOL, worker_name
+from tandem_operator.names.pods import (
+    ENGINE_CONTAINER,
+    ENV_ADMIN_TOKEN,
+    MEMLOCK_CONTAINER,
+    PORT_NAME_BOOTSTRAP,
+    PORT_NAME_HTTP,
+    PORT_NAME_WIRE,
+    PORT_WORKER_HTTP,
+    PORT_WORKER_WIRE,
+)
+from tandem_operator.pair import Role
+
+GRACE_AFTER_DRAIN_SECONDS: Final = 30
+# A model may take long to download and load: an hour until the kubelet gives up.
+_STARTUP = {"periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": 3600}
+_READINESS = {"periodSeconds": 2, "timeoutSeconds": 5, "failureThreshold": 3}
+_LIVENESS = {"periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6}
+USER_ID: Final = 65532
+"""The user that the images run as."""
+
+
+def build_worker_pod(
+    observed: Observed,
+    spec: InferenceServiceSpec,
+    pool: PoolView,
+    role: Role,
+    name: str,
+    revision: str,
+    wiring: Wiring,
+    restarts: int = 0,
+) -> dict[str, Any]:
+    """A worker of `role`. Its group is the last part of its name.
+
+    restartPolicy is Never: replacing a worker, its evidence and its back-off are the operator's.
+    There is no preStop hook, because SIGTERM makes the worker drain.
+    """
+    ours = _pool(spec, role)
+    group = name.rsplit("-", 1)[-1]
+    parts = build_wiring(wiring, spec.rdma, ours.gpus_per_pod)
+    storage = build_storage(spec.model)
+    labels = worker_labels(observed.name, role, revision, group) | {LABEL_WORKER: "true"}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": observed.namespace,
+            "labels": labels,
+            "annotations": {
+                ANNOTATION_BOOTSTRAP_PORT: str(spec.kv_transfer.bootstrap_port),
+                ANNOTATION_RESTARTS: str(restarts),
+            },
+            "ownerReferences": [
+                {
+                    "apiVersion": API_VERSION,
+                    "kind": WORKER_POOL,
+                    "name": pool.name,
+                    "uid": pool.uid,
+                    "controller": True,
+                    "blockOwnerDeletion": True,
+                }
+            ],
+        },
+        "spec": _pod_spec(observed, spec, role, name, revision, parts, storage),
+    }
+    return merge_template(pod, ours.pod_template)
+
+
+def admin_token(entropy: str, pod_name: str) -> str:
+    """The token of one pod's /admin/*.
+
+    It is random, lives in the pod's own environment and is read back from there, so the operator
+    needs neither a Secret nor a memory of its own.
+    """
+    return hmac.new(entropy.encode(), pod_name.encode(), hashlib.sha256).hexdigest()
+
+
+def _pod_spec(
+    observed: Observed,
+    spec: InferenceServiceSpec,
+    role: Role,
+    name: str,
+    revision: str,
+    parts: PodWiring,
+    storage: ModelStorage,
+) -> dict[str, Any]:
+    image = spec.engine.image or observed.images.engine
+    volumes, mounts, shm_env = _shared_memory(spec, parts)
+    container = {
+        "name": ENGINE_CONTAINER,
+        "image": image,
+        "args": worker_args(observed.name, spec, role, revision, storage),
+        "ports": [
+            {"name": PORT_NAME_HTTP, "containerPort": PORT_WORKER_HTTP},
+            {"name": PORT_NAME_WIRE, "containerPort": PORT_WORKER_WIRE},
+            {"name": PORT_NAME_BOOTSTRAP, "containerPort": spec.kv_transfer.bootstrap_port},
+        ],
+        "env": _env(observed, spec, name, parts, storage, shm_env),
+        "resources": _resources(_pool(spec, role), parts),
+        "volumeMounts": [*mounts, *storage.mounts],
+        "startupProbe": {"httpGet": {"path": "/health", "port": PORT_NAME_HTTP}, **_STARTUP},
+        "readinessProbe": {"httpGet": {"path": "/ready", "port": PORT_NAME_HTTP}, **_READINESS},
+        "livenessProbe": {"httpGet": {"path": "/health", "port": PORT_NAME_HTTP}, **_LIVENESS},
+        "securityContext": _container_security(parts),
+    }
+    pod_spec: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "serviceAccountName": worker_name(observed.name),
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": spec.rollout.drain_seconds + GRACE_AFTER_DRAIN_SECONDS,
+        "securityContext": _pod_security(parts, storage),
+        "containers": [container],
+        "volumes": [*volumes, *storage.volumes],
+    }
+    if parts.check_memlock:
+        pod_spec["initContainers"] = [_memlock_check(image)]
+    affinity = _fabric_affinity(observed.name, spec)
+    if affinity:
+        pod_spec["affinity"] = affinity
+    return pod_spec
+
+
+def worker_args(
+    service: str, spec: InferenceServiceSpec, role: Role, revision: str, storage: ModelStorage
+) -> list[str]:
+    """The flags of `tandem-worker`."""
+    pool, model, transfer = _pool(spec, role), spec.model, spec.kv_transfer
+    flags: dict[str, str | int] = {
+        "model": storage.uri,
+        "served-model-name": model.name or service,
+        "revision": revision,
+        "role": str(role),
+        "http-port": PORT_WORKER_HTTP,
+        "wire-port": PORT_WORKER_WIRE,
+        "bootstrap-port": transfer.bootstrap_port,
+        "page-size": spec.engine.page_size,
+        "max-batched-tokens": pool.max_batched_tokens,
+        "max-running": pool.max_running,
+        "gpu-memory-percent": pool.gpu_memory_percent,
+        "dtype": str(model.dtype),
+        "format": str(model.format),
+        "device": "cuda" if pool.gpus_per_pod else "auto",
+        "transfer": str(transfer.backend),
+        "chunk-tokens": transfer.chunk_tokens,
+        "local-prefill-tokens": transfer.local_prefill_tokens,
+        "lease-seconds": transfer.lease_seconds,
+        "drain-seconds": spec.rollout.drain_seconds,
+    }
+    if pool.tensor_parallel > 1:
+        flags["tensor-parallel"] = pool.tensor_parallel
+    if model.max_model_len is not None:
+        flags["max-model-len"] = model.max_model_len
+    if spec.engine.options.kv_memory is not None:
+        flags["kv-memory"] = spec.engine.options.kv_memory
+    if storage.cache_dir:
+        flags["cache-dir"] = storage.cache_dir
+    args = [item for key, value in flags.items() for item in (f"--{key}", str(value))]
+    args.append("--checksum" if transfer.checksum else "--no-checksum")
+    if model.trust_remote_code:
+        args.append("--trust-remote-code")
+    return args
+
+
+def _pool(spec: InferenceServiceSpec, role: Role) -> Pool:
+    return spec.prefill if role is Role.PREFILL else spec.decode
+
+
+def _env(
+    observed: Observed,
+    spec: InferenceServiceSpec,
+    name: str,
+    parts: PodWiring,
+    storage: ModelStorage,
+    shm_env: dict[str, str],
+) -> list[dict[str, Any]]:
+    env: list[dict[str, Any]] = [
+        _downward("POD_NAME", "metadata.name"),
+        _downward("POD_IP", "status.podIP"),
+        _downward("NODE_NAME", "spec.nodeName"),
+        {"name": ENV_ADMIN_TOKEN, "value": admin_token(observed.entropy, name)},
+    ]
+    plain = {**parts.env, **shm_env}
+    options = spec.engine.options.to_manifest()
+    if spec.engine.options.num_threads is not None:
+        plain["OMP_NUM_THREADS"] = str(spec.engine.options.num_threads)
+    if options:
+        plain["TANDEM_ENGINE_OPTIONS"] = json.dumps(options, sort_keys=True)
+    env.extend({"name": key, "value": value} for key, value in plain.items())
+    env.extend(storage.env)
+    chosen = {item.name: item.to_manifest() for item in spec.engine.env}
+    return [item for item in env if item["name"] not in chosen] + list(chosen.values())
+
+
+def _downward(name: str, path: str) -> dict[str, Any]:
+    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+
+
+def _resources(pool: Pool, parts: PodWiring) -> dict[str, Any]:
+    resources: dict[str, Any] = pool.resources.model_dump(
+        mode="json", by_alias=True, exclude_none=True, exclude_defaults=True
+    )
+    if parts.resources:
+        limits = dict(resources.get("limits", {}))
+        for name, count in parts.resources.items():
+            limits.setdefault(name, count)
+        resources["limits"] = limits
+    return resources
+
+
+def _shared_memory(
+    spec: InferenceServiceSpec, parts: PodWiring
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, str]]:
+    volumes, mounts = list(parts.volumes), list(parts.mounts)
+    if spec.kv_transfer.backend is not TransferBackend.SHM:
+        return volumes, mounts, {}
+    # Workers of one node meet in the node's own /dev/shm, which any user may write.
+    node_shm = {"name": "shm", "hostPath": {"path": "/dev/shm", "type": "Directory"}}
+    volumes = [node_shm if volume["name"] == "shm" else volume for volume in volumes]
+    return volumes, mounts, {"TANDEM_SHM_DIR": "/dev/shm"}
+
+
+def _container_security(parts: PodWiring) -> dict[str, Any]:
+    capabilities: dict[str, Any] = {"drop": ["ALL"]}
+    if parts.capabilities:
+        capabilities["add"] = list(parts.capabilities)
+    return {"allowPrivilegeEscalation": False, "capabilities": capabilities}
+
+
+def _pod_security(parts: PodWiring, storage: ModelStorage) -> dict[str, Any]:
+    security: dict[str, Any] = {"seccompProfile": {"type": "RuntimeDefault"}}
+    if parts.restricted:
+        # By number: the kubelet can't tell from a name in the image that it isn't root.
+        security |= {"runAsNonRoot": True, "runAsUser": USER_ID, "runAsGroup": USER_ID}
+    else:
+        # Added capabilities reach only root: Kubernetes has no ambient capabilities.
+        security["runAsUser"] = 0
+    if storage.writes_claim:
+        security["fsGroup"] = USER_ID
+    return security
+
+
+def _memlock_check(image: str) -> dict[str, Any]:
+    """Reports the memlock limit, which only the container runtime can raise, before RDMA fails."""
+    return {
+        "name": MEMLOCK_CONTAINER,
+        "image": image,
+        "command": ["sh", "-c", "ulimit -l > /dev/termination-log"],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+
+
+def _fabric_affinity(service: str, spec: InferenceServiceSpec) -> dict[str, Any]:
+    key = spec.rdma.placement.same_fabric_key
+    if not key:
+        return {}
+    selector = {"matchLabels": {LABEL_SERVICE: service, LABEL_WORKER: "true"}}
+    term = {"labelSelector": selector, "topologyKey": key}
+    return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}

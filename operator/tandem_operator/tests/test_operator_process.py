@@ -93,7 +93,7 @@ class Recorder:
 
 
 def handlers(recorder: Recorder) -> dict[str, Any]:
-    registry = build_registry(recorder, recorder)  # type: ignore[arg-type]
+    registry = build_registry(recorder, recorder.forget)  # type: ignore[arg-type]
     return {handler.fn.__name__: handler.fn for handler in registry._watching._handlers}
 
 

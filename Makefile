@@ -55,7 +55,7 @@ e2e: $(STAMP) ## the end-to-end tests alone
 	$(PYTEST) -m cluster e2e/tests
 
 bench: $(STAMP) ## figures of this machine: hand-off, router, engine against transformers
-	$(BIN)/python -m tandem_engine.kv_transfer.bench
+	$(BIN)/python -m tandem_engine.handoff.bench
 	$(BIN)/python -m tandem_router.bench
 	$(BIN)/python engine/benchmarks/cpu_against_transformers.py
 

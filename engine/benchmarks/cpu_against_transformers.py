@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from transformers import __version__ as transformers_version
 
 from tandem_engine.config import WorkerConfig
-from tandem_engine.runner.base import Runner
-from tandem_engine.runner.model_runner import load_runner
+from tandem_engine.load.runner import load_runner
 from tandem_engine.startup import Startup
+from tandem_engine.step import Runner
 from tandem_engine.tests.real_gemma import MODEL, prompt_of, transformers_gemma
 from tandem_engine.tests.step_driver import Blocks, Request, generate, run_sequences
 

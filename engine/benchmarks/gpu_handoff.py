@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from tandem_engine.kv_transfer.bench import fetch
-from tandem_engine.kv_transfer.events import PrefillArrived, PushChunk
-from tandem_engine.kv_transfer.service import HandoffService, start_handoff
-from tandem_engine.kv_transfer.settings import HandoffSettings
+from tandem_engine.handoff.bench import fetch
+from tandem_engine.handoff.events import PrefillArrived, PushChunk
+from tandem_engine.handoff.service import HandoffService, start_handoff
+from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.runner.device_kv import DeviceKVStore
 from tandem_wire.handoff import KVLayout
 

@@ -22,9 +22,9 @@ import torch
 
 from tandem_bench.shapes import model_uri
 from tandem_engine.config import WorkerConfig
-from tandem_engine.runner.base import Batch, BatchItem, PendingStep, Runner
-from tandem_engine.runner.model_runner import load_runner
+from tandem_engine.load.runner import load_runner
 from tandem_engine.startup import Startup
+from tandem_engine.step import Batch, BatchItem, PendingStep, Runner
 from tandem_wire.messages import SamplingParams
 
 PAGE = 64

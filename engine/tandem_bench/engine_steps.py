@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from tandem_bench.step_floor import step_floor
 from tandem_engine.config import WorkerConfig
-from tandem_engine.runner.base import Batch, BatchItem, PendingStep
+from tandem_engine.step import Batch, BatchItem, PendingStep
 from tandem_wire.messages import SamplingParams
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def open_runner(
     Raises:
         ConfigError: it doesn't fit the GPU, or there is none.
     """
+    from tandem_engine.load.runner import load_runner
     from tandem_engine.runner.cuda_runner import CudaRunner
-    from tandem_engine.runner.model_runner import load_runner
 
     config = WorkerConfig(
         model=uri,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import prod
 
 from tandem_engine.models.parameters import build_parameters
-from tandem_engine.models.spec import ModelSpec
+from tandem_engine.spec.model import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from tandem_bench.errors import EngineError
 from tandem_bench.offline.published import OfflineWorkload
 from tandem_engine.config import WorkerConfig
 from tandem_engine.core.engine_core import EngineCore
-from tandem_engine.core.messages import (
+from tandem_engine.frames import (
     CoreFailed,
     CoreRefused,
     CoreStats,
@@ -18,8 +18,8 @@ from tandem_engine.core.messages import (
     FromCore,
     RoutedSubmit,
 )
-from tandem_engine.kv_transfer.events import ToCore, ToHandoff
-from tandem_engine.runner.base import Runner
+from tandem_engine.handoff.events import ToCore, ToHandoff
+from tandem_engine.step import Runner
 from tandem_wire.messages import SamplingParams, Submit
 
 PATIENCE_SECONDS: Final = 60.0

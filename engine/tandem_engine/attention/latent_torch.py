@@ -5,7 +5,7 @@ import torch
 from tandem_engine.attention.backend import StepTensors
 from tandem_engine.attention.latent_backend import LatentBackend, LatentWeights
 from tandem_engine.attention.torch_backend import join_rows
-from tandem_engine.models.spec import ModelSpec
+from tandem_engine.spec.model import ModelSpec
 from tandem_kernels.mla import decode_attention, extend_attention, rope_and_write
 
 

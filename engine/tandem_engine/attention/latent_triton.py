@@ -6,7 +6,7 @@ import torch
 
 from tandem_engine.attention.backend import StepTensors
 from tandem_engine.attention.latent_torch import TorchLatentAttention
-from tandem_engine.models.spec import ModelSpec
+from tandem_engine.spec.model import ModelSpec
 from tandem_kernels.attention.split_plan import DecodePlan
 from tandem_kernels.mla.decode_kernel import make_mla_plan, paged_mla_decode
 from tandem_kernels.overlap import is_supported

@@ -3,7 +3,7 @@
 import torch
 
 from tandem_engine.attention.backend import AttentionBackend, HeadNorms, StepTensors
-from tandem_engine.models.spec import ModelSpec
+from tandem_engine.spec.model import ModelSpec
 from tandem_kernels.attention import decode_attention, extend_attention
 from tandem_kernels.rope import rope_and_write
 

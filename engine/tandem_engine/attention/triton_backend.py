@@ -8,7 +8,7 @@ import torch
 
 from tandem_engine.attention.backend import AttentionBackend, Chunk, HeadNorms, StepTensors
 from tandem_engine.attention.torch_backend import rotate_and_store
-from tandem_engine.models.spec import ModelSpec
+from tandem_engine.spec.model import ModelSpec
 from tandem_engine.upload import upload
 from tandem_kernels.attention.decode_kernel import paged_decode
 from tandem_kernels.attention.extend_kernel import paged_extend

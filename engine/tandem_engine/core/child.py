@@ -15,12 +15,19 @@ import msgspec
 
 from tandem_engine.config import WorkerConfig
 from tandem_engine.core.engine_core import EngineCore, core_compatibility_hash
-from tandem_engine.core.framing import pack_frame, read_frame
-from tandem_engine.core.messages import CoreFailed, CoreLoading, FromCore, Shutdown, ToCore
-from tandem_engine.kv_transfer.service import start_handoff
+from tandem_engine.frames import (
+    CoreFailed,
+    CoreLoading,
+    FromCore,
+    Shutdown,
+    ToCore,
+    pack_frame,
+    read_frame,
+)
+from tandem_engine.handoff.service import start_handoff
 from tandem_engine.mock.runner import load_mock_runner
-from tandem_engine.runner.base import Runner
 from tandem_engine.startup import Startup, process_start
+from tandem_engine.step import Runner
 
 ORPHAN_SECONDS: Final = 5.0
 """How long a core whose server is gone may take to end by itself."""
@@ -72,7 +79,7 @@ def load_worker_runner(
     if config.is_mock:
         return load_mock_runner(config)
     startup("importing", 0.0)
-    module = importlib.import_module("tandem_engine.runner.model_runner")
+    module = importlib.import_module("tandem_engine.load.runner")
     return cast(Runner, module.load_runner(config, startup, fail))
 
 

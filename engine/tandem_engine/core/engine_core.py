@@ -11,7 +11,8 @@ from typing import Final
 from tandem_engine.cache.ledger import BlockLedger
 from tandem_engine.config import WorkerConfig
 from tandem_engine.core.intake import RETRY_SECONDS, Intake
-from tandem_engine.core.messages import (
+from tandem_engine.core.report import build_stats
+from tandem_engine.frames import (
     CoreFailed,
     CoreReady,
     FromCore,
@@ -23,8 +24,7 @@ from tandem_engine.core.messages import (
     Shutdown,
     ToCore,
 )
-from tandem_engine.core.report import build_stats
-from tandem_engine.kv_transfer.events import (
+from tandem_engine.handoff.events import (
     FetchDone,
     FetchFailed,
     Handoff,
@@ -32,13 +32,13 @@ from tandem_engine.kv_transfer.events import (
     PrefillDropped,
     PushDone,
 )
-from tandem_engine.kv_transfer.events import ToCore as HandoffEvent
-from tandem_engine.request import Kind
-from tandem_engine.runner.base import Batch, PendingStep, Runner
+from tandem_engine.handoff.events import ToCore as HandoffEvent
 from tandem_engine.scheduler.limits import Limits
 from tandem_engine.scheduler.meter import Meter
+from tandem_engine.scheduler.request import Kind
 from tandem_engine.scheduler.scheduler import Scheduler
 from tandem_engine.startup import StartReport
+from tandem_engine.step import Batch, PendingStep, Runner
 from tandem_wire.hashing import compatibility_hash
 from tandem_wire.messages import PROTOCOL, Cancel, KvEvents
 

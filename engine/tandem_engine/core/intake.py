@@ -3,9 +3,9 @@
 import itertools
 from collections.abc import Callable
 
-from tandem_engine.core.messages import RoutedSubmit
-from tandem_engine.kv_transfer.events import PrefillArrived
-from tandem_engine.request import Kind, Request
+from tandem_engine.frames import RoutedSubmit
+from tandem_engine.handoff.events import PrefillArrived
+from tandem_engine.scheduler.request import Kind, Request
 from tandem_engine.scheduler.scheduler import Scheduler
 from tandem_wire.hashing import salt_hash
 from tandem_wire.messages import RefusalCode, Refused

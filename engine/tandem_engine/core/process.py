@@ -11,9 +11,8 @@ from typing import Final
 import msgspec
 
 from tandem_engine.config import WorkerConfig
-from tandem_engine.core.framing import HEADER, pack_frame
-from tandem_engine.core.messages import FromCore, Shutdown, ToCore
 from tandem_engine.errors import CoreDiedError
+from tandem_engine.frames import HEADER, FromCore, Shutdown, ToCore, pack_frame
 
 SOCKET_BUFFER_BYTES: Final = 4 * 2**20
 """Room for bursts in both directions, so that neither side waits for the other's event loop."""

@@ -1,8 +1,8 @@
 """Builds the load report: worker state, gauges, counters, samples, ledger."""
 
-from tandem_engine.core.messages import CoreStats
-from tandem_engine.kv_transfer.events import Handoff
-from tandem_engine.request import Kind
+from tandem_engine.frames import CoreStats
+from tandem_engine.handoff.events import Handoff
+from tandem_engine.scheduler.request import Kind
 from tandem_engine.scheduler.scheduler import Scheduler
 from tandem_wire.messages import WorkerState
 

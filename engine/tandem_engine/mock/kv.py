@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tandem_engine.errors import CorruptKVError
-from tandem_engine.runner.base import KVStore
+from tandem_engine.step import KVStore
 from tandem_wire.handoff import KVLayout
 
 BYTES_PER_TOKEN: Final = 8

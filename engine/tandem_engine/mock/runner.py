@@ -9,7 +9,7 @@ from tandem_engine.config import WorkerConfig
 from tandem_engine.errors import CorruptKVError
 from tandem_engine.mock.kv import MockKV
 from tandem_engine.mock.latency import MockProfile, parse_profile
-from tandem_engine.runner.base import Batch, BatchItem, Runner, SampledToken
+from tandem_engine.step import Batch, BatchItem, Runner, SampledToken
 from tandem_wire.messages import SamplingParams, TokenLogprobs
 
 BOS_TOKEN: Final = 256

@@ -25,7 +25,7 @@ from tandem_engine.models.layers import (
 from tandem_engine.models.mla import LatentAttention
 from tandem_engine.models.moe import MoeMlp
 from tandem_engine.models.rope import RotaryAngles
-from tandem_engine.models.spec import ModelSpec
+from tandem_engine.spec.model import ModelSpec
 from tandem_kernels.linear import wide_linear
 
 

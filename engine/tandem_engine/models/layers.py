@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from tandem_engine.models.collective import Collective
-from tandem_engine.models.spec import ModelSpec
+from tandem_engine.spec.model import ModelSpec
 from tandem_kernels.linear import gated_linear, linear
 from tandem_kernels.norm import rms_norm
 from tandem_kernels.peer_sum import AddNorm

@@ -9,7 +9,7 @@ import torch
 from tandem_engine.attention.latent_backend import LatentBackend, LatentWeights
 from tandem_engine.models.layer_attention import Angles, Backend, LayerAttention, Projected
 from tandem_engine.models.layers import Linear, Parameters
-from tandem_engine.models.spec import ModelSpec
+from tandem_engine.spec.model import ModelSpec
 from tandem_kernels.norm import rms_norm
 
 

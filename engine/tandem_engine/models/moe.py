@@ -4,8 +4,8 @@ import torch
 
 from tandem_engine.models.collective import Collective
 from tandem_engine.models.layers import GatedMlp, Linear, Parameters
-from tandem_engine.models.moe_spec import MoeSpec
-from tandem_engine.models.spec import ModelSpec
+from tandem_engine.spec.model import ModelSpec
+from tandem_engine.spec.moe import MoeSpec
 from tandem_kernels.linear import linear
 from tandem_kernels.moe import Routing, fused_moe
 

@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 
-from tandem_engine.models.mla_spec import LatentSpec
-from tandem_engine.models.moe_spec import MoeSpec
-from tandem_engine.models.spec import ModelSpec
+from tandem_engine.spec.latent import LatentSpec
+from tandem_engine.spec.model import ModelSpec
+from tandem_engine.spec.moe import MoeSpec
 
 Split = Literal["rows", "columns", "vocabulary"]
 """How tensor parallelism cuts a parameter (`shard.py`): each part along its rows; along its last

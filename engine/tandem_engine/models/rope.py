@@ -2,7 +2,7 @@
 
 import torch
 
-from tandem_engine.models.rope_spec import RopeSpec
+from tandem_engine.spec.rope import RopeSpec
 
 
 class RotaryAngles:

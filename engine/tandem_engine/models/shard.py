@@ -13,7 +13,7 @@ import torch
 
 from tandem_engine.errors import ConfigError
 from tandem_engine.models.parameters import Parameter
-from tandem_engine.models.spec import ModelSpec
+from tandem_engine.spec.model import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

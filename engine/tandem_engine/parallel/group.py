@@ -11,8 +11,8 @@ from typing import Final
 import msgspec
 
 from tandem_engine.config import WorkerConfig
-from tandem_engine.core.framing import pack_frame
 from tandem_engine.errors import RankDiedError
+from tandem_engine.frames import pack_frame
 from tandem_engine.parallel.messages import RankStart, RankStep, RankStop
 from tandem_engine.parallel.rank_process import RankProcess
 from tandem_engine.parallel.shared_file import SharedFile

@@ -13,7 +13,7 @@ from tandem_engine.parallel.group import RankGroup
 from tandem_engine.parallel.messages import PageRequest
 from tandem_engine.parallel.rank_process import RankProcess
 from tandem_engine.parallel.shared_file import SharedFile
-from tandem_engine.runner.base import KVStore
+from tandem_engine.step import KVStore
 from tandem_wire.handoff import KVLayout
 
 _Bytes = npt.NDArray[np.uint8]

@@ -10,8 +10,8 @@ from typing import Final
 
 import msgspec
 
-from tandem_engine.core.framing import pack_frame, read_frame
 from tandem_engine.errors import RankDiedError
+from tandem_engine.frames import pack_frame, read_frame
 from tandem_engine.parallel.messages import PageReply, PageRequest, RankReady, RankStart
 
 _KEPT_LINES: Final = 12
@@ -36,7 +36,7 @@ class RankProcess:
         pairs = [socket.socketpair() for _ in range(3)]
         self.steps, self.exports, self.imports = (ours for ours, _ in pairs)
         passed = [theirs.fileno() for _, theirs in pairs] + descriptors
-        command = [sys.executable, "-m", "tandem_engine.parallel.member", *map(str, passed)]
+        command = [sys.executable, "-m", "tandem_engine.load.member", *map(str, passed)]
         try:
             self._process = subprocess.Popen(
                 command, pass_fds=passed, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from tandem_engine.parallel.group import RankGroup
 from tandem_engine.parallel.kv_store import ParallelKVStore, StepCount
 from tandem_engine.parallel.step_codec import StepEncoder
-from tandem_engine.runner.base import Batch, PendingStep, Runner, SampledToken
+from tandem_engine.step import Batch, PendingStep, Runner, SampledToken
 
 
 @dataclass(frozen=True, slots=True)

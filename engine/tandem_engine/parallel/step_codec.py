@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from tandem_engine.parallel.messages import RankItem, RankStep
-from tandem_engine.runner.base import Batch, BatchItem
+from tandem_engine.step import Batch, BatchItem
 from tandem_wire.messages import SamplingParams
 
 _UNUSED: Final = SamplingParams(max_tokens=1, temperature=0.0)

@@ -11,8 +11,6 @@ from tandem_engine.attention.latent_triton import TritonLatentAttention
 from tandem_engine.attention.triton_backend import TritonAttention
 from tandem_engine.models.collective import ALONE, Collective
 from tandem_engine.models.decoder import Decoder
-from tandem_engine.models.spec import ModelSpec
-from tandem_engine.runner.base import Batch, BatchItem, PendingStep, Runner, SampledToken
 from tandem_engine.runner.decode_graphs import DecodeGraphs, padded_sizes
 from tandem_engine.runner.decode_slots import DecodeSlots
 from tandem_engine.runner.device_kv import DeviceKVStore
@@ -20,6 +18,8 @@ from tandem_engine.runner.piece_graphs import CudaRecorder, PieceGraphs
 from tandem_engine.runner.prompt_slots import PromptSlots
 from tandem_engine.runner.step_input import Split, add_chunks, last_rows_of, split_batch
 from tandem_engine.sampling.sampler import Choice, Sampler
+from tandem_engine.spec.model import ModelSpec
+from tandem_engine.step import Batch, BatchItem, PendingStep, Runner, SampledToken
 from tandem_engine.upload import upload
 from tandem_kernels.compilation import collect_kernels, compile_all
 from tandem_kernels.sampling import argmax

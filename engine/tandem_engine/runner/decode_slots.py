@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from tandem_engine.attention.backend import StepTensors
-from tandem_engine.runner.base import BatchItem
+from tandem_engine.step import BatchItem
 from tandem_kernels.decode_inputs import DecodeInputs, fill_inputs
 
 _MOST_ROW_COPIES: Final = 8

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from tandem_engine.errors import ConfigError
-from tandem_engine.runner.base import KVStore
+from tandem_engine.step import KVStore
 from tandem_wire.disk_cache import file_lock
 from tandem_wire.handoff import KVLayout
 

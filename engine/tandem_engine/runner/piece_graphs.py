@@ -16,7 +16,7 @@ from tandem_engine.attention.backend import StepTensors
 from tandem_engine.models.decoder import Decoder
 from tandem_engine.models.layer_attention import Angles, Backend, Projected
 from tandem_engine.models.layers import Parameters
-from tandem_engine.models.spec import ModelSpec
+from tandem_engine.spec.model import ModelSpec
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from tandem_engine.runner.base import Batch, BatchItem
+from tandem_engine.step import Batch, BatchItem
 from tandem_wire.messages import SamplingParams
 
 _CHUNKS: Final = (2, 17, 33, 65, 129)

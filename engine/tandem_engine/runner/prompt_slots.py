@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from tandem_engine.attention.backend import StepTensors
-from tandem_engine.runner.base import BatchItem
 from tandem_engine.runner.decode_slots import DecodeSlots
 from tandem_engine.runner.step_input import place_chunks, write_rows
+from tandem_engine.step import BatchItem
 
 
 class PromptSlots:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tandem_engine.attention.backend import Chunk, StepTensors
-from tandem_engine.runner.base import BatchItem
+from tandem_engine.step import BatchItem
 from tandem_engine.upload import upload
 
 

@@ -7,11 +7,11 @@ import torch
 from tandem_engine.models.collective import ALONE, Collective
 from tandem_engine.models.decoder import Decoder
 from tandem_engine.models.layer_attention import Backend
-from tandem_engine.models.spec import ModelSpec
-from tandem_engine.runner.base import Batch, Runner, SampledToken
 from tandem_engine.runner.kv_pages import HostKVStore
 from tandem_engine.runner.step_input import build_step
 from tandem_engine.sampling.sampler import Sampler
+from tandem_engine.spec.model import ModelSpec
+from tandem_engine.step import Batch, Runner, SampledToken
 from tandem_engine.upload import upload
 
 MakeBackend = Callable[[ModelSpec, torch.Tensor], Backend]

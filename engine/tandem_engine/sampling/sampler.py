@@ -6,9 +6,9 @@ from typing import Final
 
 import torch
 
-from tandem_engine.runner.base import BatchItem, SampledToken
 from tandem_engine.sampling.adjustment import adjust_batch, adjust_logits, is_adjusted
 from tandem_engine.sampling.seen_tokens import SeenTokens
+from tandem_engine.step import BatchItem, SampledToken
 from tandem_engine.upload import upload
 from tandem_kernels.sampling import argmax, draw
 from tandem_wire.messages import TokenLogprobs

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from tandem_engine.runner.base import BatchItem, has_penalties
+from tandem_engine.step import BatchItem, has_penalties
 from tandem_engine.upload import upload
 
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from tandem_engine.config import WorkerConfig
-from tandem_engine.request import Request
-from tandem_engine.runner.base import Runner
+from tandem_engine.scheduler.request import Request
+from tandem_engine.step import Runner
 from tandem_wire.handoff import Prefill
 from tandem_wire.messages import RefusalCode, SamplingParams, Submit
 

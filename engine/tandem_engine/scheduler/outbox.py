@@ -3,9 +3,9 @@
 from collections import deque
 from typing import Literal
 
-from tandem_engine.core.messages import CoreRefused, CoreStep, RoutedItems
-from tandem_engine.kv_transfer.events import ToHandoff
-from tandem_engine.request import Request
+from tandem_engine.frames import CoreRefused, CoreStep, RoutedItems
+from tandem_engine.handoff.events import ToHandoff
+from tandem_engine.scheduler.request import Request
 from tandem_wire.messages import FinishReason, Refused, StepItem, TokenLogprobs
 
 Finish = FinishReason | Literal[""]

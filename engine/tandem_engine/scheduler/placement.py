@@ -2,7 +2,7 @@
 
 from tandem_engine.cache.ledger import BlockLedger, Holding
 from tandem_engine.cache.prefix_index import Entry, PrefixMatch
-from tandem_engine.request import Request
+from tandem_engine.scheduler.request import Request
 from tandem_wire.hashing import block_hash, prefix_hashes
 
 

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 from tandem_engine.cache.ledger import BlockLedger
 from tandem_engine.cache.prefix_index import PrefixMatch
-from tandem_engine.kv_transfer.events import FetchDone, FetchFailed
-from tandem_engine.request import Kind, Request, State
-from tandem_engine.runner.base import Batch, BatchItem, SampledToken, has_penalties
+from tandem_engine.handoff.events import FetchDone, FetchFailed
 from tandem_engine.scheduler.limits import Limits
 from tandem_engine.scheduler.meter import Meter
 from tandem_engine.scheduler.outbox import Finish, Outbox
 from tandem_engine.scheduler.placement import Placement
+from tandem_engine.scheduler.request import Kind, Request, State
 from tandem_engine.scheduler.transfers import Transfers
 from tandem_engine.scheduler.waiting import WaitingQueue
+from tandem_engine.step import Batch, BatchItem, SampledToken, has_penalties
 from tandem_wire.messages import Role, StepItem, TokenLogprobs
 
 WATERMARK_SHARE = 20

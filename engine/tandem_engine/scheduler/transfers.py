@@ -1,7 +1,7 @@
 """Both ends of the hand-off as the scheduler sees them: fetches (D) and pushes (P)."""
 
 from tandem_engine.cache.prefix_index import PrefixMatch
-from tandem_engine.kv_transfer.events import (
+from tandem_engine.handoff.events import (
     FetchCancelled,
     FetchDone,
     FetchFailed,
@@ -9,12 +9,12 @@ from tandem_engine.kv_transfer.events import (
     PushChunk,
     PushFailed,
 )
-from tandem_engine.request import Kind, Request, State
-from tandem_engine.runner.base import SampledToken
 from tandem_engine.scheduler.limits import Limits
 from tandem_engine.scheduler.meter import Meter
 from tandem_engine.scheduler.outbox import Outbox
 from tandem_engine.scheduler.placement import Placement
+from tandem_engine.scheduler.request import Kind, Request, State
+from tandem_engine.step import SampledToken
 
 
 class Transfers:

@@ -3,7 +3,7 @@
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 
-from tandem_engine.request import Request
+from tandem_engine.scheduler.request import Request
 
 
 def _sort_key(request: Request) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tandem_engine.core.messages import ProbeRequest, ProbeResult, SetMode, ToCore
+from tandem_engine.frames import ProbeRequest, ProbeResult, SetMode, ToCore
 from tandem_engine.server.metrics import WorkerMetrics
 from tandem_engine.server.routers import RouterHub
 from tandem_engine.server.status import WorkerStatus

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from tandem_engine.core.messages import FromCore, ToCore
+from tandem_engine.frames import FromCore, ToCore
 
 
 class CoreClient(Protocol):

@@ -13,7 +13,7 @@ from prometheus_client.core import (
     Metric,
 )
 
-from tandem_engine.core.messages import CoreStats
+from tandem_engine.frames import CoreStats
 from tandem_engine.server.status import WorkerStatus
 
 SECONDS_BUCKETS: Final = tuple(

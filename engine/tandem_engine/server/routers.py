@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from tandem_engine.core.messages import CoreRefused, CoreStep, RoutedSubmit, RouterGone, ToCore
+from tandem_engine.frames import CoreRefused, CoreStep, RoutedSubmit, RouterGone, ToCore
 from tandem_engine.server.status import WorkerStatus
 from tandem_wire.connection import Connection
 from tandem_wire.endpoint import Listener, listen

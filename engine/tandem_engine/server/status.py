@@ -6,7 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from tandem_engine.config import WorkerConfig
-from tandem_engine.core.messages import CoreLoading, CoreReady, CoreStats
+from tandem_engine.frames import CoreLoading, CoreReady, CoreStats
 from tandem_wire.messages import Welcome, WorkerState
 
 

@@ -14,7 +14,8 @@ import structlog
 import uvicorn
 
 from tandem_engine.config import WorkerConfig
-from tandem_engine.core.messages import (
+from tandem_engine.errors import CoreDiedError
+from tandem_engine.frames import (
     CoreFailed,
     CoreLoading,
     CoreReady,
@@ -26,7 +27,6 @@ from tandem_engine.core.messages import (
     SetMode,
     ToCore,
 )
-from tandem_engine.errors import CoreDiedError
 from tandem_engine.server.admin import AdminApp
 from tandem_engine.server.core_client import CoreClient
 from tandem_engine.server.metrics import WorkerMetrics

@@ -6,7 +6,7 @@ from typing import Any
 
 from tandem_engine.config import WorkerConfig
 from tandem_engine.core.engine_core import EngineCore
-from tandem_engine.core.messages import (
+from tandem_engine.frames import (
     CoreRefused,
     CoreStats,
     CoreStep,
@@ -15,7 +15,7 @@ from tandem_engine.core.messages import (
 )
 from tandem_engine.mock.runner import _START as START_HASH
 from tandem_engine.mock.runner import EOS_TOKEN, extend_hash, load_mock_runner, next_token
-from tandem_engine.runner.base import Batch, PendingStep, Runner, SampledToken
+from tandem_engine.step import Batch, PendingStep, Runner, SampledToken
 from tandem_engine.tests.loopback import LoopbackHandoff, Network
 from tandem_wire.messages import KvEvents, PrefillPeer, SamplingParams, StepItem, Submit
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from tandem_engine.config import WorkerConfig
+from tandem_engine.load.runner import load_runner
 from tandem_engine.parallel.runner import ParallelRunner
-from tandem_engine.runner.base import Batch, BatchItem, Runner
-from tandem_engine.runner.model_runner import load_runner
 from tandem_engine.startup import Startup
+from tandem_engine.step import Batch, BatchItem, Runner
 from tandem_engine.tests.step_driver import GREEDY, Blocks, generate
 
 SECONDS: Final = 40.0

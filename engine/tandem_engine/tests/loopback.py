@@ -5,8 +5,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from tandem_engine.core.messages import ProbeRequest, ProbeResult
-from tandem_engine.kv_transfer.events import (
+from tandem_engine.frames import ProbeRequest, ProbeResult
+from tandem_engine.handoff.events import (
     FetchCancelled,
     FetchDone,
     FetchFailed,
@@ -19,7 +19,7 @@ from tandem_engine.kv_transfer.events import (
     ToCore,
     ToHandoff,
 )
-from tandem_engine.runner.base import KVStore
+from tandem_engine.step import KVStore
 from tandem_wire.handoff import Prefill
 
 

@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-from tandem_engine.runner.base import Batch, BatchItem, Runner
+from tandem_engine.step import Batch, BatchItem, Runner
 from tandem_engine.tests.step_driver import Blocks
 from tandem_engine.tests.test_model_equality import make_prompt
 from tandem_engine.tests.tiny_checkpoints import VOCAB

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tandem_engine.runner.base import Batch, BatchItem, Runner
+from tandem_engine.step import Batch, BatchItem, Runner
 from tandem_wire.messages import SamplingParams
 
 GREEDY = SamplingParams(max_tokens=1 << 30, temperature=0.0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tandem_engine.core.messages import (
+from tandem_engine.frames import (
     CoreFailed,
     CoreRefused,
     CoreStats,
@@ -16,13 +16,13 @@ from tandem_engine.core.messages import (
     SetMode,
     Shutdown,
 )
-from tandem_engine.kv_transfer.events import (
+from tandem_engine.handoff.events import (
     PrefillArrived,
     PrefillDropped,
     PushChunk,
     PushFailed,
 )
-from tandem_engine.runner.base import Batch, SampledToken
+from tandem_engine.step import Batch, SampledToken
 from tandem_engine.tests.fleet import (
     Fleet,
     assert_clean,

@@ -13,17 +13,18 @@ import pytest
 
 from tandem_engine.config import WorkerConfig, parse_args
 from tandem_engine.core import child
-from tandem_engine.core.framing import pack_frame, read_frame
-from tandem_engine.core.messages import (
+from tandem_engine.core.process import CoreProcess
+from tandem_engine.errors import CoreDiedError
+from tandem_engine.frames import (
     CoreFailed,
     CoreReady,
     CoreStep,
     FromCore,
     RoutedSubmit,
     Shutdown,
+    pack_frame,
+    read_frame,
 )
-from tandem_engine.core.process import CoreProcess
-from tandem_engine.errors import CoreDiedError
 from tandem_engine.startup import Startup
 from tandem_engine.tests.fleet import expected_tokens, prompt
 from tandem_wire.messages import PrefillPeer, SamplingParams, StepItem, Submit

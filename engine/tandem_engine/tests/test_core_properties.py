@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tandem_engine.core.messages import RouterGone, SetMode
+from tandem_engine.frames import RouterGone, SetMode
 from tandem_engine.tests.fleet import Fleet, expected_tokens
 from tandem_engine.tests.loopback import Network
 from tandem_wire.messages import Cancel, SamplingParams

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from tandem_engine.config import WorkerConfig
-from tandem_engine.runner.base import Runner
-from tandem_engine.runner.model_runner import load_runner
+from tandem_engine.load.runner import load_runner
 from tandem_engine.startup import Startup
+from tandem_engine.step import Runner
 from tandem_engine.tests.fleet import Fleet
 from tandem_engine.tests.precision import Bfloat16Error
 from tandem_engine.tests.step_driver import generate

@@ -4,11 +4,11 @@ from itertools import pairwise
 
 import pytest
 
-from tandem_engine.core.messages import (
+from tandem_engine.frames import (
     RouterGone,
     SetMode,
 )
-from tandem_engine.kv_transfer.events import (
+from tandem_engine.handoff.events import (
     FetchRequest,
     PushChunk,
 )

@@ -8,7 +8,7 @@ from tandem_engine.config import WorkerConfig
 from tandem_engine.errors import ConfigError, CorruptKVError
 from tandem_engine.mock.latency import PROFILES, parse_profile
 from tandem_engine.mock.runner import EOS_TOKEN, MockRunner, load_mock_runner
-from tandem_engine.runner.base import Batch, BatchItem
+from tandem_engine.step import Batch, BatchItem
 from tandem_wire.messages import SamplingParams
 
 GREEDY = SamplingParams(max_tokens=8, temperature=0.0)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tandem_engine.config import Device, WorkerConfig
-from tandem_engine.runner.base import Batch, Runner
-from tandem_engine.runner.model_runner import load_runner
+from tandem_engine.load.runner import load_runner
 from tandem_engine.startup import Startup
+from tandem_engine.step import Batch, Runner
 from tandem_engine.tests.step_driver import Blocks, Request, generate, run_sequences
 from tandem_engine.tests.tiny_checkpoints import (
     FAMILIES,

@@ -9,14 +9,14 @@ import torch
 
 from tandem_engine.attention.backend import StepTensors
 from tandem_engine.config import WorkerConfig
-from tandem_engine.runner.base import BatchItem
+from tandem_engine.load.runner import load_runner
 from tandem_engine.runner.decode_slots import DecodeSlots
-from tandem_engine.runner.model_runner import load_runner
 from tandem_engine.runner.piece_graphs import PieceGraphs, most_rows, piece_sizes
 from tandem_engine.runner.prompt_slots import PromptSlots
 from tandem_engine.runner.step_input import build_step, last_rows_of
 from tandem_engine.runner.torch_runner import TorchRunner
 from tandem_engine.startup import Startup
+from tandem_engine.step import BatchItem
 from tandem_engine.tests.step_driver import GREEDY
 from tandem_engine.tests.test_model_equality import make_prompt
 from tandem_engine.tests.tiny_checkpoints import FAMILIES, save_checkpoint

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tandem_engine.config import WorkerConfig
+from tandem_engine.load.runner import load_runner
 from tandem_engine.models.decoder import Decoder
-from tandem_engine.runner.model_runner import load_runner
 from tandem_engine.runner.probe_steps import small_batches, worst_batch
 from tandem_engine.runner.torch_runner import TorchRunner
 from tandem_engine.startup import Startup

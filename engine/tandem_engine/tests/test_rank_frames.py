@@ -8,7 +8,7 @@ import numpy as np
 from tandem_engine.parallel.messages import RankStep
 from tandem_engine.parallel.shared_file import SharedFile
 from tandem_engine.parallel.step_codec import StepDecoder, StepEncoder
-from tandem_engine.runner.base import Batch, BatchItem
+from tandem_engine.step import Batch, BatchItem
 from tandem_wire.messages import SamplingParams
 
 PARAMS = SamplingParams(max_tokens=9, temperature=0.7, seed=3)

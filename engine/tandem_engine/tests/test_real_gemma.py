@@ -6,9 +6,9 @@ import pytest
 from transformers import PreTrainedModel
 
 from tandem_engine.config import WorkerConfig
-from tandem_engine.runner.base import Runner
-from tandem_engine.runner.model_runner import load_runner
+from tandem_engine.load.runner import load_runner
 from tandem_engine.startup import Startup
+from tandem_engine.step import Runner
 from tandem_engine.tests.real_gemma import BOS, MODEL, prompt_of, transformers_gemma
 from tandem_engine.tests.step_driver import generate
 from tandem_engine.tests.tiny_checkpoints import is_greedy

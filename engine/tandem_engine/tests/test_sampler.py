@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from tandem_engine.runner.base import BatchItem
 from tandem_engine.sampling.adjustment import adjust_logits
 from tandem_engine.sampling.sampler import Sampler
+from tandem_engine.step import BatchItem
 from tandem_kernels.sampling.reference import filter_logits, sample_inverse_cdf, uniform
 from tandem_wire.messages import SamplingParams
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from tandem_engine.runner.base import BatchItem
 from tandem_engine.sampling.adjustment import adjust_batch, adjust_logits
 from tandem_engine.sampling.sampler import Sampler
 from tandem_engine.sampling.seen_tokens import SeenTokens
+from tandem_engine.step import BatchItem
 from tandem_wire.messages import SamplingParams
 
 VOCAB, EOS = 40, 2

@@ -7,7 +7,7 @@ import sys
 import msgspec
 import pytest
 
-from tandem_engine.core.messages import CoreReady
+from tandem_engine.frames import CoreReady
 from tandem_engine.startup import StartReport, Startup, boot_seconds, process_start
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from tandem_engine.runner.base import BatchItem
 from tandem_engine.runner.step_input import build_step, split_batch
+from tandem_engine.step import BatchItem
 from tandem_wire.messages import SamplingParams
 
 PAGE = 4

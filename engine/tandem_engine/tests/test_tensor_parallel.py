@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from tandem_engine.config import WorkerConfig
-from tandem_engine.core.messages import CoreFailed, CoreReady
 from tandem_engine.core.process import CoreProcess
 from tandem_engine.errors import ConfigError, RankDiedError
+from tandem_engine.frames import CoreFailed, CoreReady
+from tandem_engine.load.runner import load_runner
 from tandem_engine.models.shard import Shard
 from tandem_engine.parallel.messages import PageRequest
 from tandem_engine.parallel.rank_process import RankProcess
 from tandem_engine.parallel.runner import ParallelRunner
-from tandem_engine.runner.base import Batch, Runner
-from tandem_engine.runner.model_runner import load_runner
 from tandem_engine.startup import Startup
+from tandem_engine.step import Batch, Runner
 from tandem_engine.tests.step_driver import Blocks, Request, generate, move_prompt, run_sequences
 from tandem_engine.tests.test_core_process import GREEDY, collect, first, submit
 from tandem_engine.tests.test_model_equality import NUM_TOKENS, PAGE, make_prompt
@@ -202,7 +202,7 @@ def test_a_rank_that_fails_to_load_is_named(
     site.parent.mkdir()
     site.write_text(
         "import atexit, sys, threading\n"
-        "if 'tandem_engine.parallel.member' in sys.orig_argv:\n"
+        "if 'tandem_engine.load.member' in sys.orig_argv:\n"
         "    from tandem_engine.weights import loading\n"
         "    def fail(*arguments, **options): raise MemoryError('no room for these weights')\n"
         "    loading.load_parameters = fail\n"

@@ -9,7 +9,7 @@ import torch
 from tandem_engine.attention import triton_backend
 from tandem_engine.attention.backend import Chunk, StepTensors
 from tandem_engine.attention.triton_backend import TritonAttention
-from tandem_engine.models.spec import ModelSpec
+from tandem_engine.spec.model import ModelSpec
 
 HEADS, KV_HEADS, DIM, PAGE = 4, 2, 16, 16
 SPEC = cast(

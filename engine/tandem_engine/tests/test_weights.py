@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from tandem_engine.config import WorkerConfig
 from tandem_engine.errors import ConfigError
+from tandem_engine.load.runner import load_runner
 from tandem_engine.models.parameters import build_parameters
-from tandem_engine.models.rope_spec import RopeSpec
-from tandem_engine.models.spec import build_spec
-from tandem_engine.runner.base import Runner
-from tandem_engine.runner.model_runner import load_runner
+from tandem_engine.spec.model import build_spec
+from tandem_engine.spec.rope import RopeSpec
 from tandem_engine.startup import Startup
+from tandem_engine.step import Runner
 from tandem_engine.tests.step_driver import generate
 from tandem_engine.tests.tiny_checkpoints import (
     VOCAB,

@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import torch
 
-from tandem_engine.models.spec import ModelSpec
+from tandem_engine.spec.model import ModelSpec
 from tandem_engine.weights.gguf_names import ROPE_FACTORS, hugging_face_name, restore_halves
 from tandem_engine.weights.source import TensorSource
 from tandem_wire.gguf_file import GgufFile, GgufTensor

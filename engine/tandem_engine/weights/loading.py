@@ -11,7 +11,7 @@ import xxhash
 
 from tandem_engine.models.parameters import Parameter, build_parameters
 from tandem_engine.models.shard import WHOLE, Shard
-from tandem_engine.models.spec import ModelSpec
+from tandem_engine.spec.model import ModelSpec
 from tandem_engine.weights.parameter_file import map_parameters, split_fused, write_parameters
 from tandem_engine.weights.random_source import RandomSource, make_random_parameters
 from tandem_engine.weights.safetensors_header import read_header

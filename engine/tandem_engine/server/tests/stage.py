@@ -7,14 +7,14 @@ from typing import Any
 import httpx
 
 from tandem_engine.config import parse_args
-from tandem_engine.core.messages import (
+from tandem_engine.errors import CoreDiedError
+from tandem_engine.frames import (
     CoreReady,
     CoreStats,
     FromCore,
     SetMode,
     ToCore,
 )
-from tandem_engine.errors import CoreDiedError
 from tandem_engine.server.tests.processes import DECODER, RouterClient, until
 from tandem_engine.server.worker import WorkerServer
 from tandem_engine.startup import StartReport

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tandem_engine.core.messages import (
+from tandem_engine.frames import (
     CoreLoading,
     CoreRefused,
     CoreStats,

@@ -5,11 +5,11 @@ import signal
 
 import pytest
 
-from tandem_engine.core.messages import (
+from tandem_engine.errors import CoreDiedError
+from tandem_engine.frames import (
     CoreFailed,
     SetMode,
 )
-from tandem_engine.errors import CoreDiedError
 from tandem_engine.server import worker as worker_module
 from tandem_engine.server.tests.processes import until
 from tandem_engine.server.tests.stage import Stage

@@ -1,0 +1,168 @@
+"""Frames between a worker's processes: 4 bytes of length, big-endian, then MessagePack.
+
+The server owns connections and HTTP; the core owns the scheduler, the cache, the runner and the
+hand-off. Every frame is a msgspec struct from here or, inside `RoutedSubmit`, from the wire.
+"""
+
+import socket
+import struct
+from typing import Final
+
+import msgspec
+
+from tandem_engine.startup import StartReport
+from tandem_wire.messages import Cancel, KvEvents, Refused, Role, StepItem, Submit, WorkerState
+
+HEADER: Final = struct.Struct(">I")
+
+
+class RoutedSubmit(msgspec.Struct, frozen=True, tag="submit"):
+    """A router's `Submit`; `router` is the server's number for the connection it came on."""
+
+    router: int
+    submit: Submit
+
+
+class RouterGone(msgspec.Struct, frozen=True, tag="router_gone"):
+    """The connection ended: cancel everything that came on it."""
+
+    router: int
+
+
+class SetMode(msgspec.Struct, frozen=True, kw_only=True, tag="mode"):
+    """Admin: change the role or the drain mark (None: leave as it is).
+
+    `move_streams`: while draining, running requests are given back to their routers as `moved`
+    instead of being finished here.
+    """
+
+    role: Role | None = None
+    draining: bool | None = None
+    move_streams: bool = False
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """End the core after giving every request back."""
+
+
+class CoreReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """The first frame from the core, once the model is loaded and the bootstrap port is open."""
+
+    max_model_len: int
+    page_size: int
+    num_blocks: int
+    vocab_size: int
+    eos_token_ids: list[int]
+    compatibility_hash: str
+    bootstrap_port: int
+    salt_parts: list[str] = []
+    startup: StartReport | None = None
+
+
+class CoreLoading(msgspec.Struct, frozen=True, tag="loading"):
+    """Progress before `CoreReady`: what is being done and how far (0 to 1)."""
+
+    stage: str
+    fraction: float
+
+
+class CoreFailed(msgspec.Struct, frozen=True, tag="failed"):
+    """The core can't start or go on; the worker exits with this message."""
+
+    message: str
+
+
+class RoutedItems(msgspec.Struct, frozen=True, array_like=True):
+    """One router's share of a step."""
+
+    router: int
+    items: list[StepItem]
+
+
+class CoreStep(msgspec.Struct, frozen=True, tag="step"):
+    """New tokens of one step, by router."""
+
+    routed: list[RoutedItems]
+
+
+class CoreRefused(msgspec.Struct, frozen=True, tag="refused"):
+    """A request that will not be run, for one router."""
+
+    router: int
+    refused: Refused
+
+
+class CoreStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
+    """Load, ledger and counters; at least once a second, and at once when the mode changes.
+
+    `counters` are monotonic totals and `gauges` current values, by metric name without the
+    `tandem_` prefix; `observations` are new samples since the last frame (seconds unless named
+    otherwise), for histograms. `ledger` is the block ledger's own account: free, cached, owned,
+    leased, leaked (always 0 unless an invariant is broken).
+    """
+
+    state: WorkerState
+    counters: dict[str, float] = {}
+    gauges: dict[str, float] = {}
+    observations: dict[str, list[float]] = {}
+    ledger: dict[str, int] = {}
+
+
+class ProbeRequest(msgspec.Struct, frozen=True, kw_only=True, tag="probe"):
+    """Admin: move `num_blocks` blocks of checksummed KV from the prefill worker at host:port."""
+
+    number: int
+    host: str
+    port: int
+    num_blocks: int
+
+
+class ProbeResult(msgspec.Struct, frozen=True, kw_only=True, tag="probe_result"):
+    """What the probe saw; `error` is empty when the KV arrived and its checksum held."""
+
+    number: int
+    transport: str = ""
+    num_bytes: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+
+ToCore = RoutedSubmit | Cancel | RouterGone | SetMode | ProbeRequest | Shutdown
+FromCore = (
+    CoreLoading
+    | CoreReady
+    | CoreFailed
+    | CoreStep
+    | CoreRefused
+    | CoreStats
+    | KvEvents
+    | ProbeResult
+)
+
+
+def pack_frame(payload: bytes) -> bytes:
+    """`payload` with its length before it."""
+    return HEADER.pack(len(payload)) + payload
+
+
+def read_frame(connection: socket.socket) -> bytes | None:
+    """The next payload from a blocking socket, or None at its end."""
+    header = _read_exactly(connection, HEADER.size)
+    if header is None:
+        return None
+    (size,) = HEADER.unpack(header)
+    return _read_exactly(connection, size)
+
+
+def _read_exactly(connection: socket.socket, size: int) -> bytes | None:
+    buffer = bytearray(size)
+    view = memoryview(buffer)
+    while view.nbytes:
+        try:
+            count = connection.recv_into(view)
+        except ConnectionResetError:
+            return None
+        if count == 0:
+            return None
+        view = view[count:]
+    return bytes(buffer)

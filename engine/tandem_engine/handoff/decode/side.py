@@ -1,0 +1,264 @@
+"""The decode side: fetches KV from the first prefill worker that delivers."""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from tandem_engine.frames import ProbeRequest, ProbeResult
+from tandem_engine.handoff.counters import Counters
+from tandem_engine.handoff.decode.peers import PeerPool
+from tandem_engine.handoff.decode.session import Attempt, DecodeSession, Dialler
+from tandem_engine.handoff.errors import AttemptFailed, FetchStopped, PeerUnavailable
+from tandem_engine.handoff.events import FetchDone, FetchFailed, FetchRequest, ToCore
+from tandem_engine.handoff.pages import MAX_PROBE_BYTES, KVPages, Pages, PatternPages
+from tandem_engine.handoff.settings import HandoffSettings
+from tandem_engine.handoff.transports.landing import Landing
+from tandem_engine.step import KVStore
+from tandem_wire.errors import WireError
+from tandem_wire.handoff import Commit, Prefill, Probe
+from tandem_wire.messages import PrefillPeer
+
+R = TypeVar("R")
+
+
+class _Fetch:
+    """A request under way and the means to stop it."""
+
+    def __init__(self, request: FetchRequest) -> None:
+        self.request = request
+        self.stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.attempt: Attempt | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    def stop(self, why: str) -> None:
+        """Fail the attempt that runs, and let no other one begin."""
+        if not self.stopped.done():
+            self.stopped.set_result(None)
+        if self.attempt is not None:
+            self.attempt.fail(FetchStopped(why))
+
+    async def unless_stopped(self, work: Awaitable[R]) -> R:
+        """Wait for `work`, or raise FetchStopped."""
+        task = asyncio.ensure_future(work)
+        either: list[asyncio.Future[Any]] = [task, self.stopped]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+            raise FetchStopped("cancelled")
+        return task.result()
+
+
+class DecodeSide:
+    """All fetches in which this worker is D. Lives on the hand-off's loop."""
+
+    def __init__(
+        self,
+        settings: HandoffSettings,
+        kv: KVStore,
+        compatibility_hash: str,
+        report: Callable[[ToCore], None],
+        counters: Counters,
+    ) -> None:
+        self._settings = settings
+        self._layout = kv.layout
+        self._pages = KVPages(kv)
+        self._report = report
+        self._counters = counters
+        self._loop = asyncio.get_running_loop()
+        self._peers = PeerPool(Dialler(settings, kv, compatibility_hash).open, settings, counters)
+        # One sequence for the whole process: an epoch names one attempt of one request.
+        self._epochs = itertools.count(1)
+        self._fetches: dict[str, _Fetch] = {}
+        self._probes: set[asyncio.Task[None]] = set()
+
+    @property
+    def num_leases(self) -> int:
+        """Fetches that are not finished."""
+        return len(self._fetches)
+
+    def sessions_by_transport(self) -> dict[str, int]:
+        """How many prefill workers are connected, by transport."""
+        return self._peers.sessions_by_transport()
+
+    def num_stale_writes(self) -> int:
+        """Writes of fenced epochs that were dropped."""
+        return self._peers.num_stale_writes()
+
+    # --- fetches ----------------------------------------------------------------------------------
+
+    def fetch(self, request: FetchRequest) -> None:
+        """Begin; ends in one `FetchDone` or `FetchFailed`."""
+        fetch = _Fetch(request)
+        self._fetches[request.rid] = fetch
+        fetch.task = self._loop.create_task(self._run(fetch))
+
+    def cancel(self, rid: str) -> None:
+        """The client left; a fetch that is over already has reported."""
+        fetch = self._fetches.get(rid)
+        if fetch is not None:
+            fetch.stop("cancelled")
+
+    async def _run(self, fetch: _Fetch) -> None:
+        result: FetchDone | FetchFailed
+        try:
+            result = await self._try_peers(fetch)
+        except Exception as error:
+            self._counters.add("kv_internal_errors_total")
+            result = FetchFailed(fetch.request.rid, f"{type(error).__name__}: {error}")
+        del self._fetches[fetch.request.rid]
+        outcome = "done" if isinstance(result, FetchDone) else "failed"
+        self._counters.add("kv_fetches_total", outcome=outcome)
+        self._report(result)
+
+    async def _try_peers(self, fetch: _Fetch) -> FetchDone | FetchFailed:
+        request = fetch.request
+        failures = []
+        for peer in request.peers:
+            if fetch.stopped.done():
+                break
+            try:
+                session = await fetch.unless_stopped(self._peers.session(peer))
+                return await self._attempt(fetch, session)
+            except AttemptFailed as failure:
+                failures.append(f"{peer.worker_id or peer.host}: {failure}")
+                self._counters.add("kv_attempt_failures_total")
+        return FetchFailed(request.rid, "; ".join(failures) or "no prefill worker to ask")
+
+    async def _attempt(self, fetch: _Fetch, session: DecodeSession) -> FetchDone:
+        request = fetch.request
+        epoch = next(self._epochs)
+        started = self._loop.time()
+        prefill = Prefill(
+            rid=request.rid,
+            epoch=epoch,
+            tokens=list(request.tokens),
+            num_prompt_tokens=request.num_prompt_tokens,
+            num_skip_tokens=request.num_skip_tokens,
+            blocks=list(request.blocks),
+            params=request.params,
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+            lease_seconds=self._settings.lease_seconds,
+        )
+        attempt = fetch.attempt = Attempt()
+        try:
+            commit = await self._transfer(
+                session, request.rid, epoch, prefill, attempt, self._pages, request.blocks
+            )
+        finally:
+            fetch.attempt = None
+        if commit.num_tokens != len(request.tokens):
+            raise AttemptFailed(f"committed {commit.num_tokens} of {len(request.tokens)} tokens")
+        seconds = self._loop.time() - started
+        self._counters.add(
+            "kv_transfer_bytes_total",
+            commit.num_bytes,
+            direction="in",
+            backend=session.inbound.name,
+        )
+        self._counters.add("kv_transfer_seconds_total", seconds, backend=session.inbound.name)
+        return FetchDone(
+            rid=request.rid,
+            first_token=commit.first_token,
+            first_logprobs=commit.first_logprobs,
+            worker_id=session.worker_id,
+            num_cached_tokens=commit.num_cached_tokens,
+            num_bytes=commit.num_bytes,
+            seconds=seconds,
+            transport=session.inbound.name,
+        )
+
+    async def _transfer(
+        self,
+        session: DecodeSession,
+        rid: str,
+        epoch: int,
+        question: msgspec.Struct,
+        attempt: Attempt,
+        pages: Pages,
+        blocks: Sequence[int],
+    ) -> Commit:
+        """Ask, receive, check. On return, good or bad, nothing of the epoch can land any more."""
+        landing = Landing(
+            pages, blocks, checksum=self._settings.checksum, on_progress=attempt.progress
+        )
+        session.begin(epoch, landing, attempt)
+        try:
+            try:
+                session.connection.send(question)
+            except WireError as error:
+                raise PeerUnavailable(str(error)) from error
+            commit = await attempt.complete(self._settings.stall_seconds)
+        finally:
+            await session.end(rid, epoch)
+        self._check(commit, landing, len(blocks) * self._layout.block_bytes)
+        return commit
+
+    def _check(self, commit: Commit, landing: Landing, num_bytes: int) -> None:
+        if landing.error:
+            raise AttemptFailed(landing.error)
+        if not commit.num_bytes == landing.num_bytes == num_bytes:
+            raise AttemptFailed(
+                f"{landing.num_bytes} bytes landed, {commit.num_bytes} were committed, "
+                f"{num_bytes} were asked for"
+            )
+        if self._settings.checksum and commit.checksum and commit.checksum != landing.checksum:
+            self._counters.add("kv_checksum_errors_total")
+            raise AttemptFailed("the checksum of the KV does not hold")
+
+    # --- probes -----------------------------------------------------------------------------------
+
+    def probe(self, request: ProbeRequest) -> None:
+        """Begin; ends in one `ProbeResult`. Neither side's blocks are touched."""
+        task = self._loop.create_task(self._run_probe(request))
+        self._probes.add(task)
+        task.add_done_callback(self._probes.discard)
+
+    async def _run_probe(self, request: ProbeRequest) -> None:
+        transport = ""
+        started = self._loop.time()
+        try:
+            if not 0 < request.num_blocks * self._layout.block_bytes <= MAX_PROBE_BYTES:
+                raise AttemptFailed(f"invalid: {request.num_blocks} blocks are beyond 1 GiB, or 0")
+            peer = PrefillPeer("", request.host, request.port)
+            session = await self._peers.session(peer, at_once=True)
+            transport = session.inbound.name
+            epoch = next(self._epochs)
+            blocks = range(request.num_blocks)
+            started = self._loop.time()
+            commit = await self._transfer(
+                session,
+                "",
+                epoch,
+                Probe(epoch, request.num_blocks),
+                Attempt(),
+                PatternPages(self._layout),
+                blocks,
+            )
+        except AttemptFailed as failure:
+            result = ProbeResult(number=request.number, transport=transport, error=str(failure))
+        else:
+            result = ProbeResult(
+                number=request.number,
+                transport=transport,
+                num_bytes=commit.num_bytes,
+                seconds=self._loop.time() - started,
+            )
+        self._report(result)
+
+    async def close(self) -> None:
+        """Stop every fetch and probe, fence them, and close the connections."""
+        for fetch in self._fetches.values():
+            fetch.stop("the worker is shutting down")
+        tasks = [fetch.task for fetch in self._fetches.values() if fetch.task is not None]
+        # A peer that doesn't acknowledge in time is fenced by the end of its connection.
+        if tasks:
+            await asyncio.wait(tasks, timeout=self._settings.dial_seconds)
+        await self._peers.close()
+        rest = [task for task in [*tasks, *self._probes] if not task.done()]
+        if rest:
+            await asyncio.wait(rest)

@@ -1,0 +1,75 @@
+"""Whole blocks as packed bytes: the KV cache, or the pattern of a probe."""
+
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Final
+
+import xxhash
+
+from tandem_engine.step import KVStore
+from tandem_wire.handoff import KVLayout
+
+MAX_PROBE_BYTES: Final = 1 << 30
+
+
+class Pages(ABC):
+    """Blocks by number. Called from the transports' threads; the caller owns the blocks."""
+
+    def __init__(self, layout: KVLayout) -> None:
+        self.num_layers = layout.num_layers
+        self.layer_bytes = layout.layer_bytes  # of one block
+        self.block_bytes = layout.block_bytes
+
+    @abstractmethod
+    def export(self, blocks: Sequence[int], layers: range) -> bytes | memoryview:
+        """Packed bytes of some layers of `blocks`."""
+
+    @abstractmethod
+    def export_into(self, blocks: Sequence[int], layers: range, out: memoryview) -> None:
+        """The same into `out`, which has exactly the room."""
+
+    @abstractmethod
+    def take(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
+        """Put packed bytes into `blocks`. ValueError when they don't fit."""
+
+
+class KVPages(Pages):
+    """The blocks of a KV store."""
+
+    def __init__(self, kv: KVStore) -> None:
+        super().__init__(kv.layout)
+        self._kv = kv
+
+    def export(self, blocks: Sequence[int], layers: range) -> bytes | memoryview:
+        return self._kv.export_blocks(blocks, layers)
+
+    def export_into(self, blocks: Sequence[int], layers: range, out: memoryview) -> None:
+        self._kv.export_into(blocks, layers, out)
+
+    def take(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
+        self._kv.import_blocks(blocks, layers, data)
+
+
+class PatternPages(Pages):
+    """Bytes that follow from block and layer: a probe's pages, of which none is stored."""
+
+    def _page(self, layer: int, block: int) -> bytes:
+        word = struct.pack("<QQ", xxhash.xxh3_64_intdigest(b"probe", block), layer)
+        return (word * (self.layer_bytes // len(word) + 1))[: self.layer_bytes]
+
+    def export(self, blocks: Sequence[int], layers: range) -> bytes:
+        return b"".join(self._page(layer, block) for layer in layers for block in blocks)
+
+    def export_into(self, blocks: Sequence[int], layers: range, out: memoryview) -> None:
+        out[:] = self.export(blocks, layers)
+
+    def take(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
+        if data != self.export(blocks, layers):
+            raise ValueError(f"the pattern of blocks {blocks[0]}… came out changed")
+
+
+def payload_checksum(blocks: Sequence[int], layers: range, payload: bytes | memoryview) -> int:
+    """Checksum of one write, to be summed modulo 2**64; `blocks` are D's."""
+    place = struct.pack(f"<{len(blocks) + 1}I", layers.start, *blocks)
+    return xxhash.xxh3_64_intdigest(payload, xxhash.xxh3_64_intdigest(place))

@@ -1,0 +1,157 @@
+"""One prompt that a prefill worker computes for a decode worker: chunks in, pages out."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from tandem_engine.handoff.errors import TransportError
+from tandem_engine.handoff.events import PushChunk, PushFailed
+from tandem_engine.handoff.pages import Pages, PatternPages
+from tandem_engine.handoff.transports.base import Outbound, PageWrite
+from tandem_wire.handoff import ChunkPushed, Commit, KVLayout, Prefill, PrefillFailed, Probe
+
+_MASK = (1 << 64) - 1
+_CODES = ("no_room", "too_long", "draining", "invalid", "transport", "internal")
+
+
+class PageCount:
+    """What an epoch's writes came to so far."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self.checksum = 0
+        self.seconds = 0.0
+
+
+class Pusher:
+    """Splits pages into writes of a good size and sums up what became of them."""
+
+    def __init__(self, outbound: Outbound, pages: Pages, write_bytes: int) -> None:
+        self._outbound = outbound
+        self._pages = pages
+        # Whole blocks when they are small, else layer groups of one block.
+        write_bytes = min(write_bytes, outbound.max_write_bytes)
+        self._num_blocks = max(1, write_bytes // pages.block_bytes)
+        self._num_layers = min(pages.num_layers, max(1, write_bytes // pages.layer_bytes))
+
+    async def push(
+        self, epoch: int, source: Sequence[int], target: Sequence[int], count: PageCount
+    ) -> None:
+        """Write `source` into D's `target`. Raises TransportError; other writes may go on then."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        step, layers = self._num_blocks, range(self._pages.num_layers)
+        groups = [layers[i : i + self._num_layers] for i in range(0, len(layers), self._num_layers)]
+        writes = [
+            self._outbound.write(
+                PageWrite(epoch, self._pages, source[i : i + step], target[i : i + step], group)
+            )
+            for i in range(0, len(source), step)
+            for group in groups
+        ]
+        for written in await asyncio.gather(*writes):
+            count.num_bytes += written.num_bytes
+            count.checksum = (count.checksum + written.checksum) & _MASK
+        count.seconds += loop.time() - started
+
+
+class Push:
+    """The life of one `Prefill` on P; `run` is its task, which the session cancels to drop it."""
+
+    def __init__(
+        self,
+        key: str,
+        request: Prefill,
+        pusher: Pusher,
+        page_size: int,
+        send: Callable[[msgspec.Struct], None],
+    ) -> None:
+        self.key = key
+        self.request = request
+        self.count = PageCount()
+        self._pusher = pusher
+        self._page_size = page_size
+        self._send = send
+        self._chunks: asyncio.Queue[PushChunk | PushFailed] = asyncio.Queue()
+
+    def feed(self, event: PushChunk | PushFailed) -> None:
+        """The core has computed more, or gives up."""
+        self._chunks.put_nowait(event)
+
+    async def run(self) -> None:
+        """Push until the commit (or the failure) is sent. Raises TransportError."""
+        while True:
+            event = await self._chunks.get()
+            if isinstance(event, PushFailed):
+                self.fail(event.code, event.message)
+                return
+            await self._push(event)
+            if event.last:
+                self._commit(event)
+                return
+            self._send(ChunkPushed(self.request.rid, self.request.epoch, event.end))
+
+    async def _push(self, chunk: PushChunk) -> None:
+        first = (chunk.start - self.request.num_skip_tokens) // self._page_size
+        target = self.request.blocks[first : first + len(chunk.blocks)]
+        if first < 0 or len(target) != len(chunk.blocks):
+            raise TransportError(f"{len(chunk.blocks)} blocks at token {chunk.start} don't fit")
+        await self._pusher.push(self.request.epoch, chunk.blocks, target, self.count)
+
+    def _commit(self, last: PushChunk) -> None:
+        self._send(
+            Commit(
+                rid=self.request.rid,
+                epoch=self.request.epoch,
+                num_tokens=last.end,
+                num_bytes=self.count.num_bytes,
+                checksum=self.count.checksum,
+                first_token=last.first_token,
+                first_logprobs=last.first_logprobs,
+                num_cached_tokens=last.num_cached_tokens,
+                prefill_seconds=last.prefill_seconds,
+                transfer_seconds=self.count.seconds,
+            )
+        )
+
+    def fail(self, code: str, message: str) -> None:
+        """Tell D that this epoch will not be delivered."""
+        self._send(refusal(self.request, code, message))
+
+
+def refusal(request: Prefill | Probe, code: str, message: str) -> PrefillFailed:
+    """The frame that says why a request is not delivered; unknown codes become `internal`."""
+    known = code if code in _CODES else "internal"
+    fields = {
+        "rid": request.rid if isinstance(request, Prefill) else "",
+        "epoch": request.epoch,
+        "code": known,
+        "message": message,
+    }
+    return msgspec.convert(fields | {"type": "prefill_failed"}, PrefillFailed)
+
+
+async def push_pattern(
+    request: Probe,
+    outbound: Outbound,
+    layout: KVLayout,
+    write_bytes: int,
+    send: Callable[[msgspec.Struct], None],
+) -> None:
+    """Answer a probe: pattern pages through the same writes, then the commit."""
+    count = PageCount()
+    blocks = range(request.num_blocks)
+    pusher = Pusher(outbound, PatternPages(layout), write_bytes)
+    await pusher.push(request.epoch, blocks, blocks, count)
+    send(
+        Commit(
+            rid="",
+            epoch=request.epoch,
+            num_tokens=0,
+            num_bytes=count.num_bytes,
+            checksum=count.checksum,
+            first_token=-1,
+            transfer_seconds=count.seconds,
+        )
+    )

@@ -1,0 +1,219 @@
+"""The hand-off of one worker: a thread with its own loop beside the core's."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from tandem_engine.frames import ProbeRequest
+from tandem_engine.handoff.counters import Counters
+from tandem_engine.handoff.decode.side import DecodeSide
+from tandem_engine.handoff.errors import HandoffUnavailable
+from tandem_engine.handoff.events import (
+    FetchCancelled,
+    FetchDone,
+    FetchFailed,
+    FetchRequest,
+    PrefillArrived,
+    PrefillDropped,
+    PushChunk,
+    PushDone,
+    PushFailed,
+    ToCore,
+    ToHandoff,
+)
+from tandem_engine.handoff.prefill.side import PrefillSide
+from tandem_engine.handoff.settings import BUILT_IN, HandoffSettings
+from tandem_engine.step import KVStore
+
+if TYPE_CHECKING:
+    from tandem_engine.config import WorkerConfig
+
+log = logging.getLogger(__name__)
+
+
+class HandoffService:
+    """Implements `events.Handoff`. Made by `start_handoff`.
+
+    The core's calls only touch a deque; everything else happens in the thread. The thread itself
+    does the talking: pages are moved by the transports' own threads.
+    """
+
+    def __init__(self, settings: HandoffSettings, kv: KVStore, compatibility_hash: str) -> None:
+        if settings.transfer not in ("auto", *BUILT_IN):
+            raise HandoffUnavailable(
+                f"the transport {settings.transfer} is not built in; use Auto, Shm or Tcp"
+            )
+        if settings.transfer == "shm" and not settings.shm_dir:
+            raise HandoffUnavailable(
+                "--transfer Shm needs TANDEM_SHM_DIR, a directory that "
+                "the workers of one node share"
+            )
+        self._settings = settings
+        self._kv = kv
+        self._compatibility_hash = compatibility_hash
+        self._inbox: deque[ToHandoff] = deque()
+        self._outbox: deque[ToCore] = deque()
+        self._wake: threading.Event | None = None
+        self._counters = Counters()
+        self._gauges: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._num_leases = 0
+        self._started = threading.Event()
+        self._failure: Exception | None = None
+        self._loop = uvloop.new_event_loop()
+        self._stop = asyncio.Event()
+        self._prefill: PrefillSide
+        self._decode: DecodeSide
+        self.bootstrap_port = 0
+        self._thread = threading.Thread(target=self._main, name="kv-handoff", daemon=True)
+        self._thread.start()
+        self._started.wait()
+        if self._failure is not None:
+            self._thread.join()
+            raise self._failure
+
+    # --- called by the core -----------------------------------------------------------------------
+
+    def post(self, event: ToHandoff) -> None:
+        """Give the hand-off something to do."""
+        if isinstance(event, FetchRequest):
+            self._kv.reserve(event.blocks)
+            self._count_lease(1)
+        self._inbox.append(event)
+        self._call(self._take_inbox)
+
+    def poll(self) -> list[ToCore]:
+        """Everything that happened since the last call. Raises what the thread died of."""
+        if self._failure is not None:
+            raise self._failure
+        events: list[ToCore] = []
+        while self._outbox:
+            events.append(self._outbox.popleft())
+        return events
+
+    def wake_on_event(self, wake: threading.Event) -> None:
+        """`wake.set()` is called whenever `poll` has something new."""
+        self._wake = wake
+        if self._outbox:
+            wake.set()
+
+    def num_leases(self) -> int:
+        """Fetches and pushes that are not finished; a drain waits for zero."""
+        return self._num_leases
+
+    def counters(self) -> dict[str, float]:
+        """Totals since the start, by metric name."""
+        stale = float(self._decode.num_stale_writes())
+        return self._counters.totals() | {"kv_stale_writes_total": stale}
+
+    def gauges(self) -> dict[str, float]:
+        """Open sessions by side and backend."""
+        return self._gauges
+
+    def set_draining(self, draining: bool) -> None:
+        """Refuse new `Prefill` messages while set; peers hear of it with the next beat."""
+        self._call(setattr, self._prefill, "draining", draining)
+
+    def close(self) -> None:
+        """Stop the thread; every open lease is reported as failed first."""
+        self._call(self._stop.set)
+        self._thread.join()
+
+    def _call(self, call: Callable[..., None], *args: object) -> None:
+        # After `close` there is nobody to do anything, and nothing left to be done.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(call, *args)
+
+    # --- the thread -------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._serve())
+        except Exception as error:
+            self._failure = error
+            if self._started.is_set():
+                log.exception("the hand-off thread died")
+                if self._wake is not None:
+                    self._wake.set()
+        finally:
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
+            self._loop.close()
+            self._started.set()
+
+    async def _serve(self) -> None:
+        args = (self._settings, self._kv, self._compatibility_hash, self._report, self._counters)
+        self._prefill = PrefillSide(*args)
+        self._decode = DecodeSide(*args)
+        self.bootstrap_port = await self._prefill.open()
+        self._started.set()
+        tick = min(0.5, self._settings.heartbeat_seconds / 2)
+        try:
+            # Leases are swept at every tick, whether or not there is any work (TRT-LLM#12313).
+            while not self._stop.is_set():
+                await self._prefill.sweep(self._loop.time())
+                self._measure()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(tick):
+                        await self._stop.wait()
+        finally:
+            # Also when a bug ends the thread: peers hear of it at once.
+            self._take_inbox()
+            await self._decode.close()
+            await self._prefill.close()
+
+    def _measure(self) -> None:
+        sides = (
+            ("prefill", self._prefill.sessions_by_transport()),
+            ("decode", self._decode.sessions_by_transport()),
+        )
+        self._gauges = {
+            f'kv_sessions{{backend="{name}",side="{side}"}}': float(number)
+            for side, sessions in sides
+            for name, number in sessions.items()
+        }
+
+    def _take_inbox(self) -> None:
+        while self._inbox:
+            event = self._inbox.popleft()
+            match event:
+                case FetchRequest():
+                    self._decode.fetch(event)
+                case FetchCancelled():
+                    self._decode.cancel(event.rid)
+                case PushChunk() | PushFailed():
+                    self._prefill.feed(event)
+                case ProbeRequest():
+                    self._decode.probe(event)
+
+    def _report(self, event: ToCore) -> None:
+        if isinstance(event, PrefillArrived):
+            self._count_lease(1)
+        elif isinstance(event, FetchDone | FetchFailed | PushDone | PrefillDropped):
+            self._count_lease(-1)
+        self._outbox.append(event)
+        if self._wake is not None:
+            self._wake.set()
+
+    def _count_lease(self, change: int) -> None:
+        with self._lock:
+            self._num_leases += change
+
+
+def start_handoff(
+    config: "WorkerConfig | HandoffSettings", kv: KVStore, compatibility_hash: str
+) -> HandoffService:
+    """Open the bootstrap port and start the hand-off's thread.
+
+    Raises `HandoffUnavailable` when the port is taken or the transport can't be had.
+    """
+    settings = (
+        config if isinstance(config, HandoffSettings) else HandoffSettings.from_worker(config)
+    )
+    return HandoffService(settings, kv, compatibility_hash)

@@ -1,0 +1,171 @@
+"""A hand-off with a scripted core: computes nothing, sends the pages of a random store."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tandem_engine.handoff.bytes_store import BytesKVStore
+from tandem_engine.handoff.events import (
+    FetchDone,
+    FetchFailed,
+    FetchRequest,
+    PrefillArrived,
+    PushChunk,
+    ToCore,
+)
+from tandem_engine.handoff.service import HandoffService, start_handoff
+from tandem_engine.handoff.settings import HandoffSettings
+from tandem_wire.handoff import KVLayout, Prefill
+from tandem_wire.messages import PrefillPeer, SamplingParams
+
+E = TypeVar("E")
+PAGE = 4
+LAYOUT = KVLayout(
+    num_layers=3, num_kv_heads=2, head_dim=8, page_size=PAGE, dtype="uint8", itemsize=1
+)
+LATENTS = KVLayout(
+    num_layers=3, num_kv_heads=1, head_dim=20, page_size=PAGE, dtype="uint8", itemsize=1,
+    num_planes=1,
+)  # fmt: skip
+FAST = HandoffSettings(
+    worker_id="w",
+    boot_id="b",
+    host="127.0.0.1",
+    heartbeat_seconds=1.0,
+    lease_seconds=20.0,
+    stall_seconds=20.0,
+    dial_seconds=10.0,
+    blacklist_seconds=0.5,
+    write_bytes=2 * LAYOUT.block_bytes,
+    shm_ring_bytes=8 * LAYOUT.block_bytes,
+)
+DEADLINE = 20.0
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Poll until the condition holds."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+class Worker:
+    """One side: a store with random bytes, the service, and what it reported."""
+
+    def __init__(self, name: str, hash_: str = "h", layout: KVLayout = LAYOUT, **changes: Any):
+        self.kv = BytesKVStore(layout, 64)
+        self.kv.data[:] = np.random.default_rng(abs(hash(name)) % 2**32).integers(
+            0, 256, self.kv.data.shape
+        )
+        self.name = name
+        self.wake = threading.Event()
+        self.handoff: HandoffService = start_handoff(
+            replace(FAST, worker_id=name, **changes), self.kv, hash_
+        )
+        self.handoff.wake_on_event(self.wake)
+        self.seen: list[ToCore] = []
+        self.num_tried = 0
+
+    @property
+    def peer(self) -> PrefillPeer:
+        return PrefillPeer(self.name, "127.0.0.1", self.handoff.bootstrap_port)
+
+    def wait(self, kind: type[E], where: Callable[[E], bool] = lambda _: True) -> E:
+        """The first reported event of `kind`; it is taken out of `seen`."""
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            self.seen += self.handoff.poll()
+            for event in self.seen:
+                if isinstance(event, kind) and where(event):
+                    self.seen.remove(event)  # type: ignore[arg-type]
+                    return event
+            left = deadline - time.monotonic()
+            assert left > 0, f"no {kind.__name__}; saw {self.seen}"
+            self.wake.wait(left)
+            self.wake.clear()
+
+    def fetch(
+        self, rid: str, peers: list["Worker"], num_tokens: int = 10, skip: int = 0
+    ) -> Prefill:
+        """Ask for KV into blocks 10, 11, ..."""
+        num_blocks = -(-(num_tokens - skip) // PAGE)
+        request = FetchRequest(
+            rid=rid,
+            tokens=tuple(range(num_tokens)),
+            num_prompt_tokens=num_tokens,
+            num_skip_tokens=skip,
+            blocks=tuple(range(10, 10 + num_blocks)),
+            params=SamplingParams(max_tokens=4),
+            peers=tuple(worker.peer for worker in peers),
+        )
+        self.handoff.post(request)
+        return Prefill(
+            rid=rid,
+            epoch=0,
+            tokens=list(request.tokens),
+            num_prompt_tokens=num_tokens,
+            num_skip_tokens=skip,
+            blocks=list(request.blocks),
+            params=request.params,
+        )
+
+    def arrived(self) -> PrefillArrived:
+        return self.wait(PrefillArrived)
+
+    def push(self, arrived: PrefillArrived, *, chunks: int = 2, finish: bool = True) -> list[int]:
+        """Send blocks 30, 31, ... in `chunks` chunks; without `finish` the last stays away."""
+        request = arrived.request
+        count = len(request.blocks)
+        blocks = list(range(30, 30 + count))
+        step = -(-count // chunks)
+        for first in range(0, count, step):
+            last = first + step >= count
+            start = request.num_skip_tokens + first * PAGE
+            end = len(request.tokens) if last else start + step * PAGE
+            if last and not finish:
+                break
+            self.handoff.post(
+                PushChunk(
+                    arrived.key,
+                    start,
+                    end,
+                    tuple(blocks[first : first + step]),
+                    last=last,
+                    first_token=77 if last else -1,
+                )
+            )
+        return blocks
+
+    def outcome(self, rid: str) -> FetchDone | FetchFailed:
+        return self.wait(FetchDone | FetchFailed, lambda event: event.rid == rid)  # type: ignore[return-value]
+
+    def takes(self, p: "Worker") -> bool:
+        """Whether a fetch from `p` succeeds now."""
+        self.num_tried += 1
+        rid = f"takes-{self.num_tried}"
+        self.fetch(rid, [p])
+        end = time.monotonic() + DEADLINE
+        while time.monotonic() < end:
+            for event in p.handoff.poll():
+                if isinstance(event, PrefillArrived):
+                    p.push(event)
+            for outcome in self.handoff.poll():
+                if isinstance(outcome, FetchDone | FetchFailed) and outcome.rid == rid:
+                    return isinstance(outcome, FetchDone)
+            self.wake.wait(0.01)
+        raise AssertionError("no outcome")
+
+    def close(self) -> None:
+        self.handoff.close()
+
+
+def make(stack: ExitStack, name: str, **changes: object) -> Worker:
+    worker = Worker(name, **changes)  # type: ignore[arg-type]
+    stack.callback(worker.close)
+    return worker

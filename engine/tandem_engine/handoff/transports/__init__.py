@@ -1,0 +1,1 @@
+"""How pages get from one worker to another."""

@@ -1,0 +1,79 @@
+"""Where the pages of one attempt land on the decode side, and what has landed."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+
+from tandem_engine.handoff.pages import Pages, payload_checksum
+
+_MASK = (1 << 64) - 1
+
+
+class Landing:
+    """The destination blocks of one (request, epoch).
+
+    Transport threads call `write`; the loop calls `fence`. The blocks belong to the attempt until
+    `fence` has returned: from then on no byte of it is written any more, however late it comes.
+    Counts are read on the loop.
+    """
+
+    def __init__(
+        self,
+        pages: Pages,
+        blocks: Sequence[int],
+        *,
+        checksum: bool,
+        on_progress: Callable[[], None],
+    ) -> None:
+        self._pages = pages
+        self._blocks = frozenset(blocks)
+        self._with_checksum = checksum
+        self._on_progress = on_progress
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._num_writing = 0
+        self._fenced = False
+        self._quiet: asyncio.Future[None] = self._loop.create_future()
+        self.num_bytes = 0
+        self.checksum = 0
+        self.error = ""
+
+    def write(self, blocks: Sequence[int], layers: range, payload: memoryview) -> bool:
+        """Put one write's bytes into place; False when this attempt is over (nothing written)."""
+        with self._lock:
+            if self._fenced:
+                return False
+            self._num_writing += 1
+        error, checksum = "", 0
+        try:
+            if not self._blocks.issuperset(blocks):
+                raise ValueError("the peer wrote to blocks that are not of this request")
+            if layers.stop > self._pages.num_layers:
+                raise ValueError(f"the peer wrote to layers up to {layers.stop}")
+            if self._with_checksum:
+                checksum = payload_checksum(blocks, layers, payload)
+            self._pages.take(blocks, layers, payload)
+        except ValueError as refused:
+            error = str(refused)
+        finally:
+            with self._lock:
+                self._num_writing -= 1
+                self.num_bytes += len(payload)
+                self.checksum = (self.checksum + checksum) & _MASK
+                self.error = self.error or error
+                last = self._fenced and self._num_writing == 0
+            self._loop.call_soon_threadsafe(self._wrote, last)
+        return True
+
+    def _wrote(self, last: bool) -> None:
+        if last and not self._quiet.done():
+            self._quiet.set_result(None)
+        self._on_progress()
+
+    async def fence(self) -> None:
+        """Refuse every further write and wait for those that are being made."""
+        with self._lock:
+            self._fenced = True
+            writing = self._num_writing > 0
+        if writing:
+            await asyncio.shield(self._quiet)

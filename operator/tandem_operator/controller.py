@@ -9,6 +9,7 @@ from tandem_operator.clients.cluster import Cluster
 from tandem_operator.errors import ConflictError, MissingError, OperatorError
 from tandem_operator.execute.executor import Executor
 from tandem_operator.facts.worker import ProbeResult
+from tandem_operator.names.objects import INFERENCE_SERVICE
 from tandem_operator.observe.observer import Observer
 from tandem_operator.plan import reconcile
 from tandem_operator.runtime.metrics import Metrics
@@ -79,7 +80,7 @@ class Controller:
 
     async def _exists(self, key: Key) -> bool:
         try:
-            await self._cluster.get("InferenceService", key[1], key[0])
+            await self._cluster.get(INFERENCE_SERVICE, key[1], key[0])
         except MissingError:
             return False
         return True
@@ -89,7 +90,7 @@ async def resync(cluster: Cluster, queue: WorkQueue, namespaces: tuple[str, ...]
     """Trigger every service, which heals missed events. Returns how many there are."""
     number = 0
     for namespace in namespaces or (None,):
-        for service in await cluster.list("InferenceService", namespace):
+        for service in await cluster.list(INFERENCE_SERVICE, namespace):
             meta = service["metadata"]
             queue.trigger(key_of(meta["namespace"], meta["name"]))
             number += 1

@@ -20,6 +20,7 @@ from tandem_operator.errors import ClusterError, LeadershipLost
 from tandem_operator.execute.events import Events
 from tandem_operator.execute.executor import Executor
 from tandem_operator.facts.observed import Images
+from tandem_operator.names.objects import AUTOSCALING_POLICY, INFERENCE_SERVICE, WORKER_POOL
 from tandem_operator.observe.observer import Observer
 from tandem_operator.runtime.health import HealthServer
 from tandem_operator.runtime.leader import Leader
@@ -117,7 +118,7 @@ async def _lead(
 
 async def _kinds_served(config: Config, cluster: Cluster) -> None:
     """Return when the API server serves our kinds: kopf looks for them only once."""
-    for kind in ("InferenceService", "WorkerPool", "AutoscalingPolicy"):
+    for kind in (INFERENCE_SERVICE, WORKER_POOL, AUTOSCALING_POLICY):
         while True:
             try:
                 for namespace in config.namespaces or (None,):

@@ -22,6 +22,7 @@ from tandem_operator.names.objects import (
     INFERENCE_SERVICE,
     WORKER_POOL,
 )
+from tandem_operator.names.worker import ACTION_PROBE
 from tandem_operator.plan import Deletion, EngineCall, Plan, PodMark
 from tandem_operator.plan.steps import PolicyTargets
 
@@ -63,9 +64,9 @@ class Executor:
         await self._all((self._create(pod) for pod in plan.create), errors)
         await self._all((self._mark(mark, observed) for mark in plan.mark), errors)
         for call in plan.engine_calls:
-            if call.action == "probe":
+            if call.action == ACTION_PROBE:
                 probe = await self._probe(call)
-        calls = [call for call in plan.engine_calls if call.action != "probe"]
+        calls = [call for call in plan.engine_calls if call.action != ACTION_PROBE]
         await self._all((self._call(call) for call in calls), errors)
         await self._all((self._delete(item, observed) for item in plan.delete), errors)
         await self._try(self._status(plan, observed), errors)

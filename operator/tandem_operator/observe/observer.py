@@ -16,7 +16,7 @@ from tandem_operator.facts.observed import Images, NodeView, Observed, PoolView,
 from tandem_operator.facts.scaling import ScalingMemory
 from tandem_operator.facts.worker import PodFailure, ProbeResult, WorkerPod
 from tandem_operator.names.labels import LABEL_SERVICE
-from tandem_operator.names.objects import FINALIZER, router_name
+from tandem_operator.names.objects import FINALIZER, INFERENCE_SERVICE, WORKER_POOL, router_name
 from tandem_operator.names.pods import ENGINE_CONTAINER
 from tandem_operator.observe.objects import (
     read_node,
@@ -61,9 +61,9 @@ class Observer:
         `probe` is the last one, `last_error` what went wrong in the last pass.
         """
         raw, pods, pools, router = await asyncio.gather(
-            self._cluster.get("InferenceService", name, namespace),
+            self._cluster.get(INFERENCE_SERVICE, name, namespace),
             self._cluster.list("Pod", namespace, f"{LABEL_SERVICE}={name}"),
-            self._cluster.list("WorkerPool", namespace, f"{LABEL_SERVICE}={name}"),
+            self._cluster.list(WORKER_POOL, namespace, f"{LABEL_SERVICE}={name}"),
             self._router(namespace, name),
         )
         meta = raw["metadata"]

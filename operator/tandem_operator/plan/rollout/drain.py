@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 
 from tandem_operator.facts.worker import WorkerPod
 from tandem_operator.names.annotations import ANNOTATION_DRAINING, ANNOTATION_MOVING
+from tandem_operator.names.worker import ACTION_DRAIN, ACTION_UNDRAIN
 from tandem_operator.pair import Role
 from tandem_operator.plan.steps import Deletion, EngineCall, PodMark
 
@@ -61,7 +62,7 @@ def continue_drain(pod: WorkerPod, now: datetime, drain_seconds: int, *, move: b
 def cancel_drain(pod: WorkerPod) -> DrainStep:
     """Take a marked worker back, because the pool has to grow again."""
     removed: dict[str, str | None] = {ANNOTATION_DRAINING: None, ANNOTATION_MOVING: None}
-    call = EngineCall("undrain", pod.name, pod.ip, pod.admin_token)
+    call = EngineCall(ACTION_UNDRAIN, pod.name, pod.ip, pod.admin_token)
     return DrainStep(PodMark(pod.name, pod.uid, removed), call)
 
 
@@ -87,4 +88,4 @@ def can_move(pod: WorkerPod, pods: tuple[WorkerPod, ...]) -> bool:
 
 
 def _call(pod: WorkerPod, *, move: bool) -> EngineCall:
-    return EngineCall("drain", pod.name, pod.ip, pod.admin_token, {"move_streams": move})
+    return EngineCall(ACTION_DRAIN, pod.name, pod.ip, pod.admin_token, {"move_streams": move})

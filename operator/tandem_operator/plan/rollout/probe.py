@@ -7,6 +7,7 @@ from tandem_operator.api.conditions import ConditionType, condition_of
 from tandem_operator.api.kv_transfer import VerifyMode
 from tandem_operator.facts.observed import Observed
 from tandem_operator.facts.worker import WorkerPod
+from tandem_operator.names.worker import ACTION_PROBE
 from tandem_operator.pair import Pair, Role
 from tandem_operator.plan.steps import EngineCall
 
@@ -30,7 +31,7 @@ def plan_probe(
         return None
     body = {"host": prefill.ip, "port": prefill.bootstrap_port, "num_blocks": PROBE_BLOCKS}
     return EngineCall(
-        "probe", decode.name, decode.ip, decode.admin_token, body, prefill.name, revision
+        ACTION_PROBE, decode.name, decode.ip, decode.admin_token, body, prefill.name, revision
     )
 
 

@@ -132,8 +132,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 def client(worker_url: str, router_url: str = "http://127.0.0.1:1") -> WorkerClient:
-    ports = (urlsplit(url).port or 0 for url in (worker_url, router_url))
-    return WorkerClient(*ports)
+    return WorkerClient(urlsplit(worker_url).port or 0, urlsplit(router_url).port or 0)
 
 
 async def test_the_client_reads_a_worker_and_a_router(fleet: Fleet) -> None:

@@ -121,6 +121,9 @@ async def test_a_service_becomes_everything_that_serves_it(bench: Bench) -> None
     assert bench.service["metadata"]["finalizers"] == ["tandem.dev/finalizer"]
     assert condition(bench, "Ready")["status"] == "True"
     assert bench.workers.calls == ["probe"]
+    names = {name for kind, _, name in bench.cluster.objects if kind == "Pod"}
+    moved = condition(bench, "TransportVerified")["message"]
+    assert sum(name in moved for name in names) == 2, "the probe names both of its workers"
     assert kinds["Event"] >= 4
 
 
@@ -243,7 +246,9 @@ async def test_resync_triggers_every_service(bench: Bench) -> None:
     await queue.close()
 
 
-async def test_nodes_that_may_not_be_read_are_unknown(bench: Bench) -> None:
+async def test_nodes_that_may_not_be_read_are_unknown(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench.put_service(rdma={"mode": "Auto"})
 
     async def forbidden(kind: str, *args: Any) -> list[dict[str, Any]]:
@@ -251,6 +256,6 @@ async def test_nodes_that_may_not_be_read_are_unknown(bench: Bench) -> None:
             raise ClusterError(403, "forbidden")
         return await MemoryCluster.list(bench.cluster, kind, *args)
 
-    bench.cluster.list = forbidden  # type: ignore[method-assign]
+    monkeypatch.setattr(bench.cluster, "list", forbidden)
     await bench.settle()
     assert "can't read nodes" in condition(bench, "Degraded")["message"]

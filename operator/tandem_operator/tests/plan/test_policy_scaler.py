@@ -193,7 +193,7 @@ async def test_standing_advice_to_shrink_is_given_once(bench: Bench) -> None:
     bench.signals = Signals(age_seconds=0.0)
     policy = {**POLICY, "mode": "Advisory", "scaleIn": {"hold": "Fixed", "minHoldSeconds": 5}}
     facts = observe({"inline": policy})
-    told = []
+    told: list[ScalingDecision] = []
     for _ in range(6):
         decision = await bench.decide(facts)
         told += decision.entries

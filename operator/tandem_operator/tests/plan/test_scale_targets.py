@@ -10,15 +10,13 @@ from tandem_operator.plan.scale.targets import PoolTarget, plan_targets
 from tandem_operator.tests.facts import Fleet, make_observed, make_spec
 
 
-def observed(
-    prefill: tuple[int, int], decode: tuple[int, int], last: Pair[int], **changes: object
-) -> Observed:
+def observed(prefill: tuple[int, int], decode: tuple[int, int], last: Pair[int]) -> Observed:
     """Pools as (replicas, spec_replicas)."""
     pools = Pair(
         PoolView("p", "1", *prefill, desired=last.prefill),
         PoolView("d", "2", *decode, desired=last.decode),
     )
-    return make_observed(pools=pools, **changes)
+    return make_observed(pools=pools)
 
 
 def desired(targets: Pair[PoolTarget]) -> Pair[int]:

@@ -13,7 +13,7 @@ def queued_prompt_tokens(scheduler: Scheduler) -> int:
     Requests that will ask a prefill worker don't count here: their prompts are that worker's work.
     """
     limits = scheduler.limits
-    tokens = sum(request.num_uncomputed for request in scheduler.prefilling)
+    tokens = sum(request.num_uncomputed for request in scheduler.running.prefilling)
     for request in scheduler.waiting:
         num_tokens = len(request.tokens)
         if not request.may_fetch or num_tokens <= limits.local_prefill_tokens:
@@ -49,8 +49,8 @@ def build_stats(scheduler: Scheduler, handoff: Handoff, *, draining: bool) -> Co
     gauges: dict[str, float] = {
         "queue_length": len(scheduler.waiting) - waiting_remote,
         "remote_queue_length": waiting_remote,
-        "prefilling": len(scheduler.prefilling),
-        "decoding": len(scheduler.decoding),
+        "prefilling": len(scheduler.running.prefilling),
+        "decoding": len(scheduler.running.decoding),
         "fetching": transfers.num_fetching,
         "pushing": transfers.num_pushing,
         "leases": num_leases,

@@ -9,10 +9,10 @@ from tandem_engine.handoff.events import (
     PushChunk,
     PushFailed,
 )
+from tandem_engine.scheduler.blocks import RequestBlocks
 from tandem_engine.scheduler.limits import Limits
 from tandem_engine.scheduler.meter import Meter
 from tandem_engine.scheduler.outbox import Outbox
-from tandem_engine.scheduler.placement import Placement
 from tandem_engine.scheduler.request import Kind, Request, State
 from tandem_engine.step import SampledToken
 
@@ -25,9 +25,9 @@ class Transfers:
     push to `PushDone` or `PrefillDropped`.
     """
 
-    def __init__(self, limits: Limits, placement: Placement, outbox: Outbox, meter: Meter) -> None:
+    def __init__(self, limits: Limits, blocks: RequestBlocks, outbox: Outbox, meter: Meter) -> None:
         self._limits = limits
-        self._placement = placement
+        self._blocks = blocks
         self._outbox = outbox
         self._meter = meter
         self._fetching: dict[str, Request] = {}
@@ -107,7 +107,7 @@ class Transfers:
         """
         abandoned = self._abandoned.pop(event.rid, None)
         if abandoned is not None:
-            self._placement.release(abandoned)
+            self._blocks.release(abandoned)
             abandoned.state = State.DONE
             return None
         request = self._fetching.pop(event.rid, None)
@@ -119,7 +119,7 @@ class Transfers:
             self._meter.count("transfer_failures_total")
             return request
         request.num_computed = len(request.tokens)
-        self._placement.register(request)
+        self._blocks.register(request)
         request.prefill_worker = event.worker_id
         request.kv_bytes = event.num_bytes
         cached = max(request.num_cached_tokens, event.num_cached_tokens)

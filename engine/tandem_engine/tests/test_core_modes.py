@@ -191,7 +191,7 @@ def test_role_decides_who_goes_first(role: str, first: str) -> None:
     fleet["d"].submit("remote", prompt(64, start=6), peers=("p",))
     fleet["d"].step()
     fleet["p"].step()
-    prefilling = fleet["p"].core.scheduler.prefilling
+    prefilling = fleet["p"].core.scheduler.running.prefilling
     done = "remote" if posted(fleet, "p", PushChunk) else "local"
     assert (done == first) or prefilling
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from tandem_engine.frames import RoutedSubmit
 from tandem_engine.handoff.events import PrefillArrived
-from tandem_engine.scheduler.request import Kind, Request
+from tandem_engine.scheduler.request import Fetch, Kind, Push, Request
 from tandem_engine.scheduler.scheduler import Scheduler
 from tandem_wire.hashing import salt_hash
 from tandem_wire.messages import RefusalCode, Refused
@@ -51,7 +51,6 @@ class Intake:
         scheduler.add(
             Request(
                 submit.rid,
-                Kind.ROUTED,
                 tokens=list(submit.tokens),
                 num_prompt_tokens=submit.num_prompt_tokens,
                 params=submit.params,
@@ -60,9 +59,8 @@ class Intake:
                 arrival_time=now,
                 priority=submit.priority,
                 router=routed.router,
-                peers=tuple(submit.prefill),
-                cache_salt=submit.cache_salt,
                 deadline=deadline,
+                fetch=Fetch(tuple(submit.prefill), submit.cache_salt) if submit.prefill else None,
             )
         )
 
@@ -80,21 +78,20 @@ class Intake:
             scheduler.transfers.refuse(arrived.key, *refusal)
             return
         scheduler.meter.count("remote_prefills_total")
-        request = Request(
-            arrived.key,
-            Kind.REMOTE,
-            tokens=list(prefill.tokens),
-            num_prompt_tokens=prefill.num_prompt_tokens,
-            params=prefill.params,
-            salt=self._salt(prefill.cache_salt),
-            arrival=next(self._arrivals),
-            arrival_time=now,
-            priority=prefill.priority,
-            cache_salt=prefill.cache_salt,
-            deadline=now + REMOTE_PATIENCE_LEASES * self._limits.lease_seconds,
+        scheduler.add(
+            Request(
+                arrived.key,
+                tokens=list(prefill.tokens),
+                num_prompt_tokens=prefill.num_prompt_tokens,
+                params=prefill.params,
+                salt=self._salt(prefill.cache_salt),
+                arrival=next(self._arrivals),
+                arrival_time=now,
+                priority=prefill.priority,
+                deadline=now + REMOTE_PATIENCE_LEASES * self._limits.lease_seconds,
+                push=Push(prefill.num_skip_tokens),
+            )
         )
-        request.num_pushed = prefill.num_skip_tokens
-        scheduler.add(request)
 
     def _salt(self, cache_salt: str) -> int:
         salt = self._salts.get(cache_salt)

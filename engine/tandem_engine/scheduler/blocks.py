@@ -100,4 +100,4 @@ class RequestBlocks:
         request.holding = None
         request.num_computed = 0
         request.num_registered = 0
-        request.decode_items = []
+        request.drop_items()

@@ -1,14 +1,11 @@
 """What the scheduler has to say: to routers, and to the hand-off."""
 
 from collections import deque
-from typing import Literal
 
 from tandem_engine.frames import CoreRefused, CoreStep, RoutedItems
 from tandem_engine.handoff.events import ToHandoff
-from tandem_engine.scheduler.request import Request
-from tandem_wire.messages import FinishReason, Refused, StepItem, TokenLogprobs
-
-Finish = FinishReason | Literal[""]
+from tandem_engine.scheduler.request import Finish, Request
+from tandem_wire.messages import Refused, StepItem, TokenLogprobs
 
 
 class Outbox:
@@ -32,14 +29,15 @@ class Outbox:
             item = StepItem(request.key, [token], finish, chosen)
         else:
             request.first_token_sent = True
+            fetch = request.fetch
             item = StepItem(
                 request.key,
                 [token],
                 finish,
                 chosen,
                 request.num_cached_tokens,
-                request.prefill_worker,
-                request.kv_bytes,
+                fetch.worker_id if fetch is not None else "",
+                fetch.num_bytes if fetch is not None else 0,
             )
         self.item(request.router, item)
 

@@ -9,10 +9,10 @@ from tandem_engine.scheduler.admission import Admission
 from tandem_engine.scheduler.blocks import RequestBlocks
 from tandem_engine.scheduler.limits import Limits
 from tandem_engine.scheduler.meter import Meter
-from tandem_engine.scheduler.outbox import Finish, Outbox
+from tandem_engine.scheduler.outbox import Outbox
 from tandem_engine.scheduler.preemption import Preemption
 from tandem_engine.scheduler.queues import Running, WaitingQueue
-from tandem_engine.scheduler.request import Kind, Request, State
+from tandem_engine.scheduler.request import Finish, Kind, Request, State
 from tandem_engine.scheduler.transfers import Transfers
 from tandem_engine.step import Batch, SampledToken, has_penalties
 from tandem_wire.messages import Role, StepItem, TokenLogprobs

@@ -13,7 +13,7 @@ from tandem_engine.scheduler.blocks import RequestBlocks
 from tandem_engine.scheduler.limits import Limits
 from tandem_engine.scheduler.meter import Meter
 from tandem_engine.scheduler.outbox import Outbox
-from tandem_engine.scheduler.request import Kind, Request, State
+from tandem_engine.scheduler.request import Request, State
 from tandem_engine.step import SampledToken
 
 
@@ -61,20 +61,19 @@ class Transfers:
     # --- D: fetching ------------------------------------------------------------------------------
 
     def wants_fetch(self, request: Request, match: PrefixMatch) -> bool:
-        """Whether a prefill worker should compute what `match` (its full blocks) leaves over.
-
-        Only once per request: after a failure, or after a preemption, this worker prefills.
-        """
-        if not request.may_fetch or request.kind is not Kind.ROUTED:
+        """Whether a prefill worker should compute what `match` (its full blocks) leaves over."""
+        if not request.may_fetch:
             return False
         cached = len(match.blocks) * self._limits.page_size
         return len(request.tokens) - cached > self._limits.local_prefill_tokens
 
     def fetch(self, request: Request, now: float) -> None:
         """Lease the blocks of a placed request to the hand-off and have them filled."""
+        fetch = request.fetch
+        assert fetch is not None
         assert request.holding is not None
         request.state = State.FETCHING
-        request.may_fetch = False
+        fetch.asked = True
         request.holding.leased = True
         request.prefill_start = now
         self._fetching[request.key] = request
@@ -87,9 +86,9 @@ class Transfers:
                 num_skip_tokens=skip,
                 blocks=tuple(request.blocks[skip // self._limits.page_size :]),
                 params=request.params,
-                peers=request.peers,
+                peers=fetch.peers,
                 priority=request.priority,
-                cache_salt=request.cache_salt,
+                cache_salt=fetch.cache_salt,
             )
         )
 
@@ -113,6 +112,8 @@ class Transfers:
         request = self._fetching.pop(event.rid, None)
         if request is None:
             return None
+        fetch = request.fetch
+        assert fetch is not None
         assert request.holding is not None
         request.holding.leased = False
         if isinstance(event, FetchFailed):
@@ -120,8 +121,7 @@ class Transfers:
             return request
         request.num_computed = len(request.tokens)
         self._blocks.register(request)
-        request.prefill_worker = event.worker_id
-        request.kv_bytes = event.num_bytes
+        fetch.worker_id, fetch.num_bytes = event.worker_id, event.num_bytes
         cached = max(request.num_cached_tokens, event.num_cached_tokens)
         request.num_cached_tokens = min(cached, request.num_prompt_tokens)
         self._meter.count("transfers_total")
@@ -134,16 +134,16 @@ class Transfers:
 
     def push_ready(self, request: Request) -> None:
         """Push every full page that is computed (or was cached) and hasn't been pushed."""
-        page = self._limits.page_size
+        assert request.push is not None
+        page, start = self._limits.page_size, request.push.num_pushed
         end = min(request.num_computed, len(request.tokens) - 1) // page * page
-        if end > request.num_pushed:
-            self._outbox.handoff(
-                PushChunk(request.key, request.num_pushed, end, self._take(request, end))
-            )
+        if end > start:
+            self._outbox.handoff(PushChunk(request.key, start, end, self._take(request, end)))
 
     def push_last(self, request: Request, result: SampledToken, now: float) -> None:
         """Push the rest with the sampled token; the blocks stay pinned until `PushDone`."""
-        start, end = request.num_pushed, len(request.tokens)
+        assert request.push is not None
+        start, end = request.push.num_pushed, len(request.tokens)
         seconds = now - request.prefill_start
         self._meter.observe("remote_prefill_seconds", seconds)
         self._outbox.handoff(
@@ -163,10 +163,12 @@ class Transfers:
         self._pushing[request.key] = request
 
     def _take(self, request: Request, end: int) -> tuple[int, ...]:
+        """The blocks of the tokens up to `end` that haven't been pushed; they are from now on."""
+        assert request.push is not None
         assert request.holding is not None
-        page, start = self._limits.page_size, request.num_pushed
+        page, start = self._limits.page_size, request.push.num_pushed
         request.holding.leased = True
-        request.num_pushed = end
+        request.push.num_pushed = end
         return tuple(request.blocks[start // page : -(-end // page)])
 
     def refuse(self, key: str, code: str, message: str) -> None:

@@ -34,7 +34,9 @@ class Intake:
         refusal: tuple[RefusalCode, str] | None
         if self.draining:
             refusal = "draining", "this worker is draining"
-        elif scheduler.find(Kind.ROUTED, submit.rid) or scheduler.transfers.is_open(submit.rid):
+        elif scheduler.requests.find(Kind.ROUTED, submit.rid) or scheduler.transfers.is_open(
+            submit.rid
+        ):
             refusal = "invalid", f"rid {submit.rid!r} is in use; every attempt needs its own"
         else:
             refusal = self._limits.refusal(submit)
@@ -72,7 +74,7 @@ class Intake:
             refusal = "draining", "this worker is draining"
         elif refusal is None and scheduler.is_full:
             refusal = "no_room", f"{len(scheduler.waiting)} requests wait already"
-        elif refusal is None and scheduler.find(Kind.REMOTE, arrived.key):
+        elif refusal is None and scheduler.requests.find(Kind.REMOTE, arrived.key):
             refusal = "invalid", f"{arrived.key!r} is being computed already"
         if refusal is not None:
             scheduler.transfers.refuse(arrived.key, *refusal)

@@ -9,7 +9,7 @@ from tandem_engine.config import WorkerConfig
 from tandem_engine.errors import CorruptKVError
 from tandem_engine.mock.kv import MockKV
 from tandem_engine.mock.latency import MockProfile, parse_profile
-from tandem_engine.step import Batch, BatchItem, Runner, SampledToken
+from tandem_engine.step import Batch, BatchItem, Runner, SampledTokens
 from tandem_wire.messages import SamplingParams, TokenLogprobs
 
 BOS_TOKEN: Final = 256
@@ -87,7 +87,7 @@ class MockRunner(Runner):
         # rid -> (number of hashed tokens, hash after them, hash of the first token of that page)
         self._seen: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
 
-    def execute(self, batch: Batch) -> list[SampledToken | None]:
+    def execute(self, batch: Batch) -> list[SampledTokens | None]:
         """See `Runner`."""
         started = time.monotonic()
         for source, destination in batch.copies:
@@ -95,7 +95,7 @@ class MockRunner(Runner):
         decodes: list[int] = []
         chunks: list[tuple[int, int]] = []
         known = self._advance_known_decodes(batch.items)
-        results: list[SampledToken | None] = []
+        results: list[SampledTokens | None] = []
         for item in batch.items:
             state = known.get(item.rid)
             if state is None:
@@ -166,15 +166,15 @@ class MockRunner(Runner):
             self._seen.popitem(last=False)
         return hashes[-1]
 
-    def _sample(self, item: BatchItem, state: int) -> SampledToken:
+    def _sample(self, item: BatchItem, state: int) -> SampledTokens:
         params = item.params
         token = next_token(state, params, len(item.output_tokens), self.profile.eos)
         if params.logprobs is None:
-            return SampledToken(token)
+            return SampledTokens([token])
         others = [FIRST_PRINTABLE + (token + i) % NUM_PRINTABLE for i in range(1, params.logprobs)]
         ids = [token, *others][: params.logprobs]
         values = [-0.125 * (rank + 1) for rank in range(len(ids))]
-        return SampledToken(token, TokenLogprobs(-0.125, ids, values))
+        return SampledTokens([token], [TokenLogprobs(-0.125, ids, values)])
 
 
 def _prefix(item: BatchItem) -> list[int]:

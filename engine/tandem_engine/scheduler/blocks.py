@@ -9,9 +9,9 @@ from tandem_wire.hashing import block_hash, prefix_hashes
 class RequestBlocks:
     """Gives blocks to requests and takes them back.
 
-    The only writer of `Request.holding`, `hashes` and `num_registered`. The copies that it plans
-    must run before anything else in the next batch; until `finish_copies` it holds the blocks that
-    they read from.
+    The only writer of `Request.holding`, `blocks`, `hashes` and `num_registered`. The copies that
+    it plans must run before anything else in the next batch; until `finish_copies` it holds the
+    blocks that they read from.
     """
 
     def __init__(self, ledger: BlockLedger) -> None:
@@ -43,7 +43,7 @@ class RequestBlocks:
         """Hold blocks for all tokens of `request`; `missing` must have been 0 or less."""
         ledger, page = self._ledger, self.page_size
         holding = ledger.open()
-        request.holding = holding
+        request.holding, request.blocks = holding, holding.blocks
         for block in match.blocks:
             ledger.share(holding, block)
         if match.num_partial:
@@ -97,7 +97,7 @@ class RequestBlocks:
             tokens = tuple(request.tokens[full * page : request.num_computed])
             self._ledger.register(holding.blocks[full], Entry(parent, None, tokens))
         self._ledger.close(holding)
-        request.holding = None
+        request.holding, request.blocks = None, []
+        request.decode_item = request.spare_item = None  # they have the old block table
         request.num_computed = 0
         request.num_registered = 0
-        request.drop_items()

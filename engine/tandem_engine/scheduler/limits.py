@@ -22,6 +22,7 @@ class Limits:
     chunk_tokens: int
     local_prefill_tokens: int
     lease_seconds: float
+    step_tokens: int  # the most that one step gives a sequence
     vocab_size: int
     eos_token_ids: tuple[int, ...]
 
@@ -38,6 +39,7 @@ class Limits:
             chunk_tokens=config.chunk_tokens,
             local_prefill_tokens=config.local_prefill_tokens,
             lease_seconds=config.lease_seconds,
+            step_tokens=runner.step_tokens,
             vocab_size=runner.vocab_size,
             eos_token_ids=runner.eos_token_ids,
         )

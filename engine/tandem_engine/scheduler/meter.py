@@ -33,14 +33,14 @@ class Meter:
         return taken
 
     def record_step(
-        self, seconds: float, num_items: int, num_decodes: int, num_prompt: int
+        self, seconds: float, num_items: int, num_decoded: int, num_prompt: int
     ) -> None:
-        """One executed step: its duration, items, decodes among them, and prompt tokens."""
+        """One executed step: its duration, its items, their decoded and their prompt tokens."""
         self.observe("step_seconds", seconds)
         self.observe("step_batch_size", num_items)
         self.count("steps_total")
         self.count("prefill_tokens_total", num_prompt)
-        self.count("decode_tokens_total", num_decodes)
+        self.count("decode_tokens_total", num_decoded)
         if num_prompt == 0:
             self.step_seconds = _mean(self.step_seconds, seconds)
         elif num_prompt >= MIN_RATE_TOKENS and seconds > 0:

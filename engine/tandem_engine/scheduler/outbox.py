@@ -16,25 +16,24 @@ class Outbox:
         self._refused: list[CoreRefused] = []
         self._handoff: deque[ToHandoff] = deque()
 
-    def token(
+    def tokens(
         self,
         request: Request,
-        token: int,
+        tokens: list[int],
         finish: Finish,
-        logprobs: TokenLogprobs | None,
+        logprobs: list[TokenLogprobs] | None,
     ) -> None:
-        """One new token of a routed request, with its end if it is the last one."""
-        chosen = None if logprobs is None else [logprobs]
+        """New tokens of a routed request, with its end if the last one is its last."""
         if request.first_token_sent:
-            item = StepItem(request.key, [token], finish, chosen)
+            item = StepItem(request.key, tokens, finish, logprobs)
         else:
             request.first_token_sent = True
             fetch = request.fetch
             item = StepItem(
                 request.key,
-                [token],
+                tokens,
                 finish,
-                chosen,
+                logprobs,
                 request.num_cached_tokens,
                 fetch.worker_id if fetch is not None else "",
                 fetch.num_bytes if fetch is not None else 0,

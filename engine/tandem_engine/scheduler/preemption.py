@@ -1,6 +1,7 @@
 """Preemption: who gives up blocks when others need them more."""
 
 from tandem_engine.scheduler.blocks import RequestBlocks
+from tandem_engine.scheduler.limits import Limits
 from tandem_engine.scheduler.meter import Meter
 from tandem_engine.scheduler.queues import Running, WaitingQueue
 from tandem_engine.scheduler.request import Request, State
@@ -14,21 +15,31 @@ class Preemption:
     """
 
     def __init__(
-        self, running: Running, waiting: WaitingQueue, blocks: RequestBlocks, meter: Meter
+        self,
+        limits: Limits,
+        running: Running,
+        waiting: WaitingQueue,
+        blocks: RequestBlocks,
+        meter: Meter,
     ) -> None:
+        self._limits = limits
         self._running = running
         self._waiting = waiting
         self._blocks = blocks
         self._meter = meter
 
     def grow_decodes(self) -> None:
-        """Give every decode the block that its next token needs; preempt when none is left."""
-        page = self._blocks.page_size
-        growing = [r for r in self._running.decoding if len(r.blocks) * page <= r.num_computed]
+        """Give every decode the blocks that its next tokens need; preempt when none is left."""
+        page, ahead = self._limits.page_size, self._limits.step_tokens - 1
+        decodes = self._running.decoding
+        growing = [r for r in decodes if len(r.blocks) * page <= r.num_computed + ahead]
         growing.sort(key=_preemption_order)
         for request in growing:
-            while request.state is State.DECODE and not self._blocks.grow(request):
-                self.preempt(max(self._running.preemptible(), key=_preemption_order))
+            # A sequence ends before the KV of its last token would be needed.
+            end = min(request.num_computed + ahead + 1, request.end_length - 1)
+            while request.state is State.DECODE and len(request.blocks) * page < end:
+                if not self._blocks.grow(request):
+                    self.preempt(max(self._running.preemptible(), key=_preemption_order))
 
     def preempt_below(self, priority: int) -> bool:
         """Preempt one request of a lower priority; False when there is none."""

@@ -1,5 +1,6 @@
-"""The queues that a request stands in: waiting for blocks, or running on them."""
+"""Where requests are: the table of all that are open, the queue, and those that run."""
 
+import heapq
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 
@@ -8,6 +9,46 @@ from tandem_engine.scheduler.request import Kind, Request, State
 
 def _sort_key(request: Request) -> tuple[int, int, int]:
     return request.sort_key
+
+
+class OpenRequests:
+    """Every request that has not ended, by kind and key, and the deadlines of those that have one.
+
+    `overdue` gives each request once, even one that has ended since: `holds` tells.
+    """
+
+    def __init__(self) -> None:
+        self._tables: dict[Kind, dict[str, Request]] = {kind: {} for kind in Kind}
+        self._deadlines: list[tuple[float, int, Request]] = []
+
+    def __iter__(self) -> Iterator[Request]:
+        for table in self._tables.values():
+            yield from table.values()
+
+    def find(self, kind: Kind, key: str) -> Request | None:
+        """The request with this rid or hand-off key."""
+        return self._tables[kind].get(key)
+
+    def holds(self, request: Request) -> bool:
+        """Whether this very request has not ended."""
+        return self._tables[request.kind].get(request.key) is request
+
+    def add(self, request: Request) -> None:
+        """Enter a request; no open one of its kind may have its key."""
+        table = self._tables[request.kind]
+        assert request.key not in table, "keys are unique"
+        table[request.key] = request
+        if request.deadline:
+            heapq.heappush(self._deadlines, (request.deadline, request.arrival, request))
+
+    def remove(self, request: Request) -> None:
+        """Strike out a request that ends."""
+        del self._tables[request.kind][request.key]
+
+    def overdue(self, now: float) -> Iterator[Request]:
+        """Requests whose deadline has passed since the last call."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            yield heapq.heappop(self._deadlines)[2]
 
 
 class WaitingQueue:

@@ -61,15 +61,17 @@ class Push:
 class Request:
     """A sequence of tokens and what is known about it.
 
-    Invariants: KV exists in `holding` for the first `num_computed` tokens; `hashes` holds the
-    chained hash of every full block of `tokens`; the first `num_registered` blocks are in the
-    prefix index. `output` is tokens[num_prompt_tokens:]. A REMOTE request has a `push` and no
-    `fetch`; a ROUTED one has no `push`, and a `fetch` if it came with prefill workers.
+    Invariants: `blocks` is the list of `holding`, and empty while there is none; KV exists there
+    for the first `num_computed` tokens; `hashes` holds the chained hash of every full block of
+    `tokens`; the first `num_registered` blocks are in the prefix index. `output` is
+    tokens[num_prompt_tokens:]. A REMOTE request has a `push` and no `fetch`; a ROUTED one has no
+    `push`, and a `fetch` if it came with prefill workers.
     """
 
     __slots__ = (
         "arrival",
         "arrival_time",
+        "blocks",
         "deadline",
         "decode_item",
         "end_length",
@@ -133,6 +135,7 @@ class Request:
         self.push = push
         self.hashes: list[int] = []
         self.holding: Holding | None = None
+        self.blocks: list[int] = []  # the block table
         self.num_computed = 0
         self.num_registered = 0
         self.num_cached_tokens = 0
@@ -144,11 +147,6 @@ class Request:
         self.decode_item: BatchItem | None = None  # of the last step that was planned
         self.spare_item: BatchItem | None = None  # of the one before
         self.sort_key: tuple[int, int, int] = (-priority, 0, arrival)
-
-    @property
-    def blocks(self) -> list[int]:
-        """The block table; empty while the request holds nothing."""
-        return self.holding.blocks if self.holding is not None else []
 
     @property
     def num_uncomputed(self) -> int:
@@ -195,11 +193,13 @@ class Request:
         self.spare_item, self.decode_item = self.decode_item, item
         return item
 
-    def drop_items(self) -> None:
-        """Forget the items of a block table that is given back."""
-        self.decode_item = self.spare_item = None
-
-    def append(self, token: int) -> None:
-        """Add a generated token."""
-        self.tokens.append(token)
-        self.output.append(token)
+    def extend(self, tokens: list[int]) -> Finish:
+        """Add generated tokens up to the one that ends the request, if one does; why it ends."""
+        for token in tokens:
+            self.tokens.append(token)
+            self.output.append(token)
+            if token in self.stops and len(self.output) > self.params.min_tokens:
+                return "stop"
+            if len(self.tokens) >= self.end_length:
+                return "length"
+        return ""

@@ -1,8 +1,5 @@
 """The scheduler: continuous batching of decodes and prompt chunks under a token budget."""
 
-import heapq
-from collections.abc import Iterator
-
 from tandem_engine.cache.ledger import BlockLedger
 from tandem_engine.handoff.events import FetchDone, FetchFailed
 from tandem_engine.scheduler.admission import Admission
@@ -11,11 +8,11 @@ from tandem_engine.scheduler.limits import Limits
 from tandem_engine.scheduler.meter import Meter
 from tandem_engine.scheduler.outbox import Outbox
 from tandem_engine.scheduler.preemption import Preemption
-from tandem_engine.scheduler.queues import Running, WaitingQueue
+from tandem_engine.scheduler.queues import OpenRequests, Running, WaitingQueue
 from tandem_engine.scheduler.request import Finish, Kind, Request, State
 from tandem_engine.scheduler.transfers import Transfers
-from tandem_engine.step import Batch, SampledToken, has_penalties
-from tandem_wire.messages import Role, StepItem, TokenLogprobs
+from tandem_engine.step import Batch, SampledTokens, has_penalties
+from tandem_wire.messages import Role, StepItem
 
 
 class Scheduler:
@@ -31,11 +28,12 @@ class Scheduler:
         self.meter = meter
         self.outbox = Outbox()
         self.role: Role = "both"
+        self.requests = OpenRequests()
         self.waiting = WaitingQueue()
         self.running = Running()
         self._blocks = RequestBlocks(ledger)
         self.transfers = Transfers(limits, self._blocks, self.outbox, meter)
-        self._preemption = Preemption(self.running, self.waiting, self._blocks, meter)
+        self._preemption = Preemption(limits, self.running, self.waiting, self._blocks, meter)
         self._admission = Admission(
             limits,
             ledger,
@@ -46,9 +44,6 @@ class Scheduler:
             self._preemption,
             meter,
         )
-        self._routed: dict[str, Request] = {}
-        self._remote: dict[str, Request] = {}
-        self._deadlines: list[tuple[float, int, Request]] = []
         self._scheduled: list[Request] = []
         self._ahead: list[Request] = []  # of the step planned ahead
 
@@ -69,30 +64,16 @@ class Scheduler:
         """Whether the queue takes nobody any more."""
         return len(self.waiting) >= self.limits.max_waiting
 
-    def requests(self) -> Iterator[Request]:
-        """Every request that has had no end yet."""
-        yield from self._routed.values()
-        yield from self._remote.values()
-
-    def find(self, kind: Kind, key: str) -> Request | None:
-        """The request with this rid or hand-off key."""
-        return (self._routed if kind is Kind.ROUTED else self._remote).get(key)
-
     def add(self, request: Request) -> None:
         """Queue a request that `Limits` has accepted and whose key is new."""
-        table = self._routed if request.kind is Kind.ROUTED else self._remote
-        assert request.key not in table, "keys are unique"
-        table[request.key] = request
+        self.requests.add(request)
         self.limits.prepare(request)
         request.sort_key = (-request.priority, self._preference(request), request.arrival)
+        self.waiting.add(request)
         if len(request.tokens) >= request.end_length and request.kind is Kind.ROUTED:
-            self.waiting.add(request)
             self.end(request, "length")
             return
         self._blocks.hash_prompt(request)
-        self.waiting.add(request)
-        if request.deadline:
-            heapq.heappush(self._deadlines, (request.deadline, request.arrival, request))
 
     def _preference(self, request: Request) -> int:
         """A role is nothing but this: who goes first within a priority class."""
@@ -102,13 +83,11 @@ class Scheduler:
     def end(self, request: Request, finish: Finish, error: str = "", *, tell: bool = True) -> None:
         """End a request in whatever state it is, once; with `tell` its router learns of it."""
         self._detach(request)
+        self.requests.remove(request)
         if request.kind is Kind.ROUTED:
-            del self._routed[request.key]
             self.meter.count(f"finished_{finish}_total")
             if tell:
                 self.outbox.item(request.router, StepItem(request.key, [], finish, error=error))
-        else:
-            del self._remote[request.key]
 
     def _detach(self, request: Request) -> None:
         """Take a request out of every list and free its blocks, or have the hand-off free them."""
@@ -127,13 +106,12 @@ class Scheduler:
 
     def sweep(self, now: float) -> None:
         """End what is past its deadline; to be called in every loop, with or without work."""
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, request = heapq.heappop(self._deadlines)
+        for request in self.requests.overdue(now):
             if request.kind is Kind.REMOTE:
                 if request.state is State.WAITING:
                     self.transfers.refuse(request.key, "no_room", "no KV blocks became free")
                     self.end(request, "error")
-            elif not request.first_token_sent and self._routed.get(request.key) is request:
+            elif not request.first_token_sent and self.requests.holds(request):
                 self.meter.count("deadlines_missed_total")
                 self.end(request, "error", "no token before the request's deadline")
 
@@ -175,6 +153,8 @@ class Scheduler:
         Only decodes are planned so, and only while nothing else could run beside them. A sequence
         that turns out to have ended computes a token for nobody.
         """
+        if self.limits.step_tokens > 1:
+            return None  # where the next step starts depends on how many tokens this one gives
         running = [(row, r) for row, r in enumerate(self._scheduled) if r.state is State.DECODE]
         if self.running.prefilling or self._admission.may_admit():
             return None
@@ -193,27 +173,27 @@ class Scheduler:
         has_block = len(request.blocks) * self.limits.page_size > request.num_computed + 1
         return has_block or self._blocks.grow(request)
 
-    def finish_step(self, batch: Batch, results: list[SampledToken | None], now: float) -> None:
+    def finish_step(self, batch: Batch, results: list[SampledTokens | None], now: float) -> None:
         """Take the results of the batch that `schedule` returned, or `plan_ahead` before that."""
         self._blocks.finish_copies()
         page = self.limits.page_size
-        done = False
+        ended = False
         for request, item, result in zip(self._scheduled, batch.items, results, strict=True):
             if request.state is State.DONE:
                 continue  # it had ended when this step was planned ahead
-            end = item.start + len(item.tokens)
-            request.num_computed = end
+            if result is not None and request.kind is Kind.ROUTED:
+                if request.state is State.PREFILL:
+                    self.running.start_decode(request)
+                    self.meter.observe("prefill_seconds", now - request.prefill_start)
+                ended |= self._append(request, result)
+                continue
+            request.num_computed = end = item.start + len(item.tokens)
             if end // page > request.num_registered:
                 self._blocks.register(request)
             if request.kind is Kind.REMOTE:
                 self._finish_remote_chunk(request, result, now)
-            elif result is not None:
-                if request.state is State.PREFILL:
-                    self.running.start_decode(request)
-                    self.meter.observe("prefill_seconds", now - request.prefill_start)
-                done |= self._append(request, result.token, result.logprobs)
         self._scheduled, self._ahead = self._ahead, []
-        if done:
+        if ended:
             self.running.drop_ended()
 
     def finish_fetch(self, event: FetchDone | FetchFailed, now: float) -> None:
@@ -225,11 +205,13 @@ class Scheduler:
             self.running.start_prefill(request, now)
             return
         self.running.start_decode(request)
-        if self._append(request, event.first_token, event.first_logprobs):
+        logprobs = event.first_logprobs
+        first = SampledTokens([event.first_token], [logprobs] if logprobs is not None else None)
+        if self._append(request, first):
             self.running.drop_ended()
 
     def _finish_remote_chunk(
-        self, request: Request, result: SampledToken | None, now: float
+        self, request: Request, result: SampledTokens | None, now: float
     ) -> None:
         if result is None:
             self.transfers.push_ready(request)
@@ -237,19 +219,24 @@ class Scheduler:
         self.running.remove(request)
         self.transfers.push_last(request, result, now)
 
-    def _append(self, request: Request, token: int, logprobs: TokenLogprobs | None) -> bool:
-        """Stream one token; True when it was the last (the caller cleans `decoding` up)."""
-        request.append(token)
-        finish: Finish = ""
-        if token in request.stops and len(request.output) > request.params.min_tokens:
-            finish = "stop"
-        elif len(request.tokens) >= request.end_length:
-            finish = "length"
-        self.outbox.token(request, token, finish, logprobs)
+    def _append(self, request: Request, result: SampledTokens) -> bool:
+        """Stream new tokens up to the request's end; KV exists for all of them but the last.
+
+        True when it has ended: the caller drops it from `running`.
+        """
+        tokens, logprobs, before = result.tokens, result.logprobs, len(request.tokens)
+        finish = request.extend(tokens)
+        request.num_computed = end = len(request.tokens) - 1
+        if end // self.limits.page_size > request.num_registered:
+            self._blocks.register(request)
         if not finish:
+            self.outbox.tokens(request, tokens, finish, logprobs)
             return False
+        count = len(request.tokens) - before
+        logprobs = logprobs[:count] if logprobs is not None else None
+        self.outbox.tokens(request, tokens[:count], finish, logprobs)
+        self.requests.remove(request)
         self.meter.count(f"finished_{finish}_total")
-        del self._routed[request.key]
         self._blocks.release(request)
         request.state = State.DONE
         return True

@@ -14,7 +14,7 @@ from tandem_engine.scheduler.limits import Limits
 from tandem_engine.scheduler.meter import Meter
 from tandem_engine.scheduler.outbox import Outbox
 from tandem_engine.scheduler.request import Request, State
-from tandem_engine.step import SampledToken
+from tandem_engine.step import SampledTokens
 
 
 class Transfers:
@@ -140,8 +140,8 @@ class Transfers:
         if end > start:
             self._outbox.handoff(PushChunk(request.key, start, end, self._take(request, end)))
 
-    def push_last(self, request: Request, result: SampledToken, now: float) -> None:
-        """Push the rest with the sampled token; the blocks stay pinned until `PushDone`."""
+    def push_last(self, request: Request, result: SampledTokens, now: float) -> None:
+        """Push the rest with the first sampled token; the blocks stay pinned until `PushDone`."""
         assert request.push is not None
         start, end = request.push.num_pushed, len(request.tokens)
         seconds = now - request.prefill_start
@@ -153,8 +153,8 @@ class Transfers:
                 end,
                 self._take(request, end),
                 last=True,
-                first_token=result.token,
-                first_logprobs=result.logprobs,
+                first_token=result.tokens[0],
+                first_logprobs=result.logprobs[0] if result.logprobs else None,
                 num_cached_tokens=request.num_cached_tokens,
                 prefill_seconds=seconds,
             )

@@ -22,7 +22,7 @@ from tandem_engine.handoff.events import (
     PushChunk,
     PushFailed,
 )
-from tandem_engine.step import Batch, SampledToken
+from tandem_engine.step import Batch, SampledTokens
 from tandem_engine.tests.fleet import (
     Fleet,
     assert_clean,
@@ -259,7 +259,7 @@ def test_shutdown_gives_everything_back_and_closes() -> None:
 def test_failing_step_is_reported_and_raised() -> None:
     fleet = Fleet("a")
 
-    def explode(batch: Batch) -> list[SampledToken | None]:
+    def explode(batch: Batch) -> list[SampledTokens | None]:
         raise RuntimeError(f"the device is gone with {len(batch.items)} items")
 
     fleet["a"].runner.execute = explode  # type: ignore[method-assign]

@@ -1,6 +1,7 @@
 """The block ledger: every KV block has exactly one state, and an account of who holds it."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from tandem_engine.cache.prefix_index import Entry, PrefixIndex, PrefixMatch
 from tandem_engine.errors import LedgerError
@@ -29,12 +30,17 @@ class BlockLedger:
     leased    in a holding that the hand-off works on
 
     The core thread alone calls it. `check` states the invariants.
+
+    A cached block is evicted when a fresh one is needed and none is free. `on_evict` is then called
+    with it, once, before anything is written over it; what is called takes the block out of the
+    index, which is all that it does unless something else is put in its place.
     """
 
     def __init__(self, num_blocks: int, page_size: int) -> None:
         self.num_blocks = num_blocks
         self.page_size = page_size
         self.index = PrefixIndex(page_size)
+        self.on_evict: Callable[[int], None] = self.index.remove
         self._refs = [0] * num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
@@ -68,7 +74,8 @@ class BlockLedger:
                 block = self._free.pop()
             else:
                 block, _ = self._cached.popitem(last=False)
-                self.index.remove(block)
+                self.on_evict(block)
+                assert block not in self.index, "an evicted block would be found by its old content"
             self._refs[block] = 1
             holding.blocks.append(block)
         return True

@@ -33,8 +33,8 @@ from tandem_engine.handoff.events import (
     PushDone,
 )
 from tandem_engine.handoff.events import ToCore as HandoffEvent
+from tandem_engine.metrics import Meter
 from tandem_engine.scheduler.limits import Limits
-from tandem_engine.scheduler.meter import Meter
 from tandem_engine.scheduler.request import Kind
 from tandem_engine.scheduler.scheduler import Scheduler
 from tandem_engine.startup import StartReport

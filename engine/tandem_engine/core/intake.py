@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 
+from tandem_engine import metrics
 from tandem_engine.frames import RoutedSubmit
 from tandem_engine.handoff.events import PrefillArrived
 from tandem_engine.scheduler.request import Fetch, Kind, Push, Request
@@ -44,11 +45,11 @@ class Intake:
             refusal = "no_room", f"{len(scheduler.waiting)} requests wait already"
         if refusal is not None:
             code, message = refusal
-            scheduler.meter.count(f"refused_{code}_total")
+            scheduler.meter.count(metrics.REFUSED[code])
             retry = self.queue_seconds() if code == "no_room" else 0.0
             scheduler.outbox.refuse(routed.router, Refused(submit.rid, code, message, retry))
             return
-        scheduler.meter.count("requests_total")
+        scheduler.meter.count(metrics.REQUESTS)
         deadline = now + submit.deadline_seconds if submit.deadline_seconds > 0 else 0.0
         scheduler.add(
             Request(
@@ -79,7 +80,7 @@ class Intake:
         if refusal is not None:
             scheduler.transfers.refuse(arrived.key, *refusal)
             return
-        scheduler.meter.count("remote_prefills_total")
+        scheduler.meter.count(metrics.REMOTE_PREFILLS)
         scheduler.add(
             Request(
                 arrived.key,

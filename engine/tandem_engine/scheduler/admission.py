@@ -2,11 +2,12 @@
 
 from typing import Final
 
+from tandem_engine import metrics
 from tandem_engine.cache.ledger import BlockLedger
 from tandem_engine.cache.prefix_index import PrefixMatch
+from tandem_engine.metrics import Meter
 from tandem_engine.scheduler.blocks import RequestBlocks
 from tandem_engine.scheduler.limits import Limits
-from tandem_engine.scheduler.meter import Meter
 from tandem_engine.scheduler.preemption import Preemption
 from tandem_engine.scheduler.queues import Running, WaitingQueue
 from tandem_engine.scheduler.request import Kind, Request
@@ -127,7 +128,8 @@ class Admission:
         if request.num_preemptions:
             return
         request.num_cached_tokens = min(request.num_computed, request.num_prompt_tokens)
-        self._meter.count("prefix_query_tokens_total", len(request.tokens))
-        self._meter.count("prefix_hit_tokens_total", request.num_computed)
-        stage = "queue_seconds" if request.kind is Kind.ROUTED else "remote_queue_seconds"
+        self._meter.count(metrics.PREFIX_QUERY_TOKENS, len(request.tokens))
+        self._meter.count(metrics.PREFIX_HIT_TOKENS, request.num_computed)
+        is_routed = request.kind is Kind.ROUTED
+        stage = metrics.QUEUE_SECONDS if is_routed else metrics.REMOTE_QUEUE_SECONDS
         self._meter.observe(stage, now - request.arrival_time)

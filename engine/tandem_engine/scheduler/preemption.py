@@ -1,8 +1,9 @@
 """Preemption: who gives up blocks when others need them more."""
 
+from tandem_engine import metrics
+from tandem_engine.metrics import Meter
 from tandem_engine.scheduler.blocks import RequestBlocks
 from tandem_engine.scheduler.limits import Limits
-from tandem_engine.scheduler.meter import Meter
 from tandem_engine.scheduler.queues import Running, WaitingQueue
 from tandem_engine.scheduler.request import Request, State
 
@@ -55,7 +56,7 @@ class Preemption:
         self._blocks.release(request)
         request.state = State.WAITING
         request.num_preemptions += 1
-        self._meter.count("preemptions_total")
+        self._meter.count(metrics.PREEMPTIONS)
         self._waiting.add(request)
 
 

@@ -1,11 +1,12 @@
 """The scheduler: continuous batching of decodes and prompt chunks under a token budget."""
 
+from tandem_engine import metrics
 from tandem_engine.cache.ledger import BlockLedger
 from tandem_engine.handoff.events import FetchDone, FetchFailed
+from tandem_engine.metrics import Meter
 from tandem_engine.scheduler.admission import Admission
 from tandem_engine.scheduler.blocks import RequestBlocks
 from tandem_engine.scheduler.limits import Limits
-from tandem_engine.scheduler.meter import Meter
 from tandem_engine.scheduler.outbox import Outbox
 from tandem_engine.scheduler.preemption import Preemption
 from tandem_engine.scheduler.queues import OpenRequests, Running, WaitingQueue
@@ -85,7 +86,7 @@ class Scheduler:
         self._detach(request)
         self.requests.remove(request)
         if request.kind is Kind.ROUTED:
-            self.meter.count(f"finished_{finish}_total")
+            self.meter.count(metrics.FINISHED[finish])
             if tell:
                 self.outbox.item(request.router, StepItem(request.key, [], finish, error=error))
 
@@ -112,7 +113,7 @@ class Scheduler:
                     self.transfers.refuse(request.key, "no_room", "no KV blocks became free")
                     self.end(request, "error")
             elif not request.first_token_sent and self.requests.holds(request):
-                self.meter.count("deadlines_missed_total")
+                self.meter.count(metrics.DEADLINES_MISSED)
                 self.end(request, "error", "no token before the request's deadline")
 
     # --- one step ---------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ class Scheduler:
             if result is not None and request.kind is Kind.ROUTED:
                 if request.state is State.PREFILL:
                     self.running.start_decode(request)
-                    self.meter.observe("prefill_seconds", now - request.prefill_start)
+                    self.meter.observe(metrics.PREFILL_SECONDS, now - request.prefill_start)
                 ended |= self._append(request, result)
                 continue
             request.num_computed = end = item.start + len(item.tokens)
@@ -236,7 +237,7 @@ class Scheduler:
         logprobs = logprobs[:count] if logprobs is not None else None
         self.outbox.tokens(request, tokens[:count], finish, logprobs)
         self.requests.remove(request)
-        self.meter.count(f"finished_{finish}_total")
+        self.meter.count(metrics.FINISHED[finish])
         self._blocks.release(request)
         request.state = State.DONE
         return True

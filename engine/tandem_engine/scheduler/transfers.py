@@ -1,5 +1,6 @@
 """Both ends of the hand-off as the scheduler sees them: fetches (D) and pushes (P)."""
 
+from tandem_engine import metrics
 from tandem_engine.cache.prefix_index import PrefixMatch
 from tandem_engine.handoff.events import (
     FetchCancelled,
@@ -9,9 +10,9 @@ from tandem_engine.handoff.events import (
     PushChunk,
     PushFailed,
 )
+from tandem_engine.metrics import Meter
 from tandem_engine.scheduler.blocks import RequestBlocks
 from tandem_engine.scheduler.limits import Limits
-from tandem_engine.scheduler.meter import Meter
 from tandem_engine.scheduler.outbox import Outbox
 from tandem_engine.scheduler.request import Request, State
 from tandem_engine.step import SampledTokens
@@ -117,17 +118,17 @@ class Transfers:
         assert request.holding is not None
         request.holding.leased = False
         if isinstance(event, FetchFailed):
-            self._meter.count("transfer_failures_total")
+            self._meter.count(metrics.TRANSFER_FAILURES)
             return request
         request.num_computed = len(request.tokens)
         self._blocks.register(request)
         fetch.worker_id, fetch.num_bytes = event.worker_id, event.num_bytes
         cached = max(request.num_cached_tokens, event.num_cached_tokens)
         request.num_cached_tokens = min(cached, request.num_prompt_tokens)
-        self._meter.count("transfers_total")
-        self._meter.count("transfer_received_bytes_total", event.num_bytes)
-        self._meter.observe("transfer_seconds", event.seconds)
-        self._meter.observe("fetch_seconds", now - request.prefill_start)
+        self._meter.count(metrics.TRANSFERS)
+        self._meter.count(metrics.TRANSFER_BYTES, event.num_bytes)
+        self._meter.observe(metrics.TRANSFER_SECONDS, event.seconds)
+        self._meter.observe(metrics.FETCH_SECONDS, now - request.prefill_start)
         return request
 
     # --- P: pushing -------------------------------------------------------------------------------
@@ -145,7 +146,7 @@ class Transfers:
         assert request.push is not None
         start, end = request.push.num_pushed, len(request.tokens)
         seconds = now - request.prefill_start
-        self._meter.observe("remote_prefill_seconds", seconds)
+        self._meter.observe(metrics.REMOTE_PREFILL_SECONDS, seconds)
         self._outbox.handoff(
             PushChunk(
                 request.key,
@@ -173,7 +174,7 @@ class Transfers:
 
     def refuse(self, key: str, code: str, message: str) -> None:
         """This prompt will not be computed here."""
-        self._meter.count("prefills_refused_total")
+        self._meter.count(metrics.PREFILLS_REFUSED)
         self._outbox.handoff(PushFailed(key, code, message))
 
     def forget(self, request: Request) -> None:

@@ -14,8 +14,10 @@ from tandem_engine.frames import (
     FromCore,
     RoutedSubmit,
 )
+from tandem_engine.metrics import METRICS
 from tandem_engine.mock.runner import _START as START_HASH
 from tandem_engine.mock.runner import EOS_TOKEN, extend_hash, load_mock_runner, next_token
+from tandem_engine.server.metrics import split_name
 from tandem_engine.step import Batch, BatchItem, PendingStep, Runner, SampledTokens
 from tandem_engine.tests.loopback import LoopbackHandoff, Network
 from tandem_wire.messages import KvEvents, PrefillPeer, SamplingParams, StepItem, Submit
@@ -136,6 +138,19 @@ class LateRunner(_Wrapper):
         return self.launch(batch).wait()
 
 
+def check_names(stats: CoreStats) -> None:
+    """Every name in a report is in the table of metrics, with its kind and its labels."""
+    for kind, names in (
+        ("counter", stats.counters),
+        ("gauge", stats.gauges),
+        ("histogram", stats.observations),
+    ):
+        for full_name in names:
+            name, labels = split_name(full_name)
+            assert METRICS[name].kind == kind, full_name
+            assert set(METRICS[name].labels) == set(labels), full_name
+
+
 class Worker:
     """One core, driven by hand."""
 
@@ -219,6 +234,7 @@ class Worker:
         self.core.report()
         frame = self.frames[-1]
         assert isinstance(frame, CoreStats)
+        check_names(frame)
         return frame
 
     def kv_events(self) -> list[KvEvents]:

@@ -103,10 +103,10 @@ class LoopbackHandoff:
         return len(self._fetches) + len(self._prefills)
 
     def counters(self) -> dict[str, float]:
-        return {"kv_pushes_total": 1.0}
+        return {"kv_fences_total": 1.0}
 
     def gauges(self) -> dict[str, float]:
-        return {"kv_sessions": 1.0}
+        return {'kv_sessions{backend="loopback",side="in"}': 1.0}
 
     def set_draining(self, draining: bool) -> None:
         self.draining = draining

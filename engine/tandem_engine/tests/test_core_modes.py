@@ -308,7 +308,7 @@ def test_load_report_tells_queues_rates_and_samples() -> None:
     assert stats.gauges["queue_length"] == 2
     assert stats.gauges["kv_usage_ratio"] > 0
     assert stats.counters["requests_total"] == 4
-    assert stats.counters["kv_pushes_total"] == 1
+    assert stats.counters["kv_fences_total"] == 1
     samples = [f.observations for f in fleet["a"].frames if isinstance(f, CoreStats)]
     assert sum(len(sample.get("queue_seconds", [])) for sample in samples) == 2
     fleet.settle()

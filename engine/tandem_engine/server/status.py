@@ -1,4 +1,4 @@
-"""What the server knows about its worker: loading, mode, last report of the core."""
+"""What the server knows about its worker: ports, loading, mode, last report of the core."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,6 +15,8 @@ class WorkerStatus:
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
+        self.ports: dict[str, int] = {}
+        self.core_pid = 0  # until there is a core
         self.ready: CoreReady | None = None
         self.loading = CoreLoading("starting", 0.0)
         self.stats: CoreStats | None = None

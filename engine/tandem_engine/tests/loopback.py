@@ -77,10 +77,10 @@ class LoopbackHandoff:
                 self._fetches[event.rid] = fetch
                 self._try_next(fetch, "no peers")
             case FetchCancelled(rid):
-                fetch = self._fetches.get(rid)
-                if fetch is not None:
-                    self._fence(fetch)
-                    self._fail(fetch, "cancelled")
+                cancelled = self._fetches.get(rid)
+                if cancelled is not None:
+                    self._fence(cancelled)
+                    self._fail(cancelled, "cancelled")
             case PushChunk():
                 self._push(event)
             case ProbeRequest(number=number):

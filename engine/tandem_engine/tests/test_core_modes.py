@@ -16,23 +16,11 @@ from tandem_engine.frames import (
     SetMode,
     Shutdown,
 )
-from tandem_engine.handoff.events import (
-    PrefillArrived,
-    PrefillDropped,
-    PushChunk,
-    PushFailed,
-)
+from tandem_engine.handoff.events import PrefillArrived, PrefillDropped, PushChunk, PushFailed
 from tandem_engine.step import Batch, SampledTokens
-from tandem_engine.tests.fleet import (
-    Fleet,
-    assert_clean,
-    ends,
-    expected_tokens,
-    posted,
-    prompt,
-)
+from tandem_engine.tests.fleet import Fleet, assert_clean, ends, expected_tokens, posted, prompt
 from tandem_wire.handoff import Prefill
-from tandem_wire.messages import SamplingParams
+from tandem_wire.messages import Role, SamplingParams
 
 # --- refusals ---
 
@@ -182,7 +170,7 @@ def test_a_long_prompt_does_not_stop_the_decodes() -> None:
 
 
 @pytest.mark.parametrize(("role", "first"), [("prefill", "remote"), ("decode", "local")])
-def test_role_decides_who_goes_first(role: str, first: str) -> None:
+def test_role_decides_who_goes_first(role: Role, first: str) -> None:
     fleet = Fleet("d", "p")
     fleet["p"].core.post(SetMode(role=role))
     fleet["p"].step()

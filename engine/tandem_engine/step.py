@@ -110,12 +110,12 @@ class KVStore(ABC):
         """Packed bytes [layer, K/V, page, head, token, dim] of `blocks` for a range of layers."""
 
     def export_into(self, blocks: Sequence[int], layers: range, out: memoryview) -> None:
-        """The same into `out`, which has exactly the room; override it to save a copy."""
+        """Pack `blocks` into `out`, which has exactly the room; override it to save a copy."""
         out[:] = self.export_blocks(blocks, layers)
 
     @abstractmethod
     def import_blocks(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
-        """Write bytes of that form into `blocks`. ValueError when the length doesn't fit."""
+        """Write packed bytes into `blocks`. Raises ValueError when their length is wrong."""
 
     def reserve(self, blocks: Sequence[int]) -> None:
         """Learn that `blocks` will be imported, and that no step launched from now on uses them."""
@@ -138,7 +138,7 @@ class KVStore(ABC):
 
 
 def _nothing() -> None:
-    """The end of a pin that is none."""
+    """Undo a pin that did nothing."""
 
 
 class Runner(ABC):
@@ -172,5 +172,5 @@ class Runner(ABC):
         """Free what the runner holds; called once, after the last step."""
 
     def abandon(self) -> None:
-        """What `close` is where a rank of the model is gone: wait for no step and no rank."""
+        """Close when a rank of the model is gone: wait for no step and no rank."""
         self.close()

@@ -25,7 +25,7 @@ class BlockLedger:
     """Blocks 0 to num_blocks - 1, each in one state:
 
     free      holds nothing
-    cached    holds an indexed prefix, held by nobody, evictable (least recently used first)
+    cached    holds an indexed prefix, held by no one, evictable (least recently used first)
     owned     held by one sequence, or shared by several that have the same prefix
     leased    in a holding that the hand-off works on
 
@@ -113,7 +113,7 @@ class BlockLedger:
     def match(
         self, tokens: list[int], hashes: list[int], salt: int, limit: int, *, partial: bool
     ) -> PrefixMatch:
-        """See `PrefixIndex.match`; the blocks stay evictable until they are shared."""
+        """The longest indexed prefix; its blocks stay evictable until they are shared."""
         return self.index.match(tokens, hashes, salt, limit, partial=partial)
 
     def num_free_after(self, match: PrefixMatch) -> int:
@@ -152,7 +152,7 @@ class BlockLedger:
                 refs[block] += 1
         if refs != self._refs:
             wrong = [b for b in range(self.num_blocks) if refs[b] != self._refs[b]]
-            raise LedgerError(f"blocks {wrong[:8]} have holders that the ledger doesn't know")
+            raise LedgerError(f"blocks {wrong[:8]} have holders that the ledger doesn't know of")
         free = set(self._free)
         if len(free) != len(self._free):
             raise LedgerError("a block is free twice")
@@ -161,7 +161,7 @@ class BlockLedger:
             if states != 1:
                 raise LedgerError(f"block {block} has {states} states")
             if count == 0 and (block in self._cached) != (block in self.index):
-                raise LedgerError(f"block {block} is cached without content or the reverse")
+                raise LedgerError(f"block {block} is cached or indexed, but not both")
         fault = self.index.find_fault()
         if fault:
             raise LedgerError(fault)

@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 
 def core_compatibility_hash(config: WorkerConfig, runner: Runner) -> str:
-    """Two workers with the same hash may exchange KV."""
+    """The hash that two workers must share to exchange KV."""
     layout = runner.kv.layout
     return compatibility_hash(
         protocol=PROTOCOL,
@@ -70,7 +70,7 @@ def model_identity(config: WorkerConfig) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _RunningStep:
-    """A step whose results the scheduler hasn't had; `launched` is a clock time."""
+    """A step whose results the scheduler doesn't have yet; `launched` is a clock time."""
 
     batch: Batch
     launched: float
@@ -176,7 +176,7 @@ class EngineCore:
         return worked
 
     def _start_step(self, now: float) -> bool:
-        """Take what arrived, and run what there is to run; False when there is nothing."""
+        """Take what has arrived and run what there is to run; False when there is nothing."""
         while self._inbox:
             self._take(self._inbox.popleft(), now)
         while self._handoff_events:

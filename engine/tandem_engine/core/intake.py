@@ -12,9 +12,10 @@ from tandem_wire.hashing import salt_hash
 from tandem_wire.messages import RefusalCode, Refused
 
 RETRY_SECONDS = 1.0
-"""What a refused router is told when nothing better is known."""
+"""When a refused router may come back if nothing better is known."""
 REMOTE_PATIENCE_LEASES = 3.0
-"""A remote prefill that found no room for so many lease times is refused: D knows better."""
+"""A remote prefill that has found no room for this many lease times is refused; the decode worker
+then asks another one."""
 
 
 class Intake:
@@ -42,7 +43,7 @@ class Intake:
         else:
             refusal = self._limits.refusal(submit)
         if refusal is None and scheduler.is_full:
-            refusal = "no_room", f"{len(scheduler.waiting)} requests wait already"
+            refusal = "no_room", f"the queue is full: {len(scheduler.waiting)} requests are waiting"
         if refusal is not None:
             code, message = refusal
             scheduler.meter.count(metrics.REFUSED[code])
@@ -74,9 +75,9 @@ class Intake:
         if self.draining:
             refusal = "draining", "this worker is draining"
         elif refusal is None and scheduler.is_full:
-            refusal = "no_room", f"{len(scheduler.waiting)} requests wait already"
+            refusal = "no_room", f"the queue is full: {len(scheduler.waiting)} requests are waiting"
         elif refusal is None and scheduler.requests.find(Kind.REMOTE, arrived.key):
-            refusal = "invalid", f"{arrived.key!r} is being computed already"
+            refusal = "invalid", f"prefill {arrived.key!r} is already being computed"
         if refusal is not None:
             scheduler.transfers.refuse(arrived.key, *refusal)
             return

@@ -11,7 +11,7 @@ from tandem_wire.messages import WorkerState
 def queued_prompt_tokens(scheduler: Scheduler) -> int:
     """Prompt tokens that wait for, or are in, prefill on this worker.
 
-    Requests that will ask a prefill worker don't count here: their prompts are that worker's work.
+    Requests that will ask a prefill worker don't count: their prompts are that worker's work.
     """
     limits = scheduler.limits
     tokens = sum(request.num_uncomputed for request in scheduler.running.prefilling)

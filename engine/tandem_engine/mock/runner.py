@@ -39,9 +39,10 @@ def _step(state: int, token: int) -> int:
 
 
 def next_token(prefix_hash: int, params: SamplingParams, position: int, eos: int = 0) -> int:
-    """The token that follows a prefix: the same on every worker, printable ASCII.
+    """The token that follows a prefix, printable ASCII and equal on every worker.
 
-    Output position and seed count only when sampling isn't greedy. `eos` 0: never the end.
+    Output position and seed matter only when sampling isn't greedy. With `eos` 0 there is never an
+    end.
     """
     value = prefix_hash
     if params.temperature > 0:
@@ -88,7 +89,6 @@ class MockRunner(Runner):
         self._seen: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
 
     def execute(self, batch: Batch) -> list[SampledTokens | None]:
-        """See `Runner`."""
         started = time.monotonic()
         for source, destination in batch.copies:
             self._kv.copy(source, destination)
@@ -111,7 +111,6 @@ class MockRunner(Runner):
         return results
 
     def close(self) -> None:
-        """See `Runner`."""
         self._kv.close()
 
     def _advance_known_decodes(self, items: list[BatchItem]) -> dict[str, int]:

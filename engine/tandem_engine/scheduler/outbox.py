@@ -1,4 +1,4 @@
-"""What the scheduler has to say: to routers, and to the hand-off."""
+"""What the scheduler has to say to routers and to the hand-off."""
 
 from collections import deque
 
@@ -23,7 +23,7 @@ class Outbox:
         finish: Finish,
         logprobs: list[TokenLogprobs] | None,
     ) -> None:
-        """New tokens of a routed request, with its end if the last one is its last."""
+        """New tokens of a routed request, with its end if it has come."""
         if request.first_token_sent:
             item = StepItem(request.key, tokens, finish, logprobs)
         else:

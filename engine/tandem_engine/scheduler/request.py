@@ -1,4 +1,4 @@
-"""One request inside the core, from its arrival to its one end."""
+"""One request inside the core, from its arrival to its end."""
 
 from enum import Enum, auto
 from typing import Final, Literal

@@ -19,8 +19,8 @@ from tandem_wire.messages import Role, StepItem
 class Scheduler:
     """Decides what runs in each step and keeps every request until its one end.
 
-    The core thread alone calls it: `schedule`, run the batch, `finish_step`; in between, anything
-    else. Whoever adds a request has checked it against `Limits`.
+    The core thread alone calls it: `schedule`, run the batch, `finish_step`; everything else in
+    between. Whoever adds a request has checked it against `Limits`.
     """
 
     def __init__(self, limits: Limits, ledger: BlockLedger, meter: Meter) -> None:
@@ -52,7 +52,7 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
-        """Routed requests and remote prefills that have no end yet and hold blocks."""
+        """Requests that hold blocks, also those whose blocks the hand-off has yet to give back."""
         return len(self.running) + self.transfers.num_open
 
     @property
@@ -62,7 +62,7 @@ class Scheduler:
 
     @property
     def is_full(self) -> bool:
-        """Whether the queue takes nobody any more."""
+        """Whether the queue takes no more requests."""
         return len(self.waiting) >= self.limits.max_waiting
 
     def add(self, request: Request) -> None:
@@ -77,12 +77,12 @@ class Scheduler:
         self._blocks.hash_prompt(request)
 
     def _preference(self, request: Request) -> int:
-        """A role is nothing but this: who goes first within a priority class."""
+        """All that a role means here: who goes first within a priority class."""
         first = {"prefill": Kind.REMOTE, "decode": Kind.ROUTED}.get(self.role)
         return 0 if first is None or request.kind is first else 1
 
     def end(self, request: Request, finish: Finish, error: str = "", *, tell: bool = True) -> None:
-        """End a request in whatever state it is, once; with `tell` its router learns of it."""
+        """End a request, whatever its state; with `tell` its router learns of it."""
         self._detach(request)
         self.requests.remove(request)
         if request.kind is Kind.ROUTED:
@@ -106,7 +106,7 @@ class Scheduler:
         request.state = State.DONE
 
     def sweep(self, now: float) -> None:
-        """End what is past its deadline; to be called in every loop, with or without work."""
+        """End what is past its deadline. Call it in every loop, with or without work."""
         for request in self.requests.overdue(now):
             if request.kind is Kind.REMOTE:
                 if request.state is State.WAITING:
@@ -114,7 +114,7 @@ class Scheduler:
                     self.end(request, "error")
             elif not request.first_token_sent and self.requests.holds(request):
                 self.meter.count(metrics.DEADLINES_MISSED)
-                self.end(request, "error", "no token before the request's deadline")
+                self.end(request, "error", "the request's deadline passed before its first token")
 
     # --- one step ---------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ class Scheduler:
         self._preemption.grow_decodes()
         self._admission.admit(now)
         for request in self._admission.deadlocked_prefills():
-            self.transfers.refuse(request.key, "no_room", "all KV blocks wait for fetches")
+            self.transfers.refuse(request.key, "no_room", "fetches hold all KV blocks")
             self.end(request, "")
         running = self.running
         budget = share = self.limits.max_batched_tokens
@@ -151,8 +151,8 @@ class Scheduler:
     def plan_ahead(self) -> Batch | None:
         """The step after the one that runs now, before its results are known; None: wait for them.
 
-        Only decodes are planned so, and only while nothing else could run beside them. A sequence
-        that turns out to have ended computes a token for nobody.
+        Only decodes are planned ahead, and only while nothing else could run beside them. For a
+        sequence that turns out to have ended, the step computes a token that no one wants.
         """
         if self.limits.step_tokens > 1:
             return None  # where the next step starts depends on how many tokens this one gives
@@ -168,7 +168,7 @@ class Scheduler:
         return Batch([request.item_ahead(row) for row, request in going_on])
 
     def _can_run_ahead(self, request: Request) -> bool:
-        """Whether the step after the next needs no token of it, and has its block."""
+        """Whether its next step needs no unknown token but one, and has a block for that."""
         if has_penalties(request.params):
             return False
         has_block = len(request.blocks) * self.limits.page_size > request.num_computed + 1

@@ -1,4 +1,4 @@
-"""Both ends of the hand-off as the scheduler sees them: fetches (D) and pushes (P)."""
+"""The hand-off as the scheduler sees it: fetches of the decode side, pushes of the prefill side."""
 
 from tandem_engine import metrics
 from tandem_engine.cache.prefix_index import PrefixMatch
@@ -21,7 +21,7 @@ from tandem_engine.step import SampledTokens
 class Transfers:
     """Requests whose blocks the hand-off works on.
 
-    A fetching request's blocks are the hand-off's until `FetchDone` or `FetchFailed`, also when the
+    A fetching request's blocks are the hand-off's until `FetchDone` or `FetchFailed`, even if the
     request has ended meanwhile (ABANDONED). A remote prefill's blocks are pinned from its first
     push to `PushDone` or `PrefillDropped`.
     """
@@ -52,11 +52,11 @@ class Transfers:
 
     @property
     def num_open(self) -> int:
-        """Everything above."""
+        """All requests whose blocks the hand-off holds or has pinned."""
         return len(self._fetching) + len(self._pushing) + len(self._abandoned)
 
     def is_open(self, key: str) -> bool:
-        """Whether an earlier request of this name still occupies the hand-off."""
+        """Whether the hand-off still has an earlier request of this name."""
         return key in self._fetching or key in self._abandoned
 
     # --- D: fetching ------------------------------------------------------------------------------
@@ -94,14 +94,14 @@ class Transfers:
         )
 
     def abandon(self, request: Request) -> None:
-        """The request has ended; its blocks follow when the hand-off has fenced them."""
+        """The request has ended; its blocks are freed once the hand-off has fenced them."""
         del self._fetching[request.key]
         self._abandoned[request.key] = request
         request.state = State.ABANDONED
         self._outbox.handoff(FetchCancelled(request.key))
 
     def finish_fetch(self, event: FetchDone | FetchFailed, now: float) -> Request | None:
-        """Take the blocks back. None: nobody waits any more, and they have been freed.
+        """Take the blocks back. None: no one is waiting for them, and they have been freed.
 
         After `FetchDone` the request's KV is complete; after `FetchFailed` it is as it was placed.
         """
@@ -173,10 +173,10 @@ class Transfers:
         return tuple(request.blocks[start // page : -(-end // page)])
 
     def refuse(self, key: str, code: str, message: str) -> None:
-        """This prompt will not be computed here."""
+        """Tell the decode worker that its prompt will not be computed here."""
         self._meter.count(metrics.PREFILLS_REFUSED)
         self._outbox.handoff(PushFailed(key, code, message))
 
     def forget(self, request: Request) -> None:
-        """The hand-off doesn't need a pushed request's pages any more."""
+        """The hand-off no longer needs a pushed request's pages."""
         del self._pushing[request.key]

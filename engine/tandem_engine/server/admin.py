@@ -71,7 +71,7 @@ class AdminApp:
         )
 
     def probe_result(self, result: ProbeResult) -> None:
-        """The core has an answer to a probe; late ones have nobody waiting."""
+        """The core has the result of a probe; no one is waiting for a late one."""
         future = self._probes.get(result.number)
         if future is not None and not future.done():
             future.set_result(result)
@@ -84,7 +84,9 @@ class AdminApp:
                 sent = given.strip().encode("latin-1")
                 same = hmac.compare_digest(sent, self._token.encode())
                 if scheme.lower() != "bearer" or not same:
-                    raise HTTPException(401, "the admin token is missing or wrong")
+                    raise HTTPException(
+                        401, "the admin token is missing or wrong; send Authorization: Bearer TOKEN"
+                    )
             if self._status.ready is None:
                 raise HTTPException(503, self._status.not_ready())
             return await handler(request)
@@ -152,7 +154,7 @@ class AdminApp:
     async def _undrain(self, request: Request) -> Response:
         await _read(request, EmptyBody)
         if self._status.stopping:
-            raise HTTPException(409, "the worker is shutting down")
+            raise HTTPException(409, "the worker is shutting down; its drain can't be undone")
         return await self._set_mode(
             SetMode(draining=False), lambda: not self._status.state.draining
         )
@@ -166,7 +168,9 @@ class AdminApp:
     async def _set_mode(self, mode: SetMode, done: Callable[[], bool]) -> Response:
         self._to_core(mode)
         if not await self._status.wait_for(done, MODE_SECONDS):
-            raise HTTPException(503, "the core did not follow in time; it may be in a long step")
+            raise HTTPException(
+                503, f"the core did not follow within {MODE_SECONDS:g} s; try again after its step"
+            )
         return _json(self._describe())
 
     async def _probe(self, request: Request) -> Response:
@@ -181,7 +185,9 @@ class AdminApp:
             async with asyncio.timeout(PROBE_SECONDS):
                 result = await future
         except TimeoutError:
-            raise HTTPException(504, f"no result within {PROBE_SECONDS:g} s") from None
+            raise HTTPException(
+                504, f"no result within {PROBE_SECONDS:g} s; see the logs of both workers"
+            ) from None
         finally:
             del self._probes[number]
         rate = result.num_bytes / result.seconds / 1e6 if result.seconds else 0.0

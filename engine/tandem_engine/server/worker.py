@@ -93,7 +93,7 @@ class WorkerServer:
             loop.add_signal_handler(number, self._on_signal)
         http_socket = self._bind_http()
         self._status.ports["http"] = http_socket.getsockname()[1]
-        self._status.ports["wire"] = await self._hub.open(self._config.host, self._config.wire_port)
+        self._status.ports["wire"] = await self._open_wire()
         if not self._config.admin_token:
             log.warning("no TANDEM_ADMIN_TOKEN: /admin is open to everyone who can reach it")
         self._announce({"event": "starting", **self._status.ports})
@@ -128,10 +128,17 @@ class WorkerServer:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((self._config.host, self._config.http_port))
-        except OSError:
+        except OSError as error:
             listening.close()
-            raise
+            raise _taken("--http-port", self._config.http_port, error) from None
         return listening
+
+    async def _open_wire(self) -> int:
+        port = self._config.wire_port
+        try:
+            return await self._hub.open(self._config.host, port)
+        except OSError as error:
+            raise _taken("--wire-port", port, error) from None
 
     async def _run_core(self) -> None:
         self._core = core = await self._spawn(self._config)
@@ -234,3 +241,9 @@ class WorkerServer:
 
     def _is_drained(self) -> bool:
         return self._status.stats is not None and self._status.is_idle()
+
+
+def _taken(flag: str, port: int, error: OSError) -> OSError:
+    """What is wrong with a port, and what to do."""
+    reason = error.strerror or str(error)
+    return OSError(error.errno, f"{flag} {port} can't be opened: {reason}; use a free port, or 0")

@@ -35,7 +35,7 @@ class HandoffSettings:
             boot_id=config.boot_id,
             host=config.host,
             bootstrap_port=config.bootstrap_port,
-            transport=transport_name(config.transport),
+            transport=transport_name(config.transfer),
             checksum=config.checksum,
             lease_seconds=config.lease_seconds,
             heartbeat_seconds=min(2.0, config.lease_seconds / 5),

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from tandem_local.errors import CommandError
+from tandem_local.binaries.build import find_binaries
+from tandem_local.errors import CommandError, RequirementError
 from tandem_local.folders import cache_dir
+from tandem_local.progress import Progress, silent
+
+KUBECONFIG = "TANDEM_KUBECONFIG"
 
 
 class Cluster(Protocol):
@@ -121,3 +126,28 @@ class Commands:
         if check and done.returncode != 0:
             raise CommandError([name, *args], done.returncode, done.stdout, done.stderr)
         return done
+
+
+class ExternalCluster(Commands):
+    """The surface of LocalCluster that makes sense for a cluster which is not ours.
+
+    kubectl and helm come from PATH, else from the embedded cluster's binary.
+    """
+
+    def __init__(self, kubeconfig: Path, progress: Progress = silent) -> None:
+        kubeconfig = kubeconfig.expanduser().absolute()
+        if not kubeconfig.is_file():
+            raise RequirementError(f"no kubeconfig at {kubeconfig}")
+        kubectl, helm = shutil.which("kubectl"), shutil.which("helm")
+        multi = None if kubectl and helm else str(find_binaries(progress).cluster)
+        super().__init__(
+            kubeconfig,
+            [kubectl] if kubectl else [str(multi), "kubectl"],
+            [helm] if helm else [str(multi), "helm"],
+        )
+
+    @classmethod
+    def from_environment(cls, progress: Progress = silent) -> ExternalCluster | None:
+        """The cluster that ``TANDEM_KUBECONFIG`` names; None where it is not set."""
+        named = os.environ.get(KUBECONFIG)
+        return cls(Path(named), progress) if named else None

@@ -12,21 +12,26 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from tandem_local import network, teardown
-from tandem_local.addresses import AddressPlan, choose_plan
-from tandem_local.binaries import Binaries
-from tandem_local.build import find_binaries
+from tandem_local.binaries.build import Binaries, find_binaries
 from tandem_local.client import Commands
-from tandem_local.components import prepare
+from tandem_local.components.configuration import prepare
+from tandem_local.components.images import merge_images, read_images, write_images
 from tandem_local.errors import ClusterNotFound, LocalError, SpecError, StartError
 from tandem_local.folders import ClusterFolder, cache_dir, clusters_dir, locked
-from tandem_local.images import merge_images, read_images, write_images
-from tandem_local.process import ProcessRef, end
+from tandem_local.machine.process import ProcessRef, end
+from tandem_local.machine.requirements import check_machine
+from tandem_local.nodes import network
+from tandem_local.nodes.addresses import AddressPlan, choose_plan
 from tandem_local.progress import Progress, ProgressEvent, silent
-from tandem_local.requirements import check_machine
 from tandem_local.spec import ClusterSpec, ImageEntry
-from tandem_local.state import ClusterState, Phase
-from tandem_local.status import ClusterStatus, ComponentStatus, NodeStatus
+from tandem_local.supervision import teardown
+from tandem_local.supervision.state import (
+    ClusterState,
+    ClusterStatus,
+    ComponentStatus,
+    NodeStatus,
+    Phase,
+)
 
 READY_TIMEOUT_S = 180.0
 # The supervisor ends kubelets, containers and the rest, which takes procri's grace and a little.
@@ -289,7 +294,7 @@ def _prepare(spec: ClusterSpec, folder: ClusterFolder, binaries: Binaries) -> No
 
 def _launch(folder: ClusterFolder) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tandem_local.supervisor", str(folder.root)],
+        [sys.executable, "-m", "tandem_local.supervision.supervisor", str(folder.root)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

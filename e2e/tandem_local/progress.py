@@ -1,9 +1,20 @@
-"""How long work reports where it is."""
+"""How long work reports how far it is, and how a terminal shows it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.progress import Progress as Bars
 
 
 @dataclass(frozen=True)
@@ -25,3 +36,53 @@ Progress = Callable[[ProgressEvent], None]
 
 def silent(event: ProgressEvent) -> None:
     """A Progress that reports to nobody."""
+
+
+@contextmanager
+def shown_progress(console: Console | None = None) -> Iterator[Progress]:
+    """A Progress that draws on the console; where that is no terminal, plain lines."""
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
+    with Bars(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    ) as bars:
+        yield _Drawn(bars)
+
+
+class _Lines:
+    """One line per message, and one for every tenth of what is counted."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._said: tuple[str, int] | None = None
+
+    def __call__(self, event: ProgressEvent) -> None:
+        tenth = 10 * event.done // event.total if event.done and event.total else 0
+        if (event.message, tenth) == self._said:
+            return
+        self._said = (event.message, tenth)
+        counted = f" {event.done}/{event.total}" if event.total else ""
+        self._console.print(f"==> {event.message}{counted}", highlight=False)
+
+
+class _Drawn:
+    """One bar for what is under way now."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._task = bars.add_task("", total=None)
+        self._message = ""
+
+    def __call__(self, event: ProgressEvent) -> None:
+        if event.message != self._message:
+            self._message = event.message
+            self._bars.reset(self._task, description=event.message, total=event.total)
+        self._bars.update(self._task, completed=event.done or 0, total=event.total)

@@ -20,7 +20,7 @@ from tandem_local import (
     StartError,
     default_images,
 )
-from tandem_local.process import namespace
+from tandem_local.machine.process import namespace
 
 from .conftest import say
 from .manifest import eventually, http_server, pod

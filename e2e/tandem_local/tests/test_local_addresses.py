@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem_local.addresses import CANDIDATES, AddressPlan, choose_plan
 from tandem_local.errors import RequirementError
+from tandem_local.nodes.addresses import CANDIDATES, AddressPlan, choose_plan
 from tandem_local.spec import MAX_NODES
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tandem_local import build as building
-from tandem_local import toolchain
-from tandem_local.build import find_binaries, linker_flags, source_key
+from tandem_local.binaries import build as building
+from tandem_local.binaries import toolchain
+from tandem_local.binaries.build import find_binaries, linker_flags, source_key
 from tandem_local.errors import BuildError
 from tandem_local.progress import ProgressEvent
 
@@ -119,7 +119,7 @@ def test_a_failed_build_says_why_and_leaves_no_binary(
 def test_a_wheel_without_sources_names_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = tmp_path / "site-packages" / "tandem_local" / "build.py"
+    module = tmp_path / "site-packages" / "tandem_local" / "binaries" / "build.py"
     module.parent.mkdir(parents=True)
     monkeypatch.setattr(building, "__file__", str(module))
     with pytest.raises(BuildError, match="make install"):

@@ -11,23 +11,24 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tandem_local import network
-from tandem_local.addresses import AddressPlan
-from tandem_local.binaries import Binaries
-from tandem_local.bootstrap import (
+from tandem_local.binaries.build import Binaries
+from tandem_local.components.command_lines import MARKER, build_components, environment
+from tandem_local.components.configuration import prepare
+from tandem_local.components.images import default_images, merge_images, read_images, write_images
+from tandem_local.errors import SpecError
+from tandem_local.folders import ClusterFolder
+from tandem_local.machine.process import ProcessRef
+from tandem_local.nodes import network
+from tandem_local.nodes.addresses import AddressPlan
+from tandem_local.nodes.holder import closed_folders, holder_script, needed_paths
+from tandem_local.spec import ClusterSpec, ImageEntry, NodeSpec
+from tandem_local.supervision.bootstrap import (
     bootstrap_objects,
     is_ready,
     missing_metadata,
     missing_resources,
 )
-from tandem_local.components import MARKER, build_components, environment, prepare
-from tandem_local.errors import SpecError
-from tandem_local.folders import ClusterFolder
-from tandem_local.holder import closed_folders, holder_script, needed_paths
-from tandem_local.images import default_images, merge_images, read_images, write_images
-from tandem_local.process import ProcessRef
-from tandem_local.spec import ClusterSpec, ImageEntry, NodeSpec
-from tandem_local.state import ClusterState, ComponentState, Phase
+from tandem_local.supervision.state import ClusterState, ComponentState, Phase
 
 PLAN = AddressPlan(IPv4Network("10.210.0.0/16"))
 SPEC = ClusterSpec(
@@ -101,7 +102,7 @@ def test_the_api_server_authorizes_by_node_and_rbac(folder: ClusterFolder) -> No
 def test_prepared_files_agree_with_the_command_lines(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("tandem_local.components.MAX_SOCKET_PATH", 4096)
+    monkeypatch.setattr("tandem_local.components.configuration.MAX_SOCKET_PATH", 4096)
     folder = ClusterFolder(tmp_path / "two")
     folder.root.mkdir()
     prepare(SPEC, PLAN, folder)

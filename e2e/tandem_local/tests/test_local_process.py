@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from tandem_local.process import ProcessRef, end, marked, members, namespace, wait_gone
+from tandem_local.machine.process import ProcessRef, end, marked, members, namespace, wait_gone
 
 
 @pytest.fixture

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tandem_local import ClusterSpec, ExternalCluster, LocalCluster, requirements, supervisor
-from tandem_local.addresses import AddressPlan
-from tandem_local.binaries import Binaries
+from tandem_local import ClusterSpec, ExternalCluster, LocalCluster
+from tandem_local.binaries.build import Binaries
 from tandem_local.client import Cluster, Commands
-from tandem_local.components import MARKER, Component
+from tandem_local.components.command_lines import MARKER, Component
 from tandem_local.errors import (
     ClusterNotFound,
     CommandError,
@@ -24,11 +23,19 @@ from tandem_local.errors import (
     RootRequired,
 )
 from tandem_local.folders import MAX_SOCKET_PATH, ClusterFolder, cache_dir, clusters_dir, locked
-from tandem_local.process import ProcessRef, marked
+from tandem_local.machine import requirements
+from tandem_local.machine.process import ProcessRef, marked
+from tandem_local.nodes.addresses import AddressPlan
 from tandem_local.progress import silent
-from tandem_local.state import ClusterState, ComponentState
-from tandem_local.supervisor import Watched
-from tandem_local.teardown import container_records, end_processes, mounts_below, remove_files
+from tandem_local.supervision import supervisor
+from tandem_local.supervision.state import ClusterState, ComponentState
+from tandem_local.supervision.supervisor import Watched
+from tandem_local.supervision.teardown import (
+    container_records,
+    end_processes,
+    mounts_below,
+    remove_files,
+)
 
 
 @pytest.fixture

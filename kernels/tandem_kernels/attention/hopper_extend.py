@@ -9,9 +9,8 @@ import torch
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from tandem_kernels import gluon
 from tandem_kernels.attention.hopper_kernel import hopper_extend_kernel
-from tandem_kernels.launch import Launcher
+from tandem_kernels.launch import KNOWS_GLUON, Launcher
 
 _LOG2E: Final = 1.4426950408889634
 _BLOCK_M: Final = 128
@@ -47,7 +46,7 @@ def suits(key_cache: torch.Tensor, softcap: float | None) -> bool:
     _, num_heads, page, head_dim = key_cache.shape
     return (
         key_cache.is_cuda
-        and gluon.IS_KNOWN
+        and KNOWS_GLUON
         and softcap is None
         and head_dim in _TILES
         and page % 64 == 0

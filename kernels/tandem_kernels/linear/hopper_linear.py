@@ -9,8 +9,7 @@ import triton
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from tandem_kernels import gluon
-from tandem_kernels.launch import Launcher
+from tandem_kernels.launch import KNOWS_GLUON, Launcher
 from tandem_kernels.linear.hopper_kernel import hopper_gemm_kernel
 from tandem_kernels.overlap import launch_options
 
@@ -63,7 +62,7 @@ def suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether `hopper_linear` can do it on this device."""
     return (
         x.is_cuda
-        and gluon.IS_KNOWN
+        and KNOWS_GLUON
         and x.dtype in (torch.bfloat16, torch.float16)
         and weight.dtype == x.dtype
         and x.shape[1] % 64 == 0

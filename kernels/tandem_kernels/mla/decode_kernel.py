@@ -13,9 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
-from tandem_kernels import gluon
 from tandem_kernels.attention.decode_kernel import combine_splits
 from tandem_kernels.attention.split_plan import DecodePlan, make_decode_plan
+from tandem_kernels.launch import KNOWS_GLUON
 from tandem_kernels.overlap import launch_options, wait_for_inputs
 
 _LOG2E = 1.4426950408889634
@@ -204,7 +204,7 @@ def _choose_kind(
         return "columns"
     suits_hopper = (
         latent_query.is_cuda
-        and gluon.IS_KNOWN
+        and KNOWS_GLUON
         and torch.cuda.get_device_capability(latent_query.device)[0] == 9
         and latent_query.element_size() == cache.element_size() == 2
         and latent_query.shape[1] % HEADS_PER_PROGRAM == 0

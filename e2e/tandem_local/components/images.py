@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from tandem_local.components import SEARCH_PATH
+from tandem_local.components.command_lines import SEARCH_PATH
 from tandem_local.folders import cache_dir
 from tandem_local.spec import ImageEntry
 

@@ -7,25 +7,46 @@ so a build is repeated exactly when something that goes into it has changed.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tandem_local.binaries import Binaries
+from tandem_local.binaries.toolchain import find_go, go_version, required_version
 from tandem_local.errors import BuildError
 from tandem_local.folders import cache_dir, locked
 from tandem_local.progress import Progress, ProgressEvent, silent
-from tandem_local.toolchain import find_go, go_version, required_version
 
 CLUSTER_OVERRIDE = "TANDEM_CLUSTER_BINARY"
 COREDNS_OVERRIDE = "TANDEM_COREDNS_BINARY"
 SOURCE_NAMES = ("go.mod", "go.sum")
 # The order of magnitude of a cold build on two cores, told before it starts.
 COLD_BUILD = "about seven minutes on two cores, once"
+
+
+@dataclass(frozen=True)
+class Binaries:
+    """Paths of the multi-call binary and of CoreDNS."""
+
+    cluster: Path
+    """etcd, the Kubernetes components, kubectl, helm and procri."""
+    coredns: Path
+    """CoreDNS."""
+
+    def to_json(self) -> str:
+        """Serialise."""
+        return json.dumps({"cluster": str(self.cluster), "coredns": str(self.coredns)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Binaries:
+        """The inverse of `to_json`."""
+        data = json.loads(text)
+        return cls(Path(data["cluster"]), Path(data["coredns"]))
 
 
 def find_binaries(progress: Progress = silent) -> Binaries:
@@ -51,7 +72,7 @@ def source_dir() -> Path:
 
     Raises BuildError where this package was installed without them.
     """
-    folder = Path(__file__).resolve().parent.parent / "cluster"
+    folder = Path(__file__).resolve().parents[2] / "cluster"
     if not (folder / "go.mod").is_file():
         raise BuildError(
             f"the sources of the embedded cluster are not at {folder}: a wheel does not hold "

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from tandem_local.addresses import AddressPlan
 from tandem_local.errors import LocalError
+from tandem_local.nodes.addresses import AddressPlan
 
 POD_BRIDGE = "pods"
 FABRIC = "fabric"
@@ -36,12 +36,6 @@ def host_networks() -> list[IPv4Network]:
         if route["dst"] != "default":
             networks.append(ipaddress.IPv4Network(route["dst"], strict=False))
     return networks
-
-
-def enter(holder: int) -> list[str]:
-    """Prefix of a command that runs inside the node; it execs, so the pid is the command's."""
-    # Not `ip netns exec`: that one mounts a fresh /sys, which hides /sys/fs/cgroup.
-    return ["nsenter", f"--target={holder}", "--net", "--mount", "--"]
 
 
 def connect(folder: Path, plan: AddressPlan, holders: Sequence[int]) -> None:

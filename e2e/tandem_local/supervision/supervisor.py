@@ -1,8 +1,9 @@
-"""The process that keeps a cluster running: ``python -m tandem_local.supervisor FOLDER``.
+"""The process that keeps a cluster running.
 
-It detaches from whoever started it, makes the nodes' namespaces, starts the components in order,
-starts again those that die, keeps extended resources on the nodes, and writes what it knows to
-``state.json``. SIGTERM ends the cluster; so does the disappearance of its folder.
+``python -m tandem_local.supervision.supervisor FOLDER`` starts it. It detaches from its caller,
+makes the nodes' namespaces, starts the components in order, restarts those that die, keeps the
+extended resources on the nodes, and writes what it knows to ``state.json``. SIGTERM ends the
+cluster; so does the removal of its folder.
 """
 
 from __future__ import annotations
@@ -20,19 +21,21 @@ from types import FrameType
 
 import httpx
 
-from tandem_local import network, teardown
-from tandem_local.addresses import AddressPlan
-from tandem_local.api import ApiClient
-from tandem_local.binaries import Binaries
-from tandem_local.bootstrap import bootstrap_objects, reconcile_node
-from tandem_local.certs import Pki
-from tandem_local.components import DNS_READY_PORT, Component, build_components, environment
+from tandem_local.binaries.build import Binaries
+from tandem_local.components.command_lines import Component, build_components, environment
+from tandem_local.components.configuration import DNS_READY_PORT
+from tandem_local.components.credentials import Pki
 from tandem_local.errors import LocalError, StartError
 from tandem_local.folders import ClusterFolder
-from tandem_local.holder import closed_folders, enter, needed_paths, start_holder
-from tandem_local.process import ProcessRef
+from tandem_local.machine.process import ProcessRef
+from tandem_local.nodes import network
+from tandem_local.nodes.addresses import AddressPlan
+from tandem_local.nodes.holder import closed_folders, enter, needed_paths, start_holder
 from tandem_local.spec import ClusterSpec
-from tandem_local.state import ClusterState, ComponentState, Phase
+from tandem_local.supervision import teardown
+from tandem_local.supervision.api import ApiClient
+from tandem_local.supervision.bootstrap import bootstrap_objects, reconcile_node
+from tandem_local.supervision.state import ClusterState, ComponentState, Phase
 
 TICK_S = 0.1
 NODE_CHECK_S = 1.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tandem_local.addresses import AddressPlan
-from tandem_local.api import ApiClient
+from tandem_local.nodes.addresses import AddressPlan
 from tandem_local.spec import NodeSpec
+from tandem_local.supervision.api import ApiClient
 
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 

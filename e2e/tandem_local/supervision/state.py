@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from tandem_local.process import ProcessRef, boot_id
+from tandem_local.machine.process import ProcessRef, boot_id
 
 
 class Phase(StrEnum):
@@ -104,3 +105,45 @@ class ClusterState:
                 for c in self.components
             ],
         }
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """One node."""
+
+    name: str
+    address: str
+    pod_subnet: str
+    resources: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ComponentStatus:
+    """One process of the cluster."""
+
+    name: str
+    node: str
+    pid: int | None
+    """None while it waits to be started again."""
+    restarts: int
+    rss_bytes: int
+    log: Path
+
+
+@dataclass(frozen=True)
+class ClusterStatus:
+    """One cluster."""
+
+    name: str
+    phase: Phase
+    message: str
+    supervisor_pid: int
+    api_url: str
+    kubeconfig: Path
+    nodes: tuple[NodeStatus, ...]
+    components: tuple[ComponentStatus, ...]
+
+    @property
+    def rss_bytes(self) -> int:
+        """Resident memory of all components."""
+        return sum(component.rss_bytes for component in self.components)

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from tandem_local.certs import Pki
+from tandem_local.components.credentials import Pki
 
 MERGE_PATCH = "application/merge-patch+json"
 

@@ -14,12 +14,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tandem_local import network
-from tandem_local.components import MARKER
+from tandem_local.components.command_lines import MARKER
 from tandem_local.errors import LocalError
 from tandem_local.folders import ClusterFolder
-from tandem_local.process import ProcessRef, end, marked, members, namespace
-from tandem_local.state import ClusterState
+from tandem_local.machine.process import ProcessRef, end, marked, members, namespace
+from tandem_local.nodes import network
+from tandem_local.supervision.state import ClusterState
 
 # procri ends its containers when it is told to end; the rest holds nothing that is worth a wait.
 PROCRI_GRACE_S = 5.0

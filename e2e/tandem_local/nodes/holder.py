@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tandem_local.errors import StartError
-from tandem_local.process import ProcessRef
+from tandem_local.machine.process import ProcessRef
 from tandem_local.spec import ImageEntry
 
 # The kubelet uses these paths whatever --root-dir says. Each node sees an empty folder of its own

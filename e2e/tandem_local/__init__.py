@@ -1,7 +1,10 @@
 """One machine, no GPU: the embedded cluster and what runs on it.
 
-`LocalCluster.up` starts a real Kubernetes cluster on this machine; see docs in `cluster.py`.
-`ExternalCluster` has the same surface for a cluster that a kubeconfig names.
+`LocalCluster.up` starts a real Kubernetes cluster on this machine. Its steps are the folders: it
+checks the machine (`machine`), builds the binaries (`binaries`), writes what the components need
+(`components`), and leaves a supervisor behind (`supervision`), which makes the nodes (`nodes`) and
+keeps everything running. `ExternalCluster` offers the same commands for a cluster that a kubeconfig
+names.
 """
 
 from tandem_local.binaries.build import find_binaries

@@ -1,4 +1,4 @@
-"""How long work reports how far it is, and how a terminal shows it."""
+"""How a long operation reports its progress, and how a terminal shows it."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from rich.progress import Progress as Bars
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """One step of something that takes a while."""
+    """One step of an operation that takes a while."""
 
     stage: str
-    """What is under way: `download`, `build`, `start`."""
+    """The stage under way: `download`, `build`, `start`."""
     message: str
-    """One line for people."""
+    """One line for people to read."""
     done: int | None = None
-    """Units done, where they are counted."""
+    """Units done, if they are counted."""
     total: int | None = None
-    """Units in all, where that is known."""
+    """Units in total, if that is known."""
 
 
 Progress = Callable[[ProgressEvent], None]
 
 
 def silent(event: ProgressEvent) -> None:
-    """A Progress that reports to nobody."""
+    """A Progress that discards every event."""
 
 
 @contextmanager
 def shown_progress(console: Console | None = None) -> Iterator[Progress]:
-    """A Progress that draws on the console; where that is no terminal, plain lines."""
+    """A Progress that draws bars on a terminal, and prints plain lines on anything else."""
     console = console or Console(stderr=True)
     if not console.is_terminal:
         yield _Lines(console)
@@ -58,7 +58,7 @@ def shown_progress(console: Console | None = None) -> Iterator[Progress]:
 
 
 class _Lines:
-    """One line per message, and one for every tenth of what is counted."""
+    """One line per message, and one per tenth of a counted total."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -74,7 +74,7 @@ class _Lines:
 
 
 class _Drawn:
-    """One bar for what is under way now."""
+    """One bar for the current step."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars

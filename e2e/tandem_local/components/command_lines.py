@@ -1,4 +1,4 @@
-"""The processes of a cluster: their command lines and the files these name."""
+"""The processes of a cluster, and their command lines."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tandem_local.spec import ClusterSpec
 
 CLUSTER_DOMAIN = "cluster.local"
 STREAMING_ADDRESS = "127.0.0.1:10010"
-# Raised so that a thousand pods are bound by the work and not by client-side throttling.
+# Raised so that with a thousand pods the work sets the pace, not client-side throttling.
 CLIENT_QPS, CLIENT_BURST = 2000, 4000
-# Marks every process of the cluster, so that one can be found that no record names.
+# Marks every process of the cluster, so that even one that no record names can be found.
 MARKER = "TANDEM_CLUSTER_FOLDER"
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -25,20 +25,20 @@ class Component:
     """One process that the supervisor keeps running."""
 
     name: str
-    """What it is: `etcd`, `kubelet`…"""
+    """What runs: `etcd`, `kubelet`…"""
     node: str
     """The node in whose namespaces it runs."""
     argv: tuple[str, ...]
-    """Its command line, without what enters the node."""
+    """Its command line, without the prefix that enters the node."""
 
     @property
     def key(self) -> str:
-        """Unique in the cluster; names the log too."""
+        """Its name in the cluster, which is unique and also names its log."""
         return f"{self.name}-{self.node}"
 
 
 def environment(folder: ClusterFolder) -> dict[str, str]:
-    """The environment of every component; nothing leaks in from the caller's."""
+    """The environment of every component; nothing of the caller's environment leaks in."""
     return {
         "PATH": SEARCH_PATH,
         "HOME": str(folder.root),
@@ -94,7 +94,7 @@ def _etcd_flags(folder: ClusterFolder, pki: Pki) -> list[str]:
         f"--trusted-ca-file={pki.etcd_ca.cert}",
         f"--cert-file={etcd.cert}",
         f"--key-file={etcd.key}",
-        # The cluster is gone after a crash of the machine in any case.
+        # If the machine crashes, the cluster is gone in any case.
         "--unsafe-no-fsync",
         "--log-level=warn",
     ]
@@ -119,7 +119,7 @@ def _api_flags(plan: AddressPlan, pki: Pki) -> list[str]:
         f"--etcd-cafile={pki.etcd_ca.cert}",
         f"--etcd-certfile={etcd.cert}",
         f"--etcd-keyfile={etcd.key}",
-        # Aggregated APIs (metrics-server and the like), and what the controllers look up.
+        # For aggregated APIs (metrics-server and the like), and for what the controllers look up.
         f"--requestheader-client-ca-file={pki.front_proxy_ca.cert}",
         "--requestheader-allowed-names=front-proxy-client",
         "--requestheader-username-headers=X-Remote-User",
@@ -130,7 +130,7 @@ def _api_flags(plan: AddressPlan, pki: Pki) -> list[str]:
         f"--kubelet-certificate-authority={pki.ca.cert}",
         f"--kubelet-client-certificate={kubelet.cert}",
         f"--kubelet-client-key={kubelet.key}",
-        # Node names are in no DNS.
+        # No DNS server knows the nodes' names.
         "--kubelet-preferred-address-types=InternalIP",
         f"--service-account-issuer=https://kubernetes.default.svc.{CLUSTER_DOMAIN}",
         f"--service-account-key-file={accounts.cert}",
@@ -155,7 +155,7 @@ def _controller_flags(plan: AddressPlan, folder: ClusterFolder, pki: Pki) -> lis
         f"--cluster-signing-key-file={pki.ca.key}",
         f"--cluster-cidr={plan.pods}",
         f"--service-cluster-ip-range={plan.services}",
-        # The nodes' ranges are given by the network that was made before they register.
+        # The nodes' ranges come from the network, which exists before they register.
         "--allocate-node-cidrs=false",
         f"--kube-api-qps={CLIENT_QPS}",
         f"--kube-api-burst={CLIENT_BURST}",

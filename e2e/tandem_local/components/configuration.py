@@ -22,13 +22,13 @@ DNS_READY_PORT = 8181
 def prepare(spec: ClusterSpec, plan: AddressPlan, folder: ClusterFolder) -> None:
     """Write certificates, kubeconfigs and configuration files.
 
-    Raises SpecError where the folder's path is too long for a Unix socket.
+    Raises SpecError if the folder's path is too long for a Unix socket.
     """
     socket = folder.node(len(spec.nodes) - 1).socket
     if len(os.fsencode(socket)) > MAX_SOCKET_PATH:
         raise SpecError(
-            f"{socket} is too long for a Unix socket ({MAX_SOCKET_PATH} bytes at most); "
-            "set TANDEM_STATE_DIR to a shorter path"
+            f"{socket} is longer than the {MAX_SOCKET_PATH} bytes that a Unix socket's path may "
+            "have: set TANDEM_STATE_DIR to a shorter path"
         )
     pki = build_pki(folder.pki, plan, [node.name for node in spec.nodes])
     for path in (folder.config, folder.etcd, folder.logs):
@@ -62,7 +62,7 @@ def prepare(spec: ClusterSpec, plan: AddressPlan, folder: ClusterFolder) -> None
 def kubelet_config(
     name: str, index: int, plan: AddressPlan, folder: ClusterFolder, pki: Pki
 ) -> dict[str, Any]:
-    """The KubeletConfiguration of a node, fit for cgroup v1 and v2 alike."""
+    """The KubeletConfiguration of a node; it works with cgroup v1 and v2."""
     files, serving = folder.node(index), pki.pair(f"kubelet-{name}")
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -80,12 +80,12 @@ def kubelet_config(
         "healthzBindAddress": "127.0.0.1",
         "clusterDomain": CLUSTER_DOMAIN,
         "clusterDNS": [str(plan.dns)],
-        # Without this the search domains of the machine would reach every pod.
+        # Otherwise the machine's search domains would reach every pod.
         "resolvConf": str(files.config / "resolv.conf"),
         "containerRuntimeEndpoint": f"unix://{files.socket}",
         "podLogsDir": str(files.root / "pod-logs"),
         "volumePluginDir": str(files.kubelet / "volume-plugins"),
-        # Pods are plain processes: no cgroup of this machine is touched.
+        # Pods are plain processes, and no cgroup of this machine is touched.
         "cgroupDriver": "cgroupfs",
         "cgroupsPerQOS": False,
         "enforceNodeAllocatable": [],
@@ -97,7 +97,7 @@ def kubelet_config(
         "maxPods": 240,
         "serializeImagePulls": False,
         "imageGCHighThresholdPercent": 100,
-        # A developer's machine is often short of disk, which is no reason to evict.
+        # A developer's machine is often short of disk space, which is no reason to evict pods.
         "evictionHard": {
             "imagefs.available": "0%",
             "nodefs.available": "0%",
@@ -120,10 +120,10 @@ def proxy_config(name: str, index: int, plan: AddressPlan, folder: ClusterFolder
         "clusterCIDR": str(plan.pods),
         "hostnameOverride": name,
         "oomScoreAdj": 0,
-        # A namespace of its own can't set the machine's table sizes, and should not.
+        # A network namespace can't set the machine's table sizes, and should not.
         "conntrack": {"maxPerCore": 0, "min": 0},
-        # The host sends to a ClusterIP through the first node: an answer from another node's
-        # pod must come back the same way.
+        # The host reaches a ClusterIP through the first node, and the answer of a pod on another
+        # node must come back the same way.
         "nftables": {"masqueradeAll": True, "minSyncPeriod": "100ms"},
     }
 
@@ -154,7 +154,7 @@ def _corefile(plan: AddressPlan, folder: ClusterFolder) -> str:
     }}
 }}
 # No other zone: there is no way out of the cluster, and CoreDNS says so at once (REFUSED) instead
-# of letting a resolver wait.
+# of making a resolver wait.
 """
 
 

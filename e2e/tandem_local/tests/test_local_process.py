@@ -1,4 +1,4 @@
-"""Processes are known by pid and start time: a recycled pid is never touched."""
+"""A process is known by its pid and start time: a recycled pid is never touched."""
 
 from __future__ import annotations
 

@@ -33,16 +33,16 @@ class Launcher:
         self._known: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
 
     def __call__(self, grid: tuple[int, int, int], *args: Any, **options: Any) -> None:
-        """As `kernel[grid](*args, **options)`.
+        """Launch the kernel, as `kernel[grid](*args, **options)` does.
 
         Args:
-            args: tensors, all of the current device, descriptors of such, and numbers.
-            options: constants and launch options, at one place of the program in one order.
+            args: tensors on the current device, descriptors of such tensors, and numbers.
+            options: constants and launch options; each call site must keep to one order.
         """
         if not self._compiled or is_collecting():
             self._kernel[grid](*args, **options)
             return
-        # More than Triton specialises by: all numbers, and of a tensor what its pointer is like.
+        # More than Triton specialises by: every number, and each tensor's type and alignment.
         key = (
             torch.cuda.current_device(),
             *[_kind(arg) for arg in args],

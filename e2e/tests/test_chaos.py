@@ -8,6 +8,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -156,13 +157,15 @@ def test_the_operator_is_killed(chaos: Service, undisturbed: list[Stream]) -> No
         for name in names:
             kill_pod(operator, name)
 
+    def is_back(name: str) -> bool:
+        restarted = num_restarts(operator, name) > before[name]
+        return restarted and is_ready(operator.get("pod", name))
+
     assert_same(run_while(chaos, kill), undisturbed)
     for name in names:
         wait_for(
             f"{name} is back",
-            lambda name=name: (
-                num_restarts(operator, name) > before[name] and is_ready(operator.get("pod", name))
-            ),
+            partial(is_back, name),
             240,  # the kubelet's back-off counts the deaths in other tests too
         )
     assert_recovered(chaos)

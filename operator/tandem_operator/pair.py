@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
+T = TypeVar("T", covariant=True)
 U = TypeVar("U")
 
 
@@ -18,23 +18,31 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Pair(Generic[T]):
-    """One value for prefill and one for decode. `Pair[int]` counts workers in both pools."""
+    """One value for prefill and one for decode. A `Pair[int]` counts the workers of both pools."""
 
     prefill: T
     decode: T
 
-    @classmethod
-    def build(cls, make: Callable[[Role], T]) -> "Pair[T]":
+    @staticmethod
+    def build(make: Callable[[Role], U]) -> "Pair[U]":
         """The pair of what `make` returns for each role, prefill first."""
-        return cls(make(Role.PREFILL), make(Role.DECODE))
+        return Pair(make(Role.PREFILL), make(Role.DECODE))
 
     def of(self, role: Role) -> T:
         """The value of one role."""
         return self.prefill if role is Role.PREFILL else self.decode
 
     def map(self, function: Callable[[T], U]) -> "Pair[U]":
-        """The pair of results of `function`."""
+        """The pair of what `function` returns for each value, prefill first."""
         return Pair(function(self.prefill), function(self.decode))
+
+    def zip(self, other: "Pair[U]") -> "Pair[tuple[T, U]]":
+        """The pair of both values of each role."""
+        return Pair((self.prefill, other.prefill), (self.decode, other.decode))
+
+    def put(self, role: Role, value: U) -> "Pair[T | U]":
+        """A copy with another value for one role."""
+        return Pair(value, self.decode) if role is Role.PREFILL else Pair(self.prefill, value)
 
     def items(self) -> Iterator[tuple[Role, T]]:
         """Both values with their roles, prefill first."""

@@ -94,7 +94,7 @@ def pick_forced(runner: Runner, references: list[Reference]) -> list[list[int]]:
             items.append(BatchItem(str(table[0]), tokens, start, table, True, GREEDY))
         for row, result in enumerate(runner.execute(Batch(items))):
             assert result is not None
-            picked[row].append(result.token)
+            picked[row] += result.tokens
     return picked
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from tandem_operator.api.api_object import ApiObject, Rule, keyed_by
 from tandem_operator.api.conditions import Conditions
 from tandem_operator.api.model import ResourceName
+from tandem_operator.pair import Pair
 
 
 class PolicyMode(StrEnum):
@@ -147,6 +148,11 @@ class PolicyPools(ApiObject):
     """Bounds of the prefill pool."""
     decode: DecodePoolBounds = DecodePoolBounds()
     """Bounds of the decode pool."""
+
+    @property
+    def pair(self) -> Pair[PoolBounds]:
+        """The bounds of both pools."""
+        return Pair(self.prefill, self.decode)
 
 
 class Coordination(ApiObject):

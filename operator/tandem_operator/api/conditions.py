@@ -1,5 +1,6 @@
 """Conditions: what holds, since when, and why."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
@@ -61,6 +62,15 @@ class Condition(ApiObject):
 Conditions = Annotated[
     tuple[Condition, ...], Field(max_length=32, json_schema_extra=keyed_by("type"))
 ]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a condition should say: a condition without its times. `holds` None: unknown."""
+
+    holds: bool | None
+    reason: str
+    message: str = ""
 
 
 def condition_of(conditions: tuple[Condition, ...], kind: ConditionType) -> Condition | None:

@@ -17,6 +17,7 @@ from tandem_operator.api.rollout import Rollout
 from tandem_operator.api.router import Router
 from tandem_operator.api.slo import Slo
 from tandem_operator.names.objects import MAX_SERVICE_NAME
+from tandem_operator.pair import Pair, Role
 
 _PAIR = "!has(self.prefill) || !has(self.decode)"
 _SCALED = "has(self.autoscaling)"
@@ -202,3 +203,12 @@ class InferenceServiceSpec(ApiObject):
 
     rules: ClassVar[tuple[Rule, ...]] = _PRESENCE_RULES + _RATIO_RULES + _WIRING_RULES
     ruled_presence: ClassVar[frozenset[str]] = frozenset({"model", "prefill", "decode"})
+
+    @property
+    def pools(self) -> Pair[Pool]:
+        """Both pools."""
+        return Pair(self.prefill, self.decode)
+
+    def pool(self, role: Role) -> Pool:
+        """The pool of one role."""
+        return self.pools.of(role)

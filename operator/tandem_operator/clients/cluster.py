@@ -17,8 +17,18 @@ from kubernetes.aio.dynamic import DynamicClient
 from kubernetes.aio.dynamic.resource import Resource
 
 from tandem_operator.errors import ClusterError, ConflictError, MissingError
+from tandem_operator.names.objects import (
+    AUTOSCALING_POLICIES,
+    AUTOSCALING_POLICY,
+    GROUP,
+    INFERENCE_SERVICE,
+    INFERENCE_SERVICES,
+    OPERATOR,
+    VERSION,
+    WORKER_POOL,
+    WORKER_POOLS,
+)
 
-FIELD_MANAGER: Final = "tandem-operator"
 REQUEST_SECONDS: Final = 30.0
 JsonObject = dict[str, Any]
 
@@ -41,9 +51,9 @@ class Kind:
 KINDS: Final[Mapping[str, Kind]] = {
     kind.kind: kind
     for kind in (
-        Kind("tandem.dev", "v1alpha1", "InferenceService", "inferenceservices"),
-        Kind("tandem.dev", "v1alpha1", "WorkerPool", "workerpools"),
-        Kind("tandem.dev", "v1alpha1", "AutoscalingPolicy", "autoscalingpolicies"),
+        Kind(GROUP, VERSION, INFERENCE_SERVICE, INFERENCE_SERVICES),
+        Kind(GROUP, VERSION, WORKER_POOL, WORKER_POOLS),
+        Kind(GROUP, VERSION, AUTOSCALING_POLICY, AUTOSCALING_POLICIES),
         Kind("", "v1", "Pod", "pods"),
         Kind("", "v1", "Service", "services"),
         Kind("", "v1", "ServiceAccount", "serviceaccounts"),
@@ -105,7 +115,7 @@ class Cluster:
     async def create(self, body: JsonObject) -> JsonObject:
         """Create an object. Raises ConflictError when the name is taken."""
         path = self._path(body["kind"], None, body["metadata"].get("namespace"))
-        return await self._request("post", path, body=body, field_manager=FIELD_MANAGER)
+        return await self._request("post", path, body=body, field_manager=OPERATOR)
 
     async def apply(self, body: JsonObject) -> JsonObject:
         """Server-side apply of a child as the only field manager of the fields in it."""
@@ -115,7 +125,7 @@ class Cluster:
             self._path(body["kind"], meta["name"], meta.get("namespace")),
             body=body,
             content_type="application/apply-patch+yaml",
-            field_manager=FIELD_MANAGER,
+            field_manager=OPERATOR,
             force_conflicts=True,
         )
 
@@ -128,14 +138,14 @@ class Cluster:
             self._path(kind, name, namespace) + (f"/{subresource}" if subresource else ""),
             body=body,
             content_type="application/merge-patch+json",
-            field_manager=FIELD_MANAGER,
+            field_manager=OPERATOR,
         )
 
     async def replace(self, body: JsonObject) -> JsonObject:
         """Put an object with its resourceVersion. Raises ConflictError when it changed since."""
         meta = body["metadata"]
         path = self._path(body["kind"], meta["name"], meta.get("namespace"))
-        return await self._request("put", path, body=body, field_manager=FIELD_MANAGER)
+        return await self._request("put", path, body=body, field_manager=OPERATOR)
 
     async def delete(
         self,

@@ -9,11 +9,15 @@ import structlog
 from tandem_operator.clients.cluster import Cluster
 from tandem_operator.errors import ClusterError
 from tandem_operator.facts.observed import Observed
-from tandem_operator.names.objects import API_VERSION, INFERENCE_SERVICE, stable_id
+from tandem_operator.names.objects import (
+    API_VERSION,
+    INFERENCE_SERVICE,
+    REPORTING_CONTROLLER,
+    stable_id,
+)
 from tandem_operator.plan import Note
 
 REPEAT_SECONDS: Final = 60.0
-CONTROLLER: Final = "tandem.dev/operator"
 
 log = structlog.get_logger("tandem.events")
 
@@ -47,7 +51,7 @@ class Events:
             "reason": note.reason[:128],
             "note": note.message[:1024],
             "action": "Reconcile",
-            "reportingController": CONTROLLER,
+            "reportingController": REPORTING_CONTROLLER,
             "reportingInstance": self._instance[:128],
             "regarding": {
                 "apiVersion": API_VERSION,

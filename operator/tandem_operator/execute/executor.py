@@ -11,12 +11,20 @@ from typing import Any, Final
 import structlog
 
 from tandem_operator.clients.cluster import Cluster, JsonObject
-from tandem_operator.clients.workers import WorkerApi
+from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.errors import ClusterError, ConflictError, MissingError, NotOwnedError
 from tandem_operator.execute.events import Events
-from tandem_operator.facts.observed import Observed, ProbeResult
-from tandem_operator.names.objects import FINALIZER, INFERENCE_SERVICE
+from tandem_operator.facts.observed import Observed
+from tandem_operator.facts.worker import ProbeResult
+from tandem_operator.names.objects import (
+    AUTOSCALING_POLICY,
+    FINALIZER,
+    INFERENCE_SERVICE,
+    WORKER_POOL,
+)
+from tandem_operator.names.worker import ACTION_PROBE
 from tandem_operator.plan import Deletion, EngineCall, Plan, PodMark
+from tandem_operator.plan.steps import PolicyTargets
 
 REAPPLY_SECONDS: Final = 30.0
 """An unchanged child is applied again after this long, which heals what others changed."""
@@ -28,7 +36,7 @@ log = structlog.get_logger("tandem.execute")
 class Executor:
     """Writes to the API server and calls workers. Keeps what it last applied, to apply less."""
 
-    def __init__(self, cluster: Cluster, workers: WorkerApi, events: Events) -> None:
+    def __init__(self, cluster: Cluster, workers: WorkerClient, events: Events) -> None:
         self._cluster = cluster
         self._workers = workers
         self._events = events
@@ -42,6 +50,8 @@ class Executor:
         """
         errors: list[Exception] = []
         probe: ProbeResult | None = None
+        for policy in plan.policy_status:
+            await self._policy_status(policy, observed)
         if plan.finalizer != "keep":
             await self._finalizer(plan, observed)
             if plan.finalizer == "remove":
@@ -54,9 +64,9 @@ class Executor:
         await self._all((self._create(pod) for pod in plan.create), errors)
         await self._all((self._mark(mark, observed) for mark in plan.mark), errors)
         for call in plan.engine_calls:
-            if call.action == "probe":
-                probe = await self._workers.probe(call, datetime.now(UTC))
-        calls = [call for call in plan.engine_calls if call.action != "probe"]
+            if call.action == ACTION_PROBE:
+                probe = await self._probe(call)
+        calls = [call for call in plan.engine_calls if call.action != ACTION_PROBE]
         await self._all((self._call(call) for call in calls), errors)
         await self._all((self._delete(item, observed) for item in plan.delete), errors)
         await self._try(self._status(plan, observed), errors)
@@ -133,7 +143,20 @@ class Executor:
             log.info("pod to mark is gone", pod=mark.name)
 
     async def _call(self, call: EngineCall) -> None:
-        await self._workers.call(call)
+        await self._workers.admin(call.ip, call.action, call.token, call.body)
+
+    async def _probe(self, call: EngineCall) -> ProbeResult:
+        answer = await self._workers.probe(call.ip, call.token, call.body)
+        return ProbeResult(
+            revision=call.revision,
+            decode=call.pod,
+            prefill=call.peer,
+            at=datetime.now(UTC),
+            transport=answer.transport,
+            num_bytes=answer.num_bytes,
+            seconds=answer.seconds,
+            error=answer.error,
+        )
 
     async def _delete(self, item: Deletion, observed: Observed) -> None:
         try:
@@ -149,16 +172,29 @@ class Executor:
 
     async def _status(self, plan: Plan, observed: Observed) -> None:
         for name, status in plan.pool_status.items():
-            seen = next((p.status for p in observed.pools.values() if p.name == name), {})
+            seen = next((p.status for p in observed.pools if p is not None and p.name == name), {})
             if status != seen:
-                await self._write_status("WorkerPool", name, observed.namespace, seen, status)
+                await self._write_status(WORKER_POOL, name, observed.namespace, seen, status)
         if plan.status is None:
             return
         old = observed.status.to_manifest()
         if plan.status != old or not observed.status.conditions:
             await self._write_status(
-                "InferenceService", observed.name, observed.namespace, old, plan.status
+                INFERENCE_SERVICE, observed.name, observed.namespace, old, plan.status
             )
+
+    async def _policy_status(self, policy: PolicyTargets, observed: Observed) -> None:
+        body = {
+            "metadata": {"resourceVersion": policy.resource_version},
+            "status": {"targets": [target.to_manifest() for target in policy.targets]},
+        }
+        try:
+            await self._cluster.merge(
+                AUTOSCALING_POLICY, policy.name, observed.namespace, body, subresource="status"
+            )
+        except ClusterError as error:
+            # Another service wrote first, or the policy is gone; the next tick makes it good.
+            log.info("policy status was not written", policy=policy.name, error=str(error))
 
     async def _write_status(self, kind: str, name: str, namespace: str, old: Any, new: Any) -> None:
         # A merge patch: what is gone must be said, lists are replaced as a whole.
@@ -171,7 +207,7 @@ class Executor:
 
     async def _finalizer(self, plan: Plan, observed: Observed) -> None:
         try:
-            service = await self._cluster.get("InferenceService", observed.name, observed.namespace)
+            service = await self._cluster.get(INFERENCE_SERVICE, observed.name, observed.namespace)
         except MissingError:
             return
         meta = service["metadata"]
@@ -180,7 +216,7 @@ class Executor:
         kept = [item for item in meta.get("finalizers", []) if item != FINALIZER]
         wanted = [*kept, FINALIZER] if plan.finalizer == "add" else kept
         body = {"metadata": {"finalizers": wanted, "resourceVersion": meta["resourceVersion"]}}
-        await self._cluster.merge("InferenceService", observed.name, observed.namespace, body)
+        await self._cluster.merge(INFERENCE_SERVICE, observed.name, observed.namespace, body)
 
 
 def _is_predecessor(owner: JsonObject, observed: Observed) -> bool:

@@ -1,9 +1,8 @@
 """What both pools share: WorkerPools, identity, Service, budgets and network policies."""
 
-from typing import Any, Final
+from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec
-from tandem_operator.api.worker_pool import PoolRole
 from tandem_operator.facts.observed import Observed
 from tandem_operator.names.annotations import ANNOTATION_IGNORED_SCALE, ANNOTATION_SPEC_REPLICAS
 from tandem_operator.names.labels import (
@@ -31,9 +30,6 @@ from tandem_operator.names.pods import (
     PORT_WORKER_WIRE,
 )
 from tandem_operator.pair import Role
-from tandem_operator.plan.scale.targets import PoolTarget
-
-POOL_ROLES: Final = {Role.PREFILL: PoolRole.PREFILL, Role.DECODE: PoolRole.DECODE}
 
 
 def build_owner(observed: Observed) -> dict[str, Any]:
@@ -48,11 +44,17 @@ def build_owner(observed: Observed) -> dict[str, Any]:
     }
 
 
-def build_pool(observed: Observed, role: Role, target: PoolTarget, revision: str) -> dict[str, Any]:
-    """The WorkerPool of a role."""
-    annotations = {ANNOTATION_SPEC_REPLICAS: str(target.spec_replicas)}
-    if target.ignored:
-        annotations[ANNOTATION_IGNORED_SCALE] = target.ignored
+def build_pool(
+    observed: Observed, role: Role, replicas: int, spec_replicas: int, ignored: str, revision: str
+) -> dict[str, Any]:
+    """The WorkerPool of a role.
+
+    `spec_replicas` is the number in the service's spec, kept in an annotation. `ignored` says why a
+    write to the pool's scale has no effect, or is empty.
+    """
+    annotations = {ANNOTATION_SPEC_REPLICAS: str(spec_replicas)}
+    if ignored:
+        annotations[ANNOTATION_IGNORED_SCALE] = ignored
     metadata: dict[str, Any] = {
         "name": pool_name(observed.name, role),
         "namespace": observed.namespace,
@@ -60,7 +62,7 @@ def build_pool(observed: Observed, role: Role, target: PoolTarget, revision: str
         "annotations": annotations,
         "ownerReferences": [build_owner(observed)],
     }
-    seen = observed.pools.get(role)
+    seen = observed.pools.of(role)
     if seen is not None:
         # A write to /scale since we looked must not be overwritten: the API server refuses then.
         metadata["resourceVersion"] = seen.resource_version
@@ -70,8 +72,8 @@ def build_pool(observed: Observed, role: Role, target: PoolTarget, revision: str
         "metadata": metadata,
         "spec": {
             "serviceName": observed.name,
-            "role": str(POOL_ROLES[role]),
-            "replicas": target.replicas,
+            "role": role.title(),
+            "replicas": replicas,
             "revision": revision,
         },
     }

@@ -3,6 +3,7 @@
 import json
 
 from tandem_operator.api import InferenceServiceSpec
+from tandem_operator.api.pool import Pool
 from tandem_operator.facts.observed import Images
 from tandem_operator.names.objects import stable_id
 
@@ -23,12 +24,10 @@ def revision_of(spec: InferenceServiceSpec, images: Images) -> str:
         "transfer": spec.kv_transfer.model_dump(mode="json", by_alias=True, exclude={"verify"}),
         "rdma": spec.rdma.to_manifest(),
         "cache": spec.kv_cache.to_manifest(),
-        "prefill": _pool(spec, "prefill"),
-        "decode": _pool(spec, "decode"),
+        **{str(role): _pool(pool) for role, pool in spec.pools.items()},
     }
     return stable_id(json.dumps(parts, sort_keys=True))
 
 
-def _pool(spec: InferenceServiceSpec, name: str) -> dict[str, object]:
-    pool = spec.prefill if name == "prefill" else spec.decode
+def _pool(pool: Pool) -> dict[str, object]:
     return pool.model_dump(mode="json", by_alias=True, exclude=_POOL_FIELDS_WITHOUT_PODS)

@@ -8,9 +8,23 @@ from tandem_operator.facts.observed import Observed
 from tandem_operator.manifests.pod_template import merge_template
 from tandem_operator.manifests.storage import build_storage
 from tandem_operator.manifests.worker import GRACE_AFTER_DRAIN_SECONDS, USER_ID
-from tandem_operator.names.labels import LABEL_REVISION, LABEL_SERVICE, ROUTER, common_labels
+from tandem_operator.names import router as flags
+from tandem_operator.names.labels import (
+    LABEL_REVISION,
+    LABEL_ROLE,
+    LABEL_SERVICE,
+    ROUTER,
+    common_labels,
+)
 from tandem_operator.names.objects import router_name, router_service_name
-from tandem_operator.names.pods import PORT_NAME_HTTP, PORT_ROUTER_HTTP, ROUTER_CONTAINER
+from tandem_operator.names.pods import (
+    ENV_CACHE_DIR,
+    ENV_POD_IP,
+    ENV_POD_NAME,
+    PORT_NAME_HTTP,
+    PORT_ROUTER_HTTP,
+    ROUTER_CONTAINER,
+)
 
 API_KEYS_PATH = "/etc/tandem/api-keys"
 
@@ -59,7 +73,7 @@ def _service(
         "metadata": {"name": router_service_name(observed.name), **meta},
         "spec": {
             "type": str(service.type),
-            "selector": {LABEL_SERVICE: observed.name, "tandem.dev/role": "router"},
+            "selector": {LABEL_SERVICE: observed.name, LABEL_ROLE: ROUTER},
             "ports": [
                 {
                     "name": PORT_NAME_HTTP,
@@ -87,9 +101,7 @@ def _deployment(
         "metadata": {"name": router_name(observed.name), **meta, "labels": labels},
         "spec": {
             "replicas": spec.router.replicas,
-            "selector": {
-                "matchLabels": {LABEL_SERVICE: observed.name, "tandem.dev/role": "router"}
-            },
+            "selector": {"matchLabels": {LABEL_SERVICE: observed.name, LABEL_ROLE: ROUTER}},
             "strategy": {
                 "type": "RollingUpdate",
                 "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
@@ -104,12 +116,12 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
     storage = build_storage(spec.model)
     volumes, mounts = list(storage.volumes), list(storage.mounts)
     env = [
-        {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        {"name": ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         *storage.env,
     ]
     if storage.cache_dir:
-        env.append({"name": "TANDEM_CACHE_DIR", "value": storage.cache_dir})
+        env.append({"name": ENV_CACHE_DIR, "value": storage.cache_dir})
     if spec.router.api_keys_secret_name:
         secret = {"secretName": spec.router.api_keys_secret_name}
         volumes.append({"name": "api-keys", "secret": secret})
@@ -124,9 +136,15 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
         "resources": spec.router.resources.model_dump(
             mode="json", by_alias=True, exclude_none=True, exclude_defaults=True
         ),
-        "startupProbe": _probe("/health", periodSeconds=1, timeoutSeconds=5, failureThreshold=600),
-        "readinessProbe": _probe("/ready", periodSeconds=2, timeoutSeconds=5, failureThreshold=3),
-        "livenessProbe": _probe("/health", periodSeconds=10, timeoutSeconds=10, failureThreshold=6),
+        "startupProbe": _probe(
+            flags.ROUTE_HEALTH, periodSeconds=1, timeoutSeconds=5, failureThreshold=600
+        ),
+        "readinessProbe": _probe(
+            flags.ROUTE_READY, periodSeconds=2, timeoutSeconds=5, failureThreshold=3
+        ),
+        "livenessProbe": _probe(
+            flags.ROUTE_HEALTH, periodSeconds=10, timeoutSeconds=10, failureThreshold=6
+        ),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -153,21 +171,21 @@ def router_args(
 ) -> list[str]:
     """The flags of `tandem-router`."""
     classes = [item.to_manifest() for item in spec.slo.classes]
-    flags: dict[str, str | int] = {
-        "model-name": spec.model.name or observed.name,
-        "model": uri,
-        "revision": revision,
-        "host": "0.0.0.0",
-        "port": PORT_ROUTER_HTTP,
-        "service": observed.name,
-        "namespace": observed.namespace,
-        "policy": str(spec.router.policy),
-        "slo-classes": json.dumps(classes, separators=(",", ":")),
-        "drain-seconds": spec.rollout.drain_seconds,
+    values: dict[str, str | int] = {
+        flags.FLAG_MODEL_NAME: spec.model.name or observed.name,
+        flags.FLAG_MODEL: uri,
+        flags.FLAG_REVISION: revision,
+        flags.FLAG_HOST: "0.0.0.0",
+        flags.FLAG_PORT: PORT_ROUTER_HTTP,
+        flags.FLAG_SERVICE: observed.name,
+        flags.FLAG_NAMESPACE: observed.namespace,
+        flags.FLAG_POLICY: str(spec.router.policy),
+        flags.FLAG_SLO_CLASSES: json.dumps(classes, separators=(",", ":")),
+        flags.FLAG_DRAIN_SECONDS: spec.rollout.drain_seconds,
     }
     if spec.router.api_keys_secret_name:
-        flags["api-keys-file"] = API_KEYS_PATH
-    return [item for key, value in flags.items() for item in (f"--{key}", str(value))]
+        values[flags.FLAG_API_KEYS_FILE] = API_KEYS_PATH
+    return [item for key, value in values.items() for item in (f"--{key}", str(value))]
 
 
 def _probe(path: str, **settings: int) -> dict[str, Any]:

@@ -3,21 +3,28 @@
 import hashlib
 import hmac
 import json
+from dataclasses import dataclass
 from typing import Any, Final
 
 from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.api.kv_transfer import TransferBackend
 from tandem_operator.api.pool import Pool
-from tandem_operator.facts.observed import Observed, PoolView
+from tandem_operator.facts.observed import Observed
 from tandem_operator.manifests.pod_template import merge_template
 from tandem_operator.manifests.storage import ModelStorage, build_storage
 from tandem_operator.manifests.wiring import PodWiring, Wiring, build_wiring
+from tandem_operator.names import worker as flags
 from tandem_operator.names.annotations import ANNOTATION_BOOTSTRAP_PORT, ANNOTATION_RESTARTS
 from tandem_operator.names.labels import LABEL_SERVICE, LABEL_WORKER, worker_labels
 from tandem_operator.names.objects import API_VERSION, WORKER_POOL, worker_name
 from tandem_operator.names.pods import (
     ENGINE_CONTAINER,
     ENV_ADMIN_TOKEN,
+    ENV_ENGINE_OPTIONS,
+    ENV_NODE_NAME,
+    ENV_POD_IP,
+    ENV_POD_NAME,
+    ENV_SHM_DIR,
     MEMLOCK_CONTAINER,
     PORT_NAME_BOOTSTRAP,
     PORT_NAME_HTTP,
@@ -25,6 +32,7 @@ from tandem_operator.names.pods import (
     PORT_WORKER_HTTP,
     PORT_WORKER_WIRE,
 )
+from tandem_operator.names.worker import ROUTE_HEALTH, ROUTE_READY
 from tandem_operator.pair import Role
 
 GRACE_AFTER_DRAIN_SECONDS: Final = 30
@@ -36,36 +44,46 @@ USER_ID: Final = 65532
 """The user that the images run as."""
 
 
+@dataclass(frozen=True)
+class Blueprint:
+    """What distinguishes one worker from the others of its service.
+
+    `restarts` is how many workers in a row failed in its place.
+    """
+
+    role: Role
+    name: str
+    revision: str
+    wiring: Wiring
+    restarts: int = 0
+
+    @property
+    def group(self) -> str:
+        """The worker's id: the last part of its name."""
+        return self.name.rsplit("-", 1)[-1]
+
+
 def build_worker_pod(
-    observed: Observed,
-    spec: InferenceServiceSpec,
-    pool: PoolView,
-    role: Role,
-    name: str,
-    revision: str,
-    wiring: Wiring,
-    restarts: int = 0,
+    observed: Observed, spec: InferenceServiceSpec, worker: Blueprint
 ) -> dict[str, Any]:
-    """A worker of `role`. Its group is the last part of its name.
+    """The pod of one worker, owned by the WorkerPool of its role, which must exist.
 
     restartPolicy is Never: replacing a worker, its evidence and its back-off are the operator's.
     There is no preStop hook, because SIGTERM makes the worker drain.
     """
-    ours = _pool(spec, role)
-    group = name.rsplit("-", 1)[-1]
-    parts = build_wiring(wiring, spec.rdma, ours.gpus_per_pod)
-    storage = build_storage(spec.model)
-    labels = worker_labels(observed.name, role, revision, group) | {LABEL_WORKER: "true"}
+    pool = observed.pools.of(worker.role)
+    assert pool is not None, "a worker is made only for a pool that exists"
+    labels = worker_labels(observed.name, worker.role, worker.revision, worker.group)
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
-            "name": name,
+            "name": worker.name,
             "namespace": observed.namespace,
-            "labels": labels,
+            "labels": labels | {LABEL_WORKER: "true"},
             "annotations": {
                 ANNOTATION_BOOTSTRAP_PORT: str(spec.kv_transfer.bootstrap_port),
-                ANNOTATION_RESTARTS: str(restarts),
+                ANNOTATION_RESTARTS: str(worker.restarts),
             },
             "ownerReferences": [
                 {
@@ -78,9 +96,9 @@ def build_worker_pod(
                 }
             ],
         },
-        "spec": _pod_spec(observed, spec, role, name, revision, parts, storage),
+        "spec": _pod_spec(observed, spec, worker),
     }
-    return merge_template(pod, ours.pod_template)
+    return merge_template(pod, spec.pool(worker.role).pod_template)
 
 
 def admin_token(entropy: str, pod_name: str) -> str:
@@ -92,32 +110,29 @@ def admin_token(entropy: str, pod_name: str) -> str:
     return hmac.new(entropy.encode(), pod_name.encode(), hashlib.sha256).hexdigest()
 
 
-def _pod_spec(
-    observed: Observed,
-    spec: InferenceServiceSpec,
-    role: Role,
-    name: str,
-    revision: str,
-    parts: PodWiring,
-    storage: ModelStorage,
-) -> dict[str, Any]:
+def _pod_spec(observed: Observed, spec: InferenceServiceSpec, worker: Blueprint) -> dict[str, Any]:
+    pool = spec.pool(worker.role)
+    parts = build_wiring(worker.wiring, spec.rdma, pool.gpus_per_pod)
+    storage = build_storage(spec.model)
     image = spec.engine.image or observed.images.engine
     volumes, mounts, shm_env = _shared_memory(spec, parts)
     container = {
         "name": ENGINE_CONTAINER,
         "image": image,
-        "args": worker_args(observed.name, spec, role, revision, storage),
+        "args": worker_args(observed.name, spec, worker, storage),
         "ports": [
             {"name": PORT_NAME_HTTP, "containerPort": PORT_WORKER_HTTP},
             {"name": PORT_NAME_WIRE, "containerPort": PORT_WORKER_WIRE},
             {"name": PORT_NAME_BOOTSTRAP, "containerPort": spec.kv_transfer.bootstrap_port},
         ],
-        "env": _env(observed, spec, name, parts, storage, shm_env),
-        "resources": _resources(_pool(spec, role), parts),
+        "env": _env(
+            spec, admin_token(observed.entropy, worker.name), storage, {**parts.env, **shm_env}
+        ),
+        "resources": _resources(pool, parts),
         "volumeMounts": [*mounts, *storage.mounts],
-        "startupProbe": {"httpGet": {"path": "/health", "port": PORT_NAME_HTTP}, **_STARTUP},
-        "readinessProbe": {"httpGet": {"path": "/ready", "port": PORT_NAME_HTTP}, **_READINESS},
-        "livenessProbe": {"httpGet": {"path": "/health", "port": PORT_NAME_HTTP}, **_LIVENESS},
+        "startupProbe": _probe(ROUTE_HEALTH, _STARTUP),
+        "readinessProbe": _probe(ROUTE_READY, _READINESS),
+        "livenessProbe": _probe(ROUTE_HEALTH, _LIVENESS),
         "securityContext": _container_security(parts),
     }
     pod_spec: dict[str, Any] = {
@@ -138,71 +153,66 @@ def _pod_spec(
     return pod_spec
 
 
+def _probe(path: str, times: dict[str, int]) -> dict[str, Any]:
+    return {"httpGet": {"path": path, "port": PORT_NAME_HTTP}, **times}
+
+
 def worker_args(
-    service: str, spec: InferenceServiceSpec, role: Role, revision: str, storage: ModelStorage
+    service: str, spec: InferenceServiceSpec, worker: Blueprint, storage: ModelStorage
 ) -> list[str]:
     """The flags of `tandem-worker`."""
-    pool, model, transfer = _pool(spec, role), spec.model, spec.kv_transfer
-    flags: dict[str, str | int] = {
-        "model": storage.uri,
-        "served-model-name": model.name or service,
-        "revision": revision,
-        "role": str(role),
-        "http-port": PORT_WORKER_HTTP,
-        "wire-port": PORT_WORKER_WIRE,
-        "bootstrap-port": transfer.bootstrap_port,
-        "page-size": spec.engine.page_size,
-        "max-batched-tokens": pool.max_batched_tokens,
-        "max-running": pool.max_running,
-        "gpu-memory-percent": pool.gpu_memory_percent,
-        "dtype": str(model.dtype),
-        "format": str(model.format),
-        "device": "cuda" if pool.gpus_per_pod else "auto",
-        "transfer": str(transfer.backend),
-        "chunk-tokens": transfer.chunk_tokens,
-        "local-prefill-tokens": transfer.local_prefill_tokens,
-        "lease-seconds": transfer.lease_seconds,
-        "drain-seconds": spec.rollout.drain_seconds,
+    pool, model, transfer = spec.pool(worker.role), spec.model, spec.kv_transfer
+    values: dict[str, str | int] = {
+        flags.FLAG_MODEL: storage.uri,
+        flags.FLAG_SERVED_MODEL_NAME: model.name or service,
+        flags.FLAG_REVISION: worker.revision,
+        flags.FLAG_ROLE: str(worker.role),
+        flags.FLAG_HTTP_PORT: PORT_WORKER_HTTP,
+        flags.FLAG_WIRE_PORT: PORT_WORKER_WIRE,
+        flags.FLAG_BOOTSTRAP_PORT: transfer.bootstrap_port,
+        flags.FLAG_PAGE_SIZE: spec.engine.page_size,
+        flags.FLAG_MAX_BATCHED_TOKENS: pool.max_batched_tokens,
+        flags.FLAG_MAX_RUNNING: pool.max_running,
+        flags.FLAG_GPU_MEMORY_PERCENT: pool.gpu_memory_percent,
+        flags.FLAG_DTYPE: str(model.dtype),
+        flags.FLAG_FORMAT: str(model.format),
+        flags.FLAG_DEVICE: "cuda" if pool.gpus_per_pod else "auto",
+        flags.FLAG_TRANSFER: str(transfer.backend),
+        flags.FLAG_CHUNK_TOKENS: transfer.chunk_tokens,
+        flags.FLAG_LOCAL_PREFILL_TOKENS: transfer.local_prefill_tokens,
+        flags.FLAG_LEASE_SECONDS: transfer.lease_seconds,
+        flags.FLAG_DRAIN_SECONDS: spec.rollout.drain_seconds,
     }
     if pool.tensor_parallel > 1:
-        flags["tensor-parallel"] = pool.tensor_parallel
+        values[flags.FLAG_TENSOR_PARALLEL] = pool.tensor_parallel
     if model.max_model_len is not None:
-        flags["max-model-len"] = model.max_model_len
+        values[flags.FLAG_MAX_MODEL_LEN] = model.max_model_len
     if spec.engine.options.kv_memory is not None:
-        flags["kv-memory"] = spec.engine.options.kv_memory
+        values[flags.FLAG_KV_MEMORY] = spec.engine.options.kv_memory
     if storage.cache_dir:
-        flags["cache-dir"] = storage.cache_dir
-    args = [item for key, value in flags.items() for item in (f"--{key}", str(value))]
-    args.append("--checksum" if transfer.checksum else "--no-checksum")
+        values[flags.FLAG_CACHE_DIR] = storage.cache_dir
+    args = [item for key, value in values.items() for item in (f"--{key}", str(value))]
+    args.append(f"--{flags.FLAG_CHECKSUM if transfer.checksum else flags.FLAG_NO_CHECKSUM}")
     if model.trust_remote_code:
-        args.append("--trust-remote-code")
+        args.append(f"--{flags.FLAG_TRUST_REMOTE_CODE}")
     return args
 
 
-def _pool(spec: InferenceServiceSpec, role: Role) -> Pool:
-    return spec.prefill if role is Role.PREFILL else spec.decode
-
-
 def _env(
-    observed: Observed,
-    spec: InferenceServiceSpec,
-    name: str,
-    parts: PodWiring,
-    storage: ModelStorage,
-    shm_env: dict[str, str],
+    spec: InferenceServiceSpec, token: str, storage: ModelStorage, extra: dict[str, str]
 ) -> list[dict[str, Any]]:
     env: list[dict[str, Any]] = [
-        _downward("POD_NAME", "metadata.name"),
-        _downward("POD_IP", "status.podIP"),
-        _downward("NODE_NAME", "spec.nodeName"),
-        {"name": ENV_ADMIN_TOKEN, "value": admin_token(observed.entropy, name)},
+        _downward(ENV_POD_NAME, "metadata.name"),
+        _downward(ENV_POD_IP, "status.podIP"),
+        _downward(ENV_NODE_NAME, "spec.nodeName"),
+        {"name": ENV_ADMIN_TOKEN, "value": token},
     ]
-    plain = {**parts.env, **shm_env}
+    plain = dict(extra)
     options = spec.engine.options.to_manifest()
     if spec.engine.options.num_threads is not None:
         plain["OMP_NUM_THREADS"] = str(spec.engine.options.num_threads)
     if options:
-        plain["TANDEM_ENGINE_OPTIONS"] = json.dumps(options, sort_keys=True)
+        plain[ENV_ENGINE_OPTIONS] = json.dumps(options, sort_keys=True)
     env.extend({"name": key, "value": value} for key, value in plain.items())
     env.extend(storage.env)
     chosen = {item.name: item.to_manifest() for item in spec.engine.env}
@@ -234,7 +244,7 @@ def _shared_memory(
     # Workers of one node meet in the node's own /dev/shm, which any user may write.
     node_shm = {"name": "shm", "hostPath": {"path": "/dev/shm", "type": "Directory"}}
     volumes = [node_shm if volume["name"] == "shm" else volume for volume in volumes]
-    return volumes, mounts, {"TANDEM_SHM_DIR": "/dev/shm"}
+    return volumes, mounts, {ENV_SHM_DIR: "/dev/shm"}
 
 
 def _container_security(parts: PodWiring) -> dict[str, Any]:

@@ -15,6 +15,8 @@ PORT_NAME_HTTP: Final = "http"
 PORT_NAME_WIRE: Final = "wire"
 PORT_NAME_BOOTSTRAP: Final = "bootstrap"
 
+ENV_PREFIX: Final = "TANDEM_"
+"""Variables with this prefix belong to the operator; engine.env must not set them."""
 ENV_POD_NAME: Final = "POD_NAME"
 ENV_POD_IP: Final = "POD_IP"
 ENV_NODE_NAME: Final = "NODE_NAME"

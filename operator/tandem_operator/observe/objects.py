@@ -5,11 +5,13 @@ from pydantic import ValidationError
 from tandem_operator.api.inference_service import InferenceServiceSpec
 from tandem_operator.api.status import InferenceServiceStatus
 from tandem_operator.clients.cluster import JsonObject
-from tandem_operator.facts.observed import NodeView, PoolView, RouterView, WorkerPod
+from tandem_operator.facts.observed import NodeView, PoolView, RouterView
+from tandem_operator.facts.worker import WorkerPod
+from tandem_operator.names.annotations import ANNOTATION_IGNORED_SCALE, ANNOTATION_SPEC_REPLICAS
 from tandem_operator.names.labels import LABEL_REVISION
 from tandem_operator.names.objects import pool_name
 from tandem_operator.observe.pod import read_pod
-from tandem_operator.pair import Role
+from tandem_operator.pair import Pair, Role
 
 
 def read_router(deployment: JsonObject) -> RouterView:
@@ -61,31 +63,32 @@ def read_status(raw: JsonObject) -> InferenceServiceStatus:
         return InferenceServiceStatus()
 
 
-def read_pools(service: str, uid: str, pools: list[JsonObject]) -> dict[Role, PoolView]:
-    """The service's own pools, by role."""
-    from_name = {pool_name(service, role): role for role in Role}
-    views = {}
-    for pool in pools:
-        meta = pool["metadata"]
-        role = from_name.get(meta["name"])
-        owners = {owner["uid"] for owner in meta.get("ownerReferences", [])}
-        if role is None or uid not in owners:
-            continue
-        views[role] = _read_pool(pool)
-    return views
+def read_pools(service: str, uid: str, pools: list[JsonObject]) -> Pair[PoolView | None]:
+    """The service's own pools; None for one that doesn't exist or belongs to someone else."""
+    mine = {
+        pool["metadata"]["name"]: pool
+        for pool in pools
+        if uid in {owner["uid"] for owner in pool["metadata"].get("ownerReferences", [])}
+    }
+
+    def view(role: Role) -> PoolView | None:
+        found = mine.get(pool_name(service, role))
+        return _read_pool(found) if found is not None else None
+
+    return Pair.build(view)
 
 
 def _read_pool(pool: JsonObject) -> PoolView:
     meta, spec, status = pool["metadata"], pool.get("spec", {}), pool.get("status") or {}
     notes = meta.get("annotations") or {}
-    carried = notes.get("tandem.dev/spec-replicas")
+    carried = notes.get(ANNOTATION_SPEC_REPLICAS)
     return PoolView(
         name=meta["name"],
         uid=meta["uid"],
         replicas=int(spec.get("replicas", 1)),
         spec_replicas=int(carried) if carried is not None else None,
         desired=status.get("desiredReplicas"),
-        ignored_scale=notes.get("tandem.dev/ignored-scale", ""),
+        ignored_scale=notes.get(ANNOTATION_IGNORED_SCALE, ""),
         revision=spec.get("revision", ""),
         resource_version=meta.get("resourceVersion", ""),
         deleting=bool(meta.get("deletionTimestamp")),

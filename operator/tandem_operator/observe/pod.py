@@ -4,7 +4,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tandem_operator.clients.cluster import JsonObject
-from tandem_operator.facts.observed import PodFailure, RouterPod, WorkerPod
+from tandem_operator.facts.observed import PodAddress
+from tandem_operator.facts.worker import PodFailure, WorkerPod
 from tandem_operator.names.annotations import (
     ANNOTATION_BOOTSTRAP_PORT,
     ANNOTATION_COST,
@@ -63,14 +64,14 @@ def read_pod(pod: JsonObject) -> WorkerPod | None:
     )
 
 
-def read_router_pod(pod: JsonObject) -> RouterPod | None:
+def read_router_pod(pod: JsonObject) -> PodAddress | None:
     """A ready router, or None for any other pod."""
     meta, status = pod["metadata"], pod.get("status") or {}
     is_router = (meta.get("labels") or {}).get(LABEL_ROLE) == ROUTER
     ready = _condition(status, "Ready").get("status") == "True"
     if not (is_router and ready and status.get("podIP")) or meta.get("deletionTimestamp"):
         return None
-    return RouterPod(meta["uid"], status["podIP"])
+    return PodAddress(meta["uid"], status["podIP"])
 
 
 def _draining_since(notes: dict[str, str]) -> datetime | None:

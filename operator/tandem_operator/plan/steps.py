@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tandem_operator.api.autoscaling_policy import PolicyTarget
+from tandem_operator.api.status import ScalingDecision
+from tandem_operator.facts.scaling import ScalingMemory
+
 
 @dataclass(frozen=True)
 class PodMark:
@@ -46,8 +50,21 @@ class Note:
 
 
 @dataclass(frozen=True)
+class PolicyTargets:
+    """What the status of an AutoscalingPolicy should list, if nobody changed the policy since."""
+
+    name: str
+    resource_version: str
+    targets: tuple[PolicyTarget, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """One pass over one service."""
+    """One pass over one service.
+
+    `scaling` are the decisions that status.scaling shows for the first time. `memory` is what
+    scaling hands on to the next pass; None: nothing, because the service goes or can't be read.
+    """
 
     finalizer: Literal["keep", "add", "remove"] = "keep"
     apply: tuple[dict[str, Any], ...] = ()
@@ -57,7 +74,10 @@ class Plan:
     delete: tuple[Deletion, ...] = ()
     status: Mapping[str, Any] | None = None
     pool_status: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    policy_status: tuple[PolicyTargets, ...] = ()
     events: tuple[Note, ...] = ()
+    scaling: tuple[ScalingDecision, ...] = ()
+    memory: ScalingMemory | None = None
     requeue_after: float = 30.0
 
     @property

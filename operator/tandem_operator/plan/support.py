@@ -16,7 +16,7 @@ from tandem_operator.api.quantity import parse_quantity
 def find_blockers(spec: InferenceServiceSpec) -> list[str]:
     """Reasons why no worker of this spec can run."""
     blockers = []
-    for name, pool in (("prefill", spec.prefill), ("decode", spec.decode)):
+    for name, pool in spec.pools.items():
         if pool.nodes_per_worker > 1:
             blockers.append(f"{name}.nodesPerWorker above 1 is not supported by this release")
         ranks = pool.tensor_parallel

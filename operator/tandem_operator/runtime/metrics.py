@@ -79,11 +79,8 @@ class Metrics:
         for step, number in steps.items():
             if number:
                 self.decisions.labels(*labels, step).inc(number)
-        decided = observed.decision.decisions if observed.decision is not None else ()
-        for item in decided:
-            if item not in observed.status.scaling:
-                role, how = str(item.pool).lower(), str(item.how).lower()
-                self.scaling_decisions.labels(*labels, role, how).inc()
+        for item in plan.scaling:
+            self.scaling_decisions.labels(*labels, str(item.pool), str(item.how).lower()).inc()
         wanted = ready = 0
         for pool in (plan.status or {}).get("pools", []):
             role = pool["role"].lower()

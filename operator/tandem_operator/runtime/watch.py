@@ -6,17 +6,20 @@ from typing import Any
 
 import kopf
 
-from tandem_operator.execute.executor import Executor
 from tandem_operator.names.labels import LABEL_SERVICE
 from tandem_operator.names.objects import (
     AUTOSCALING_POLICIES,
     GROUP,
     INFERENCE_SERVICES,
+    KOPF_FINALIZER,
     STORAGE_PREFIX,
     VERSION,
     WORKER_POOLS,
 )
 from tandem_operator.runtime.workqueue import WorkQueue, key_of
+
+Forget = Callable[[str, str, str], None]
+"""Told of a child that is gone: kind, namespace, name."""
 
 
 class Patient:
@@ -37,7 +40,7 @@ def build_settings(on_retry: Callable[[], object] = lambda: None) -> kopf.Operat
     settings.posting.enabled = False
     settings.scanning.disabled = True
     # kopf takes its finalizer off what it has no deletion handler for: ours must have another name.
-    settings.persistence.finalizer = f"{GROUP}/kopf"
+    settings.persistence.finalizer = KOPF_FINALIZER
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=STORAGE_PREFIX)
     settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=STORAGE_PREFIX)
     settings.watching.server_timeout = 240
@@ -52,7 +55,7 @@ def build_settings(on_retry: Callable[[], object] = lambda: None) -> kopf.Operat
     return settings
 
 
-def build_registry(queue: WorkQueue, executor: Executor) -> kopf.OperatorRegistry:
+def build_registry(queue: WorkQueue, forget: Forget) -> kopf.OperatorRegistry:
     """Every trigger takes one path: find the service, tell the queue."""
     registry = kopf.OperatorRegistry()
     seen: dict[str, tuple[Any, ...]] = {}
@@ -90,7 +93,7 @@ def build_registry(queue: WorkQueue, executor: Executor) -> kopf.OperatorRegistr
         # A pool that somebody else wrote may have no labels at all.
         service = meta.get("labels", {}).get(LABEL_SERVICE)
         if type == "DELETED":
-            executor.forget(str(body.get("kind", "")), namespace, meta["name"])
+            forget(str(body.get("kind", "")), namespace, meta["name"])
         if service:
             queue.trigger(key_of(namespace, service))
 

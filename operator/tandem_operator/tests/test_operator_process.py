@@ -93,12 +93,14 @@ class Recorder:
 
 
 def handlers(recorder: Recorder) -> dict[str, Any]:
-    registry = build_registry(recorder, recorder)  # type: ignore[arg-type]
-    return {handler.fn.__name__: handler.fn for handler in registry._watching._handlers}
+    registry = build_registry(recorder, recorder.forget)  # type: ignore[arg-type]
+    found: list[Any] = [handler.fn for handler in registry._watching._handlers]
+    return {handler.__name__: handler for handler in found}
 
 
 def body(**metadata: Any) -> kopf.Body:
-    return kopf.Body({"kind": "Pod", "metadata": {"namespace": "ns", "uid": "u", **metadata}})
+    raw: Any = {"kind": "Pod", "metadata": {"namespace": "ns", "uid": "u", **metadata}}
+    return kopf.Body(raw)
 
 
 async def test_own_status_writes_are_no_news() -> None:

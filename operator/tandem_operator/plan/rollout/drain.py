@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from tandem_operator.facts.observed import WorkerPod
+from tandem_operator.facts.worker import WorkerPod
 from tandem_operator.names.annotations import ANNOTATION_DRAINING, ANNOTATION_MOVING
+from tandem_operator.names.worker import ACTION_DRAIN, ACTION_UNDRAIN
 from tandem_operator.pair import Role
 from tandem_operator.plan.steps import Deletion, EngineCall, PodMark
 
@@ -42,13 +43,13 @@ def continue_drain(pod: WorkerPod, now: datetime, drain_seconds: int, *, move: b
     elapsed = now - since
     if elapsed >= timedelta(seconds=drain_seconds):
         return DrainStep(delete=Deletion(pod.name, pod.uid, FINAL_GRACE_SECONDS))
-    load = pod.load
-    if load is None:
+    state = pod.state
+    if state is None:
         gone = not pod.started or elapsed >= timedelta(seconds=UNREACHABLE_SECONDS)
         return DrainStep(delete=Deletion(pod.name, pod.uid)) if gone else DrainStep()
-    if not load.draining:
+    if not state.draining:
         return DrainStep(call=_call(pod, move=pod.moving or move))
-    if load.idle:
+    if state.idle:
         settled = elapsed >= timedelta(seconds=SETTLE_SECONDS)
         return DrainStep(delete=Deletion(pod.name, pod.uid)) if settled else DrainStep()
     late = elapsed >= timedelta(seconds=drain_seconds / 2)
@@ -61,7 +62,7 @@ def continue_drain(pod: WorkerPod, now: datetime, drain_seconds: int, *, move: b
 def cancel_drain(pod: WorkerPod) -> DrainStep:
     """Take a marked worker back, because the pool has to grow again."""
     removed: dict[str, str | None] = {ANNOTATION_DRAINING: None, ANNOTATION_MOVING: None}
-    call = EngineCall("undrain", pod.name, pod.ip, pod.admin_token)
+    call = EngineCall(ACTION_UNDRAIN, pod.name, pod.ip, pod.admin_token)
     return DrainStep(PodMark(pod.name, pod.uid, removed), call)
 
 
@@ -70,7 +71,8 @@ def choose_victim(pods: tuple[WorkerPod, ...]) -> WorkerPod:
     work, then the newest."""
 
     def cost(pod: WorkerPod) -> tuple[bool, int, int, float]:
-        resident = pod.load.num_running + pod.load.num_leases if pod.load is not None else 0
+        state = pod.state
+        resident = state.num_running + state.num_leases if state is not None else 0
         return (pod.started, pod.cost, resident, -pod.created.timestamp())
 
     return min(pods, key=cost)
@@ -86,4 +88,4 @@ def can_move(pod: WorkerPod, pods: tuple[WorkerPod, ...]) -> bool:
 
 
 def _call(pod: WorkerPod, *, move: bool) -> EngineCall:
-    return EngineCall("drain", pod.name, pod.ip, pod.admin_token, {"move_streams": move})
+    return EngineCall(ACTION_DRAIN, pod.name, pod.ip, pod.admin_token, {"move_streams": move})

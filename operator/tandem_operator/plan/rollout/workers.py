@@ -7,8 +7,10 @@ back-off is over and then gives its place, with the count of failures in a row, 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import count
 
-from tandem_operator.facts.observed import Observed, WorkerPod
+from tandem_operator.facts.observed import Observed
+from tandem_operator.facts.worker import WorkerPod
 from tandem_operator.names.objects import stable_id, worker_pod_name
 from tandem_operator.pair import Role
 from tandem_operator.plan.rollout.drain import (
@@ -19,6 +21,7 @@ from tandem_operator.plan.rollout.drain import (
     continue_drain,
     start_drain,
 )
+from tandem_operator.plan.rollout.stage import RolloutStep
 from tandem_operator.plan.steps import Deletion, EngineCall, Note, PodMark
 
 FIRST_BACKOFF_SECONDS = 2.0
@@ -57,54 +60,66 @@ class PoolSteps:
         self.requeue_after = min(self.requeue_after, max(seconds, 0.2))
 
 
-def plan_pool(
-    observed: Observed,
-    role: Role,
-    desired: int,
-    grow: str,
-    keep: frozenset[str] | None,
-    drain_seconds: int,
-    now: datetime,
-) -> PoolSteps:
-    """Steps for one role. `grow` and `keep` are those of the roll-out's step."""
+@dataclass(frozen=True)
+class PoolTask:
+    """One pool, and what is wanted of it: `desired` workers of the revision `step.grow`."""
+
+    observed: Observed
+    role: Role
+    desired: int
+    step: RolloutStep
+    drain_seconds: int
+    now: datetime
+
+    @property
+    def pods(self) -> tuple[WorkerPod, ...]:
+        """The pods of the role, oldest first."""
+        return self.observed.pods_of(self.role)
+
+    @property
+    def growing(self) -> tuple[WorkerPod, ...]:
+        """The pods of the revision that grows."""
+        return tuple(pod for pod in self.pods if pod.revision == self.step.grow)
+
+    @property
+    def failed(self) -> list[WorkerPod]:
+        """The pods that ended and are kept as evidence."""
+        return [pod for pod in self.pods if pod.failure is not None and not pod.deleting]
+
+    def can_move(self, pod: WorkerPod) -> bool:
+        """Whether another worker could take the streams of `pod`."""
+        return can_move(pod, self.observed.pods)
+
+
+def plan_pool(task: PoolTask) -> PoolSteps:
+    """What to do to the pods of one pool now."""
     steps = PoolSteps()
-    pods = observed.pods_of(role)
-    failed = [pod for pod in pods if pod.failure is not None and not pod.deleting]
+    grow, keep = task.step.grow, task.step.keep
     if grow:
-        mine = tuple(pod for pod in pods if pod.revision == grow)
-        _meet_desired(observed, role, desired, grow, mine, failed, steps, now)
+        _meet_desired(task, steps)
     steps.delete.extend(
         Deletion(pod.name, pod.uid)
-        for pod in failed
+        for pod in task.failed
         if pod.revision != grow and (keep is None or bool(grow))
     )
-    for pod in pods:
+    for pod in task.pods:
         if keep is not None and pod.revision not in keep and pod.live:
-            steps.add(start_drain(pod, now, move=can_move(pod, observed.pods)))
+            steps.add(start_drain(pod, task.now, move=task.can_move(pod)))
             steps.notes.append(Note("Draining", f"{pod.name}: revision {pod.revision} retires"))
-    _continue_drains(observed, pods, drain_seconds, now, steps)
+    _continue_drains(task, steps)
     return steps
 
 
-def _meet_desired(
-    observed: Observed,
-    role: Role,
-    desired: int,
-    revision: str,
-    mine: tuple[WorkerPod, ...],
-    failed: list[WorkerPod],
-    steps: PoolSteps,
-    now: datetime,
-) -> None:
-    live = tuple(pod for pod in mine if pod.live)
-    names = _free_names(observed, role, revision)
-    missing = desired - len(live)
-    for pod in sorted((p for p in failed if p.revision == revision), key=lambda p: p.restarts):
+def _meet_desired(task: PoolTask, steps: PoolSteps) -> None:
+    names = _free_names(task)
+    missing = task.desired - sum(pod.live for pod in task.growing)
+    failed = [pod for pod in task.failed if pod.revision == task.step.grow]
+    for pod in sorted(failed, key=lambda pod: pod.restarts):
         if missing <= 0:
             steps.delete.append(Deletion(pod.name, pod.uid))
             continue
         missing -= 1
-        wait = _backoff_left(pod, now)
+        wait = _backoff_left(pod, task.now)
         if wait > 0:
             steps.again(wait)
             continue
@@ -112,7 +127,7 @@ def _meet_desired(
         steps.create.append(new)
         steps.delete.append(Deletion(pod.name, pod.uid))
         steps.notes.append(Note("Replacing", f"{new.name} replaces {pod.name}, which failed"))
-    for pod in mine:
+    for pod in task.growing:
         if missing > 0 and _can_return(pod):
             missing -= 1
             steps.add(cancel_drain(pod))
@@ -122,47 +137,35 @@ def _meet_desired(
         steps.create.append(new)
         steps.notes.append(Note("Creating", f"worker {new.name}"))
     if missing < 0:
-        _shrink(observed, mine, live, -missing, steps, now)
+        _shrink(task, -missing, steps)
 
 
-def _shrink(
-    observed: Observed,
-    mine: tuple[WorkerPod, ...],
-    live: tuple[WorkerPod, ...],
-    surplus: int,
-    steps: PoolSteps,
-    now: datetime,
-) -> None:
+def _shrink(task: PoolTask, surplus: int, steps: PoolSteps) -> None:
+    live = [pod for pod in task.growing if pod.live]
     unstarted = sorted((p for p in live if not p.started), key=lambda p: p.created, reverse=True)
     for pod in unstarted[:surplus]:
         steps.delete.append(Deletion(pod.name, pod.uid))
         steps.notes.append(Note("Deleting", f"{pod.name} had not started"))
     surplus -= min(surplus, len(unstarted))
     # One at a time: the survivors take over its load before the next one goes.
-    if surplus > 0 and not any(_drains(pod) for pod in mine):
+    if surplus > 0 and not any(_drains(pod) for pod in task.growing):
         victim = choose_victim(tuple(pod for pod in live if pod.started))
-        steps.add(start_drain(victim, now, move=can_move(victim, observed.pods)))
+        steps.add(start_drain(victim, task.now, move=task.can_move(victim)))
         steps.notes.append(Note("Draining", f"{victim.name} has the least resident work"))
     if surplus > 0:
         steps.again(1.0)
 
 
-def _continue_drains(
-    observed: Observed,
-    pods: tuple[WorkerPod, ...],
-    drain_seconds: int,
-    now: datetime,
-    steps: PoolSteps,
-) -> None:
+def _continue_drains(task: PoolTask, steps: PoolSteps) -> None:
     handled = {mark.uid for mark in steps.mark}
-    for pod in pods:
+    for pod in task.pods:
         if not _drains(pod) or pod.uid in handled:
             continue
         steps.again(1.0)
-        step = continue_drain(pod, now, drain_seconds, move=can_move(pod, observed.pods))
+        step = continue_drain(pod, task.now, task.drain_seconds, move=task.can_move(pod))
         steps.add(step)
         if step.delete is not None:
-            left = pod.load is not None and not pod.load.idle
+            left = pod.state is not None and not pod.state.idle
             how = "its drain time is over" if left else "drained"
             steps.notes.append(Note("Deleting", f"{pod.name}: {how}", warning=left))
     if steps.mark:
@@ -175,16 +178,15 @@ def _drains(pod: WorkerPod) -> bool:
 
 def _can_return(pod: WorkerPod) -> bool:
     # A worker whose streams were asked to move would come back empty: still warmer than a new one.
-    return _drains(pod) and pod.ready and pod.load is not None
+    return _drains(pod) and pod.ready and pod.state is not None
 
 
-def _free_names(observed: Observed, role: Role, revision: str) -> Iterator[str]:
+def _free_names(task: PoolTask) -> Iterator[str]:
+    observed = task.observed
     taken = {pod.name for pod in observed.pods}
-    number = 0
-    while True:
-        group = stable_id(observed.uid, str(role), revision, number)
-        name = worker_pod_name(observed.name, role, group)
-        number += 1
+    for number in count():
+        group = stable_id(observed.uid, str(task.role), task.step.grow, number)
+        name = worker_pod_name(observed.name, task.role, group)
         if name not in taken:
             yield name
 

@@ -8,14 +8,14 @@ ratio before it counts, and when the ratio changes a number the pool's own numbe
 result, so that `kubectl get` and an HPA see what is true.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.api.ratio import RatioMode
 from tandem_operator.api.status import ScaledBy
 from tandem_operator.facts.observed import Observed, PoolView
-from tandem_operator.pair import Pair, Role
+from tandem_operator.facts.scaling import PolicyDecision
+from tandem_operator.pair import Pair
 from tandem_operator.plan.scale.ratio import describe, hold_ratio
 
 
@@ -36,51 +36,29 @@ class PoolTarget:
 
 
 @dataclass(frozen=True)
-class Targets:
-    """Both pools."""
-
-    pools: Mapping[Role, PoolTarget]
-
-    @property
-    def desired(self) -> Pair[int]:
-        """What both pools work towards."""
-        return Pair(self.pools[Role.PREFILL].desired, self.pools[Role.DECODE].desired)
-
-
-@dataclass(frozen=True)
 class _Claim:
     wanted: int
     spec_replicas: int
     scaled_by: ScaledBy
 
 
-def plan_targets(spec: InferenceServiceSpec, observed: Observed) -> Targets:
-    """The numbers to work towards in both pools."""
-    claims = {role: _claim(_in_spec(spec, role), observed.pools.get(role)) for role in Role}
-    by_owner = Pair(claims[Role.PREFILL].wanted, claims[Role.DECODE].wanted)
-    last = Pair(
-        _last(observed, Role.PREFILL, by_owner.prefill),
-        _last(observed, Role.DECODE, by_owner.decode),
-    )
-    decision = observed.decision
+def plan_targets(
+    spec: InferenceServiceSpec, observed: Observed, decision: PolicyDecision | None = None
+) -> Pair[PoolTarget]:
+    """The numbers to work towards in both pools. `decision` is the policy's, if there is one."""
+    claims = Pair.build(lambda role: _claim(spec.pool(role).replicas, observed.pools.of(role)))
+    by_owner = claims.map(lambda claim: claim.wanted)
+    last = Pair.build(lambda role: _last(observed.pools.of(role), by_owner.of(role)))
     if decision is not None and decision.active:
         held = hold_ratio(spec.ratio, decision.desired, last)
-        return Targets({role: _by_policy(claims[role], held.of(role)) for role in Role})
+        return Pair.build(lambda role: _by_policy(claims.of(role), held.of(role)))
     held = hold_ratio(spec.ratio, by_owner, last)
-    return Targets(
-        {
-            role: _by_owner(spec, claims[role], held.of(role), observed.pools.get(role))
-            for role in Role
-        }
+    return Pair.build(
+        lambda role: _by_owner(spec, claims.of(role), held.of(role), observed.pools.of(role))
     )
 
 
-def _in_spec(spec: InferenceServiceSpec, role: Role) -> int:
-    return (spec.prefill if role is Role.PREFILL else spec.decode).replicas
-
-
-def _last(observed: Observed, role: Role, default: int) -> int:
-    pool = observed.pools.get(role)
+def _last(pool: PoolView | None, default: int) -> int:
     return default if pool is None or pool.desired is None else pool.desired
 
 

@@ -1,18 +1,8 @@
 """Conditions: one writer, all set at the first visit, times that move only on a flip."""
 
-from dataclasses import dataclass
 from datetime import datetime
 
-from tandem_operator.api.conditions import Condition, ConditionStatus, ConditionType
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What a condition should say now. `holds` None: unknown."""
-
-    holds: bool | None
-    reason: str
-    message: str = ""
+from tandem_operator.api.conditions import Condition, ConditionStatus, ConditionType, Judgement
 
 
 def write_conditions(

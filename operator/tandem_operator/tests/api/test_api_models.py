@@ -14,6 +14,7 @@ from tandem_operator.api import (
     WorkerPoolSpec,
     WorkerPoolStatus,
 )
+from tandem_operator.api.api_object import ApiObject
 from tandem_operator.api.conditions import Condition
 from tandem_operator.api.kv_transfer import TransferBackend, VerifyMode
 from tandem_operator.api.pool import RoleChangeMode
@@ -74,7 +75,10 @@ def test_pool_defaults() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_parse_and_come_back(path: Path) -> None:
-    models = {"InferenceService": InferenceServiceSpec, "AutoscalingPolicy": AutoscalingPolicySpec}
+    models: dict[str, type[ApiObject]] = {
+        "InferenceService": InferenceServiceSpec,
+        "AutoscalingPolicy": AutoscalingPolicySpec,
+    }
     documents = list(yaml.safe_load_all(path.read_text()))
     assert documents
     for document in documents:

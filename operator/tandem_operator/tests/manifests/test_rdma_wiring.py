@@ -8,8 +8,8 @@ from tandem_operator.api.conditions import ConditionType
 from tandem_operator.api.rdma import Rdma, RdmaMode
 from tandem_operator.facts.observed import NodeView, PoolView
 from tandem_operator.manifests.wiring import build_wiring
-from tandem_operator.manifests.worker import build_worker_pod
-from tandem_operator.pair import Role
+from tandem_operator.manifests.worker import Blueprint, build_worker_pod
+from tandem_operator.pair import Pair, Role
 from tandem_operator.plan import reconcile
 from tandem_operator.plan.wiring import choose_wiring
 from tandem_operator.tests.facts import NOW, make_observed, make_spec
@@ -110,10 +110,10 @@ def test_none_is_said_out_loud_and_stays_restricted() -> None:
 
 def test_the_pod_checks_memlock_before_rdma() -> None:
     spec = make_spec(rdma={"mode": "DevicePlugin"})
-    observed = make_observed(spec)
+    observed = make_observed(spec, pools=Pair(None, PoolView("qwen-decode", "1", 1, 1, 1)))
     wiring = choose_wiring(spec.rdma, (IB,), 0)
-    pool = PoolView("qwen-decode", "1", 1, 1, 1)
-    pod = build_worker_pod(observed, spec, pool, Role.DECODE, "qwen-decode-abc", "r1", wiring)
+    worker = Blueprint(Role.DECODE, "qwen-decode-abc", "r1", wiring)
+    pod = build_worker_pod(observed, spec, worker)
     check = pod["spec"]["initContainers"][0]
     assert "ulimit -l" in check["command"][-1]
     assert pod["spec"]["securityContext"]["runAsUser"] == 0
@@ -136,9 +136,7 @@ def test_a_missing_fabric_is_a_condition() -> None:
 
 def test_an_unsupported_mode_makes_no_pods() -> None:
     spec = make_spec(rdma={"mode": "Dra", "claim": {}})
-    pools = {
-        role: PoolView(f"qwen-{role}", str(role), 1, 1, 1) for role in (Role.PREFILL, Role.DECODE)
-    }
+    pools = Pair.build(lambda role: PoolView(f"qwen-{role}", str(role), 1, 1, 1))
     plan = reconcile(make_observed(spec, pools=pools), NOW)
     assert not plan.create
     assert plan.status is not None

@@ -12,8 +12,8 @@ from tandem_operator.manifests.pod_template import merge_template
 from tandem_operator.manifests.revision import revision_of
 from tandem_operator.manifests.router import build_router
 from tandem_operator.manifests.wiring import Wiring
-from tandem_operator.manifests.worker import admin_token, build_worker_pod
-from tandem_operator.pair import Role
+from tandem_operator.manifests.worker import Blueprint, admin_token, build_worker_pod
+from tandem_operator.pair import Pair, Role
 from tandem_operator.plan.support import find_blockers
 from tandem_operator.tests.facts import IMAGES, make_observed, make_spec
 
@@ -22,15 +22,8 @@ POOL = PoolView("qwen-decode", "uid-pool", 1, 1, 1)
 
 def build(**changes: Any) -> dict[str, Any]:
     spec = make_spec(**changes)
-    return build_worker_pod(
-        make_observed(spec),
-        spec,
-        POOL,
-        Role.DECODE,
-        "qwen-decode-abc",
-        "r1",
-        Wiring(RdmaMode.NONE),
-    )
+    worker = Blueprint(Role.DECODE, "qwen-decode-abc", "r1", Wiring(RdmaMode.NONE))
+    return build_worker_pod(make_observed(spec, pools=Pair(None, POOL)), spec, worker)
 
 
 def flags(pod: dict[str, Any]) -> dict[str, str]:

@@ -5,8 +5,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tandem_operator.observe.collector import Collector, Endpoint
+from tandem_operator.clients.workers import WorkerClient
+from tandem_operator.facts.observed import PodAddress
+from tandem_operator.observe.collector import Collector, Latency
 from tandem_operator.observe.histogram import bucket_growth, growth, parse, quantile
+from tandem_operator.pair import Pair
 
 PAGE = """
 # TYPE tandem_ttft_seconds histogram
@@ -76,21 +79,20 @@ def pods() -> Pods:
 
 @pytest.fixture
 def collector(pods: Pods) -> Collector:
-    client = httpx.AsyncClient(transport=httpx.MockTransport(pods))
+    client = WorkerClient(transport=httpx.MockTransport(pods))
     return Collector(client, clock=lambda: pods.now)
 
 
-ROUTERS = [Endpoint("r1", "http://r1")]
-PREFILL = [Endpoint("p1", "http://p1")]
-DECODE = [Endpoint("d1", "http://d1"), Endpoint("d2", "http://d2")]
+ROUTERS = [PodAddress("r1", "r1")]
+WORKERS = Pair([PodAddress("p1", "p1")], [PodAddress("d1", "d1"), PodAddress("d2", "d2")])
 
 
 async def test_rates_and_latencies_over_the_window(pods: Pods, collector: Collector) -> None:
     pods.pages["r1"] = page()
-    await collector.read(ROUTERS, PREFILL, DECODE, 95)
+    await collector.read(ROUTERS, WORKERS, Latency(95))
     pods.now, pods.pages["r1"] = 10.0, page(fast=10, total=20, inflight=4)
     pods.prefilled = 5000.0
-    signals = await collector.read(ROUTERS, PREFILL, DECODE, 50)
+    signals = await collector.read(ROUTERS, WORKERS, Latency(50))
     assert signals.requests_per_second == pytest.approx(2.0)
     assert signals.prefill.ttft_seconds == pytest.approx(0.1)
     assert signals.prefill.busy_workers == pytest.approx(0.5)
@@ -102,38 +104,38 @@ async def test_rates_and_latencies_over_the_window(pods: Pods, collector: Collec
 
 async def test_no_traffic_is_idle_and_not_stale(pods: Pods, collector: Collector) -> None:
     pods.pages["r1"] = page(total=5)
-    await collector.read(ROUTERS, PREFILL, DECODE, 95)
+    await collector.read(ROUTERS, WORKERS, Latency(95))
     pods.now = 60.0
-    signals = await collector.read(ROUTERS, PREFILL, DECODE, 95)
+    signals = await collector.read(ROUTERS, WORKERS, Latency(95))
     assert signals.idle
     assert signals.age_seconds == 0
     assert signals.settled
 
 
 async def test_a_killed_source_grows_old(pods: Pods, collector: Collector) -> None:
-    assert (await collector.read(ROUTERS, PREFILL, DECODE, 95)).age_seconds == float("inf")
+    assert (await collector.read(ROUTERS, WORKERS, Latency(95))).age_seconds == float("inf")
     pods.pages["r1"] = page()
-    await collector.read(ROUTERS, PREFILL, DECODE, 95)
+    await collector.read(ROUTERS, WORKERS, Latency(95))
     del pods.pages["r1"]
     pods.now = 45.0
-    assert (await collector.read(ROUTERS, PREFILL, DECODE, 95)).age_seconds == 45.0
+    assert (await collector.read(ROUTERS, WORKERS, Latency(95))).age_seconds == 45.0
 
 
 async def test_a_dead_pod_takes_its_values_along(pods: Pods, collector: Collector) -> None:
     pods.pages |= {"r1": page(inflight=9), "r2": page(inflight=1)}
-    both = [*ROUTERS, Endpoint("r2", "http://r2")]
-    assert (await collector.read(both, PREFILL, DECODE, 95)).num_inflight == 10
-    assert (await collector.read(both[1:], PREFILL, DECODE, 95)).num_inflight == 1
+    both = [*ROUTERS, PodAddress("r2", "r2")]
+    assert (await collector.read(both, WORKERS, Latency(95))).num_inflight == 10
+    assert (await collector.read(both[1:], WORKERS, Latency(95))).num_inflight == 1
 
 
 async def test_latencies_of_one_class(pods: Pods, collector: Collector) -> None:
     pods.pages["r1"] = page()
-    await collector.read(ROUTERS, PREFILL, DECODE, 50, "a")
+    await collector.read(ROUTERS, WORKERS, Latency(50, "a"))
     pods.now, pods.pages["r1"] = 10.0, page(fast=30, total=40)
-    mine = await collector.read(ROUTERS, PREFILL, DECODE, 50, "a")
+    mine = await collector.read(ROUTERS, WORKERS, Latency(50, "a"))
     assert mine.prefill.ttft_seconds is not None
     assert mine.attained_percent == pytest.approx(75.0)
-    other = await collector.read(ROUTERS, PREFILL, DECODE, 50, "b")
+    other = await collector.read(ROUTERS, WORKERS, Latency(50, "b"))
     assert other.prefill.ttft_seconds is None
     assert other.attained_percent is None
 
@@ -142,9 +144,9 @@ async def test_an_incomplete_reading_keeps_the_last_figures(
     pods: Pods, collector: Collector
 ) -> None:
     pods.pages["r1"] = page(inflight=7)
-    await collector.read(ROUTERS, PREFILL, DECODE, 95)
+    await collector.read(ROUTERS, WORKERS, Latency(95))
     pods.now, pods.state = 5.0, {"load": {}}
-    signals = await collector.read(ROUTERS, PREFILL, DECODE, 95)
+    signals = await collector.read(ROUTERS, WORKERS, Latency(95))
     assert signals.age_seconds == 5.0
     assert signals.num_inflight == 7
     assert not signals.idle
@@ -155,21 +157,21 @@ async def test_a_break_as_long_as_the_window_starts_the_past_anew(
 ) -> None:
     pods.pages["r1"] = page()
     for pods.now in (0.0, 20.0, 40.0):
-        signals = await collector.read(ROUTERS, PREFILL, DECODE, 95)
+        signals = await collector.read(ROUTERS, WORKERS, Latency(95))
     assert signals.settled
     del pods.pages["r1"]
     pods.now = 80.0
-    await collector.read(ROUTERS, PREFILL, DECODE, 95)
+    await collector.read(ROUTERS, WORKERS, Latency(95))
     pods.pages["r1"] = page()
-    assert not (await collector.read(ROUTERS, PREFILL, DECODE, 95)).settled
+    assert not (await collector.read(ROUTERS, WORKERS, Latency(95))).settled
 
 
 async def test_peaks_of_the_window_are_remembered(pods: Pods, collector: Collector) -> None:
     pods.pages["r1"] = page()
     pods.state = {"load": {**LOAD, "num_running": 9, "queued_prompt_seconds": 4.0}}
-    await collector.read(ROUTERS, PREFILL, DECODE, 95)
+    await collector.read(ROUTERS, WORKERS, Latency(95))
     pods.now, pods.state = 10.0, {}
-    signals = await collector.read(ROUTERS, PREFILL, DECODE, 95)
+    signals = await collector.read(ROUTERS, WORKERS, Latency(95))
     assert signals.decode.peak_running == 9
     assert signals.prefill.peak_queued_seconds == 4.0
     assert signals.prefill.queued_seconds == 1.5

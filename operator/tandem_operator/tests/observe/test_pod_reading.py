@@ -4,15 +4,16 @@ from typing import Any
 
 import pytest
 
-from tandem_operator.observe.objects import read_router
-from tandem_operator.observe.observer import (
+from tandem_operator.observe.objects import (
     read_node,
     read_pools,
+    read_router,
     read_spec,
     read_status,
     read_workers,
 )
 from tandem_operator.observe.pod import read_pod, read_router_pod, read_time
+from tandem_operator.pair import Pair
 
 
 def raw_pod(status: dict[str, Any], **annotations: str) -> dict[str, Any]:
@@ -225,8 +226,11 @@ def test_foreign_pools_are_left_alone() -> None:
         "status": {"desiredReplicas": 2},
     }
     views = read_pools("qwen", "me", [pool])
-    assert [(v.replicas, v.spec_replicas, v.desired) for v in views.values()] == [(3, 2, 2)]
-    assert read_pools("qwen", "other", [pool]) == {}
+    assert views.prefill is None
+    decode = views.decode
+    assert decode is not None
+    assert (decode.replicas, decode.spec_replicas, decode.desired) == (3, 2, 2)
+    assert read_pools("qwen", "other", [pool]) == Pair(None, None)
 
 
 def test_specs_and_statuses_of_other_releases() -> None:

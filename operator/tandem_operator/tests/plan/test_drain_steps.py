@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from tandem_operator.facts.observed import WorkerLoad, WorkerPod
+from tandem_operator.facts.worker import WorkerPod, WorkerState
 from tandem_operator.names.annotations import ANNOTATION_DRAINING, ANNOTATION_MOVING
 from tandem_operator.pair import Role
 from tandem_operator.plan.rollout.drain import (
@@ -16,14 +16,14 @@ from tandem_operator.plan.rollout.drain import (
 )
 from tandem_operator.tests.facts import NOW, Fleet, make_pod, make_spec
 
-IDLE = WorkerLoad(0, 0, draining=True)
-BUSY = WorkerLoad(3, 0, draining=True)
-LEASED = WorkerLoad(0, 2, draining=True)
+IDLE = WorkerState(0, 0, draining=True)
+BUSY = WorkerState(3, 0, draining=True)
+LEASED = WorkerState(0, 2, draining=True)
 
 
-def draining(seconds: float, load: WorkerLoad | None, **changes: Any) -> WorkerPod:
+def draining(seconds: float, state: WorkerState | None, **changes: Any) -> WorkerPod:
     since = NOW - timedelta(seconds=seconds)
-    return make_pod(draining_since=since, load=load, **changes)
+    return make_pod(draining_since=since, state=state, **changes)
 
 
 def test_starts_with_mark_and_call() -> None:
@@ -70,7 +70,7 @@ def test_the_deadline_ends_it() -> None:
 
 
 def test_a_lost_call_is_repeated() -> None:
-    step = continue_drain(draining(3, WorkerLoad(2, 0, draining=False)), NOW, 60, move=False)
+    step = continue_drain(draining(3, WorkerState(2, 0, draining=False)), NOW, 60, move=False)
     assert step.call is not None
     assert step.call.action == "drain"
 
@@ -89,9 +89,9 @@ def test_can_be_taken_back() -> None:
 
 
 def test_the_cheapest_worker_goes() -> None:
-    light = make_pod("light", load=WorkerLoad(1, 0, draining=False))
-    heavy = make_pod("heavy", load=WorkerLoad(9, 4, draining=False))
-    dear = make_pod("dear", load=WorkerLoad(0, 0, draining=False), cost=10)
+    light = make_pod("light", state=WorkerState(1, 0, draining=False))
+    heavy = make_pod("heavy", state=WorkerState(9, 4, draining=False))
+    dear = make_pod("dear", state=WorkerState(0, 0, draining=False), cost=10)
     young = make_pod("young", started=False, ready=False)
     assert choose_victim((heavy, light, dear)).name == "light"
     assert choose_victim((heavy, light, young)).name == "young"

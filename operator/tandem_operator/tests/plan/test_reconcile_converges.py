@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tandem_operator.api.conditions import ConditionType, holds
-from tandem_operator.pair import Role
+from tandem_operator.pair import Pair, Role
 from tandem_operator.plan import Plan, reconcile
 from tandem_operator.plan.scale.ratio import allows
 from tandem_operator.plan.scale.targets import plan_targets
@@ -40,7 +40,7 @@ ratios = st.sampled_from(
 def act(fleet: Fleet, kind: str, role: Role, number: int, fields: dict[str, Any]) -> None:
     names = sorted(name for name, pod in fleet.pods.items() if pod.role is role)
     name = names[number % len(names)] if names else ""
-    if kind == "scale" and role in fleet.pools:
+    if kind == "scale" and fleet.pools.of(role) is not None:
         fleet.scale(role, number)
     elif kind == "edit":
         pools = {str(role): {"replicas": number}}
@@ -89,13 +89,12 @@ def test_converges(ratio: dict[str, Any], history: list[tuple[str, Role, int]]) 
             check_promises(fleet, before, plan)
     fleet.busy.clear()
     fleet.settle()
-    targets = plan_targets(fleet.spec, fleet.observe())
-    assert allows(fleet.spec.ratio, targets.desired)
-    for role in Role:
-        assert fleet.count(role) == targets.desired.of(role)
+    desired = plan_targets(fleet.spec, fleet.observe()).map(lambda target: target.desired)
+    assert allows(fleet.spec.ratio, desired)
+    assert Pair.build(fleet.count) == desired
     assert len({pod.revision for pod in fleet.pods.values()}) <= 1
     assert not any(pod.draining_since or pod.failure for pod in fleet.pods.values())
-    if targets.desired.prefill and targets.desired.decode:
+    if all(desired):
         assert holds(fleet.status.conditions, ConditionType.READY)
     assert fleet.status.updated_revision is None
 
@@ -140,7 +139,7 @@ def test_a_spec_edit_and_a_scale_write_both_reach_the_pool(role: Role) -> None:
     fleet.edit(make_spec(**{str(role): {"replicas": 3}}))
     fleet.settle()
     assert fleet.count(role) == 3
-    assert fleet.pools[role].replicas == 3
+    assert fleet.pool(role).replicas == 3
 
 
 def test_deletion_drains_then_lets_go() -> None:

@@ -55,7 +55,7 @@ def test_stages_in_order() -> None:
     assert plan_rollout(switching).keep is None
     changed = replace(switching, routers_changed=True)
     assert plan_rollout(changed).stage is Stage.RETIRE
-    assert plan_rollout(changed).keep == {"new"}
+    assert plan_rollout(changed).keep == frozenset({"new"})
     assert plan_rollout(STEADY).stage is Stage.STEADY
 
 

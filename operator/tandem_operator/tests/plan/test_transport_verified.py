@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from tandem_operator.api.conditions import Condition, ConditionType, condition_of
-from tandem_operator.facts.observed import NodeView, ProbeResult
+from tandem_operator.facts.observed import NodeView
+from tandem_operator.facts.worker import ProbeResult
 from tandem_operator.plan import reconcile
 from tandem_operator.plan.rollout.probe import plan_probe
 from tandem_operator.tests.facts import Fleet, make_spec

@@ -9,7 +9,7 @@ from tandem_operator.tests.polling import until
 A, B = ("ns", "a"), ("ns", "b")
 
 
-def make(work: Any, **settings: float) -> WorkQueue:
+def make(work: Any, **settings: Any) -> WorkQueue:
     queue = WorkQueue(work, settle_seconds=0.005, first_backoff_seconds=0.01, **settings)
     queue.open()
     return queue

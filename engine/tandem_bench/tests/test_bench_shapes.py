@@ -15,7 +15,8 @@ from tandem_bench.shapes import SHAPES, model_uri
 from tandem_bench.step_floor import step_floor
 from tandem_bench.step_suite import parse_pairs, read_config, shape_fields
 from tandem_engine.models.parameters import build_parameters
-from tandem_engine.spec.model import ModelSpec, build_spec
+from tandem_engine.spec.families import build_spec
+from tandem_engine.spec.model import ModelSpec
 from tandem_kernels.bench.step import Shape
 from tandem_kernels.bench.timing import Ceilings
 from tandem_wire.model_config import read_model_facts

@@ -99,7 +99,7 @@ def _join(config: WorkerConfig, facts: ModelFacts, inner: Runner, group: "RankGr
     from tandem_engine.models.shard import Shard
     from tandem_engine.parallel.kv_store import ParallelKVStore, StepCount
     from tandem_engine.parallel.runner import ParallelRunner
-    from tandem_engine.spec.model import build_spec
+    from tandem_engine.spec.families import build_spec
 
     spec, ranks = build_spec(facts), config.tensor_parallel
     heads = [Shard(rank, ranks).kv_heads(spec.num_kv_heads) for rank in range(ranks)]
@@ -134,7 +134,7 @@ def _load_torch(
 
     from tandem_engine.models.collective import join_group
     from tandem_engine.models.shard import Shard, shard_spec
-    from tandem_engine.spec.model import build_spec
+    from tandem_engine.spec.families import build_spec
     from tandem_engine.weights.loading import WeightFiles, load_parameters
 
     shard = Shard(rank, config.tensor_parallel)

@@ -7,7 +7,7 @@ import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
 
 from tandem_engine.models.parameters import build_parameters
-from tandem_engine.spec.model import build_spec
+from tandem_engine.spec.families import build_spec
 from tandem_engine.weights.loading import WeightFiles, load_parameters
 from tandem_wire.disk_cache import default_cache_dir
 from tandem_wire.gguf_file import read_gguf

@@ -15,7 +15,8 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Rotar
 
 from tandem_engine.models.parameters import build_parameters
 from tandem_engine.models.rope import RotaryAngles
-from tandem_engine.spec.model import ModelSpec, build_spec
+from tandem_engine.spec.families import build_spec
+from tandem_engine.spec.model import ModelSpec
 from tandem_wire.model_config import ModelFacts
 
 _LATENT: dict[str, Any] = {

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from tandem_engine.errors import ConfigError
 from tandem_engine.models.parameters import Parameter, build_parameters
 from tandem_engine.models.shard import WHOLE, Shard, cut_part, sharded_shape
-from tandem_engine.spec.model import ModelSpec, build_spec
+from tandem_engine.spec.families import build_spec
+from tandem_engine.spec.model import ModelSpec
 from tandem_engine.tests.tiny_checkpoints import make_model, save_checkpoint
 from tandem_engine.tests.tiny_gguf import write_gguf
 from tandem_engine.weights.loading import WeightFiles, load_parameters

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tandem_engine.models.parameters import build_parameters
 from tandem_engine.models.shard import WHOLE, Shard
-from tandem_engine.spec.model import build_spec
+from tandem_engine.spec.families import build_spec
 from tandem_engine.tests.tiny_checkpoints import save_checkpoint
 from tandem_engine.weights.loading import WeightFiles, load_parameters
 from tandem_engine.weights.safetensors_dir import SafetensorsDirectory, find_places

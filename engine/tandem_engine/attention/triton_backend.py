@@ -8,8 +8,8 @@ import torch
 
 from tandem_engine.attention.backend import AttentionBackend, Chunk, HeadNorms, StepTensors
 from tandem_engine.attention.torch_backend import rotate_and_store
+from tandem_engine.device import upload
 from tandem_engine.spec.model import ModelSpec
-from tandem_engine.upload import upload
 from tandem_kernels.attention.decode_kernel import paged_decode
 from tandem_kernels.attention.extend_kernel import paged_extend
 from tandem_kernels.attention.hopper_extend import (

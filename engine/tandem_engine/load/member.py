@@ -1,4 +1,4 @@
-"""The process of a rank but the first: `python -m tandem_engine.load.member FD...`."""
+"""The process of every rank but the first: `python -m tandem_engine.load.member FD...`."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from tandem_engine.frames import pack_frame, read_frame
-from tandem_engine.load.runner import load_rank
+from tandem_engine.load.rank import load_rank
 from tandem_engine.parallel.messages import (
     PageReply,
     PageRequest,
@@ -126,7 +126,7 @@ def run_rank(numbers: Sequence[int]) -> None:
     if payload is None:
         return
     start = msgspec.msgpack.decode(payload, type=RankStart)
-    runner = load_rank(start.config, Startup(), start.rank, start.store)
+    runner = load_rank(start, Startup())
     steps = Steps()
     server.set_result(PageServer(runner, steps))
     connection.sendall(pack_frame(msgspec.msgpack.encode(RankReady(runner.num_blocks))))

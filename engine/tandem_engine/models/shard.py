@@ -56,7 +56,7 @@ def cut_part(parameter: Parameter, index: int, shard: Shard) -> Cut:
     """The slice of `parameter.parts[index]` that a rank holds.
 
     Raises:
-        ConfigError: the part can't be divided among that many ranks.
+        ConfigError: the part can't be divided among this many ranks.
     """
     shape = parameter.part_shapes[index]
     dimension = len(shape) - 1 if parameter.split == "columns" else 0
@@ -77,8 +77,8 @@ def cut_part(parameter: Parameter, index: int, shard: Shard) -> Cut:
         start = shard.rank * units // ranks * size
         return Cut(dimension, start, start + size, size)
     raise ConfigError(
-        f"{parameter.parts[index]} ({units} units) can't be divided among {ranks} ranks; "
-        "use a degree of tensor parallelism that divides the model's heads and MLP"
+        f"{parameter.parts[index]} of {units} units can't be divided among {ranks} ranks; "
+        "use a --tensor-parallel that divides the model's heads and MLP"
     )
 
 
@@ -110,13 +110,14 @@ def shard_spec(spec: ModelSpec, shard: Shard) -> ModelSpec:
     """What one rank computes with: the model with its own heads alone.
 
     Raises:
-        ConfigError: the heads can't be divided among that many ranks.
+        ConfigError: the heads can't be divided among this many ranks.
     """
     heads, kv_heads, ranks = spec.num_heads, spec.num_kv_heads, shard.world_size
     if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
         raise ConfigError(
-            f"--tensor-parallel {ranks}: {heads} query and {kv_heads} KV heads can't be divided "
-            "among so many ranks; use a number that divides both, or a multiple of the KV heads"
+            f"--tensor-parallel is {ranks}, but there are {heads} query and {kv_heads} KV heads; "
+            "use a number that divides both, or one that divides the query heads and is a multiple "
+            "of the KV heads"
         )
     own = len(shard.kv_heads(kv_heads))
     return replace(spec, num_heads=heads // ranks, num_kv_heads=own)

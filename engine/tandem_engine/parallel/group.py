@@ -40,11 +40,15 @@ def end_process(message: str) -> None:
 class RankGroup:
     """Processes of ranks 1 and up. A rank that ends unasked ends the worker, within seconds.
 
+    Args:
+        module: what their processes run.
+        fail: called when a rank died while no call could report it; None: this process ends.
+
     Raises:
         RankDiedError: from any call, once that has happened.
     """
 
-    def __init__(self, config: WorkerConfig, fail: Fail | None = None) -> None:
+    def __init__(self, config: WorkerConfig, module: str, fail: Fail | None = None) -> None:
         self._fail = fail or end_process
         self._failure = ""
         self._failed = threading.Event()
@@ -59,7 +63,7 @@ class RankGroup:
         try:
             for rank in range(1, config.tensor_parallel):
                 start = RankStart(config, rank, self.store)
-                self.ranks.append(RankProcess(start, shared, self._on_death))
+                self.ranks.append(RankProcess(module, start, shared, self._on_death))
         except BaseException:
             self.close(grace_seconds=0.0)
             raise

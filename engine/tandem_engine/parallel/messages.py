@@ -12,7 +12,10 @@ from tandem_engine.config import WorkerConfig
 
 
 class RankStart(msgspec.Struct, frozen=True, tag="start"):
-    """The first frame. `store`: the file by which the ranks find each other."""
+    """What a rank is started with: the first frame to its process.
+
+    `store` is the file by which ranks find each other; empty for the only rank of a worker.
+    """
 
     config: WorkerConfig
     rank: int

@@ -20,15 +20,22 @@ _DRAIN_SECONDS: Final = 1.0
 
 
 class RankProcess:
-    """A rank that runs `member.py`. It ends when this process does, whatever happens to it.
+    """A rank in a process of its own, which ends when this one does, however this one ends.
 
     Args:
+        module: what it runs. Its arguments are file descriptors: three connections (steps, exports,
+            imports), then `descriptors`.
+        start: the first frame to it.
         descriptors: files that it shares, by number.
         on_death: called from a thread of ours when it ended, with its account and exit code.
     """
 
     def __init__(
-        self, start: RankStart, descriptors: list[int], on_death: Callable[[str, int], None]
+        self,
+        module: str,
+        start: RankStart,
+        descriptors: list[int],
+        on_death: Callable[[str, int], None],
     ) -> None:
         self.rank = start.rank
         self._name = f"rank {start.rank} of {start.config.tensor_parallel}"
@@ -36,7 +43,7 @@ class RankProcess:
         pairs = [socket.socketpair() for _ in range(3)]
         self.steps, self.exports, self.imports = (ours for ours, _ in pairs)
         passed = [theirs.fileno() for _, theirs in pairs] + descriptors
-        command = [sys.executable, "-m", "tandem_engine.load.member", *map(str, passed)]
+        command = [sys.executable, "-m", module, *map(str, passed)]
         try:
             self._process = subprocess.Popen(
                 command, pass_fds=passed, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE

@@ -9,6 +9,7 @@ import torch
 
 from tandem_engine.attention.latent_triton import TritonLatentAttention
 from tandem_engine.attention.triton_backend import TritonAttention
+from tandem_engine.device import upload
 from tandem_engine.models.collective import ALONE, Collective
 from tandem_engine.models.decoder import Decoder
 from tandem_engine.runner.decode_graphs import DecodeGraphs, padded_sizes
@@ -20,7 +21,6 @@ from tandem_engine.runner.step_input import Split, add_chunks, last_rows_of, spl
 from tandem_engine.sampling.sampler import Choice, Sampler
 from tandem_engine.spec.model import ModelSpec
 from tandem_engine.step import Batch, BatchItem, PendingStep, Runner, SampledToken
-from tandem_engine.upload import upload
 from tandem_kernels.compilation import collect_kernels, compile_all
 from tandem_kernels.sampling import argmax
 
@@ -50,17 +50,33 @@ class _LaunchedStep(PendingStep):
         return results
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CudaOptions:
+    """How a runner runs its model.
+
+    Args:
+        eos_token_ids: they end a generation.
+        max_model_len: tokens of the longest sequence.
+        max_running: most sequences that decode at once.
+        prompt_rows: tokens of the largest step with prompts that is made of CUDA graphs.
+        graphs: whether decode steps are CUDA graphs, and the steps that `prompt_rows` allows.
+    """
+
+    eos_token_ids: tuple[int, ...]
+    max_model_len: int
+    max_running: int
+    prompt_rows: int = 0
+    graphs: bool = True
+
+
 class CudaRunner(Runner):
     """Runs a decoder over paged KV on one GPU.
 
     Args:
         parameters: by the names of `models/parameters.py`, on the device; never written to.
         kv: owned by the runner from here on.
-        max_running: most sequences that decode at once.
-        prompt_rows: tokens of the largest step with prompts that is made of CUDA graphs.
-        graphs: whether decode steps are CUDA graphs, and those that `prompt_rows` allows.
-        collective: owned too. Every rank is given the same batches; the first one samples, and the
-            others have no results.
+        collective: owned by the runner too. Every rank is given the same batches; the first one
+            samples, and the others have no results.
     """
 
     kv: DeviceKVStore
@@ -71,18 +87,15 @@ class CudaRunner(Runner):
         spec: ModelSpec,
         parameters: dict[str, torch.Tensor],
         kv: DeviceKVStore,
-        eos_token_ids: Sequence[int],
-        max_model_len: int,
-        max_running: int,
-        *,
-        prompt_rows: int = 0,
-        graphs: bool = True,
+        options: CudaOptions,
         collective: Collective = ALONE,
     ) -> None:
+        max_running, graphs = options.max_running, options.graphs
         self.spec = spec
         self.vocab_size = spec.vocab_size
-        self.eos_token_ids = tuple(eos_token_ids)
-        self.max_model_len = max_model_len
+        self.eos_token_ids = options.eos_token_ids
+        self.max_model_len = options.max_model_len
+        self.max_running = max_running
         self.num_blocks = kv.cache.shape[2]
         self.kv = kv
         self._page = kv.layout.page_size
@@ -95,7 +108,7 @@ class CudaRunner(Runner):
         else:
             self._attention = TritonLatentAttention(spec, kv.cache)
         self._sampler = Sampler(self.eos_token_ids)
-        max_blocks = -(-max_model_len // self._page)
+        max_blocks = -(-self.max_model_len // self._page)
         self._slots = DecodeSlots(max_running, max_blocks, self._page, self._device)
         self._logits = torch.empty(
             (max_running, spec.vocab_size), dtype=torch.float32, device=self._device
@@ -103,9 +116,9 @@ class CudaRunner(Runner):
         pool = torch.cuda.graph_pool_handle()
         sizes = padded_sizes(max_running)
         self._graphs = DecodeGraphs(self._decode, sizes, pool, enabled=graphs)
-        self._prompts = PromptSlots(prompt_rows, max_running, self._page, self._device)
+        self._prompts = PromptSlots(options.prompt_rows, max_running, self._page, self._device)
         recorder = CudaRecorder(pool)
-        self._pieces = PieceGraphs(self._model, self._attention, prompt_rows, recorder)
+        self._pieces = PieceGraphs(self._model, self._attention, options.prompt_rows, recorder)
         ends = [size for size in _END_SIZES if size < max_running] + [max_running]
         self._ends = DecodeGraphs(self._end, ends, pool, enabled=graphs)
         self._captures = graphs

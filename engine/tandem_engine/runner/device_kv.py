@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 import torch
 
+from tandem_engine.device import upload
 from tandem_engine.step import KVStore
-from tandem_engine.upload import upload
 from tandem_kernels.transfer import pack, unpack
 from tandem_wire.handoff import KVLayout
 

@@ -45,20 +45,17 @@ class MemoryPlan:
 
 
 def measure_memory(
-    runner: CudaRunner,
-    device: torch.device,
-    *,
-    percent: int,
-    max_tokens: int,
-    max_running: int,
-    graphs: bool,
+    runner: CudaRunner, *, percent: int, max_tokens: int, graphs: bool
 ) -> MemoryPlan:
-    """Run the worst step on a runner that has next to no KV cache, and take the account.
+    """Run the worst step on a runner that has next to no KV cache, and see what it takes.
 
     Args:
         runner: has no graphs itself.
-        graphs: whether there are to be as many as there can be.
+        percent: share of the GPU's memory that may be used.
+        max_tokens: of a step.
+        graphs: whether the real runner has graphs.
     """
+    device, max_running = runner.kv.cache.device, runner.max_running
     for batch in small_batches():
         runner.execute(batch)
     torch.cuda.synchronize(device)

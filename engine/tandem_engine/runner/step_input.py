@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from tandem_engine.attention.backend import Chunk, StepTensors
+from tandem_engine.device import upload
 from tandem_engine.step import BatchItem
-from tandem_engine.upload import upload
 
 
 @dataclass(frozen=True, slots=True)

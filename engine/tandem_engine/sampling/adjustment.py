@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from tandem_engine.device import upload
 from tandem_engine.sampling.seen_tokens import SeenTokens
 from tandem_engine.step import BatchItem, has_penalties
-from tandem_engine.upload import upload
 from tandem_kernels.sampling import penalize
 from tandem_wire.messages import SamplingParams
 

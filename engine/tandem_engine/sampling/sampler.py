@@ -6,10 +6,10 @@ from typing import Final
 
 import torch
 
+from tandem_engine.device import download, upload
 from tandem_engine.sampling.adjustment import adjust_batch, adjust_logits, is_adjusted
 from tandem_engine.sampling.seen_tokens import SeenTokens
 from tandem_engine.step import BatchItem, SampledToken
-from tandem_engine.upload import upload
 from tandem_kernels.sampling import argmax, draw
 from tandem_wire.messages import TokenLogprobs
 
@@ -39,9 +39,12 @@ class Choice:
         found = self.logprobs
         if found is not None:
             found = Logprobs(
-                found.rows, _pinned(found.chosen), _pinned(found.top_values), _pinned(found.top_ids)
+                found.rows,
+                download(found.chosen),
+                download(found.top_values),
+                download(found.top_ids),
             )
-        return Choice(_pinned(self.tokens), found)
+        return Choice(download(self.tokens), found)
 
     def read(self, items: Sequence[BatchItem]) -> list[SampledToken]:
         """The tokens, in the order of `items`, on the host."""
@@ -54,11 +57,6 @@ class Choice:
                 found = TokenLogprobs(chosen[at], ids[at][:count], values[at][:count])
                 sampled[row] = SampledToken(sampled[row].token, found)
         return sampled
-
-
-def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
 
 
 class Sampler:

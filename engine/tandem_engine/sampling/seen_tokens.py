@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from tandem_engine.device import upload
 from tandem_engine.step import BatchItem, has_penalties
-from tandem_engine.upload import upload
 
 
 @dataclass(slots=True)

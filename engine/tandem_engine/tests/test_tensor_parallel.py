@@ -71,7 +71,9 @@ def test_two_ranks_give_transformers_tokens(family: str, tmp_path: Path) -> None
 def test_heads_that_cannot_be_divided_are_refused(tmp_path: Path) -> None:
     save_checkpoint("qwen2", tmp_path)
     with (
-        pytest.raises(ConfigError, match="--tensor-parallel 4: 6 query and 2 KV heads"),
+        pytest.raises(
+            ConfigError, match="--tensor-parallel is 4, but there are 6 query and 2 KV heads"
+        ),
         opened(tmp_path, 4),
     ):
         pass

@@ -233,7 +233,7 @@ def test_random_weights_are_the_same_on_every_worker(tmp_path: Path) -> None:
     tokens = generate(first, PROMPTS, 8)
     assert tokens == generate(second, PROMPTS, 8)
     assert all(0 <= token < VOCAB for row in tokens for token in row)
-    with pytest.raises(ConfigError, match="--format Gguf"):
+    with pytest.raises(ConfigError, match="--format is Gguf"):
         open_runner(tmp_path / "model", format="Gguf")
 
 
@@ -258,11 +258,11 @@ def test_every_parameter_is_there_in_the_dtype_asked_for(
 
 def test_limits_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     save_checkpoint("llama", tmp_path)
-    with pytest.raises(ConfigError, match="--max-model-len 5000 is more than the 4096 positions"):
+    with pytest.raises(ConfigError, match="--max-model-len is 5000, but the model has only 4096"):
         open_runner(tmp_path, max_model_len=5000)
     with pytest.raises(ConfigError, match="--kv-memory leaves KV for"):
         open_runner(tmp_path, max_model_len=4096, kv_memory_bytes=1 << 16)
-    with pytest.raises(ConfigError, match="--device cuda"):
+    with pytest.raises(ConfigError, match="--device is cuda"):
         open_runner(tmp_path, device="cuda")
     runner = open_runner(tmp_path, kv_memory_bytes=1 << 18)
     assert runner.max_model_len == runner.num_blocks * 16 < 4096

@@ -1,4 +1,4 @@
-"""KV pages as the hand-off sees them."""
+"""Pages of a cache in host memory, as the hand-off sees them."""
 
 import multiprocessing
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tandem_engine.errors import ConfigError
-from tandem_engine.runner.kv_pages import HostKVStore
+from tandem_engine.runner.host_kv import HostKVStore
 from tandem_wire.handoff import KVLayout
 
 LAYOUT = KVLayout(

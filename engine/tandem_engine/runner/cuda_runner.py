@@ -179,7 +179,7 @@ class CudaRunner(Runner):
     def _end(self, size: int) -> None:
         """The end of a step of pieces for `size` rows of it: logits, and the most likely tokens."""
         pieces, rows = self._pieces, self._prompts.wanted[:size]
-        hidden = self._model.leave(pieces.found, pieces.residual, rows)
+        hidden = self._model.leave(pieces.attn_output, pieces.residual, rows)
         logits = self._model.logits(hidden, out=self._logits[:size])
         argmax(logits, out=self._slots.sampled[:size])
 

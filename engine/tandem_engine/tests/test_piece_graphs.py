@@ -141,7 +141,7 @@ def test_pieces_compute_what_whole_steps_do(family: str, tmp_path: Path) -> None
         assert size is not None
         host = cast(DecodeSlots, HostDecodes(decodes))
         pieces.run(slots.fill(host, len(decodes), chunks, size, whole.last_rows), count)
-        found = model.leave(pieces.found, pieces.residual, slots.wanted[: len(batch)])
+        found = model.leave(pieces.attn_output, pieces.residual, slots.wanted[: len(batch)])
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(runner.kv.cache, cache, rtol=1e-4, atol=1e-4)
     assert sum(recording.replays for recording in recorded) == len(batches) * len(model.layers)

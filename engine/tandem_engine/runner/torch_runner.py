@@ -1,4 +1,4 @@
-"""The CPU's runner: weights, KV tensors, and one forward pass per step."""
+"""The CPU's runner: one forward pass per step."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,8 @@ class TorchRunner(Runner):
     Args:
         parameters: by the names of `models/parameters.py`; never written to.
         kv: owned by the runner from here on.
-        collective: owned too. Every rank is given the same batches; the first one samples.
+        collective: owned by the runner too. Every rank is given the same batches; the first one
+            samples, and the others have no results.
     """
 
     kv: HostKVStore

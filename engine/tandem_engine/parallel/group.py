@@ -100,7 +100,7 @@ class RankGroup:
         return error
 
     def stop(self) -> None:
-        """Tell the ranks to end. Their ends are expected from now on; failures are still reported."""
+        """Tell the ranks to end. An end is expected from now on; a failure is still reported."""
         self._stopping.set()
         frame = pack_frame(msgspec.msgpack.encode(RankStop()))
         for rank in self.ranks:

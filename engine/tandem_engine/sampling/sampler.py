@@ -14,12 +14,12 @@ from tandem_kernels.sampling import argmax, draw
 from tandem_wire.messages import TokenLogprobs
 
 _GREEDY_BELOW: Final = 1e-5
-"""Temperatures under this are taken as 0: dividing by them would overflow."""
+"""Temperatures below this count as 0, since dividing by them would overflow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Logprobs:
-    """Of the rows that asked for them; [r] rows, k the most that any of them wants."""
+    """Logprobs of the r rows that ask for them; k is the most that any of them wants."""
 
     rows: tuple[int, ...]
     chosen: torch.Tensor  # [r] float32
@@ -29,13 +29,13 @@ class Logprobs:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A step's tokens where they were sampled: nothing has waited for the device yet."""
+    """A step's tokens on the device where they were sampled. Nothing has waited for it yet."""
 
     tokens: torch.Tensor  # [R] int64
     logprobs: Logprobs | None
 
     def to_host(self) -> "Choice":
-        """Copies in pinned memory, complete once the current stream has come this far."""
+        """Copies in pinned host memory, complete once the current stream has come this far."""
         found = self.logprobs
         if found is not None:
             found = Logprobs(
@@ -64,7 +64,7 @@ class Sampler:
 
     def __init__(self, eos_token_ids: Sequence[int]) -> None:
         self._eos_token_ids = tuple(eos_token_ids)
-        self._seen: SeenTokens | None = None  # on a GPU, once somebody wants penalties
+        self._seen: SeenTokens | None = None  # on a GPU, from the first penalty on
 
     def sample(self, logits: torch.Tensor, items: Sequence[BatchItem]) -> list[SampledToken]:
         """One token per item, waiting for it; see `choose`."""
@@ -82,7 +82,7 @@ class Sampler:
 
         Args:
             logits: [B, V], any float type; left as they are.
-            greedy: [B] int64, their argmax if that is known; overwritten by the chosen tokens.
+            greedy: [B] int64, their argmax if it is known; overwritten by the chosen tokens.
         """
         wanting = [row for row, item in enumerate(items) if item.params.logprobs is not None]
         scores = logits

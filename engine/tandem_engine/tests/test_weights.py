@@ -1,8 +1,9 @@
-"""Weights from every form of file, and what is said when they don't fit."""
+"""Weights from every form of file, and the errors for files that don't fit."""
 
 import json
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -33,9 +34,9 @@ PROMPTS = [[5], [7, 8, 9, 11, 30, 2], list(range(3, 60)), [13] * 33]
 Q8 = gguf.GGMLQuantizationType.Q8_0
 
 
-def open_runner(path: Path, **options: object) -> Runner:
+def open_runner(path: Path, **options: Any) -> Runner:
     options = {"kv_memory_bytes": 16 << 20, "cache_dir": str(path.parent / "cache"), **options}
-    config = WorkerConfig(model=f"file://{path}", page_size=16, **options)  # type: ignore[arg-type]
+    config = WorkerConfig(model=f"file://{path}", page_size=16, **options)
     return load_runner(config, Startup())
 
 
@@ -56,7 +57,7 @@ def test_a_gguf_file_gives_the_tokens_of_the_model_it_was_made_from(
 
 def test_a_gguf_file_of_gemma_keeps_its_norms(tmp_path: Path) -> None:
     model = make_model("gemma3")
-    # The file says nothing of it: llama.cpp scales the query by the head's dimension.
+    # GGUF has no field for the scale: llama.cpp scales queries by the head's dimension.
     scale = model.config.head_dim**-0.5
     model.config.query_pre_attn_scalar = model.config.head_dim
     for layer in model.model.layers:
@@ -153,7 +154,7 @@ def test_a_config_of_another_size_is_refused(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 81}))
     with pytest.raises(
-        BadModelFileError, match=r"has shape \(80, 48\), the config says \(81, 48\)"
+        BadModelFileError, match=r"has shape \(80, 48\), but the config says \(81, 48\)"
     ):
         open_runner(tmp_path)
 
@@ -191,7 +192,7 @@ def test_an_unknown_rope_scaling_is_refused(tmp_path: Path) -> None:
 
 
 def test_quantised_safetensors_are_refused(tmp_path: Path) -> None:
-    """As DeepSeek-V3 is published: read as if they were numbers, they would answer nonsense."""
+    """DeepSeek-V3 is published so. Read as plain numbers, its weights would answer nonsense."""
     save_checkpoint("deepseek_v3", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}

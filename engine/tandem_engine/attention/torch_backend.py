@@ -63,8 +63,7 @@ class TorchAttention(AttentionBackend):
     ) -> torch.Tensor:
         step = self._step
         assert step is not None, "plan() comes before store()"
-        slots = (step.slot_blocks, step.slot_offsets)
-        return rotate_and_store(self._spec, qkv, angles, norms, *self._caches[layer], *slots)
+        return rotate_and_store(self._spec, qkv, angles, norms, self._caches[layer], step)
 
     def attend(
         self, layer: int, query: torch.Tensor, out: torch.Tensor | None = None
@@ -112,11 +111,13 @@ def rotate_and_store(
     qkv: torch.Tensor,
     angles: tuple[torch.Tensor, torch.Tensor],
     norms: HeadNorms | None,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    blocks: torch.Tensor,
-    offsets: torch.Tensor,
+    cache: tuple[torch.Tensor, torch.Tensor],
+    step: StepTensors,
 ) -> torch.Tensor:
-    """QKV [T, (H + 2 K) · D] → queries [T, H, D]. Keys and values go to the pages [N, K, P, D]."""
+    """QKV [T, (H + 2 K) · D] → queries [T, H, D]. Keys and values go to `cache`, [N, K, P, D] each.
+
+    Of the step only the slots are read.
+    """
+    slots = (step.slot_blocks, step.slot_offsets)
     weights = () if norms is None else (norms.query, norms.key, norms.epsilon, norms.in_float32)
-    return rope_and_write(qkv, spec.num_heads, *angles, keys, values, blocks, offsets, *weights)
+    return rope_and_write(qkv, spec.num_heads, *angles, *cache, *slots, *weights)

@@ -103,8 +103,7 @@ class TritonAttention(AttentionBackend):
     ) -> torch.Tensor:
         step = self._step
         assert step is not None, "plan() comes before store()"
-        slots = (step.slot_blocks, step.slot_offsets)
-        return rotate_and_store(self._spec, qkv, angles, norms, *self._caches[layer], *slots)
+        return rotate_and_store(self._spec, qkv, angles, norms, self._caches[layer], step)
 
     def attend(
         self, layer: int, query: torch.Tensor, out: torch.Tensor | None = None

@@ -18,7 +18,12 @@ from tandem_engine.runner.probe_steps import prompt_batches, small_batches, wors
 
 
 def load_cuda(context: LoadContext) -> CudaRunner:
-    """The runner that a context describes. See `load_runner` for what it raises."""
+    """The runner that a context describes.
+
+    Raises:
+        ModelSourceError: damaged, incomplete or unsupported files.
+        ConfigError: the GPU's memory doesn't hold what was asked for.
+    """
     config, progress, layout = context.config, context.progress, context.kv_layout
     parameters = context.load_parameters()
     options = CudaOptions(

@@ -11,7 +11,12 @@ _KV_BYTES: Final = 2 * 2**30
 
 
 def load_host(context: LoadContext) -> TorchRunner:
-    """The runner that a context describes. See `load_runner` for what it raises."""
+    """The runner that a context describes.
+
+    Raises:
+        ModelSourceError: damaged, incomplete or unsupported files.
+        ConfigError: --kv-memory is too small, or the directory for shared memory is.
+    """
     config, layout, collective = context.config, context.kv_layout, context.collective
     num_bytes = (config.kv_memory_bytes or _KV_BYTES) // config.tensor_parallel
     num_blocks = num_bytes // layout.block_bytes

@@ -10,7 +10,12 @@ from tandem_wire.model_config import read_model_facts
 
 
 def load_rank(start: RankStart, progress: Startup) -> Runner:
-    """One rank's runner. See `load_runner` for what it raises."""
+    """One rank's runner.
+
+    Raises:
+        ModelSourceError: the model can't be found, downloaded or read (with a remedy).
+        ConfigError: the configuration doesn't fit the model or the machine.
+    """
     files = find_files(start.config, progress)
     facts = read_model_facts(files.path)
     progress("torch", 0.0)

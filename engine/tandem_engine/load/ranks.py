@@ -21,7 +21,14 @@ from tandem_wire.model_config import ModelFacts, read_model_facts
 def load_ranks(
     config: WorkerConfig, progress: Startup, fail: Callable[[str], None] | None
 ) -> Runner:
-    """Start the other ranks, load this process's own, and join them. `fail`: see `load_runner`."""
+    """Start the other ranks, load this process's own, and join them all.
+
+    `fail` is called when a rank dies while no call can report it; None: this process ends.
+
+    Raises:
+        RankDiedError: another rank couldn't start.
+        ModelSourceError, ConfigError: this rank couldn't be loaded.
+    """
     facts = read_model_facts(find_files(config, progress).path)
     # Downloads are complete now. The other ranks import torch while this process does.
     group = RankGroup(config, member.__name__, fail)

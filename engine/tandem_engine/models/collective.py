@@ -158,7 +158,7 @@ def join_group(
     Returns when all ranks are there. They will add up rows of `hidden_size` elements.
 
     Args:
-        store: path of a file that doesn't exist yet, the same for all ranks.
+        store: path of a file that doesn't exist yet. All ranks must name the same one.
     """
     if shard == WHOLE:
         return ALONE

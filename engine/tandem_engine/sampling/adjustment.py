@@ -68,7 +68,7 @@ def adjust_batch(
 def _penalties(params: list[SamplingParams]) -> torch.Tensor:
     """[3, B or a little more] on the host: repetition, frequency, presence.
 
-    Each starts at a multiple of 16 bytes: Triton compiles a kernel anew for every alignment.
+    Each starts at a multiple of 16 bytes: Triton compiles a kernel again for every alignment.
     """
     columns = ("repetition_penalty", "frequency_penalty", "presence_penalty")
     host = torch.zeros((3, -(-len(params) // 4) * 4))

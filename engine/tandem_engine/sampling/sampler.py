@@ -142,7 +142,7 @@ def _columns(
 ) -> torch.Tensor:
     """[columns, B] in one transfer."""
     count = len(values[0])
-    # Each starts at a multiple of 16 bytes: Triton compiles a kernel anew for every alignment.
+    # Each starts at a multiple of 16 bytes: Triton compiles a kernel again for every alignment.
     host = torch.zeros((len(values), -(-count // 4) * 4), dtype=dtype)
     host[:, :count] = torch.tensor(values, dtype=dtype)
     return upload(host, dtype, device)[:, :count]

@@ -8,6 +8,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def chaos(tandem: Any) -> Iterator[Service]:
 
 
 def bodies(model: str) -> list[dict[str, Any]]:
-    """100 requests of different prompts and lengths; every other one samples with a seed."""
+    """100 requests with different prompts and lengths; every other one samples with a seed."""
     return [
         completion(
             model,
@@ -135,7 +136,7 @@ def test_a_worker_is_killed(chaos: Service, undisturbed: list[Stream], role: str
 
 
 def test_a_router_is_killed(chaos: Service, undisturbed: list[Stream]) -> None:
-    """The client's own connection dies with a router, so here alone clients may retry."""
+    """A client's own connection dies with its router, so only here may clients retry."""
     victim = chaos.pod_names("router")[0]
     before = num_restarts(chaos, victim)
     streams = run_while(chaos, lambda: kill_pod(chaos, victim), retries=20)
@@ -156,13 +157,15 @@ def test_the_operator_is_killed(chaos: Service, undisturbed: list[Stream]) -> No
         for name in names:
             kill_pod(operator, name)
 
+    def is_back(name: str) -> bool:
+        restarted = num_restarts(operator, name) > before[name]
+        return restarted and is_ready(operator.get("pod", name))
+
     assert_same(run_while(chaos, kill), undisturbed)
     for name in names:
         wait_for(
             f"{name} is back",
-            lambda name=name: (
-                num_restarts(operator, name) > before[name] and is_ready(operator.get("pod", name))
-            ),
+            partial(is_back, name),
             240,  # the kubelet's back-off counts the deaths in other tests too
         )
     assert_recovered(chaos)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from functools import partial
 
 import httpx
 import pytest
@@ -94,7 +95,7 @@ def test_a_service_answers_by_name_from_the_other_node(
     address = pod_field(cluster, namespace, "web", ".status.podIP")
     eventually("pod to pod across nodes", lambda: fetch(f"http://{address}/"))
     for name in ("web", f"web.{namespace}", f"web.{namespace}.svc.cluster.local"):
-        eventually(f"{name} resolves and answers", lambda name=name: fetch(f"http://{name}/"))
+        eventually(f"{name} resolves and answers", partial(fetch, f"http://{name}/"))
 
 
 def test_the_host_reaches_pods_and_services(local_cluster: LocalCluster, namespace: str) -> None:
@@ -121,8 +122,8 @@ def test_the_host_reaches_pods_and_services(local_cluster: LocalCluster, namespa
             except httpx.HTTPError:
                 return False
 
-        eventually(f"{name} at {pod_ip}", lambda ip=pod_ip: answers(ip))
-        eventually(f"{name} at {cluster_ip}", lambda ip=cluster_ip: answers(ip))
+        eventually(f"{name} at {pod_ip}", partial(answers, pod_ip))
+        eventually(f"{name} at {cluster_ip}", partial(answers, cluster_ip))
 
 
 def test_extended_resources_are_scheduled(local_cluster: LocalCluster, namespace: str) -> None:

@@ -1,4 +1,4 @@
-"""Traps of this repository's layout, each of which once cost somebody an hour."""
+"""Traps in this repository's layout, each of which once cost somebody an hour."""
 
 import re
 import subprocess

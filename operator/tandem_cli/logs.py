@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tandem_cli.target import find_target, replace_process
 from tandem_cli.up import OPERATOR_NAMESPACE
+from tandem_operator.names.labels import LABEL_ROLE, LABEL_SERVICE
 
 
 def show_logs(
@@ -20,9 +21,9 @@ def show_logs(
     if service == "operator":
         selector, namespace = "app.kubernetes.io/component=operator", OPERATOR_NAMESPACE
     else:
-        selector = f"tandem.dev/service={service}"
+        selector = f"{LABEL_SERVICE}={service}"
     if role:
-        selector += f",tandem.dev/role={role}"
+        selector += f",{LABEL_ROLE}={role}"
     arguments = ["logs", "-n", namespace, "-l", selector, "--prefix", f"--tail={tail}"]
     arguments += ["--all-containers", "--max-log-requests=64", *(["-f"] if follow else [])]
     replace_process(target, "kubectl", arguments)

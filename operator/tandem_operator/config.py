@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tandem_operator.names.objects import OPERATOR
+from tandem_operator.names.pods import PORT_WORKER_HTTP
+
 IMAGE_PREFIX = "ghcr.io/tandem-inference"
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -58,13 +61,13 @@ def read_config(argv: list[str] | None = None, env: Mapping[str, str] | None = N
     add("--kubeconfig", default=env.get("KUBECONFIG", ""), help="default: the pod's own account")
     add("--health-port", type=int, default=8080, help="/healthz and /readyz")
     add("--metrics-port", type=int, default=9090, help="/metrics")
-    add("--lease-name", default="tandem-operator", help="name of the lease")
+    add("--lease-name", default=OPERATOR, help="name of the lease")
     add(
         "--leader-election", action=argparse.BooleanOptionalAction, default=True, help="use a lease"
     )
     add("--concurrency", type=int, default=8, help="services worked on at once")
     add("--resync-seconds", type=float, default=60.0, help="period of the full resync")
-    add("--worker-port", type=int, default=8100, help="admin port of the workers")
+    add("--worker-port", type=int, default=PORT_WORKER_HTTP, help="admin port of the workers")
     add("--log-level", default=env.get("TANDEM_LOG_LEVEL", "info"), help="debug, info, warning")
     values = vars(parser.parse_args(argv))
     named = values.pop("namespace") or env.get("TANDEM_NAMESPACE", "").split(",")

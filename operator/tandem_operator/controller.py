@@ -1,20 +1,19 @@
 """One pass over one service: observe, decide, reconcile, execute."""
 
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import structlog
 
-from tandem_operator.client import Cluster
+from tandem_operator.clients.cluster import Cluster
 from tandem_operator.errors import ConflictError, MissingError, OperatorError
-from tandem_operator.execute import Executor
-from tandem_operator.metrics import Metrics
-from tandem_operator.observe import Observer
-from tandem_operator.observed import ProbeResult
-from tandem_operator.reconcile import reconcile
-from tandem_operator.scaling.policy import PolicySource
-from tandem_operator.workqueue import Key, WorkQueue, key_of
+from tandem_operator.execute.executor import Executor
+from tandem_operator.facts.worker import ProbeResult
+from tandem_operator.names.objects import INFERENCE_SERVICE
+from tandem_operator.observe.observer import Observer
+from tandem_operator.plan import reconcile
+from tandem_operator.runtime.metrics import Metrics
+from tandem_operator.runtime.workqueue import Key, WorkQueue, key_of
 
 log = structlog.get_logger("tandem.controller")
 
@@ -28,13 +27,11 @@ class Controller:
         observer: Observer,
         executor: Executor,
         metrics: Metrics,
-        policy: PolicySource | None = None,
     ) -> None:
         self._cluster = cluster
         self._observer = observer
         self._executor = executor
         self._metrics = metrics
-        self._policy = policy
         self._probes: dict[Key, ProbeResult] = {}
         self._errors: dict[Key, str] = {}
 
@@ -43,14 +40,13 @@ class Controller:
         namespace, name = key
         started = time.perf_counter()
         try:
-            observed = await self._observer.observe(namespace, name, self._probes.get(key))
-            observed = replace(observed, last_error=self._errors.pop(key, ""))
-            if self._policy is not None:
-                decision = await self._policy.decide(observed)
-                measured = self._policy.measured(observed)
-                observed = replace(observed, decision=decision, measured=measured)
+            observed = await self._observer.observe(
+                namespace, name, self._probes.get(key), self._errors.get(key, "")
+            )
+            self._errors.pop(key, None)
             planning = time.perf_counter()
             plan = reconcile(observed, datetime.now(UTC))
+            self._observer.remember(observed, plan.memory)
             self._metrics.plan_seconds.observe(time.perf_counter() - planning)
             self._metrics.record(observed, plan)
             probe = await self._executor.execute(plan, observed)
@@ -84,7 +80,7 @@ class Controller:
 
     async def _exists(self, key: Key) -> bool:
         try:
-            await self._cluster.get("InferenceService", key[1], key[0])
+            await self._cluster.get(INFERENCE_SERVICE, key[1], key[0])
         except MissingError:
             return False
         return True
@@ -94,7 +90,7 @@ async def resync(cluster: Cluster, queue: WorkQueue, namespaces: tuple[str, ...]
     """Trigger every service, which heals missed events. Returns how many there are."""
     number = 0
     for namespace in namespaces or (None,):
-        for service in await cluster.list("InferenceService", namespace):
+        for service in await cluster.list(INFERENCE_SERVICE, namespace):
             meta = service["metadata"]
             queue.trigger(key_of(meta["namespace"], meta["name"]))
             number += 1

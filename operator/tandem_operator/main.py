@@ -12,21 +12,21 @@ from typing import Any
 import kopf
 import structlog
 
-from tandem_operator.client import Cluster
+from tandem_operator.clients.cluster import Cluster
+from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.config import Config, read_config
 from tandem_operator.controller import Controller, resync
 from tandem_operator.errors import ClusterError, LeadershipLost
-from tandem_operator.events import Events
-from tandem_operator.execute import Executor
-from tandem_operator.health import HealthServer
-from tandem_operator.leader import Leader
-from tandem_operator.metrics import Metrics
-from tandem_operator.observe import Observer
-from tandem_operator.observed import Images
-from tandem_operator.scaling.scaler import PolicyScaler
-from tandem_operator.watch import build_registry, build_settings
-from tandem_operator.worker_api import WorkerApi
-from tandem_operator.workqueue import WorkQueue
+from tandem_operator.execute.events import Events
+from tandem_operator.execute.executor import Executor
+from tandem_operator.facts.observed import Images
+from tandem_operator.names.objects import AUTOSCALING_POLICY, INFERENCE_SERVICE, WORKER_POOL
+from tandem_operator.observe.observer import Observer
+from tandem_operator.runtime.health import HealthServer
+from tandem_operator.runtime.leader import Leader
+from tandem_operator.runtime.metrics import Metrics
+from tandem_operator.runtime.watch import build_registry, build_settings
+from tandem_operator.runtime.workqueue import WorkQueue
 
 KIND_SECONDS = 1.0
 """Pause between two looks at whether a kind is served."""
@@ -48,11 +48,10 @@ def main(argv: list[str] | None = None) -> None:
 async def run(config: Config) -> int:
     """Everything, until a signal or the loss of the lease; returns the exit code."""
     cluster = await Cluster.connect(config.kubeconfig or None)
-    workers, metrics = WorkerApi(config.worker_port), Metrics()
+    workers, metrics = WorkerClient(config.worker_port), Metrics()
     executor = Executor(cluster, workers, Events(cluster, config.identity))
     observer = Observer(cluster, workers, Images(config.router_image, config.engine_image))
-    scaler = PolicyScaler(cluster, config.worker_port)
-    controller = Controller(cluster, observer, executor, metrics, scaler)
+    controller = Controller(cluster, observer, executor, metrics)
     queue = WorkQueue(controller.work, concurrency=config.concurrency)
     metrics.queued.set_function(lambda: queue.num_keys)
     health = HealthServer(metrics.registry, config.health_port, config.metrics_port)
@@ -72,7 +71,6 @@ async def run(config: Config) -> int:
         await leader.release()
         await health.stop()
         await workers.close()
-        await scaler.close()
         await cluster.close()
 
 
@@ -92,7 +90,7 @@ async def _lead(
         queue.open()
     if not await _unless_stopped(_kinds_served(config, cluster), stop):
         return 0
-    registry = build_registry(queue, executor)
+    registry = build_registry(queue, executor.forget)
     scope: dict[str, Any] = (
         {"namespaces": config.namespaces} if config.namespaces else {"clusterwide": True}
     )
@@ -120,7 +118,7 @@ async def _lead(
 
 async def _kinds_served(config: Config, cluster: Cluster) -> None:
     """Return when the API server serves our kinds: kopf looks for them only once."""
-    for kind in ("InferenceService", "WorkerPool", "AutoscalingPolicy"):
+    for kind in (INFERENCE_SERVICE, WORKER_POOL, AUTOSCALING_POLICY):
         while True:
             try:
                 for namespace in config.namespaces or (None,):

@@ -5,10 +5,7 @@ kinds; the rest are their parts. Cross-field rules are CEL (`Rule`) and run in t
 the models check types, ranges, patterns and unknown fields again when the operator reads.
 """
 
-from tandem_operator.api.autoscaling_policy import (
-    AutoscalingPolicySpec,
-    AutoscalingPolicyStatus,
-)
+from tandem_operator.api.autoscaling_policy import AutoscalingPolicySpec, AutoscalingPolicyStatus
 from tandem_operator.api.inference_service import InferenceServiceSpec
 from tandem_operator.api.status import InferenceServiceStatus
 from tandem_operator.api.worker_pool import WorkerPoolSpec, WorkerPoolStatus

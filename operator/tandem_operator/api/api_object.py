@@ -64,3 +64,12 @@ class ApiObject(BaseModel):
         """The object as it goes to the API server: camelCase, JSON types, unset optionals left
         out."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+ATOMIC: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
+SET: dict[str, Any] = {"x-kubernetes-list-type": "set"}
+
+
+def keyed_by(*keys: str) -> dict[str, Any]:
+    """A list whose entries are merged by these keys (`x-kubernetes-list-type: map`)."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}

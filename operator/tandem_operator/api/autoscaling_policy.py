@@ -5,9 +5,10 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from tandem_operator.api.api_object import ApiObject, Rule
-from tandem_operator.api.conditions import Condition, Conditions
-from tandem_operator.api.merge import keyed_by
+from tandem_operator.api.api_object import ApiObject, Rule, keyed_by
+from tandem_operator.api.conditions import Conditions
+from tandem_operator.api.model import ResourceName
+from tandem_operator.pair import Pair
 
 
 class PolicyMode(StrEnum):
@@ -148,6 +149,11 @@ class PolicyPools(ApiObject):
     decode: DecodePoolBounds = DecodePoolBounds()
     """Bounds of the decode pool."""
 
+    @property
+    def pair(self) -> Pair[PoolBounds]:
+        """The bounds of both pools."""
+        return Pair(self.prefill, self.decode)
+
 
 class Coordination(ApiObject):
     """How the two pools are decided together."""
@@ -281,4 +287,18 @@ class AutoscalingPolicyStatus(ApiObject):
     """Whether the policy can be used."""
 
 
-__all__ = ["AutoscalingPolicySpec", "AutoscalingPolicyStatus", "Condition", "PolicyTarget"]
+class Autoscaling(ApiObject):
+    """The policy that scales both pools: one by name, or one written here."""
+
+    policy_name: ResourceName | None = None
+    """An AutoscalingPolicy in the namespace."""
+    inline: AutoscalingPolicySpec | None = None
+    """The same spec as an AutoscalingPolicy's, for this service only."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.policyName) != has(self.inline)",
+            "autoscaling needs exactly one of policyName and inline: keep one, or remove"
+            " autoscaling to scale by hand",
+        ),
+    )

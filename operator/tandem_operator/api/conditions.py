@@ -1,13 +1,13 @@
 """Conditions: what holds, since when, and why."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
 
-from tandem_operator.api.api_object import ApiObject
-from tandem_operator.api.merge import keyed_by
+from tandem_operator.api.api_object import ApiObject, keyed_by
 
 
 class ConditionStatus(StrEnum):
@@ -62,3 +62,23 @@ class Condition(ApiObject):
 Conditions = Annotated[
     tuple[Condition, ...], Field(max_length=32, json_schema_extra=keyed_by("type"))
 ]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a condition should say: a condition without its times. `holds` None: unknown."""
+
+    holds: bool | None
+    reason: str
+    message: str = ""
+
+
+def condition_of(conditions: tuple[Condition, ...], kind: ConditionType) -> Condition | None:
+    """The condition of a type, or None before the first visit."""
+    return next((item for item in conditions if item.type == kind), None)
+
+
+def holds(conditions: tuple[Condition, ...], kind: ConditionType) -> bool:
+    """Whether a condition is known to be true."""
+    found = condition_of(conditions, kind)
+    return found is not None and found.status is ConditionStatus.TRUE

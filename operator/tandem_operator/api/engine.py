@@ -4,9 +4,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from tandem_operator.api.api_object import ApiObject, Rule
-from tandem_operator.api.merge import keyed_by
+from tandem_operator.api.api_object import ApiObject, Rule, keyed_by
 from tandem_operator.api.quantity import Quantity
+from tandem_operator.names.pods import ENV_PREFIX
 
 _PRESERVED: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
 
@@ -37,7 +37,7 @@ class EnvVar(ApiObject):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "!self.name.startsWith('TANDEM_')",
+            f"!self.name.startsWith('{ENV_PREFIX}')",
             "engine.env must not set TANDEM_* variables, which the operator writes: rename the"
             " variable or use the field that it stands for",
             ".name",

@@ -5,20 +5,19 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from tandem_operator.api.api_object import ApiObject, Rule
-from tandem_operator.api.autoscaling import Autoscaling
+from tandem_operator.api.autoscaling_policy import Autoscaling
 from tandem_operator.api.engine import Engine
 from tandem_operator.api.kv_cache import KvCache
 from tandem_operator.api.kv_transfer import KvTransfer
 from tandem_operator.api.model import Model
-from tandem_operator.api.names import MAX_SERVICE_NAME
-from tandem_operator.api.network_policy import NetworkPolicySettings
-from tandem_operator.api.pool import GPU_RESOURCE, Pool
+from tandem_operator.api.pool import GPU_RESOURCE, Pool, RoleChange
 from tandem_operator.api.ratio import Ratio
 from tandem_operator.api.rdma import Rdma
-from tandem_operator.api.role_change import RoleChange
 from tandem_operator.api.rollout import Rollout
 from tandem_operator.api.router import Router
 from tandem_operator.api.slo import Slo
+from tandem_operator.names.objects import MAX_SERVICE_NAME
+from tandem_operator.pair import Pair, Role
 
 _PAIR = "!has(self.prefill) || !has(self.decode)"
 _SCALED = "has(self.autoscaling)"
@@ -160,6 +159,14 @@ _WIRING_RULES = (
 )
 
 
+class NetworkPolicySettings(ApiObject):
+    """NetworkPolicies for routers and workers."""
+
+    enabled: bool = True
+    """Whether NetworkPolicies are written that let in clients at the router only, and router, peers
+    and operator at the workers."""
+
+
 class InferenceServiceSpec(ApiObject):
     """A fleet: a model, a pool of prefill workers, a pool of decode workers, routers."""
 
@@ -196,3 +203,12 @@ class InferenceServiceSpec(ApiObject):
 
     rules: ClassVar[tuple[Rule, ...]] = _PRESENCE_RULES + _RATIO_RULES + _WIRING_RULES
     ruled_presence: ClassVar[frozenset[str]] = frozenset({"model", "prefill", "decode"})
+
+    @property
+    def pools(self) -> Pair[Pool]:
+        """Both pools."""
+        return Pair(self.prefill, self.decode)
+
+    def pool(self, role: Role) -> Pool:
+        """The pool of one role."""
+        return self.pools.of(role)

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from tandem_operator.api.api_object import ApiObject, Rule
+from tandem_operator.names.pods import PORT_WORKER_BOOTSTRAP, PORT_WORKER_HTTP, PORT_WORKER_WIRE
 
 
 class TransferBackend(StrEnum):
@@ -42,7 +43,7 @@ class KvTransfer(ApiObject):
 
     backend: TransferBackend = TransferBackend.AUTO
     """What moves the pages; Auto takes the best that both sides can do and says which in status."""
-    bootstrap_port: Annotated[int, Field(ge=1, le=65535)] = 8998
+    bootstrap_port: Annotated[int, Field(ge=1, le=65535)] = PORT_WORKER_BOOTSTRAP
     """Port at which workers shake hands before KV moves."""
     chunk_tokens: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
     """Tokens that are prefilled and pushed as one chunk; a multiple of engine.pageSize."""
@@ -57,7 +58,7 @@ class KvTransfer(ApiObject):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "!(self.bootstrapPort in [8100, 8101])",
+            f"!(self.bootstrapPort in [{PORT_WORKER_HTTP}, {PORT_WORKER_WIRE}])",
             "kvTransfer.bootstrapPort 8100 and 8101 are the worker's own http and wire ports: use"
             " 8998 or another free port",
             ".bootstrapPort",

@@ -4,12 +4,17 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from tandem_operator.api.api_object import ApiObject, Rule
-from tandem_operator.api.merge import keyed_by
+from tandem_operator.api.api_object import ApiObject, Rule, keyed_by
+from tandem_operator.names.labels import LABEL_PREFIXES
+from tandem_operator.names.objects import GROUP
 
 _OPEN: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
 LabelMap = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=64)]
 AnnotationMap = Annotated[dict[str, Annotated[str, Field(max_length=65536)]], Field(max_length=64)]
+
+
+def _free(prefixes: tuple[str, ...]) -> str:
+    return " && ".join(f"!k.startsWith('{prefix}')" for prefix in prefixes)
 
 
 class PodTemplateMetadata(ApiObject):
@@ -22,14 +27,13 @@ class PodTemplateMetadata(ApiObject):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "self.labels.all(k, !k.startsWith('tandem.dev/') &&"
-            " !k.startsWith('app.kubernetes.io/'))",
+            f"self.labels.all(k, {_free(LABEL_PREFIXES)})",
             "podTemplate.metadata.labels must not set tandem.dev/* or app.kubernetes.io/* labels,"
             " by which the operator finds its pods: choose another prefix",
             ".labels",
         ),
         Rule(
-            "self.annotations.all(k, !k.startsWith('tandem.dev/'))",
+            f"self.annotations.all(k, {_free((f'{GROUP}/',))})",
             "podTemplate.metadata.annotations must not set tandem.dev/* annotations, which the"
             " operator writes: choose another prefix",
             ".annotations",

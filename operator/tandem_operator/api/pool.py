@@ -1,11 +1,11 @@
 """One pool of workers: how many, how large, where."""
 
+from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from tandem_operator.api.api_object import ApiObject, Rule
-from tandem_operator.api.merge import keyed_by
+from tandem_operator.api.api_object import ApiObject, Rule, keyed_by
 from tandem_operator.api.pod_template import PodTemplate
 from tandem_operator.api.quantity import Quantity, parse_quantity
 
@@ -95,3 +95,21 @@ class Pool(ApiObject):
     def gpus_per_pod(self) -> int:
         """GPUs that one pod of a worker asks for; 0 on CPU."""
         return int(parse_quantity(self.resources.limits.get(GPU_RESOURCE, "0")))
+
+
+class RoleChangeMode(StrEnum):
+    """Whether workers may change role."""
+
+    NONE = "None"
+    WARM = "Warm"
+
+
+class RoleChange(ApiObject):
+    """Moving running workers between the pools, weights still loaded."""
+
+    mode: RoleChangeMode = RoleChangeMode.WARM
+    """Warm: a drained worker may change role in place; None: pools change by pods only."""
+    min_prefill: Annotated[int, Field(ge=0, le=1024)] = 1
+    """Prefill workers that a role change must leave."""
+    min_decode: Annotated[int, Field(ge=0, le=1024)] = 1
+    """Decode workers that a role change must leave."""

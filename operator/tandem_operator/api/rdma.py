@@ -5,8 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from tandem_operator.api.api_object import ApiObject, Rule
-from tandem_operator.api.merge import ATOMIC, SET
+from tandem_operator.api.api_object import ATOMIC, SET, ApiObject, Rule
 from tandem_operator.api.quantity import Quantity
 
 DnsName = Annotated[

@@ -8,6 +8,7 @@ from pydantic import Field
 from tandem_operator.api.api_object import ApiObject
 from tandem_operator.api.pod_template import PodTemplate
 from tandem_operator.api.pool import ContainerResources
+from tandem_operator.names.pods import PORT_ROUTER_HTTP
 
 
 class RouterPolicy(StrEnum):
@@ -47,7 +48,7 @@ class RouterService(ApiObject):
 
     type: ServiceType = ServiceType.CLUSTER_IP
     """Type of the Service."""
-    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    port: Annotated[int, Field(ge=1, le=65535)] = PORT_ROUTER_HTTP
     """Port of the Service."""
 
 

@@ -4,8 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from tandem_operator.api.api_object import ApiObject, Rule
-from tandem_operator.api.merge import keyed_by
+from tandem_operator.api.api_object import ApiObject, Rule, keyed_by
 
 
 class SloClass(ApiObject):

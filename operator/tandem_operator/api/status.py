@@ -6,12 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tandem_operator.api.api_object import ApiObject
+from tandem_operator.api.api_object import ATOMIC, ApiObject, keyed_by
 from tandem_operator.api.conditions import Conditions
 from tandem_operator.api.kv_transfer import TransferBackend
-from tandem_operator.api.merge import ATOMIC, keyed_by
 from tandem_operator.api.rdma import RdmaMode
-from tandem_operator.api.worker_pool import PoolRole
+from tandem_operator.api.worker_pool import ApiRole
 
 MAX_DECISIONS = 10
 MAX_FAILURES = 5
@@ -39,7 +38,7 @@ class ScalingStep(StrEnum):
 class PoolStatus(ApiObject):
     """One pool."""
 
-    role: PoolRole
+    role: ApiRole
     """The role of the pool."""
     replicas: Count = 0
     """Workers that exist."""
@@ -99,7 +98,7 @@ class ScalingDecision(ApiObject):
 
     at: datetime
     """When."""
-    pool: PoolRole
+    pool: ApiRole
     """Which pool."""
     from_: Annotated[Count, Field(alias="from")]
     """Workers before."""

@@ -1,19 +1,34 @@
 """WorkerPool: one role of one service; written by the operator, scaled by users."""
 
-from enum import StrEnum
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 from tandem_operator.api.api_object import ApiObject, Rule
 from tandem_operator.api.conditions import Conditions
+from tandem_operator.pair import Role
 
 
-class PoolRole(StrEnum):
-    """The role of a pool."""
+def _read_role(value: object) -> Role:
+    if isinstance(value, Role):
+        return value
+    for role in Role:
+        if value == _write_role(role):
+            return role
+    raise ValueError(f"{value!r} is not a role: write Prefill or Decode")
 
-    PREFILL = "Prefill"
-    DECODE = "Decode"
+
+def _write_role(role: Role) -> str:
+    return role.title()
+
+
+ApiRole = Annotated[
+    Role,
+    BeforeValidator(_read_role),
+    PlainSerializer(_write_role, return_type=str),
+    WithJsonSchema({"type": "string", "enum": [_write_role(role) for role in Role]}),
+]
+"""A `Role` as the API writes it: Prefill, Decode."""
 
 
 class WorkerPoolSpec(ApiObject):
@@ -21,7 +36,7 @@ class WorkerPoolSpec(ApiObject):
 
     service_name: Annotated[str, Field(min_length=1, max_length=63)]
     """The InferenceService that this pool belongs to; can't change."""
-    role: PoolRole
+    role: ApiRole
     """The role of the pool's workers; can't change."""
     replicas: Annotated[int, Field(ge=0, le=1024)] = 1
     """Workers wanted; `kubectl scale` writes it. While a built-in policy is active it is kept but

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from tandem_operator.api import names
 from tandem_operator.api.api_object import ApiObject, Rule
 from tandem_operator.api.autoscaling_policy import AutoscalingPolicySpec, AutoscalingPolicyStatus
 from tandem_operator.api.inference_service import ROOT_RULES, InferenceServiceSpec
 from tandem_operator.api.status import InferenceServiceStatus
 from tandem_operator.api.worker_pool import WorkerPoolSpec, WorkerPoolStatus
 from tandem_operator.crds.structural import structural_schema
+from tandem_operator.names import labels, objects
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Kind:
     @property
     def crd_name(self) -> str:
         """Name of the CRD, and base name of its file."""
-        return f"{self.plural}.{names.GROUP}"
+        return f"{self.plural}.{objects.GROUP}"
 
     def object_schema(self) -> dict[str, Any]:
         """Schema of the whole object."""
@@ -79,10 +79,10 @@ class Kind:
             "kind": "CustomResourceDefinition",
             "metadata": {
                 "name": self.crd_name,
-                "labels": {names.LABEL_NAME: "tandem", names.LABEL_COMPONENT: "crds"},
+                "labels": {labels.LABEL_NAME: "tandem", labels.LABEL_COMPONENT: "crds"},
             },
             "spec": {
-                "group": names.GROUP,
+                "group": objects.GROUP,
                 "scope": "Namespaced",
                 "names": {
                     "kind": self.kind,
@@ -94,7 +94,7 @@ class Kind:
                 },
                 "versions": [
                     {
-                        "name": names.VERSION,
+                        "name": objects.VERSION,
                         "served": True,
                         "storage": True,
                         "subresources": self.subresources,
@@ -112,8 +112,8 @@ _READY = Column(
 )
 
 INFERENCE_SERVICE = Kind(
-    kind=names.INFERENCE_SERVICE,
-    plural=names.INFERENCE_SERVICES,
+    kind=objects.INFERENCE_SERVICE,
+    plural=objects.INFERENCE_SERVICES,
     short_name="tisvc",
     description=(
         "InferenceService is one disaggregated fleet: a model served by a pool of prefill workers,"
@@ -150,8 +150,8 @@ INFERENCE_SERVICE = Kind(
 )
 
 WORKER_POOL = Kind(
-    kind=names.WORKER_POOL,
-    plural=names.WORKER_POOLS,
+    kind=objects.WORKER_POOL,
+    plural=objects.WORKER_POOLS,
     short_name="tpool",
     description=(
         "WorkerPool is one role of an InferenceService. The operator writes it; users, HPA and KEDA"
@@ -180,8 +180,8 @@ WORKER_POOL = Kind(
 )
 
 AUTOSCALING_POLICY = Kind(
-    kind=names.AUTOSCALING_POLICY,
-    plural=names.AUTOSCALING_POLICIES,
+    kind=objects.AUTOSCALING_POLICY,
+    plural=objects.AUTOSCALING_POLICIES,
     short_name="tpolicy",
     description=(
         "AutoscalingPolicy says how both pools of the InferenceServices that name it follow the"

@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tandem_operator.api import names
 from tandem_operator.crds.kinds import Kind
+from tandem_operator.names import objects
 
 _HEAD = f"""# API reference
 
 <!-- Generated from operator/tandem_operator/api by `make gen`; don't edit. -->
 
-Group `{names.GROUP}`, version `{names.VERSION}`; all kinds are namespaced. A field without a
+Group `{objects.GROUP}`, version `{objects.VERSION}`; all kinds are namespaced. A field without a
 default is optional unless it says *required*. Rules are checked by the API server: `kubectl apply`
 refuses a manifest that breaks one, with the message given here. Limits between objects (the bounds
 of a policy that a service names, claims, networks, node resources) can't be seen at admission; the

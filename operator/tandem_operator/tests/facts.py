@@ -6,24 +6,22 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
-from tandem_operator.api.names import ANNOTATION_DRAINING, LABEL_REVISION, RoleLabel
-from tandem_operator.build.labels import ANNOTATION_MOVING, ANNOTATION_SPEC_REPLICAS
-from tandem_operator.observed import (
-    Images,
-    Observed,
-    PodFailure,
-    PoolView,
-    ProbeResult,
-    RouterView,
-    WorkerLoad,
-    WorkerPod,
+from tandem_operator.facts.observed import Images, Observed, PoolView, RouterView
+from tandem_operator.facts.worker import PodFailure, ProbeResult, WorkerPod, WorkerState
+from tandem_operator.names.annotations import (
+    ANNOTATION_DRAINING,
+    ANNOTATION_IGNORED_SCALE,
+    ANNOTATION_MOVING,
+    ANNOTATION_SPEC_REPLICAS,
 )
-from tandem_operator.read_pod import read_pod
-from tandem_operator.reconcile import Plan, reconcile
+from tandem_operator.names.labels import LABEL_REVISION
+from tandem_operator.observe.pod import read_pod
+from tandem_operator.pair import Pair, Role
+from tandem_operator.plan import Plan, reconcile
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 IMAGES = Images("router:1", "engine:1")
-ROLES = {"qwen-prefill": RoleLabel.PREFILL, "qwen-decode": RoleLabel.DECODE}
+ROLES = {"qwen-prefill": Role.PREFILL, "qwen-decode": Role.DECODE}
 
 
 def make_spec(**changes: Any) -> InferenceServiceSpec:
@@ -44,7 +42,7 @@ def make_pod(name: str = "qwen-decode-a", **changes: Any) -> WorkerPod:
     facts: dict[str, Any] = {
         "name": name,
         "uid": f"uid-{name}",
-        "role": RoleLabel.DECODE,
+        "role": Role.DECODE,
         "revision": "r1",
         "group": name.rsplit("-", 1)[-1],
         "created": NOW - timedelta(minutes=5),
@@ -80,7 +78,7 @@ class Fleet:
     now: datetime = NOW
     generation: int = 1
     status: InferenceServiceStatus = field(default_factory=InferenceServiceStatus)
-    pools: dict[RoleLabel, PoolView] = field(default_factory=dict)
+    pools: Pair[PoolView | None] = Pair(None, None)
     pods: dict[str, WorkerPod] = field(default_factory=dict)
     router: RouterView | None = None
     probe: ProbeResult | None = None
@@ -94,7 +92,8 @@ class Fleet:
         """What an observer would see."""
         pods = tuple(
             replace(
-                pod, load=WorkerLoad(self.busy.get(pod.name, 0), 0, pod.draining_since is not None)
+                pod,
+                state=WorkerState(self.busy.get(pod.name, 0), 0, pod.draining_since is not None),
             )
             if pod.started
             else pod
@@ -104,7 +103,7 @@ class Fleet:
             self.spec,
             generation=self.generation,
             status=self.status,
-            pools=dict(self.pools),
+            pools=self.pools,
             pods=pods,
             router=self.router,
             probe=self.probe,
@@ -125,9 +124,9 @@ class Fleet:
     def settle(self, limit: int = 200) -> None:
         """Pass until nothing changes any more and no failed pod waits for its back-off."""
         for _ in range(limit):
-            before = (self.status, dict(self.pools), dict(self.pods), self.router)
+            before = (self.status, self.pools, dict(self.pods), self.router)
             plan = self.step()
-            after = (self.status, dict(self.pools), dict(self.pods), self.router)
+            after = (self.status, self.pools, dict(self.pods), self.router)
             waits = any(pod.failure is not None for pod in self.pods.values())
             if plan.quiet and before == after and not waits:
                 return
@@ -149,11 +148,17 @@ class Fleet:
         self.spec = spec
         self.generation += 1
 
-    def scale(self, role: RoleLabel, replicas: int) -> None:
+    def scale(self, role: Role, replicas: int) -> None:
         """Someone writes a pool's /scale."""
-        self.pools[role] = replace(self.pools[role], replicas=replicas)
+        self.pools = self.pools.put(role, replace(self.pool(role), replicas=replicas))
 
-    def count(self, role: RoleLabel) -> int:
+    def pool(self, role: Role) -> PoolView:
+        """The WorkerPool of a role, which must exist."""
+        pool = self.pools.of(role)
+        assert pool is not None
+        return pool
+
+    def count(self, role: Role) -> int:
         """Live workers of a role."""
         return sum(pod.role is role and pod.live for pod in self.pods.values())
 
@@ -178,25 +183,26 @@ class Fleet:
             self.status = InferenceServiceStatus.model_validate(plan.status)
         for name, status in plan.pool_status.items():
             role = ROLES[name]
-            self.pools[role] = replace(
-                self.pools[role], status=status, desired=status["desiredReplicas"]
-            )
+            desired = status["desiredReplicas"]
+            pool = replace(self.pool(role), status=status, desired=desired)
+            self.pools = self.pools.put(role, pool)
 
     def _apply(self, child: dict[str, Any]) -> None:
         meta = child["metadata"]
         if child["kind"] == "WorkerPool":
             role = ROLES[meta["name"]]
-            old = self.pools.get(role)
-            self.pools[role] = PoolView(
+            old = self.pools.of(role)
+            pool = PoolView(
                 name=meta["name"],
                 uid=f"uid-{meta['name']}",
                 replicas=child["spec"]["replicas"],
                 spec_replicas=int(meta["annotations"][ANNOTATION_SPEC_REPLICAS]),
                 desired=old.desired if old else None,
-                ignored_scale=meta["annotations"].get("tandem.dev/ignored-scale", ""),
+                ignored_scale=meta["annotations"].get(ANNOTATION_IGNORED_SCALE, ""),
                 revision=child["spec"]["revision"],
                 status=old.status if old else {},
             )
+            self.pools = self.pools.put(role, pool)
         elif child["kind"] == "Deployment":
             number = child["spec"]["replicas"]
             revision = meta["labels"][LABEL_REVISION]

@@ -1,21 +1,20 @@
 """Observe, reconcile and execute together, over the client's methods."""
 
-from datetime import datetime
 from typing import Any
 
 import pytest
 
+from tandem_operator.clients.workers import ProbeAnswer
 from tandem_operator.controller import Controller, resync
 from tandem_operator.errors import ClusterError, ConflictError, NotOwnedError
-from tandem_operator.events import Events
-from tandem_operator.execute import Executor
-from tandem_operator.metrics import Metrics
-from tandem_operator.observe import Observer
-from tandem_operator.observed import ProbeResult, WorkerLoad
-from tandem_operator.reconcile import EngineCall
+from tandem_operator.execute.events import Events
+from tandem_operator.execute.executor import Executor
+from tandem_operator.facts.worker import WorkerState
+from tandem_operator.observe.observer import Observer
+from tandem_operator.runtime.metrics import Metrics
+from tandem_operator.runtime.workqueue import WorkQueue, key_of
 from tandem_operator.tests.facts import IMAGES
 from tandem_operator.tests.memory_cluster import MemoryCluster
-from tandem_operator.workqueue import WorkQueue, key_of
 
 KEY = ("default", "qwen")
 
@@ -26,16 +25,19 @@ class QuietWorkers:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    async def load(self, ip: str) -> WorkerLoad | None:
-        return WorkerLoad(0, 0, draining=True)
+    async def state(self, ip: str, seconds: float = 1.0) -> WorkerState | None:
+        return WorkerState(0, 0, draining=True)
 
-    async def call(self, call: EngineCall) -> bool:
-        self.calls.append(call.action)
+    async def metrics(self, ip: str) -> str | None:
+        return ""
+
+    async def admin(self, ip: str, action: str, token: str, body: Any) -> bool:
+        self.calls.append(action)
         return True
 
-    async def probe(self, call: EngineCall, now: datetime) -> ProbeResult:
+    async def probe(self, ip: str, token: str, body: Any) -> ProbeAnswer:
         self.calls.append("probe")
-        return ProbeResult(call.revision, call.pod, call.peer, now, "tcp", 10**8, 0.1)
+        return ProbeAnswer("tcp", 10**8, 0.1)
 
 
 class Bench:
@@ -119,6 +121,9 @@ async def test_a_service_becomes_everything_that_serves_it(bench: Bench) -> None
     assert bench.service["metadata"]["finalizers"] == ["tandem.dev/finalizer"]
     assert condition(bench, "Ready")["status"] == "True"
     assert bench.workers.calls == ["probe"]
+    names = {name for kind, _, name in bench.cluster.objects if kind == "Pod"}
+    moved = condition(bench, "TransportVerified")["message"]
+    assert sum(name in moved for name in names) == 2, "the probe names both of its workers"
     assert kinds["Event"] >= 4
 
 
@@ -241,7 +246,9 @@ async def test_resync_triggers_every_service(bench: Bench) -> None:
     await queue.close()
 
 
-async def test_nodes_that_may_not_be_read_are_unknown(bench: Bench) -> None:
+async def test_nodes_that_may_not_be_read_are_unknown(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench.put_service(rdma={"mode": "Auto"})
 
     async def forbidden(kind: str, *args: Any) -> list[dict[str, Any]]:
@@ -249,6 +256,6 @@ async def test_nodes_that_may_not_be_read_are_unknown(bench: Bench) -> None:
             raise ClusterError(403, "forbidden")
         return await MemoryCluster.list(bench.cluster, kind, *args)
 
-    bench.cluster.list = forbidden  # type: ignore[method-assign]
+    monkeypatch.setattr(bench.cluster, "list", forbidden)
     await bench.settle()
     assert "can't read nodes" in condition(bench, "Degraded")["message"]

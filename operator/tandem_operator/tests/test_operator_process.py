@@ -9,10 +9,10 @@ import pytest
 from aiohttp.test_utils import unused_port
 
 from tandem_operator.config import read_config
-from tandem_operator.health import HealthServer
-from tandem_operator.metrics import Metrics
+from tandem_operator.runtime.health import HealthServer
+from tandem_operator.runtime.metrics import Metrics
+from tandem_operator.runtime.watch import Patient, build_registry, build_settings
 from tandem_operator.tests.facts import Fleet, make_spec
-from tandem_operator.watch import Patient, build_registry, build_settings
 
 
 def test_flags_win_over_the_environment() -> None:
@@ -93,12 +93,14 @@ class Recorder:
 
 
 def handlers(recorder: Recorder) -> dict[str, Any]:
-    registry = build_registry(recorder, recorder)  # type: ignore[arg-type]
-    return {handler.fn.__name__: handler.fn for handler in registry._watching._handlers}
+    registry = build_registry(recorder, recorder.forget)  # type: ignore[arg-type]
+    found: list[Any] = [handler.fn for handler in registry._watching._handlers]
+    return {handler.__name__: handler for handler in found}
 
 
 def body(**metadata: Any) -> kopf.Body:
-    return kopf.Body({"kind": "Pod", "metadata": {"namespace": "ns", "uid": "u", **metadata}})
+    raw: Any = {"kind": "Pod", "metadata": {"namespace": "ns", "uid": "u", **metadata}}
+    return kopf.Body(raw)
 
 
 async def test_own_status_writes_are_no_news() -> None:

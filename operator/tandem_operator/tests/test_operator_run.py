@@ -11,7 +11,7 @@ import pytest
 from aiohttp.test_utils import unused_port
 
 from tandem_operator import main
-from tandem_operator.client import Cluster
+from tandem_operator.clients.cluster import Cluster
 from tandem_operator.config import read_config
 from tandem_operator.tests.memory_cluster import MemoryCluster
 

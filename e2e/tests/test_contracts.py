@@ -1,0 +1,184 @@
+"""What the operator writes and reads of workers and routers, held against their own definitions.
+
+The operator imports neither of them, so it has tables of their flags, routes, metrics and fields in
+`tandem_operator/names`. Here the real parsers take the operator's flags, and the operator's client
+reads what real processes answer.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tandem_engine.config import parse_args
+from tandem_operator.api import InferenceServiceSpec
+from tandem_operator.api.rdma import RdmaMode
+from tandem_operator.clients.workers import WorkerClient
+from tandem_operator.manifests.router import router_args
+from tandem_operator.manifests.storage import build_storage
+from tandem_operator.manifests.wiring import Wiring
+from tandem_operator.manifests.worker import Blueprint, worker_args
+from tandem_operator.names import annotations, labels, pods, router, worker
+from tandem_operator.observe.histogram import parse
+from tandem_operator.pair import Role
+from tandem_operator.tests.facts import make_observed, make_spec
+from tandem_router.config import RouterConfig
+from tandem_router.discovery import pods as discovery
+from tandem_router.main import build_parser, parse_config, parse_slo_classes
+from tandem_router.metrics import RouterMetrics
+from tests.process_fleet import Fleet, running_fleet
+
+EVERYTHING: dict[str, Any] = {
+    "model": {
+        "uri": "hf://org/name",
+        "name": "chat",
+        "maxModelLen": 4096,
+        "trustRemoteCode": True,
+        "dtype": "BFloat16",
+    },
+    "prefill": {"tensorParallel": 2, "resources": {"limits": {"nvidia.com/gpu": 2}}},
+    "decode": {"tensorParallel": 2, "resources": {"limits": {"nvidia.com/gpu": 2}}},
+    "engine": {"pageSize": 32, "options": {"kvMemory": "2Gi"}},
+    "kvTransfer": {"checksum": False},
+    "router": {"apiKeysSecretName": "keys"},
+}
+TOKEN = "contract"
+
+
+def flags_of(table: Any) -> set[str]:
+    """The flags in a table of names."""
+    return {f"--{flag}" for name, flag in vars(table).items() if name.startswith("FLAG_")}
+
+
+def worker_flags(spec: InferenceServiceSpec, role: Role) -> list[str]:
+    made = Blueprint(role, "chat-decode-abc", "r1", Wiring(RdmaMode.NONE))
+    return worker_args("chat", spec, made, build_storage(spec.model))
+
+
+def router_flags(spec: InferenceServiceSpec) -> list[str]:
+    observed = make_observed(spec)
+    return router_args(observed, spec, "r1", build_storage(spec.model).uri)
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_the_worker_takes_the_operators_flags(role: Role) -> None:
+    config = parse_args(worker_flags(make_spec(**EVERYTHING), role), {})
+    assert (config.role, config.page_size, config.tensor_parallel) == (str(role), 32, 2)
+    assert (config.served_model_name, config.revision) == ("chat", "r1")
+    assert config.checksum is False
+    assert parse_args(worker_flags(make_spec(), role), {}).checksum is True
+
+
+def test_every_flag_of_the_worker_table_is_written_somewhere() -> None:
+    written = {
+        arg
+        for spec in (make_spec(), make_spec(**EVERYTHING))
+        for arg in worker_flags(spec, Role.PREFILL)
+    }
+    assert flags_of(worker) <= written
+
+
+def test_the_router_takes_the_operators_flags(tmp_path: Path) -> None:
+    args = router_flags(make_spec(**EVERYTHING))
+    assert flags_of(router) <= set(args)
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    (keys / "one").write_text("secret")
+    args[args.index(f"--{router.FLAG_API_KEYS_FILE}") + 1] = str(keys)
+    config = parse_config(build_parser().parse_args(args))
+    assert (config.model_name, config.revision, config.port) == ("chat", "r1", 8000)
+    assert [entry.name for entry in config.slo_classes] == ["interactive", "batch"]
+
+
+def test_the_router_counts_what_the_operator_reads() -> None:
+    args = router_flags(make_spec())
+    classes = parse_slo_classes(args[args.index(f"--{router.FLAG_SLO_CLASSES}") + 1])
+    metrics = RouterMetrics(
+        RouterConfig(model_name="chat", model="mock://tiny", slo_classes=classes)
+    )
+    for ttft, gap in ((0.01, 0.001), (100.0, 10.0)):  # objectives kept, and broken
+        metrics.ttft("interactive", ttft)
+        metrics.tbt("interactive", gap)
+        metrics.sequence_done("interactive", 10, 0, 2, [gap])
+    metrics.request_done("interactive", 200, 1.0)
+    metrics.inflight(3)
+    page = parse(metrics.exposition().decode(), 0.0)
+    of_class = {router.METRIC_LABEL_CLASS: "interactive"}
+    assert max(page.buckets(router.METRIC_TTFT, **of_class).values()) == 2
+    assert max(page.buckets(router.METRIC_TBT, **of_class).values()) == 2
+    assert page.total(router.METRIC_REQUESTS) == 1
+    assert page.total(router.METRIC_INFLIGHT) == 3
+    for objective in router.OBJECTIVES:
+        wanted = {**of_class, router.METRIC_LABEL_OBJECTIVE: objective}
+        assert page.total(router.METRIC_ATTAINED, **wanted) == 1
+        assert page.total(router.METRIC_MISSED, **wanted) == 1
+
+
+def test_the_router_finds_workers_by_the_operators_labels() -> None:
+    assert discovery.SERVICE_LABEL == labels.LABEL_SERVICE
+    assert discovery.REVISION_LABEL == labels.LABEL_REVISION
+    assert discovery.ROLE_LABEL == labels.LABEL_ROLE
+    assert discovery.DRAINING_ANNOTATION == annotations.ANNOTATION_DRAINING
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(pods.ENV_ADMIN_TOKEN, TOKEN)
+        with running_fleet(tmp_path_factory.mktemp("contract"), "mock://tiny") as fleet:
+            yield fleet
+
+
+def client(worker_url: str, router_url: str = "http://127.0.0.1:1") -> WorkerClient:
+    return WorkerClient(urlsplit(worker_url).port or 0, urlsplit(router_url).port or 0)
+
+
+async def test_the_client_reads_a_worker_and_a_router(fleet: Fleet) -> None:
+    workers = client(fleet.workers["d"], fleet.url)
+    state = await workers.state("127.0.0.1")
+    text = await workers.metrics("127.0.0.1")
+    await workers.close()
+    assert state is not None
+    assert state.figures is not None
+    assert state.figures.num_blocks > 0
+    assert (state.role, state.draining, state.num_leases) == (str(Role.DECODE), False, 0)
+    assert fleet.state_of("d").keys() >= {
+        worker.STATE_ROLE,
+        worker.STATE_DRAINING,
+        worker.STATE_LEASES,
+        worker.STATE_RUNNING,
+        worker.STATE_LOAD,
+        worker.STATE_COUNTERS,
+    }
+    assert text is not None
+    assert router.METRIC_INFLIGHT in parse(text, 0.0).samples
+
+
+async def test_the_client_drains_and_undrains(fleet: Fleet) -> None:
+    workers = client(fleet.workers["d"])
+    body = {"move_streams": False}
+    assert await workers.admin("127.0.0.1", worker.ACTION_DRAIN, TOKEN, body)
+    drained = await workers.state("127.0.0.1")
+    assert await workers.admin("127.0.0.1", worker.ACTION_UNDRAIN, TOKEN, {})
+    undrained = await workers.state("127.0.0.1")
+    refused = await workers.admin("127.0.0.1", worker.ACTION_DRAIN, "other", body)
+    await workers.close()
+    assert drained is not None
+    assert drained.draining
+    assert undrained is not None
+    assert not undrained.draining
+    assert not refused
+
+
+async def test_the_client_probes(fleet: Fleet) -> None:
+    said = fleet.processes[0].said("listening")
+    assert said is not None
+    body = {"host": "127.0.0.1", "port": said["bootstrap"], "num_blocks": 4}
+    workers = client(fleet.workers["d"])
+    answer = await workers.probe("127.0.0.1", TOKEN, body)
+    await workers.close()
+    assert answer.error == ""
+    assert answer.transport
+    assert answer.num_bytes > 0

@@ -1,0 +1,1 @@
+"""The clients of the process: the Kubernetes API, and the HTTP of workers and routers."""

@@ -1,0 +1,231 @@
+"""The one Kubernetes client of the process: typed errors, plain dictionaries, no discovery.
+
+Every kind that the operator touches is listed in `KINDS`, so that what it can do is visible here
+and in the chart's rules, and start-up needs no discovery request.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+from kubernetes.aio import client as kube
+from kubernetes.aio import config as kube_config
+from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.dynamic import DynamicClient
+from kubernetes.aio.dynamic.resource import Resource
+
+from tandem_operator.errors import ClusterError, ConflictError, MissingError
+from tandem_operator.names.objects import (
+    AUTOSCALING_POLICIES,
+    AUTOSCALING_POLICY,
+    GROUP,
+    INFERENCE_SERVICE,
+    INFERENCE_SERVICES,
+    OPERATOR,
+    VERSION,
+    WORKER_POOL,
+    WORKER_POOLS,
+)
+
+REQUEST_SECONDS: Final = 30.0
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Where a kind lives in the API; `group` is empty for the core group."""
+
+    group: str
+    version: str
+    kind: str
+    plural: str
+    namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+
+KINDS: Final[Mapping[str, Kind]] = {
+    kind.kind: kind
+    for kind in (
+        Kind(GROUP, VERSION, INFERENCE_SERVICE, INFERENCE_SERVICES),
+        Kind(GROUP, VERSION, WORKER_POOL, WORKER_POOLS),
+        Kind(GROUP, VERSION, AUTOSCALING_POLICY, AUTOSCALING_POLICIES),
+        Kind("", "v1", "Pod", "pods"),
+        Kind("", "v1", "Service", "services"),
+        Kind("", "v1", "ServiceAccount", "serviceaccounts"),
+        Kind("", "v1", "Node", "nodes", namespaced=False),
+        Kind("apps", "v1", "Deployment", "deployments"),
+        Kind("rbac.authorization.k8s.io", "v1", "Role", "roles"),
+        Kind("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings"),
+        Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies"),
+        Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets"),
+        Kind("events.k8s.io", "v1", "Event", "events"),
+        Kind("coordination.k8s.io", "v1", "Lease", "leases"),
+    )
+}
+
+
+class Cluster:
+    """Reads and writes objects as dictionaries. One per process; close it at the end."""
+
+    def __init__(self, api: kube.ApiClient) -> None:
+        self._api = api
+        self._dynamic = DynamicClient(api)
+        self._resources = {name: _resource(kind, self._dynamic) for name, kind in KINDS.items()}
+
+    @classmethod
+    async def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> "Cluster":
+        """Open the client: `kubeconfig` if given, else the pod's own service account."""
+        configuration = kube.Configuration()
+        if kubeconfig:
+            await kube_config.load_kube_config(
+                config_file=kubeconfig, context=context, client_configuration=configuration
+            )
+        else:
+            kube_config.load_incluster_config(client_configuration=configuration)
+        # aiohttp's own retries hide how long a call really takes; the queue repeats whole passes.
+        configuration.retries = None
+        return cls(kube.ApiClient(configuration))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._api.close()
+
+    async def get(self, kind: str, name: str, namespace: str | None = None) -> JsonObject:
+        """One object. Raises MissingError when there is none."""
+        return await self._request("get", self._path(kind, name, namespace))
+
+    async def list(
+        self, kind: str, namespace: str | None = None, label_selector: str | None = None
+    ) -> list[JsonObject]:
+        """All objects of a kind that match, each with its apiVersion and kind filled in."""
+        answer = await self._request(
+            "get", self._path(kind, None, namespace), label_selector=label_selector
+        )
+        shape = KINDS[kind]
+        return [
+            {"apiVersion": shape.api_version, "kind": shape.kind, **item}
+            for item in answer.get("items", [])
+        ]
+
+    async def create(self, body: JsonObject) -> JsonObject:
+        """Create an object. Raises ConflictError when the name is taken."""
+        path = self._path(body["kind"], None, body["metadata"].get("namespace"))
+        return await self._request("post", path, body=body, field_manager=OPERATOR)
+
+    async def apply(self, body: JsonObject) -> JsonObject:
+        """Server-side apply of a child as the only field manager of the fields in it."""
+        meta = body["metadata"]
+        return await self._request(
+            "patch",
+            self._path(body["kind"], meta["name"], meta.get("namespace")),
+            body=body,
+            content_type="application/apply-patch+yaml",
+            field_manager=OPERATOR,
+            force_conflicts=True,
+        )
+
+    async def merge(
+        self, kind: str, name: str, namespace: str | None, body: JsonObject, subresource: str = ""
+    ) -> JsonObject:
+        """JSON merge patch of an object or of one of its subresources."""
+        return await self._request(
+            "patch",
+            self._path(kind, name, namespace) + (f"/{subresource}" if subresource else ""),
+            body=body,
+            content_type="application/merge-patch+json",
+            field_manager=OPERATOR,
+        )
+
+    async def replace(self, body: JsonObject) -> JsonObject:
+        """Put an object with its resourceVersion. Raises ConflictError when it changed since."""
+        meta = body["metadata"]
+        path = self._path(body["kind"], meta["name"], meta.get("namespace"))
+        return await self._request("put", path, body=body, field_manager=OPERATOR)
+
+    async def delete(
+        self,
+        kind: str,
+        name: str,
+        namespace: str | None = None,
+        *,
+        uid: str | None = None,
+        grace_seconds: int | None = None,
+    ) -> None:
+        """Delete an object, only the one with `uid` if given; none there is no error."""
+        body: JsonObject = {"propagationPolicy": "Background"}
+        if uid:
+            body["preconditions"] = {"uid": uid}
+        if grace_seconds is not None:
+            body["gracePeriodSeconds"] = grace_seconds
+        try:
+            await self._request("delete", self._path(kind, name, namespace), body=body)
+        except MissingError:
+            return
+
+    async def pod_log(self, namespace: str, pod: str, container: str, num_lines: int) -> str:
+        """The last lines that a container wrote. Raises ClusterError when there are none."""
+        query: list[tuple[str, Any]] = [
+            ("container", container),
+            ("tailLines", num_lines),
+            ("limitBytes", 16384),
+        ]
+        path = self._path("Pod", pod, namespace) + "/log"
+        response = await self._call("get", path, query_params=query)
+        return (await response.text()).rstrip()
+
+    def _path(self, kind: str, name: str | None, namespace: str | None) -> str:
+        return str(self._resources[kind].path(name=name, namespace=namespace))
+
+    async def _request(self, method: str, path: str, **params: Any) -> JsonObject:
+        response = await self._call(method, path, **params)
+        answer: JsonObject = await response.json()
+        return answer
+
+    async def _call(self, method: str, path: str, **params: Any) -> aiohttp.ClientResponse:
+        # The dynamic client's defaults for these two are shared mutable objects.
+        params.setdefault("query_params", [])
+        params.setdefault("header_params", {})
+        try:
+            response: aiohttp.ClientResponse = await self._dynamic.request(
+                method, path, serialize=False, _request_timeout=REQUEST_SECONDS, **params
+            )
+        except ApiException as error:
+            raise _typed(error) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ClusterError(0, f"API server unreachable: {error!r}") from error
+        return response
+
+
+def _resource(kind: Kind, dynamic: DynamicClient) -> Resource:
+    return Resource(
+        prefix="apis" if kind.group else "api",
+        group=kind.group,
+        api_version=kind.version,
+        kind=kind.kind,
+        namespaced=kind.namespaced,
+        name=kind.plural,
+        client=dynamic,
+    )
+
+
+def _typed(error: ApiException) -> ClusterError:
+    status = int(error.status or 0)
+    kinds = {404: MissingError, 409: ConflictError}
+    return kinds.get(status, ClusterError)(status, _message(error))
+
+
+def _message(error: ApiException) -> str:
+    body = error.body
+    if isinstance(body, bytes):
+        body = body.decode(errors="replace")
+    try:
+        parsed = json.loads(body or "")
+    except ValueError:
+        return str(body or error.reason)
+    message = parsed.get("message") if isinstance(parsed, dict) else None
+    return str(message or error.reason)

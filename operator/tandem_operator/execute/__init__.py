@@ -1,0 +1,1 @@
+"""Carries a plan out: writes to the API server, calls to workers, events."""

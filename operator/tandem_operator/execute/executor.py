@@ -1,0 +1,235 @@
+"""Carries a plan out. Every step is tried; the status is written even when one failed."""
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Awaitable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import structlog
+
+from tandem_operator.clients.cluster import Cluster, JsonObject
+from tandem_operator.clients.workers import WorkerClient
+from tandem_operator.errors import ClusterError, ConflictError, MissingError, NotOwnedError
+from tandem_operator.execute.events import Events
+from tandem_operator.facts.observed import Observed
+from tandem_operator.facts.worker import ProbeResult
+from tandem_operator.names.objects import (
+    AUTOSCALING_POLICY,
+    FINALIZER,
+    INFERENCE_SERVICE,
+    WORKER_POOL,
+)
+from tandem_operator.names.worker import ACTION_PROBE
+from tandem_operator.plan import Deletion, EngineCall, Plan, PodMark
+from tandem_operator.plan.steps import PolicyTargets
+
+REAPPLY_SECONDS: Final = 30.0
+"""An unchanged child is applied again after this long, which heals what others changed."""
+MAX_PARALLEL: Final = 16
+
+log = structlog.get_logger("tandem.execute")
+
+
+class Executor:
+    """Writes to the API server and calls workers. Keeps what it last applied, to apply less."""
+
+    def __init__(self, cluster: Cluster, workers: WorkerClient, events: Events) -> None:
+        self._cluster = cluster
+        self._workers = workers
+        self._events = events
+        self._applied: dict[tuple[str, str, str], tuple[str, float]] = {}
+        self._limit = asyncio.Semaphore(MAX_PARALLEL)
+
+    async def execute(self, plan: Plan, observed: Observed) -> ProbeResult | None:
+        """Do everything in the plan; returns what a probe showed.
+
+        Raises the first error after the status was written, so that the queue repeats the pass.
+        """
+        errors: list[Exception] = []
+        probe: ProbeResult | None = None
+        for policy in plan.policy_status:
+            await self._policy_status(policy, observed)
+        if plan.finalizer != "keep":
+            await self._finalizer(plan, observed)
+            if plan.finalizer == "remove":
+                return None
+        # A role can be granted only once it exists.
+        grants = [child for child in plan.apply if child["kind"] == "RoleBinding"]
+        others = [child for child in plan.apply if child["kind"] != "RoleBinding"]
+        await self._all((self._apply(child, observed) for child in others), errors)
+        await self._all((self._apply(child, observed) for child in grants), errors)
+        await self._all((self._create(pod) for pod in plan.create), errors)
+        await self._all((self._mark(mark, observed) for mark in plan.mark), errors)
+        for call in plan.engine_calls:
+            if call.action == ACTION_PROBE:
+                probe = await self._probe(call)
+        calls = [call for call in plan.engine_calls if call.action != ACTION_PROBE]
+        await self._all((self._call(call) for call in calls), errors)
+        await self._all((self._delete(item, observed) for item in plan.delete), errors)
+        await self._try(self._status(plan, observed), errors)
+        for note in plan.events:
+            await self._events.post(note, observed)
+        if errors:
+            raise errors[0]
+        return probe
+
+    def forget(self, kind: str, namespace: str, name: str) -> None:
+        """Apply a child anew at the next pass, because someone changed or removed it."""
+        self._applied.pop((kind, namespace, name), None)
+
+    async def _all(self, steps: Any, errors: list[Exception]) -> None:
+        async def limited(step: Awaitable[None]) -> None:
+            async with self._limit:
+                await self._try(step, errors)
+
+        await asyncio.gather(*(limited(step) for step in steps))
+
+    async def _try(self, step: Awaitable[None], errors: list[Exception]) -> None:
+        try:
+            await step
+        except (ClusterError, NotOwnedError) as error:
+            log.warning("step failed", error=str(error))
+            errors.append(error)
+
+    async def _apply(self, child: JsonObject, observed: Observed) -> None:
+        meta = child["metadata"]
+        key = (child["kind"], meta["namespace"], meta["name"])
+        digest = hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()
+        seen, at = self._applied.get(key, ("", 0.0))
+        if seen == digest and time.monotonic() - at < REAPPLY_SECONDS:
+            return
+        await self._refuse_foreign(child, observed)
+        try:
+            await self._cluster.apply(child)
+        except MissingError:
+            # The API server answers so now and then when it creates by apply; the second try works.
+            await self._cluster.apply(child)
+        self._applied[key] = (digest, time.monotonic())
+
+    async def _refuse_foreign(self, child: JsonObject, observed: Observed) -> None:
+        meta = child["metadata"]
+        try:
+            found = await self._cluster.get(child["kind"], meta["name"], meta["namespace"])
+        except MissingError:
+            return
+        owners = found["metadata"].get("ownerReferences", [])
+        if any(owner["uid"] == observed.uid for owner in owners):
+            return
+        if any(_is_predecessor(owner, observed) for owner in owners):
+            # The service was deleted and made anew before its old children were collected.
+            uid = found["metadata"]["uid"]
+            await self._cluster.delete(child["kind"], meta["name"], meta["namespace"], uid=uid)
+            return
+        raise NotOwnedError(
+            f"{child['kind']} {meta['name']} exists and does not belong to {observed.name}:"
+            " remove or rename it"
+        )
+
+    async def _create(self, pod: JsonObject) -> None:
+        try:
+            await self._cluster.create(pod)
+        except ConflictError:
+            # The name is ours by its hash; an earlier pass made it and we looked too early.
+            log.info("pod exists already", pod=pod["metadata"]["name"])
+
+    async def _mark(self, mark: PodMark, observed: Observed) -> None:
+        body = {"metadata": {"uid": mark.uid, "annotations": dict(mark.annotations)}}
+        try:
+            await self._cluster.merge("Pod", mark.name, observed.namespace, body)
+        except (MissingError, ConflictError):
+            log.info("pod to mark is gone", pod=mark.name)
+
+    async def _call(self, call: EngineCall) -> None:
+        await self._workers.admin(call.ip, call.action, call.token, call.body)
+
+    async def _probe(self, call: EngineCall) -> ProbeResult:
+        answer = await self._workers.probe(call.ip, call.token, call.body)
+        return ProbeResult(
+            revision=call.revision,
+            decode=call.pod,
+            prefill=call.peer,
+            at=datetime.now(UTC),
+            transport=answer.transport,
+            num_bytes=answer.num_bytes,
+            seconds=answer.seconds,
+            error=answer.error,
+        )
+
+    async def _delete(self, item: Deletion, observed: Observed) -> None:
+        try:
+            await self._cluster.delete(
+                "Pod",
+                item.name,
+                observed.namespace,
+                uid=item.uid,
+                grace_seconds=item.grace_seconds,
+            )
+        except ConflictError:
+            log.info("pod to delete was replaced", pod=item.name)
+
+    async def _status(self, plan: Plan, observed: Observed) -> None:
+        for name, status in plan.pool_status.items():
+            seen = next((p.status for p in observed.pools if p is not None and p.name == name), {})
+            if status != seen:
+                await self._write_status(WORKER_POOL, name, observed.namespace, seen, status)
+        if plan.status is None:
+            return
+        old = observed.status.to_manifest()
+        if plan.status != old or not observed.status.conditions:
+            await self._write_status(
+                INFERENCE_SERVICE, observed.name, observed.namespace, old, plan.status
+            )
+
+    async def _policy_status(self, policy: PolicyTargets, observed: Observed) -> None:
+        body = {
+            "metadata": {"resourceVersion": policy.resource_version},
+            "status": {"targets": [target.to_manifest() for target in policy.targets]},
+        }
+        try:
+            await self._cluster.merge(
+                AUTOSCALING_POLICY, policy.name, observed.namespace, body, subresource="status"
+            )
+        except ClusterError as error:
+            # Another service wrote first, or the policy is gone; the next tick makes it good.
+            log.info("policy status was not written", policy=policy.name, error=str(error))
+
+    async def _write_status(self, kind: str, name: str, namespace: str, old: Any, new: Any) -> None:
+        # A merge patch: what is gone must be said, lists are replaced as a whole.
+        gone = {key: None for key in old if key not in new}
+        body = {"status": {**gone, **_with_removals(old, new)}}
+        try:
+            await self._cluster.merge(kind, name, namespace, body, subresource="status")
+        except MissingError:
+            log.info("object is gone, no status to write", kind=kind, name=name)
+
+    async def _finalizer(self, plan: Plan, observed: Observed) -> None:
+        try:
+            service = await self._cluster.get(INFERENCE_SERVICE, observed.name, observed.namespace)
+        except MissingError:
+            return
+        meta = service["metadata"]
+        if meta["uid"] != observed.uid:
+            return
+        kept = [item for item in meta.get("finalizers", []) if item != FINALIZER]
+        wanted = [*kept, FINALIZER] if plan.finalizer == "add" else kept
+        body = {"metadata": {"finalizers": wanted, "resourceVersion": meta["resourceVersion"]}}
+        await self._cluster.merge(INFERENCE_SERVICE, observed.name, observed.namespace, body)
+
+
+def _is_predecessor(owner: JsonObject, observed: Observed) -> bool:
+    return owner.get("kind") == INFERENCE_SERVICE and owner.get("name") == observed.name
+
+
+def _with_removals(old: Any, new: Any) -> dict[str, Any]:
+    merged = {}
+    for key, value in new.items():
+        before = old.get(key) if isinstance(old, dict) else None
+        if isinstance(value, dict) and isinstance(before, dict):
+            gone = {name: None for name in before if name not in value}
+            merged[key] = {**gone, **_with_removals(before, value)}
+        else:
+            merged[key] = value
+    return merged

@@ -1,0 +1,1 @@
+"""What the operator knows about one service at one moment: frozen values, no decisions."""

@@ -1,0 +1,95 @@
+"""What the operator knows about one service at one moment: frozen facts, no decisions.
+
+`observe` fills these from the API server and from the workers; `reconcile` reads nothing else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
+from tandem_operator.facts.scaling import Scaling
+from tandem_operator.facts.worker import ProbeResult, WorkerPod
+from tandem_operator.pair import Pair, Role
+
+
+@dataclass(frozen=True)
+class PoolView:
+    """A WorkerPool as it is in the API server."""
+
+    name: str
+    uid: str
+    replicas: int
+    spec_replicas: int | None  # the service's number that was last carried over
+    desired: int | None  # what the operator last worked towards
+    ignored_scale: str = ""
+    revision: str = ""
+    resource_version: str = ""
+    deleting: bool = False
+    status: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RouterView:
+    """The router Deployment and its state."""
+
+    revision: str
+    replicas: int
+    ready: int
+    rolled_out: bool  # every router pod is of the latest template, ready, and no other is left
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class PodAddress:
+    """Where one ready pod answers."""
+
+    uid: str
+    ip: str
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """What a node offers. `resources` are the extended resources in its allocatable, in pieces."""
+
+    name: str
+    schedulable: bool
+    resources: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Images:
+    """What runs when the service names no image."""
+
+    router: str
+    engine: str
+
+
+@dataclass(frozen=True)
+class Observed:
+    """All facts about one service. `spec` is None when it can't be read (`spec_error` says why)."""
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+    spec: InferenceServiceSpec | None
+    spec_error: str = ""
+    status: InferenceServiceStatus = field(default_factory=InferenceServiceStatus)
+    deleting_since: datetime | None = None
+    has_finalizer: bool = False
+    pools: Pair[PoolView | None] = Pair(None, None)
+    pods: tuple[WorkerPod, ...] = ()
+    router: RouterView | None = None
+    router_pods: tuple[PodAddress, ...] = ()
+    nodes: tuple[NodeView, ...] | None = None  # None: not allowed to read nodes
+    probe: ProbeResult | None = None
+    last_error: str = ""  # what went wrong in the last pass
+    scaling: Scaling = field(default_factory=Scaling)
+    images: Images = Images("", "")
+    entropy: str = ""  # fresh randomness for the admin tokens of new pods
+
+    def pods_of(self, role: Role) -> tuple[WorkerPod, ...]:
+        """The pods of one role, oldest first."""
+        return tuple(pod for pod in self.pods if pod.role is role)

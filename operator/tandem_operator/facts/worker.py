@@ -1,0 +1,94 @@
+"""A worker: its pod, its own report, how it failed, and what a probe between two showed."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from tandem_operator.pair import Role
+
+
+@dataclass(frozen=True)
+class WorkerFigures:
+    """The measurements in `/state`, for scaling. `num_prefilled` counts prompt tokens since the
+    worker started; `queued_prompt_seconds` is the time that the waiting prompts will take."""
+
+    prefill_tokens_per_second: float
+    queued_prompt_seconds: float
+    num_free_blocks: float
+    num_blocks: float
+    num_running: float
+    num_waiting: float
+    num_prefilled: float
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """What a worker reports at `/state`. `figures` is None when one of them is missing."""
+
+    num_running: int
+    num_leases: int
+    draining: bool
+    role: str = ""
+    figures: WorkerFigures | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Neither streams nor leased KV pages are left."""
+        return self.num_running == 0 and self.num_leases == 0
+
+
+@dataclass(frozen=True)
+class PodFailure:
+    """How the engine container of a pod ended."""
+
+    exit_code: int | None
+    reason: str
+    at: datetime
+    log: str = ""
+
+
+@dataclass(frozen=True)
+class WorkerPod:
+    """One worker pod. `state` is None when nobody asked for it or the worker didn't answer."""
+
+    name: str
+    uid: str
+    role: Role
+    revision: str
+    group: str
+    created: datetime
+    node: str = ""
+    ip: str = ""
+    bootstrap_port: int = 8998
+    ready: bool = False
+    ready_since: datetime | None = None
+    deleting: bool = False
+    draining_since: datetime | None = None
+    moving: bool = False
+    cost: int = 0
+    restarts: int = 0
+    started: bool = False
+    trouble: str = ""  # why it is not started: "Unschedulable: …", "ErrImagePull: …"
+    trouble_reason: str = ""
+    failure: PodFailure | None = None
+    admin_token: str = field(default="", repr=False)
+    memlock: str = ""  # what the memlock check printed: "unlimited" or KiB
+    state: WorkerState | None = None
+
+    @property
+    def live(self) -> bool:
+        """It counts as a worker: neither ended nor on its way out."""
+        return not self.deleting and self.failure is None and self.draining_since is None
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What moving KV between two workers showed."""
+
+    revision: str
+    decode: str
+    prefill: str
+    at: datetime
+    transport: str = ""
+    num_bytes: int = 0
+    seconds: float = 0.0
+    error: str = ""

@@ -1,0 +1,192 @@
+"""The routers: Deployment, Service, and the identity that lets them watch pods."""
+
+import json
+from typing import Any
+
+from tandem_operator.api import InferenceServiceSpec
+from tandem_operator.facts.observed import Observed
+from tandem_operator.manifests.pod_template import merge_template
+from tandem_operator.manifests.storage import build_storage
+from tandem_operator.manifests.worker import GRACE_AFTER_DRAIN_SECONDS, USER_ID
+from tandem_operator.names import router as flags
+from tandem_operator.names.labels import (
+    LABEL_REVISION,
+    LABEL_ROLE,
+    LABEL_SERVICE,
+    ROUTER,
+    common_labels,
+)
+from tandem_operator.names.objects import router_name, router_service_name
+from tandem_operator.names.pods import (
+    ENV_CACHE_DIR,
+    ENV_POD_IP,
+    ENV_POD_NAME,
+    PORT_NAME_HTTP,
+    PORT_ROUTER_HTTP,
+    ROUTER_CONTAINER,
+)
+
+API_KEYS_PATH = "/etc/tandem/api-keys"
+
+
+def build_router(
+    observed: Observed, spec: InferenceServiceSpec, revision: str, owner: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Everything that the routers of one revision need."""
+    labels = common_labels(observed.name, ROUTER)
+    name, namespace = router_name(observed.name), observed.namespace
+    meta = {"namespace": namespace, "labels": labels, "ownerReferences": [owner]}
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": {"name": name, **meta},
+            "automountServiceAccountToken": False,
+        },
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "Role",
+            "metadata": {"name": name, **meta},
+            "rules": [
+                {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}
+            ],
+        },
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": name, **meta},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
+        },
+        _service(observed, spec, meta),
+        _deployment(observed, spec, revision, meta),
+    ]
+
+
+def _service(
+    observed: Observed, spec: InferenceServiceSpec, meta: dict[str, Any]
+) -> dict[str, Any]:
+    service = spec.router.service
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": router_service_name(observed.name), **meta},
+        "spec": {
+            "type": str(service.type),
+            "selector": {LABEL_SERVICE: observed.name, LABEL_ROLE: ROUTER},
+            "ports": [
+                {
+                    "name": PORT_NAME_HTTP,
+                    "port": service.port,
+                    "targetPort": PORT_NAME_HTTP,
+                    "protocol": "TCP",
+                    "appProtocol": "http",
+                }
+            ],
+        },
+    }
+
+
+def _deployment(
+    observed: Observed, spec: InferenceServiceSpec, revision: str, meta: dict[str, Any]
+) -> dict[str, Any]:
+    labels = {**meta["labels"], LABEL_REVISION: revision}
+    template = {
+        "metadata": {"labels": labels},
+        "spec": _pod_spec(observed, spec, revision),
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": router_name(observed.name), **meta, "labels": labels},
+        "spec": {
+            "replicas": spec.router.replicas,
+            "selector": {"matchLabels": {LABEL_SERVICE: observed.name, LABEL_ROLE: ROUTER}},
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+            },
+            "revisionHistoryLimit": spec.revision_history_limit,
+            "template": merge_template(template, spec.router.pod_template),
+        },
+    }
+
+
+def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> dict[str, Any]:
+    storage = build_storage(spec.model)
+    volumes, mounts = list(storage.volumes), list(storage.mounts)
+    env = [
+        {"name": ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        *storage.env,
+    ]
+    if storage.cache_dir:
+        env.append({"name": ENV_CACHE_DIR, "value": storage.cache_dir})
+    if spec.router.api_keys_secret_name:
+        secret = {"secretName": spec.router.api_keys_secret_name}
+        volumes.append({"name": "api-keys", "secret": secret})
+        mounts.append({"name": "api-keys", "mountPath": API_KEYS_PATH, "readOnly": True})
+    container: dict[str, Any] = {
+        "name": ROUTER_CONTAINER,
+        "image": observed.images.router,
+        "args": router_args(observed, spec, revision, storage.uri),
+        "ports": [{"name": PORT_NAME_HTTP, "containerPort": PORT_ROUTER_HTTP, "protocol": "TCP"}],
+        "env": env,
+        "volumeMounts": mounts,
+        "resources": spec.router.resources.model_dump(
+            mode="json", by_alias=True, exclude_none=True, exclude_defaults=True
+        ),
+        "startupProbe": _probe(
+            flags.ROUTE_HEALTH, periodSeconds=1, timeoutSeconds=5, failureThreshold=600
+        ),
+        "readinessProbe": _probe(
+            flags.ROUTE_READY, periodSeconds=2, timeoutSeconds=5, failureThreshold=3
+        ),
+        "livenessProbe": _probe(
+            flags.ROUTE_HEALTH, periodSeconds=10, timeoutSeconds=10, failureThreshold=6
+        ),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    return {
+        "serviceAccountName": router_name(observed.name),
+        "automountServiceAccountToken": True,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": spec.rollout.drain_seconds + GRACE_AFTER_DRAIN_SECONDS,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": volumes,
+    }
+
+
+def router_args(
+    observed: Observed, spec: InferenceServiceSpec, revision: str, uri: str
+) -> list[str]:
+    """The flags of `tandem-router`."""
+    classes = [item.to_manifest() for item in spec.slo.classes]
+    values: dict[str, str | int] = {
+        flags.FLAG_MODEL_NAME: spec.model.name or observed.name,
+        flags.FLAG_MODEL: uri,
+        flags.FLAG_REVISION: revision,
+        flags.FLAG_HOST: "0.0.0.0",
+        flags.FLAG_PORT: PORT_ROUTER_HTTP,
+        flags.FLAG_SERVICE: observed.name,
+        flags.FLAG_NAMESPACE: observed.namespace,
+        flags.FLAG_POLICY: str(spec.router.policy),
+        flags.FLAG_SLO_CLASSES: json.dumps(classes, separators=(",", ":")),
+        flags.FLAG_DRAIN_SECONDS: spec.rollout.drain_seconds,
+    }
+    if spec.router.api_keys_secret_name:
+        values[flags.FLAG_API_KEYS_FILE] = API_KEYS_PATH
+    return [item for key, value in values.items() for item in (f"--{key}", str(value))]
+
+
+def _probe(path: str, **settings: int) -> dict[str, Any]:
+    return {"httpGet": {"path": path, "port": PORT_NAME_HTTP}, **settings}

@@ -1,0 +1,289 @@
+"""The pod of one worker."""
+
+import hashlib
+import hmac
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tandem_operator.api import InferenceServiceSpec
+from tandem_operator.api.kv_transfer import TransferBackend
+from tandem_operator.api.pool import Pool
+from tandem_operator.facts.observed import Observed
+from tandem_operator.manifests.pod_template import merge_template
+from tandem_operator.manifests.storage import ModelStorage, build_storage
+from tandem_operator.manifests.wiring import PodWiring, Wiring, build_wiring
+from tandem_operator.names import worker as flags
+from tandem_operator.names.annotations import ANNOTATION_BOOTSTRAP_PORT, ANNOTATION_RESTARTS
+from tandem_operator.names.labels import LABEL_SERVICE, LABEL_WORKER, worker_labels
+from tandem_operator.names.objects import API_VERSION, WORKER_POOL, worker_name
+from tandem_operator.names.pods import (
+    ENGINE_CONTAINER,
+    ENV_ADMIN_TOKEN,
+    ENV_ENGINE_OPTIONS,
+    ENV_NODE_NAME,
+    ENV_POD_IP,
+    ENV_POD_NAME,
+    ENV_SHM_DIR,
+    MEMLOCK_CONTAINER,
+    PORT_NAME_BOOTSTRAP,
+    PORT_NAME_HTTP,
+    PORT_NAME_WIRE,
+    PORT_WORKER_HTTP,
+    PORT_WORKER_WIRE,
+)
+from tandem_operator.names.worker import ROUTE_HEALTH, ROUTE_READY
+from tandem_operator.pair import Role
+
+GRACE_AFTER_DRAIN_SECONDS: Final = 30
+# A model may take long to download and load: an hour until the kubelet gives up.
+_STARTUP = {"periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": 3600}
+_READINESS = {"periodSeconds": 2, "timeoutSeconds": 5, "failureThreshold": 3}
+_LIVENESS = {"periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6}
+USER_ID: Final = 65532
+"""The user that the images run as."""
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What distinguishes one worker from the others of its service.
+
+    `restarts` is how many workers in a row failed in its place.
+    """
+
+    role: Role
+    name: str
+    revision: str
+    wiring: Wiring
+    restarts: int = 0
+
+    @property
+    def group(self) -> str:
+        """The worker's id: the last part of its name."""
+        return self.name.rsplit("-", 1)[-1]
+
+
+def build_worker_pod(
+    observed: Observed, spec: InferenceServiceSpec, worker: Blueprint
+) -> dict[str, Any]:
+    """The pod of one worker, owned by the WorkerPool of its role, which must exist.
+
+    restartPolicy is Never: replacing a worker, its evidence and its back-off are the operator's.
+    There is no preStop hook, because SIGTERM makes the worker drain.
+    """
+    pool = observed.pools.of(worker.role)
+    assert pool is not None, "a worker is made only for a pool that exists"
+    labels = worker_labels(observed.name, worker.role, worker.revision, worker.group)
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": worker.name,
+            "namespace": observed.namespace,
+            "labels": labels | {LABEL_WORKER: "true"},
+            "annotations": {
+                ANNOTATION_BOOTSTRAP_PORT: str(spec.kv_transfer.bootstrap_port),
+                ANNOTATION_RESTARTS: str(worker.restarts),
+            },
+            "ownerReferences": [
+                {
+                    "apiVersion": API_VERSION,
+                    "kind": WORKER_POOL,
+                    "name": pool.name,
+                    "uid": pool.uid,
+                    "controller": True,
+                    "blockOwnerDeletion": True,
+                }
+            ],
+        },
+        "spec": _pod_spec(observed, spec, worker),
+    }
+    return merge_template(pod, spec.pool(worker.role).pod_template)
+
+
+def admin_token(entropy: str, pod_name: str) -> str:
+    """The token of one pod's /admin/*.
+
+    It is random, lives in the pod's own environment and is read back from there, so the operator
+    needs neither a Secret nor a memory of its own.
+    """
+    return hmac.new(entropy.encode(), pod_name.encode(), hashlib.sha256).hexdigest()
+
+
+def _pod_spec(observed: Observed, spec: InferenceServiceSpec, worker: Blueprint) -> dict[str, Any]:
+    pool = spec.pool(worker.role)
+    parts = build_wiring(worker.wiring, spec.rdma, pool.gpus_per_pod)
+    storage = build_storage(spec.model)
+    image = spec.engine.image or observed.images.engine
+    volumes, mounts, shm_env = _shared_memory(spec, parts)
+    container = {
+        "name": ENGINE_CONTAINER,
+        "image": image,
+        "args": worker_args(observed.name, spec, worker, storage),
+        "ports": [
+            {"name": PORT_NAME_HTTP, "containerPort": PORT_WORKER_HTTP},
+            {"name": PORT_NAME_WIRE, "containerPort": PORT_WORKER_WIRE},
+            {"name": PORT_NAME_BOOTSTRAP, "containerPort": spec.kv_transfer.bootstrap_port},
+        ],
+        "env": _env(
+            spec, admin_token(observed.entropy, worker.name), storage, {**parts.env, **shm_env}
+        ),
+        "resources": _resources(pool, parts),
+        "volumeMounts": [*mounts, *storage.mounts],
+        "startupProbe": _probe(ROUTE_HEALTH, _STARTUP),
+        "readinessProbe": _probe(ROUTE_READY, _READINESS),
+        "livenessProbe": _probe(ROUTE_HEALTH, _LIVENESS),
+        "securityContext": _container_security(parts),
+    }
+    pod_spec: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "serviceAccountName": worker_name(observed.name),
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": spec.rollout.drain_seconds + GRACE_AFTER_DRAIN_SECONDS,
+        "securityContext": _pod_security(parts, storage),
+        "containers": [container],
+        "volumes": [*volumes, *storage.volumes],
+    }
+    if parts.check_memlock:
+        pod_spec["initContainers"] = [_memlock_check(image)]
+    affinity = _fabric_affinity(observed.name, spec)
+    if affinity:
+        pod_spec["affinity"] = affinity
+    return pod_spec
+
+
+def _probe(path: str, times: dict[str, int]) -> dict[str, Any]:
+    return {"httpGet": {"path": path, "port": PORT_NAME_HTTP}, **times}
+
+
+def worker_args(
+    service: str, spec: InferenceServiceSpec, worker: Blueprint, storage: ModelStorage
+) -> list[str]:
+    """The flags of `tandem-worker`."""
+    pool, model, transfer = spec.pool(worker.role), spec.model, spec.kv_transfer
+    values: dict[str, str | int] = {
+        flags.FLAG_MODEL: storage.uri,
+        flags.FLAG_SERVED_MODEL_NAME: model.name or service,
+        flags.FLAG_REVISION: worker.revision,
+        flags.FLAG_ROLE: str(worker.role),
+        flags.FLAG_HTTP_PORT: PORT_WORKER_HTTP,
+        flags.FLAG_WIRE_PORT: PORT_WORKER_WIRE,
+        flags.FLAG_BOOTSTRAP_PORT: transfer.bootstrap_port,
+        flags.FLAG_PAGE_SIZE: spec.engine.page_size,
+        flags.FLAG_MAX_BATCHED_TOKENS: pool.max_batched_tokens,
+        flags.FLAG_MAX_RUNNING: pool.max_running,
+        flags.FLAG_GPU_MEMORY_PERCENT: pool.gpu_memory_percent,
+        flags.FLAG_DTYPE: str(model.dtype),
+        flags.FLAG_FORMAT: str(model.format),
+        flags.FLAG_DEVICE: "cuda" if pool.gpus_per_pod else "auto",
+        flags.FLAG_TRANSFER: str(transfer.backend),
+        flags.FLAG_CHUNK_TOKENS: transfer.chunk_tokens,
+        flags.FLAG_LOCAL_PREFILL_TOKENS: transfer.local_prefill_tokens,
+        flags.FLAG_LEASE_SECONDS: transfer.lease_seconds,
+        flags.FLAG_DRAIN_SECONDS: spec.rollout.drain_seconds,
+    }
+    if pool.tensor_parallel > 1:
+        values[flags.FLAG_TENSOR_PARALLEL] = pool.tensor_parallel
+    if model.max_model_len is not None:
+        values[flags.FLAG_MAX_MODEL_LEN] = model.max_model_len
+    if spec.engine.options.kv_memory is not None:
+        values[flags.FLAG_KV_MEMORY] = spec.engine.options.kv_memory
+    if storage.cache_dir:
+        values[flags.FLAG_CACHE_DIR] = storage.cache_dir
+    args = [item for key, value in values.items() for item in (f"--{key}", str(value))]
+    args.append(f"--{flags.FLAG_CHECKSUM if transfer.checksum else flags.FLAG_NO_CHECKSUM}")
+    if model.trust_remote_code:
+        args.append(f"--{flags.FLAG_TRUST_REMOTE_CODE}")
+    return args
+
+
+def _env(
+    spec: InferenceServiceSpec, token: str, storage: ModelStorage, extra: dict[str, str]
+) -> list[dict[str, Any]]:
+    env: list[dict[str, Any]] = [
+        _downward(ENV_POD_NAME, "metadata.name"),
+        _downward(ENV_POD_IP, "status.podIP"),
+        _downward(ENV_NODE_NAME, "spec.nodeName"),
+        {"name": ENV_ADMIN_TOKEN, "value": token},
+    ]
+    plain = dict(extra)
+    options = spec.engine.options.to_manifest()
+    if spec.engine.options.num_threads is not None:
+        plain["OMP_NUM_THREADS"] = str(spec.engine.options.num_threads)
+    if options:
+        plain[ENV_ENGINE_OPTIONS] = json.dumps(options, sort_keys=True)
+    env.extend({"name": key, "value": value} for key, value in plain.items())
+    env.extend(storage.env)
+    chosen = {item.name: item.to_manifest() for item in spec.engine.env}
+    return [item for item in env if item["name"] not in chosen] + list(chosen.values())
+
+
+def _downward(name: str, path: str) -> dict[str, Any]:
+    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+
+
+def _resources(pool: Pool, parts: PodWiring) -> dict[str, Any]:
+    resources: dict[str, Any] = pool.resources.model_dump(
+        mode="json", by_alias=True, exclude_none=True, exclude_defaults=True
+    )
+    if parts.resources:
+        limits = dict(resources.get("limits", {}))
+        for name, count in parts.resources.items():
+            limits.setdefault(name, count)
+        resources["limits"] = limits
+    return resources
+
+
+def _shared_memory(
+    spec: InferenceServiceSpec, parts: PodWiring
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, str]]:
+    volumes, mounts = list(parts.volumes), list(parts.mounts)
+    if spec.kv_transfer.backend is not TransferBackend.SHM:
+        return volumes, mounts, {}
+    # Workers of one node meet in the node's own /dev/shm, which any user may write.
+    node_shm = {"name": "shm", "hostPath": {"path": "/dev/shm", "type": "Directory"}}
+    volumes = [node_shm if volume["name"] == "shm" else volume for volume in volumes]
+    return volumes, mounts, {ENV_SHM_DIR: "/dev/shm"}
+
+
+def _container_security(parts: PodWiring) -> dict[str, Any]:
+    capabilities: dict[str, Any] = {"drop": ["ALL"]}
+    if parts.capabilities:
+        capabilities["add"] = list(parts.capabilities)
+    return {"allowPrivilegeEscalation": False, "capabilities": capabilities}
+
+
+def _pod_security(parts: PodWiring, storage: ModelStorage) -> dict[str, Any]:
+    security: dict[str, Any] = {"seccompProfile": {"type": "RuntimeDefault"}}
+    if parts.restricted:
+        # By number: the kubelet can't tell from a name in the image that it isn't root.
+        security |= {"runAsNonRoot": True, "runAsUser": USER_ID, "runAsGroup": USER_ID}
+    else:
+        # Added capabilities reach only root: Kubernetes has no ambient capabilities.
+        security["runAsUser"] = 0
+    if storage.writes_claim:
+        security["fsGroup"] = USER_ID
+    return security
+
+
+def _memlock_check(image: str) -> dict[str, Any]:
+    """Reports the memlock limit, which only the container runtime can raise, before RDMA fails."""
+    return {
+        "name": MEMLOCK_CONTAINER,
+        "image": image,
+        "command": ["sh", "-c", "ulimit -l > /dev/termination-log"],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+
+
+def _fabric_affinity(service: str, spec: InferenceServiceSpec) -> dict[str, Any]:
+    key = spec.rdma.placement.same_fabric_key
+    if not key:
+        return {}
+    selector = {"matchLabels": {LABEL_SERVICE: service, LABEL_WORKER: "true"}}
+    term = {"labelSelector": selector, "topologyKey": key}
+    return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}

@@ -1,0 +1,20 @@
+"""The table of annotations: on worker pods and on WorkerPools."""
+
+from typing import Final
+
+from tandem_operator.names.objects import GROUP
+
+ANNOTATION_DRAINING: Final = f"{GROUP}/draining"
+"""On a worker pod: when its drain began. Routers send no more work to a pod that has it."""
+ANNOTATION_MOVING: Final = f"{GROUP}/moving-streams"
+"""On a draining worker pod: `true` once it was asked to give its streams to other workers."""
+ANNOTATION_BOOTSTRAP_PORT: Final = f"{GROUP}/bootstrap-port"
+"""On a worker pod: the port at which it shakes hands before KV moves."""
+ANNOTATION_COST: Final = f"{GROUP}/cost"
+"""On a worker pod: what losing it costs, set by a user; the cheapest worker is drained first."""
+ANNOTATION_RESTARTS: Final = f"{GROUP}/restarts"
+"""On a worker pod: how many workers in a row failed in its place before it."""
+ANNOTATION_SPEC_REPLICAS: Final = f"{GROUP}/spec-replicas"
+"""On a WorkerPool: the number in the service's spec that was last copied to the pool."""
+ANNOTATION_IGNORED_SCALE: Final = f"{GROUP}/ignored-scale"
+"""On a WorkerPool: which write to its scale has no effect, and why."""

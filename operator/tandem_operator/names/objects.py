@@ -1,0 +1,71 @@
+"""Names of our kinds, of the operator, and of a service's children.
+
+A service's name has at most 40 characters, so that every child's name fits a DNS label (63).
+"""
+
+import hashlib
+from typing import Final
+
+from tandem_operator.pair import Role
+
+GROUP: Final = "tandem.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+INFERENCE_SERVICE: Final = "InferenceService"
+INFERENCE_SERVICES: Final = "inferenceservices"
+WORKER_POOL: Final = "WorkerPool"
+WORKER_POOLS: Final = "workerpools"
+AUTOSCALING_POLICY: Final = "AutoscalingPolicy"
+AUTOSCALING_POLICIES: Final = "autoscalingpolicies"
+
+OPERATOR: Final = "tandem-operator"
+"""The field manager of everything that the operator writes, and its default lease."""
+FINALIZER: Final = f"{GROUP}/finalizer"
+KOPF_FINALIZER: Final = f"{GROUP}/kopf"
+"""kopf's own. kopf removes it from objects that need no handler, so ours has another name."""
+REPORTING_CONTROLLER: Final = f"{GROUP}/operator"
+"""Who reports the operator's events."""
+STORAGE_PREFIX: Final = GROUP
+MAX_SERVICE_NAME: Final = 40
+_ID_ALPHABET: Final = "bcdfghjklmnpqrstvwxz2456789"
+_ID_LENGTH: Final = 8
+
+
+def router_name(service: str) -> str:
+    """The router's Deployment, ServiceAccount, Role, RoleBinding, budget and NetworkPolicy."""
+    return f"{service}-router"
+
+
+def router_service_name(service: str) -> str:
+    """The Service that clients talk to: the service's own name."""
+    return service
+
+
+def worker_name(service: str) -> str:
+    """The workers' ServiceAccount, headless Service and NetworkPolicy, shared by both pools."""
+    return f"{service}-worker"
+
+
+def pool_name(service: str, role: Role) -> str:
+    """The WorkerPool of a role, and its PodDisruptionBudget."""
+    return f"{service}-{role}"
+
+
+def worker_pod_name(service: str, role: Role, group: str, rank: int = 0) -> str:
+    """The pod of one rank of a worker; `group` is the worker's `stable_id`.
+
+    At most 40 + 1 + 7 + 1 + 8 + 3 = 60 characters. The role is the one that the worker was born
+    with: after a warm role change only the label tells the truth.
+    """
+    name = f"{service}-{role}-{group}"
+    return name if rank == 0 else f"{name}-{rank}"
+
+
+def stable_id(*parts: str | int) -> str:
+    """Eight characters that depend on nothing but `parts`; without vowels, so never a word."""
+    number = int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:8], "big")
+    letters = []
+    for _ in range(_ID_LENGTH):
+        number, index = divmod(number, len(_ID_ALPHABET))
+        letters.append(_ID_ALPHABET[index])
+    return "".join(letters)

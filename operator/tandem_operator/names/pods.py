@@ -1,0 +1,30 @@
+"""The table of containers, ports and environment variables of worker and router pods."""
+
+from typing import Final
+
+ENGINE_CONTAINER: Final = "engine"
+ROUTER_CONTAINER: Final = "router"
+MEMLOCK_CONTAINER: Final = "memlock"
+"""The init container that reports the memlock limit."""
+
+PORT_ROUTER_HTTP: Final = 8000
+PORT_WORKER_HTTP: Final = 8100
+PORT_WORKER_WIRE: Final = 8101
+PORT_WORKER_BOOTSTRAP: Final = 8998
+PORT_NAME_HTTP: Final = "http"
+PORT_NAME_WIRE: Final = "wire"
+PORT_NAME_BOOTSTRAP: Final = "bootstrap"
+
+ENV_PREFIX: Final = "TANDEM_"
+"""Variables with this prefix belong to the operator; engine.env must not set them."""
+ENV_POD_NAME: Final = "POD_NAME"
+ENV_POD_IP: Final = "POD_IP"
+ENV_NODE_NAME: Final = "NODE_NAME"
+ENV_ADMIN_TOKEN: Final = "TANDEM_ADMIN_TOKEN"
+ENV_ENGINE_OPTIONS: Final = "TANDEM_ENGINE_OPTIONS"
+ENV_CACHE_DIR: Final = "TANDEM_CACHE_DIR"
+ENV_SHM_DIR: Final = "TANDEM_SHM_DIR"
+ENV_RDMA: Final = "TANDEM_RDMA"
+ENV_RDMA_MAP: Final = "TANDEM_RDMA_MAP"
+ENV_RDMA_DEVICES: Final = "TANDEM_RDMA_DEVICES"
+ENV_RDMA_EXCLUDE: Final = "TANDEM_RDMA_EXCLUDE"

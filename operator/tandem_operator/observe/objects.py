@@ -1,0 +1,122 @@
+"""Reads API objects other than pods: the service, its pools, its routers' Deployment, nodes."""
+
+from pydantic import ValidationError
+
+from tandem_operator.api.inference_service import InferenceServiceSpec
+from tandem_operator.api.status import InferenceServiceStatus
+from tandem_operator.clients.cluster import JsonObject
+from tandem_operator.facts.observed import NodeView, PoolView, RouterView
+from tandem_operator.facts.worker import WorkerPod
+from tandem_operator.names.annotations import ANNOTATION_IGNORED_SCALE, ANNOTATION_SPEC_REPLICAS
+from tandem_operator.names.labels import LABEL_REVISION
+from tandem_operator.names.objects import pool_name
+from tandem_operator.observe.pod import read_pod
+from tandem_operator.pair import Pair, Role
+
+
+def read_router(deployment: JsonObject) -> RouterView:
+    """The state of the routers. Changed over means: no pod of an older template is left."""
+    meta, spec = deployment["metadata"], deployment.get("spec", {})
+    status = deployment.get("status") or {}
+    wanted = int(spec.get("replicas", 1))
+    replicas = int(status.get("replicas", 0))
+    rolled_out = (
+        int(status.get("observedGeneration", 0)) >= int(meta.get("generation", 0))
+        and int(status.get("updatedReplicas", 0)) == wanted == replicas
+        and int(status.get("availableReplicas", 0)) >= wanted
+        and int(status.get("terminatingReplicas") or 0) == 0
+    )
+    message = next(
+        (
+            item.get("message", "")
+            for item in status.get("conditions", [])
+            if item.get("type") in ("ReplicaFailure", "Progressing")
+            and (item.get("type") == "ReplicaFailure") == (item.get("status") == "True")
+        ),
+        "",
+    )
+    return RouterView(
+        revision=meta.get("labels", {}).get(LABEL_REVISION, ""),
+        replicas=replicas,
+        ready=int(status.get("readyReplicas", 0)),
+        rolled_out=rolled_out,
+        message=message,
+    )
+
+
+def read_spec(raw: JsonObject) -> tuple[InferenceServiceSpec | None, str]:
+    """The spec, or None and why it can't be read."""
+    try:
+        return InferenceServiceSpec.model_validate(raw.get("spec", {})), ""
+    except ValidationError as error:
+        problems = "; ".join(
+            f"spec.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5]
+        )
+        return None, problems
+
+
+def read_status(raw: JsonObject) -> InferenceServiceStatus:
+    """The last status; an empty one when there is none or another release wrote it."""
+    try:
+        return InferenceServiceStatus.model_validate(raw.get("status") or {})
+    except ValidationError:
+        return InferenceServiceStatus()
+
+
+def read_pools(service: str, uid: str, pools: list[JsonObject]) -> Pair[PoolView | None]:
+    """The service's own pools; None for one that doesn't exist or belongs to someone else."""
+    mine = {
+        pool["metadata"]["name"]: pool
+        for pool in pools
+        if uid in {owner["uid"] for owner in pool["metadata"].get("ownerReferences", [])}
+    }
+
+    def view(role: Role) -> PoolView | None:
+        found = mine.get(pool_name(service, role))
+        return _read_pool(found) if found is not None else None
+
+    return Pair.build(view)
+
+
+def _read_pool(pool: JsonObject) -> PoolView:
+    meta, spec, status = pool["metadata"], pool.get("spec", {}), pool.get("status") or {}
+    notes = meta.get("annotations") or {}
+    carried = notes.get(ANNOTATION_SPEC_REPLICAS)
+    return PoolView(
+        name=meta["name"],
+        uid=meta["uid"],
+        replicas=int(spec.get("replicas", 1)),
+        spec_replicas=int(carried) if carried is not None else None,
+        desired=status.get("desiredReplicas"),
+        ignored_scale=notes.get(ANNOTATION_IGNORED_SCALE, ""),
+        revision=spec.get("revision", ""),
+        resource_version=meta.get("resourceVersion", ""),
+        deleting=bool(meta.get("deletionTimestamp")),
+        status=status,
+    )
+
+
+def read_workers(pods: list[JsonObject], pool_uids: set[str]) -> tuple[WorkerPod, ...]:
+    """The worker pods that our pools own, oldest first; everyone else's are left alone."""
+    mine = []
+    for pod in pods:
+        owners = {owner["uid"] for owner in pod["metadata"].get("ownerReferences", [])}
+        worker = read_pod(pod) if owners & pool_uids else None
+        if worker is not None:
+            mine.append(worker)
+    return tuple(sorted(mine, key=lambda pod: (pod.created, pod.name)))
+
+
+def read_node(node: JsonObject) -> NodeView:
+    """A node's extended resources, and whether pods can go there."""
+    status, spec = node.get("status", {}), node.get("spec", {})
+    ready = any(
+        item.get("type") == "Ready" and item.get("status") == "True"
+        for item in status.get("conditions", [])
+    )
+    resources = {
+        name: int(amount)
+        for name, amount in (status.get("allocatable") or {}).items()
+        if "/" in name and str(amount).isdigit()
+    }
+    return NodeView(node["metadata"]["name"], ready and not spec.get("unschedulable"), resources)

@@ -1,0 +1,159 @@
+"""Collects the facts about one service from the API server and from its workers."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
+from tandem_operator.api.rdma import RdmaMode
+from tandem_operator.clients.cluster import Cluster
+from tandem_operator.clients.workers import WorkerClient
+from tandem_operator.errors import ClusterError, MissingError
+from tandem_operator.facts.observed import Images, NodeView, Observed, PoolView, RouterView
+from tandem_operator.facts.scaling import ScalingMemory
+from tandem_operator.facts.worker import PodFailure, ProbeResult, WorkerPod
+from tandem_operator.names.labels import LABEL_SERVICE
+from tandem_operator.names.objects import FINALIZER, INFERENCE_SERVICE, WORKER_POOL, router_name
+from tandem_operator.names.pods import ENGINE_CONTAINER
+from tandem_operator.observe.objects import (
+    read_node,
+    read_pools,
+    read_router,
+    read_spec,
+    read_status,
+    read_workers,
+)
+from tandem_operator.observe.pod import read_router_pod, read_time
+from tandem_operator.observe.scaling import ScalingObserver
+from tandem_operator.pair import Pair
+
+LOG_LINES = 30
+FORBIDDEN = 403
+
+
+class Observer:
+    """Reads facts. Keeps only what scaling has to remember from one pass to the next."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        workers: WorkerClient,
+        images: Images,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cluster = cluster
+        self._workers = workers
+        self._images = images
+        self._scaling = ScalingObserver(cluster, workers, clock)
+
+    def remember(self, observed: Observed, memory: ScalingMemory | None) -> None:
+        """Keep what the plan for these facts hands on to the next pass; None: nothing."""
+        self._scaling.remember(observed.uid, memory)
+
+    async def observe(
+        self, namespace: str, name: str, probe: ProbeResult | None = None, last_error: str = ""
+    ) -> Observed:
+        """All facts about a service. Raises MissingError when there is no such service.
+
+        `probe` is the last one, `last_error` what went wrong in the last pass.
+        """
+        raw, pods, pools, router = await asyncio.gather(
+            self._cluster.get(INFERENCE_SERVICE, name, namespace),
+            self._cluster.list("Pod", namespace, f"{LABEL_SERVICE}={name}"),
+            self._cluster.list(WORKER_POOL, namespace, f"{LABEL_SERVICE}={name}"),
+            self._router(namespace, name),
+        )
+        meta = raw["metadata"]
+        spec, spec_error = read_spec(raw)
+        views = read_pools(name, meta["uid"], pools)
+        status = read_status(raw)
+        workers = read_workers(pods, {view.uid for view in views if view is not None})
+        workers = await self._with_evidence(namespace, workers, status)
+        deleting = read_time(meta.get("deletionTimestamp"))
+        observed = Observed(
+            name=name,
+            namespace=namespace,
+            uid=meta["uid"],
+            generation=int(meta.get("generation", 0)),
+            spec=spec,
+            spec_error=spec_error,
+            status=status,
+            deleting_since=deleting,
+            has_finalizer=FINALIZER in meta.get("finalizers", []),
+            pools=views,
+            pods=await self._with_states(workers, views, all_of_them=deleting is not None),
+            router=router,
+            router_pods=tuple(found for pod in pods if (found := read_router_pod(pod))),
+            nodes=await self._nodes(spec),
+            probe=probe,
+            last_error=last_error,
+            images=self._images,
+            entropy=secrets.token_hex(32),
+        )
+        return replace(observed, scaling=await self._scaling.observe(observed))
+
+    async def _router(self, namespace: str, name: str) -> RouterView | None:
+        try:
+            deployment = await self._cluster.get("Deployment", router_name(name), namespace)
+        except MissingError:
+            return None
+        return read_router(deployment)
+
+    async def _with_evidence(
+        self, namespace: str, pods: tuple[WorkerPod, ...], status: InferenceServiceStatus
+    ) -> tuple[WorkerPod, ...]:
+        known = {(failure.pod, failure.at) for failure in status.failures}
+
+        async def add_log(pod: WorkerPod) -> WorkerPod:
+            failure = pod.failure
+            if failure is None or (pod.name, failure.at) in known:
+                return pod
+            try:
+                log = await self._cluster.pod_log(namespace, pod.name, ENGINE_CONTAINER, LOG_LINES)
+            except ClusterError as error:
+                log = f"(no log: {error.message})"
+            found = PodFailure(failure.exit_code, failure.reason, failure.at, log or failure.log)
+            return replace(pod, failure=found)
+
+        return tuple(await asyncio.gather(*(add_log(pod) for pod in pods)))
+
+    async def _with_states(
+        self,
+        pods: tuple[WorkerPod, ...],
+        pools: Pair[PoolView | None],
+        *,
+        all_of_them: bool,
+    ) -> tuple[WorkerPod, ...]:
+        crowded = {
+            role
+            for role, pool in pools.items()
+            if pool is not None
+            and sum(pod.role is role and pod.live for pod in pods)
+            > min(pool.replicas, pool.replicas if pool.desired is None else pool.desired)
+        }
+
+        async def add_state(pod: WorkerPod) -> WorkerPod:
+            asked = all_of_them or pod.draining_since is not None or pod.role in crowded
+            if not (asked and pod.started and pod.ip) or pod.deleting:
+                return pod
+            return replace(pod, state=await self._workers.state(pod.ip))
+
+        return tuple(await asyncio.gather(*(add_state(pod) for pod in pods)))
+
+    async def _nodes(self, spec: InferenceServiceSpec | None) -> tuple[NodeView, ...] | None:
+        if spec is None or spec.rdma.mode not in (RdmaMode.AUTO, RdmaMode.DEVICE_PLUGIN):
+            return ()
+        try:
+            nodes = await self._cluster.list("Node")
+        except ClusterError as error:
+            if error.status != FORBIDDEN:
+                raise
+            return None
+        return tuple(read_node(node) for node in nodes)
+
+
+def _replace(pod: WorkerPod, **changes: Any) -> WorkerPod:
+    return WorkerPod(**{**pod.__dict__, **changes})

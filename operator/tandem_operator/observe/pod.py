@@ -1,0 +1,155 @@
+"""Reads a worker pod: is it started, ready, failed, in trouble, on its way out?"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from tandem_operator.clients.cluster import JsonObject
+from tandem_operator.facts.observed import PodAddress
+from tandem_operator.facts.worker import PodFailure, WorkerPod
+from tandem_operator.names.annotations import (
+    ANNOTATION_BOOTSTRAP_PORT,
+    ANNOTATION_COST,
+    ANNOTATION_DRAINING,
+    ANNOTATION_MOVING,
+    ANNOTATION_RESTARTS,
+)
+from tandem_operator.names.labels import LABEL_GROUP, LABEL_REVISION, LABEL_ROLE, ROUTER
+from tandem_operator.names.pods import (
+    ENGINE_CONTAINER,
+    ENV_ADMIN_TOKEN,
+    MEMLOCK_CONTAINER,
+    PORT_WORKER_BOOTSTRAP,
+)
+from tandem_operator.pair import Role
+
+_HARMLESS = ("ContainerCreating", "PodInitializing")
+# Of a deleted pod: after its drain, or by SIGTERM before it could drain.
+_ORDERLY_ENDS = (0, 143)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def read_pod(pod: JsonObject) -> WorkerPod | None:
+    """A worker, or None for a pod that isn't one."""
+    meta, status = pod["metadata"], pod.get("status") or {}
+    labels, notes = meta.get("labels") or {}, meta.get("annotations") or {}
+    role = labels.get(LABEL_ROLE)
+    if role not in set(Role):
+        return None
+    engine = _container(status.get("containerStatuses"), ENGINE_CONTAINER)
+    reason, trouble = _trouble(status, engine)
+    ready = _condition(status, "Ready")
+    return WorkerPod(
+        name=meta["name"],
+        uid=meta["uid"],
+        role=Role(role),
+        revision=labels.get(LABEL_REVISION, ""),
+        group=labels.get(LABEL_GROUP, ""),
+        created=read_time(meta.get("creationTimestamp")) or _EPOCH,
+        node=pod.get("spec", {}).get("nodeName", ""),
+        ip=status.get("podIP", ""),
+        bootstrap_port=_number(notes, ANNOTATION_BOOTSTRAP_PORT, PORT_WORKER_BOOTSTRAP),
+        ready=ready.get("status") == "True",
+        ready_since=read_time(ready.get("lastTransitionTime")),
+        deleting=bool(meta.get("deletionTimestamp")),
+        draining_since=_draining_since(notes),
+        moving=notes.get(ANNOTATION_MOVING) == "true",
+        cost=_number(notes, ANNOTATION_COST, 0),
+        restarts=_number(notes, ANNOTATION_RESTARTS, 0),
+        started="running" in engine.get("state", {}),
+        trouble=trouble,
+        trouble_reason=reason,
+        failure=_failure(meta, status, engine),
+        admin_token=_token(pod),
+        memlock=_memlock(status),
+    )
+
+
+def read_router_pod(pod: JsonObject) -> PodAddress | None:
+    """A ready router, or None for any other pod."""
+    meta, status = pod["metadata"], pod.get("status") or {}
+    is_router = (meta.get("labels") or {}).get(LABEL_ROLE) == ROUTER
+    ready = _condition(status, "Ready").get("status") == "True"
+    if not (is_router and ready and status.get("podIP")) or meta.get("deletionTimestamp"):
+        return None
+    return PodAddress(meta["uid"], status["podIP"])
+
+
+def _draining_since(notes: dict[str, str]) -> datetime | None:
+    marked = notes.get(ANNOTATION_DRAINING)
+    if not marked:
+        return None
+    # Someone who marks a pod by hand may write anything: it drains all the same.
+    return read_time(marked) or _EPOCH
+
+
+def _failure(meta: JsonObject, status: JsonObject, engine: JsonObject) -> PodFailure | None:
+    if status.get("phase") not in ("Failed", "Succeeded"):
+        return None
+    ended = engine.get("state", {}).get("terminated") or {}
+    if meta.get("deletionTimestamp") and ended.get("exitCode") in _ORDERLY_ENDS:
+        return None
+    at = read_time(ended.get("finishedAt")) or _ended_at(status)
+    return PodFailure(
+        exit_code=ended.get("exitCode"),
+        reason=status.get("reason") or ended.get("reason") or str(status.get("phase")),
+        at=at,
+        log=str(ended.get("message") or status.get("message") or ""),
+    )
+
+
+def _ended_at(status: JsonObject) -> datetime:
+    times = (read_time(c.get("lastTransitionTime")) for c in status.get("conditions") or [])
+    known = [time for time in times if time is not None]
+    return max(known, default=read_time(status.get("startTime")) or _EPOCH)
+
+
+def _trouble(status: JsonObject, engine: JsonObject) -> tuple[str, str]:
+    scheduled = _condition(status, "PodScheduled")
+    if scheduled.get("status") == "False":
+        return str(scheduled.get("reason") or "Pending"), str(scheduled.get("message") or "")
+    for container in [*(status.get("initContainerStatuses") or []), engine]:
+        waiting = container.get("state", {}).get("waiting") or {}
+        reason = str(waiting.get("reason") or "")
+        if reason and reason not in _HARMLESS:
+            return reason, f"{reason}: {waiting.get('message') or 'no message'}"
+    return "", ""
+
+
+def _memlock(status: JsonObject) -> str:
+    check = _container(status.get("initContainerStatuses"), MEMLOCK_CONTAINER)
+    ended = check.get("state", {}).get("terminated") or {}
+    return str(ended.get("message") or "").strip()
+
+
+def _token(pod: JsonObject) -> str:
+    for container in pod.get("spec", {}).get("containers", []):
+        for env in container.get("env") or []:
+            if env.get("name") == ENV_ADMIN_TOKEN:
+                return str(env.get("value") or "")
+    return ""
+
+
+def _condition(status: JsonObject, kind: str) -> dict[str, Any]:
+    found = (c for c in status.get("conditions") or [] if c.get("type") == kind)
+    return next(found, {})
+
+
+def _container(statuses: list[JsonObject] | None, name: str) -> JsonObject:
+    return next((item for item in statuses or [] if item.get("name") == name), {})
+
+
+def _number(notes: dict[str, str], name: str, default: int) -> int:
+    try:
+        return int(notes.get(name, default))
+    except ValueError:
+        return default
+
+
+def read_time(text: str | None) -> datetime | None:
+    """An RFC 3339 time, or None for none or for text that is no time."""
+    if not text:
+        return None
+    try:
+        return datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return None

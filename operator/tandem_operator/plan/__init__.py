@@ -1,0 +1,6 @@
+"""From facts to a plan, without reading or writing anything: `reconcile(observed, now) -> Plan`."""
+
+from tandem_operator.plan.service import reconcile
+from tandem_operator.plan.steps import Deletion, EngineCall, Note, Plan, PodMark
+
+__all__ = ["Deletion", "EngineCall", "Note", "Plan", "PodMark", "reconcile"]

@@ -1,0 +1,1 @@
+"""Which workers come and go: revisions, replacement, drain, probe."""

@@ -1,0 +1,91 @@
+"""The drain of one worker, step by step: mark, finish or move, leases to zero, delete."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from tandem_operator.facts.worker import WorkerPod
+from tandem_operator.names.annotations import ANNOTATION_DRAINING, ANNOTATION_MOVING
+from tandem_operator.names.worker import ACTION_DRAIN, ACTION_UNDRAIN
+from tandem_operator.pair import Role
+from tandem_operator.plan.steps import Deletion, EngineCall, PodMark
+
+SETTLE_SECONDS = 2.0
+"""An idle worker is deleted no sooner, so that every router has seen the mark."""
+UNREACHABLE_SECONDS = 30.0
+"""A worker that doesn't answer is deleted after this long: SIGTERM makes it drain by itself."""
+FINAL_GRACE_SECONDS = 30
+"""What a worker gets that has used up its drain time."""
+
+
+@dataclass(frozen=True)
+class DrainStep:
+    """What to do to a worker now; nothing: wait."""
+
+    mark: PodMark | None = None
+    call: EngineCall | None = None
+    delete: Deletion | None = None
+
+
+def start_drain(pod: WorkerPod, now: datetime, *, move: bool) -> DrainStep:
+    """Take a worker out: routers see the mark, the worker refuses new work from the call on."""
+    if not pod.started:
+        return DrainStep(delete=Deletion(pod.name, pod.uid))
+    annotations: dict[str, str | None] = {ANNOTATION_DRAINING: now.isoformat()}
+    if move:
+        annotations[ANNOTATION_MOVING] = "true"
+    return DrainStep(PodMark(pod.name, pod.uid, annotations), _call(pod, move=move))
+
+
+def continue_drain(pod: WorkerPod, now: datetime, drain_seconds: int, *, move: bool) -> DrainStep:
+    """The next step for a marked worker. `move`: others could take its streams."""
+    since = pod.draining_since
+    assert since is not None, "only a marked worker drains"
+    elapsed = now - since
+    if elapsed >= timedelta(seconds=drain_seconds):
+        return DrainStep(delete=Deletion(pod.name, pod.uid, FINAL_GRACE_SECONDS))
+    state = pod.state
+    if state is None:
+        gone = not pod.started or elapsed >= timedelta(seconds=UNREACHABLE_SECONDS)
+        return DrainStep(delete=Deletion(pod.name, pod.uid)) if gone else DrainStep()
+    if not state.draining:
+        return DrainStep(call=_call(pod, move=pod.moving or move))
+    if state.idle:
+        settled = elapsed >= timedelta(seconds=SETTLE_SECONDS)
+        return DrainStep(delete=Deletion(pod.name, pod.uid)) if settled else DrainStep()
+    late = elapsed >= timedelta(seconds=drain_seconds / 2)
+    if not pod.moving and (move or late):
+        mark = PodMark(pod.name, pod.uid, {ANNOTATION_MOVING: "true"})
+        return DrainStep(mark, _call(pod, move=True))
+    return DrainStep()
+
+
+def cancel_drain(pod: WorkerPod) -> DrainStep:
+    """Take a marked worker back, because the pool has to grow again."""
+    removed: dict[str, str | None] = {ANNOTATION_DRAINING: None, ANNOTATION_MOVING: None}
+    call = EngineCall(ACTION_UNDRAIN, pod.name, pod.ip, pod.admin_token)
+    return DrainStep(PodMark(pod.name, pod.uid, removed), call)
+
+
+def choose_victim(pods: tuple[WorkerPod, ...]) -> WorkerPod:
+    """The worker that costs least to lose: not started, then by `tandem.dev/cost`, then by resident
+    work, then the newest."""
+
+    def cost(pod: WorkerPod) -> tuple[bool, int, int, float]:
+        state = pod.state
+        resident = state.num_running + state.num_leases if state is not None else 0
+        return (pod.started, pod.cost, resident, -pod.created.timestamp())
+
+    return min(pods, key=cost)
+
+
+def can_move(pod: WorkerPod, pods: tuple[WorkerPod, ...]) -> bool:
+    """Whether another ready decode worker of the same revision could take the streams."""
+    return pod.role is Role.DECODE and any(
+        other.ready and other.live and other.revision == pod.revision and other.uid != pod.uid
+        for other in pods
+        if other.role is Role.DECODE
+    )
+
+
+def _call(pod: WorkerPod, *, move: bool) -> EngineCall:
+    return EngineCall(ACTION_DRAIN, pod.name, pod.ip, pod.admin_token, {"move_streams": move})

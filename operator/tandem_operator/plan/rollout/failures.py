@@ -1,0 +1,52 @@
+"""Crash evidence that outlives the pod, and the node that keeps failing workers."""
+
+from collections import Counter
+from datetime import datetime, timedelta
+
+from tandem_operator.api.status import MAX_FAILURES, Failure
+from tandem_operator.facts.observed import Observed
+from tandem_operator.plan.steps import Note
+
+NODE_FAILURES = 3
+NODE_WINDOW = timedelta(minutes=30)
+
+
+def keep_evidence(observed: Observed) -> tuple[tuple[Failure, ...], list[Note]]:
+    """The failures for status, newest first, and an event for each new one."""
+    known = {(failure.pod, failure.at) for failure in observed.status.failures}
+    fresh: list[Failure] = []
+    for pod in observed.pods:
+        failure = pod.failure
+        if failure is None or (pod.name, failure.at) in known:
+            continue
+        fresh.append(
+            Failure(
+                pod=pod.name,
+                node=pod.node,
+                exit_code=failure.exit_code,
+                reason=failure.reason[:256],
+                at=failure.at,
+                log=failure.log[-4096:],
+            )
+        )
+    merged = sorted([*fresh, *observed.status.failures], key=lambda item: item.at, reverse=True)
+    notes = [
+        Note(
+            "WorkerFailed",
+            f"{item.pod} on {item.node or 'no node'}: {item.reason or 'ended'}"
+            + (f", exit code {item.exit_code}" if item.exit_code is not None else "")
+            + "; the last log lines are in status.failures",
+            warning=True,
+        )
+        for item in fresh
+    ]
+    return tuple(merged[:MAX_FAILURES]), notes
+
+
+def failing_node(failures: tuple[Failure, ...], now: datetime) -> str:
+    """The node on which at least three of the last failures happened lately, or ""."""
+    recent = Counter(item.node for item in failures if item.node and now - item.at <= NODE_WINDOW)
+    if not recent:
+        return ""
+    node, number = recent.most_common(1)[0]
+    return node if number >= NODE_FAILURES else ""

@@ -1,0 +1,215 @@
+"""The pods of one pool: create, replace, take out.
+
+Counting is level-based: what is wanted minus what lives. A failed pod stays as evidence until its
+back-off is over and then gives its place, with the count of failures in a row, to its replacement.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import count
+
+from tandem_operator.facts.observed import Observed
+from tandem_operator.facts.worker import WorkerPod
+from tandem_operator.names.objects import stable_id, worker_pod_name
+from tandem_operator.pair import Role
+from tandem_operator.plan.rollout.drain import (
+    DrainStep,
+    can_move,
+    cancel_drain,
+    choose_victim,
+    continue_drain,
+    start_drain,
+)
+from tandem_operator.plan.rollout.stage import RolloutStep
+from tandem_operator.plan.steps import Deletion, EngineCall, Note, PodMark
+
+FIRST_BACKOFF_SECONDS = 2.0
+MAX_BACKOFF_SECONDS = 300.0
+HEALTHY_SECONDS = 600.0
+"""A worker that ran this long starts the count of failures anew."""
+
+
+@dataclass(frozen=True)
+class NewWorker:
+    """A worker to create."""
+
+    name: str
+    restarts: int
+
+
+@dataclass
+class PoolSteps:
+    """What to do to the pods of one pool; filled while planning."""
+
+    create: list[NewWorker] = field(default_factory=list)
+    mark: list[PodMark] = field(default_factory=list)
+    calls: list[EngineCall] = field(default_factory=list)
+    delete: list[Deletion] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    requeue_after: float = 30.0
+
+    def add(self, step: DrainStep) -> None:
+        """Take over one step of a drain."""
+        self.mark.extend([step.mark] if step.mark else [])
+        self.calls.extend([step.call] if step.call else [])
+        self.delete.extend([step.delete] if step.delete else [])
+
+    def again(self, seconds: float) -> None:
+        """Look again after at most `seconds`."""
+        self.requeue_after = min(self.requeue_after, max(seconds, 0.2))
+
+
+@dataclass(frozen=True)
+class PoolTask:
+    """One pool, and what is wanted of it: `desired` workers of the revision `step.grow`."""
+
+    observed: Observed
+    role: Role
+    desired: int
+    step: RolloutStep
+    drain_seconds: int
+    now: datetime
+
+    @property
+    def pods(self) -> tuple[WorkerPod, ...]:
+        """The pods of the role, oldest first."""
+        return self.observed.pods_of(self.role)
+
+    @property
+    def growing(self) -> tuple[WorkerPod, ...]:
+        """The pods of the revision that grows."""
+        return tuple(pod for pod in self.pods if pod.revision == self.step.grow)
+
+    @property
+    def failed(self) -> list[WorkerPod]:
+        """The pods that ended and are kept as evidence."""
+        return [pod for pod in self.pods if pod.failure is not None and not pod.deleting]
+
+    def can_move(self, pod: WorkerPod) -> bool:
+        """Whether another worker could take the streams of `pod`."""
+        return can_move(pod, self.observed.pods)
+
+
+def plan_pool(task: PoolTask) -> PoolSteps:
+    """What to do to the pods of one pool now."""
+    steps = PoolSteps()
+    grow, keep = task.step.grow, task.step.keep
+    if grow:
+        _meet_desired(task, steps)
+    steps.delete.extend(
+        Deletion(pod.name, pod.uid)
+        for pod in task.failed
+        if pod.revision != grow and (keep is None or bool(grow))
+    )
+    for pod in task.pods:
+        if keep is not None and pod.revision not in keep and pod.live:
+            steps.add(start_drain(pod, task.now, move=task.can_move(pod)))
+            steps.notes.append(Note("Draining", f"{pod.name}: revision {pod.revision} retires"))
+    _continue_drains(task, steps)
+    return steps
+
+
+def _meet_desired(task: PoolTask, steps: PoolSteps) -> None:
+    names = _free_names(task)
+    missing = task.desired - sum(pod.live for pod in task.growing)
+    failed = [pod for pod in task.failed if pod.revision == task.step.grow]
+    for pod in sorted(failed, key=lambda pod: pod.restarts):
+        if missing <= 0:
+            steps.delete.append(Deletion(pod.name, pod.uid))
+            continue
+        missing -= 1
+        wait = _backoff_left(pod, task.now)
+        if wait > 0:
+            steps.again(wait)
+            continue
+        new = NewWorker(next(names), _restarts_after(pod))
+        steps.create.append(new)
+        steps.delete.append(Deletion(pod.name, pod.uid))
+        steps.notes.append(Note("Replacing", f"{new.name} replaces {pod.name}, which failed"))
+    for pod in task.growing:
+        if missing > 0 and _can_return(pod):
+            missing -= 1
+            steps.add(cancel_drain(pod))
+            steps.notes.append(Note("DrainCancelled", f"{pod.name} is needed again"))
+    for _ in range(missing):
+        new = NewWorker(next(names), 0)
+        steps.create.append(new)
+        steps.notes.append(Note("Creating", f"worker {new.name}"))
+    if missing < 0:
+        _shrink(task, -missing, steps)
+
+
+def _shrink(task: PoolTask, surplus: int, steps: PoolSteps) -> None:
+    live = [pod for pod in task.growing if pod.live]
+    unstarted = sorted((p for p in live if not p.started), key=lambda p: p.created, reverse=True)
+    for pod in unstarted[:surplus]:
+        steps.delete.append(Deletion(pod.name, pod.uid))
+        steps.notes.append(Note("Deleting", f"{pod.name} had not started"))
+    surplus -= min(surplus, len(unstarted))
+    # One at a time: the survivors take over its load before the next one goes.
+    if surplus > 0 and not any(_drains(pod) for pod in task.growing):
+        victim = choose_victim(tuple(pod for pod in live if pod.started))
+        steps.add(start_drain(victim, task.now, move=task.can_move(victim)))
+        steps.notes.append(Note("Draining", f"{victim.name} has the least resident work"))
+    if surplus > 0:
+        steps.again(1.0)
+
+
+def _continue_drains(task: PoolTask, steps: PoolSteps) -> None:
+    handled = {mark.uid for mark in steps.mark}
+    for pod in task.pods:
+        if not _drains(pod) or pod.uid in handled:
+            continue
+        steps.again(1.0)
+        step = continue_drain(pod, task.now, task.drain_seconds, move=task.can_move(pod))
+        steps.add(step)
+        if step.delete is not None:
+            left = pod.state is not None and not pod.state.idle
+            how = "its drain time is over" if left else "drained"
+            steps.notes.append(Note("Deleting", f"{pod.name}: {how}", warning=left))
+    if steps.mark:
+        steps.again(1.0)
+
+
+def _drains(pod: WorkerPod) -> bool:
+    return pod.draining_since is not None and not pod.deleting and pod.failure is None
+
+
+def _can_return(pod: WorkerPod) -> bool:
+    # A worker whose streams were asked to move would come back empty: still warmer than a new one.
+    return _drains(pod) and pod.ready and pod.state is not None
+
+
+def _free_names(task: PoolTask) -> Iterator[str]:
+    observed = task.observed
+    taken = {pod.name for pod in observed.pods}
+    for number in count():
+        group = stable_id(observed.uid, str(task.role), task.step.grow, number)
+        name = worker_pod_name(observed.name, task.role, group)
+        if name not in taken:
+            yield name
+
+
+def backoff_seconds(restarts: int) -> float:
+    """How long a failed pod keeps its place. The first failure is replaced at once."""
+    if restarts == 0:
+        return 0.0
+    return float(min(FIRST_BACKOFF_SECONDS * 2 ** min(restarts - 1, 16), MAX_BACKOFF_SECONDS))
+
+
+def _backoff_left(pod: WorkerPod, now: datetime) -> float:
+    assert pod.failure is not None, "only a failed pod backs off"
+    if _was_healthy(pod):
+        return 0.0
+    due = pod.failure.at + timedelta(seconds=backoff_seconds(pod.restarts))
+    return (due - now).total_seconds()
+
+
+def _restarts_after(pod: WorkerPod) -> int:
+    return 1 if _was_healthy(pod) else pod.restarts + 1
+
+
+def _was_healthy(pod: WorkerPod) -> bool:
+    failure = pod.failure
+    return failure is not None and (failure.at - pod.created).total_seconds() >= HEALTHY_SECONDS

@@ -1,0 +1,200 @@
+"""One pass over one service: facts in, plan out. Pure."""
+
+from datetime import datetime
+from typing import Any
+
+from tandem_operator.api import InferenceServiceSpec
+from tandem_operator.facts.observed import Observed
+from tandem_operator.manifests.fleet import build_fleet, build_owner, build_pool
+from tandem_operator.manifests.revision import revision_of
+from tandem_operator.manifests.router import build_router
+from tandem_operator.manifests.wiring import Wiring
+from tandem_operator.manifests.worker import Blueprint, build_worker_pod
+from tandem_operator.names.objects import pool_name
+from tandem_operator.pair import Pair, Role
+from tandem_operator.plan.notes import note_conditions, note_invalid_spec, note_scaling
+from tandem_operator.plan.rollout.deletion import plan_deletion
+from tandem_operator.plan.rollout.failures import keep_evidence
+from tandem_operator.plan.rollout.probe import plan_probe
+from tandem_operator.plan.rollout.stage import RolloutStep, RolloutView, plan_rollout
+from tandem_operator.plan.rollout.workers import PoolSteps, PoolTask, plan_pool
+from tandem_operator.plan.scale.policy import plan_scaling
+from tandem_operator.plan.scale.targets import PoolTarget, plan_targets
+from tandem_operator.plan.status.basis import StatusBasis
+from tandem_operator.plan.status.policy import plan_policy_status
+from tandem_operator.plan.status.pool import build_pool_status
+from tandem_operator.plan.status.service import build_status, build_unreadable_status
+from tandem_operator.plan.steps import Plan
+from tandem_operator.plan.support import find_blockers
+from tandem_operator.plan.wiring import choose_wiring
+
+MEASURE_SECONDS = 15.0
+"""How often a settled service is looked at, which renews status.slo."""
+
+
+def reconcile(observed: Observed, now: datetime) -> Plan:
+    """What to do about a service, given all facts."""
+    second = now.replace(microsecond=0)
+    if observed.deleting_since is not None:
+        return plan_deletion(observed, plan_policy_status(observed, None, second), second)
+    if observed.spec is None:
+        status = build_unreadable_status(observed, second)
+        return Plan(status=status.to_manifest(), events=note_invalid_spec(observed))
+    return _plan_service(observed, observed.spec, now)
+
+
+def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: datetime) -> Plan:
+    memory = plan_scaling(observed, spec, moment)
+    now = moment.replace(microsecond=0)
+    revision = revision_of(spec, observed.images)
+    targets = plan_targets(spec, observed, memory.decision)
+    wiring = _wiring(observed, spec)
+    blockers = find_blockers(spec)
+    if wiring.problem and "not supported" in wiring.problem:
+        blockers.append(wiring.problem)
+    step = plan_rollout(_rollout_view(observed, spec, revision, targets))
+    steps = _plan_pools(observed, spec, step, targets, blocked=bool(blockers), now=now)
+    failures, failure_notes = keep_evidence(observed)
+    basis = StatusBasis(
+        observed, spec, revision, step, targets, wiring, blockers, failures, memory, now
+    )
+    status = build_status(basis)
+    probe = plan_probe(observed, spec, step.route, now)
+    owner = build_owner(observed)
+    return Plan(
+        finalizer="keep" if observed.has_finalizer else "add",
+        apply=(
+            *_changed_pools(observed, targets, revision),
+            *build_fleet(observed, spec, owner),
+            *_routers(observed, spec, step.route, revision, owner),
+        ),
+        create=_new_pods(observed, spec, steps, revision, wiring),
+        mark=tuple(mark for pool in steps for mark in pool.mark),
+        engine_calls=(
+            *(call for pool in steps for call in pool.calls),
+            *([probe] if probe else []),
+        ),
+        delete=tuple(item for pool in steps for item in pool.delete),
+        status=status.to_manifest(),
+        pool_status={
+            pool_name(observed.name, role): build_pool_status(pool, role, basis, status)
+            for role, pool in observed.pools.items()
+            if pool is not None
+        },
+        policy_status=plan_policy_status(observed, memory, now),
+        events=(
+            *failure_notes,
+            *(note for pool in steps for note in pool.notes),
+            *note_scaling(observed, targets, memory.entries),
+            *note_conditions(observed, status.conditions),
+        ),
+        scaling=memory.entries,
+        memory=memory,
+        requeue_after=_requeue(observed, steps, probing=probe is not None),
+    )
+
+
+def _routers(
+    observed: Observed,
+    spec: InferenceServiceSpec,
+    route: str,
+    target: str,
+    owner: dict[str, Any],
+) -> list[dict[str, Any]]:
+    children = build_router(observed, spec, target, owner)
+    if route == target:
+        return children
+    # Until the routers change over, their Deployment stays as the old spec made it.
+    return [child for child in children if child["kind"] != "Deployment"]
+
+
+def _wiring(observed: Observed, spec: InferenceServiceSpec) -> Wiring:
+    num_gpus = max(spec.pools.map(lambda pool: pool.gpus_per_pod))
+    recorded = observed.status.transport.wiring if observed.status.transport else None
+    fresh = observed.status.observed_generation != observed.generation
+    return choose_wiring(spec.rdma, observed.nodes, num_gpus, None if fresh else recorded)
+
+
+def _rollout_view(
+    observed: Observed, spec: InferenceServiceSpec, target: str, targets: Pair[PoolTarget]
+) -> RolloutView:
+    router = observed.router
+    routed = router.revision if router is not None else ""
+    present = [pod for pod in observed.pods if not pod.deleting and pod.failure is None]
+    ready = Pair.build(
+        lambda role: sum(
+            pod.ready and pod.live and pod.revision == target and pod.role is role
+            for pod in present
+        )
+    )
+    return RolloutView(
+        target=target,
+        routed=routed,
+        routed_live=any(pod.started and pod.revision == routed for pod in present),
+        routers_changed=router is not None and router.rolled_out,
+        target_ready=all(number >= pool.desired for number, pool in ready.zip(targets)),
+        old_workers=any(pod.revision != target for pod in observed.pods),
+        paused=spec.rollout.paused,
+    )
+
+
+def _plan_pools(
+    observed: Observed,
+    spec: InferenceServiceSpec,
+    step: RolloutStep,
+    targets: Pair[PoolTarget],
+    *,
+    blocked: bool,
+    now: datetime,
+) -> Pair[PoolSteps]:
+    def plan(role: Role) -> PoolSteps:
+        pool, desired = observed.pools.of(role), targets.of(role).desired
+        if blocked or pool is None or pool.deleting:
+            return PoolSteps(requeue_after=30.0 if blocked else 0.5)
+        drain_seconds = spec.rollout.drain_seconds
+        return plan_pool(PoolTask(observed, role, desired, step, drain_seconds, now))
+
+    return Pair.build(plan)
+
+
+def _new_pods(
+    observed: Observed,
+    spec: InferenceServiceSpec,
+    steps: Pair[PoolSteps],
+    revision: str,
+    wiring: Wiring,
+) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        build_worker_pod(observed, spec, Blueprint(role, new.name, revision, wiring, new.restarts))
+        for role, pool in steps.items()
+        for new in pool.create
+    )
+
+
+def _changed_pools(
+    observed: Observed, targets: Pair[PoolTarget], revision: str
+) -> list[dict[str, Any]]:
+    changed = []
+    for role, target in targets.items():
+        pool = observed.pools.of(role)
+        wanted = (target.replicas, target.spec_replicas, target.ignored, revision)
+        if pool is not None and wanted == (
+            pool.replicas,
+            pool.spec_replicas,
+            pool.ignored_scale,
+            pool.revision,
+        ):
+            continue
+        changed.append(build_pool(observed, role, *wanted))
+    return changed
+
+
+def _requeue(observed: Observed, steps: Pair[PoolSteps], *, probing: bool) -> float:
+    soonest = min(pool.requeue_after for pool in steps)
+    if probing or not any(observed.pools):
+        return min(soonest, 0.5)
+    waits = observed.router is None or not observed.router.rolled_out
+    waits = waits or any(not pod.ready or pod.deleting for pod in observed.pods)
+    # A policy looks at fresh measurements every few seconds.
+    waits = waits or (observed.spec is not None and observed.spec.autoscaling is not None)
+    return min(soonest, 5.0 if waits else MEASURE_SECONDS)

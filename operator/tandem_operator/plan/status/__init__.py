@@ -1,0 +1,1 @@
+"""What a plan says in status: conditions, pools, policies."""

@@ -1,0 +1,175 @@
+"""Every condition of a service, judged from the facts and the decisions of a pass."""
+
+from datetime import timedelta
+
+from tandem_operator.api.conditions import (
+    ConditionStatus,
+    ConditionType,
+    Judgement,
+    condition_of,
+    holds,
+)
+from tandem_operator.api.inference_service import InferenceServiceSpec
+from tandem_operator.api.kv_transfer import VerifyMode
+from tandem_operator.facts.scaling import PolicyDecision
+from tandem_operator.pair import Role
+from tandem_operator.plan.rollout.failures import failing_node
+from tandem_operator.plan.rollout.stage import Stage
+from tandem_operator.plan.scale.policy import SCALING_CONDITIONS
+from tandem_operator.plan.status.basis import StatusBasis
+from tandem_operator.plan.status.pool import POOL_READY
+from tandem_operator.plan.status.transport import FELL_BACK
+from tandem_operator.plan.support import find_unused
+
+
+def judge_service(basis: StatusBasis, transport: Judgement) -> dict[ConditionType, Judgement]:
+    """Every condition. `transport` is what TransportVerified says."""
+    judged = {condition: _pool_ready(basis, role) for role, condition in POOL_READY.items()}
+    judged[ConditionType.ROUTER_READY] = _router_ready(basis)
+    judged[ConditionType.MODEL_READY] = _model_ready(basis)
+    judged[ConditionType.PROGRESSING] = _progressing(basis)
+    judged[ConditionType.CAPACITY_UNAVAILABLE] = _capacity(basis)
+    judged.update(_scaling(basis.scaling.decision))
+    judged[ConditionType.TRANSPORT_VERIFIED] = transport
+    judged[ConditionType.DEGRADED] = _degraded(basis, transport)
+    judged[ConditionType.READY] = _ready(judged, basis.spec)
+    return judged
+
+
+def _pool_ready(basis: StatusBasis, role: Role) -> Judgement:
+    ready = len(basis.workers(role, basis.serving))
+    desired = basis.targets.of(role).desired
+    said = f"{ready} of {desired} workers are ready"
+    if basis.blockers:
+        return Judgement(False, "Unsupported", "; ".join(basis.blockers))
+    if desired == 0:
+        # Decode workers prefill by themselves, so an empty prefill pool still serves.
+        return Judgement(role is Role.PREFILL, "ScaledToZero", "no worker is wanted")
+    if ready >= desired:
+        return Judgement(True, "WorkersReady", said)
+    if ready and holds(basis.observed.status.conditions, POOL_READY.of(role)):
+        return Judgement(True, "WorkersStarting", said)
+    if basis.wiring.problem:
+        return Judgement(False, "FabricUnavailable", f"{said}: {basis.wiring.problem}")
+    failed = next((pod for pod in basis.observed.pods_of(role) if pod.failure is not None), None)
+    if failed is not None and failed.failure is not None:
+        why = f"{failed.name} failed ({failed.failure.reason}); see status.failures"
+        return Judgement(False, "WorkersFailing", f"{said}: {why}")
+    troubled = next((pod for pod in basis.observed.pods_of(role) if pod.trouble), None)
+    if troubled is not None:
+        reason = troubled.trouble_reason or "WorkersPending"
+        return Judgement(False, reason, f"{said}: {troubled.name}: {troubled.trouble}")
+    return Judgement(False, "WorkersStarting", said)
+
+
+def _router_ready(basis: StatusBasis) -> Judgement:
+    router, wanted = basis.observed.router, basis.spec.router.replicas
+    if router is None:
+        return Judgement(False, "RoutersStarting", "the router Deployment is being made")
+    said = f"{router.ready} of {wanted} routers are ready"
+    if router.ready >= wanted:
+        return Judgement(True, "RoutersReady", said)
+    if router.ready and holds(basis.observed.status.conditions, ConditionType.ROUTER_READY):
+        return Judgement(True, "RoutersStarting", said)
+    detail = f": {router.message}" if router.message else ""
+    return Judgement(False, "RoutersStarting", said + detail)
+
+
+def _model_ready(basis: StatusBasis) -> Judgement:
+    ready = [pod for pod in basis.observed.pods if pod.ready and pod.live]
+    if ready:
+        name = basis.model_name
+        return Judgement(True, "Loaded", f"{name} is loaded in {len(ready)} workers")
+    if any(pod.failure is not None for pod in basis.observed.pods):
+        return Judgement(False, "LoadFailed", "workers fail; see status.failures")
+    started = sum(pod.started for pod in basis.observed.pods)
+    return Judgement(False, "Loading", f"{started} workers load {basis.spec.model.uri}")
+
+
+def _progressing(basis: StatusBasis) -> Judgement:
+    step = basis.step
+    if step.stage is Stage.PAUSED:
+        return Judgement(False, "Paused", "rollout.paused is true: set it to false to go on")
+    busy = ""
+    if step.stage is not Stage.STEADY:
+        busy = f"roll-out to {basis.target}: {step.stage}"
+    for role in Role:
+        desired = basis.targets.of(role).desired
+        ready = len(basis.workers(role, basis.target))
+        draining = sum(pod.draining_since is not None for pod in basis.observed.pods_of(role))
+        if not busy and (ready < desired or draining):
+            busy = f"{role}: {ready} of {desired} ready, {draining} draining"
+    if not busy:
+        return Judgement(False, "Stable", "everything is as wanted")
+    limit = timedelta(seconds=basis.spec.rollout.progress_deadline_seconds)
+    old = condition_of(basis.observed.status.conditions, ConditionType.PROGRESSING)
+    if old is not None and old.observed_generation == basis.observed.generation:
+        stuck = old.reason == "ProgressDeadlineExceeded"
+        late = old.status is ConditionStatus.TRUE and basis.now - old.last_transition_time > limit
+        if stuck or late:
+            message = f"no success within {limit}: {busy}; the old workers keep serving"
+            return Judgement(False, "ProgressDeadlineExceeded", message)
+    reason = "RollingOut" if step.stage is not Stage.STEADY else "Scaling"
+    return Judgement(True, reason, busy)
+
+
+def _capacity(basis: StatusBasis) -> Judgement:
+    if basis.wiring.problem:
+        return Judgement(True, "FabricUnavailable", basis.wiring.problem)
+    decision = basis.scaling.decision
+    if decision is not None and ConditionType.CAPACITY_UNAVAILABLE in decision.conditions:
+        return decision.conditions[ConditionType.CAPACITY_UNAVAILABLE]
+    for pod in basis.observed.pods:
+        if pod.live and pod.trouble_reason == "Unschedulable":
+            return Judgement(True, "Unschedulable", f"{pod.name}: {pod.trouble}")
+    return Judgement(False, "CapacityFound", "every worker has a node")
+
+
+def _scaling(decision: PolicyDecision | None) -> dict[ConditionType, Judgement]:
+    if decision is None:
+        judged = Judgement(False, "NoPolicy", "spec.autoscaling names no policy")
+        return dict.fromkeys(SCALING_CONDITIONS, judged)
+    return {kind: decision.conditions[kind] for kind in SCALING_CONDITIONS}
+
+
+def _degraded(basis: StatusBasis, transport: Judgement) -> Judgement:
+    node = failing_node(basis.failures, basis.now)
+    if basis.blockers:
+        return Judgement(True, "Unsupported", "; ".join(basis.blockers))
+    if basis.observed.last_error:
+        return Judgement(True, "StepFailed", basis.observed.last_error)
+    if node:
+        message = f"workers keep failing on node {node}: look at it, or cordon it"
+        return Judgement(True, "NodeFailing", message)
+    failed = [pod.name for pod in basis.observed.pods if pod.failure is not None]
+    if failed:
+        return Judgement(True, "WorkersFailing", f"{', '.join(failed)}; see status.failures")
+    if basis.wiring.problem:
+        return Judgement(True, "FabricUnavailable", basis.wiring.problem)
+    if transport.holds is False:
+        return Judgement(True, transport.reason, transport.message)
+    for pod in basis.observed.pods:
+        if pod.memlock not in ("", "unlimited"):
+            message = (
+                f"{pod.name} may lock only {pod.memlock} KiB of memory, too little for RDMA: raise"
+                " LimitMEMLOCK of the container runtime on its node to infinity"
+            )
+            return Judgement(True, "MemlockTooLow", message)
+    unused = find_unused(basis.spec)
+    if unused:
+        message = f"without effect in this release: {', '.join(unused)}"
+        return Judgement(True, "FieldsWithoutEffect", message)
+    return Judgement(False, "Healthy", basis.wiring.note)
+
+
+def _ready(judged: dict[ConditionType, Judgement], spec: InferenceServiceSpec) -> Judgement:
+    needed = [*POOL_READY, ConditionType.ROUTER_READY]
+    if spec.kv_transfer.verify.mode is VerifyMode.REQUIRED and spec.prefill.replicas:
+        needed.append(ConditionType.TRANSPORT_VERIFIED)
+    for kind in needed:
+        if judged[kind].reason == FELL_BACK:
+            # KV moves, fast enough, over what backend Auto could get: degraded, but serving.
+            continue
+        if not judged[kind].holds:
+            return Judgement(False, f"Not{kind}", f"{kind}: {judged[kind].message}")
+    return Judgement(True, "Serving", "requests are served")

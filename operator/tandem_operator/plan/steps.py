@@ -1,0 +1,86 @@
+"""What a pass wants done. `execute` does it, in the order of the fields."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tandem_operator.api.autoscaling_policy import PolicyTarget
+from tandem_operator.api.status import ScalingDecision
+from tandem_operator.facts.scaling import ScalingMemory
+
+
+@dataclass(frozen=True)
+class PodMark:
+    """Annotations to set (None: to remove) on a pod that is still the one with this uid."""
+
+    name: str
+    uid: str
+    annotations: Mapping[str, str | None]
+
+
+@dataclass(frozen=True)
+class EngineCall:
+    """A request to a worker's /admin/*."""
+
+    action: Literal["drain", "undrain", "probe"]
+    pod: str
+    ip: str
+    token: str = field(repr=False)
+    body: Mapping[str, Any] = field(default_factory=dict)
+    peer: str = ""  # for a probe: the other pod
+    revision: str = ""
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """A pod to delete. `grace_seconds` None: what the pod itself says."""
+
+    name: str
+    uid: str
+    grace_seconds: int | None = None
+
+
+@dataclass(frozen=True)
+class Note:
+    """An event for `kubectl describe`."""
+
+    reason: str
+    message: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class PolicyTargets:
+    """What the status of an AutoscalingPolicy should list, if nobody changed the policy since."""
+
+    name: str
+    resource_version: str
+    targets: tuple[PolicyTarget, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One pass over one service.
+
+    `scaling` are the decisions that status.scaling shows for the first time. `memory` is what
+    scaling hands on to the next pass; None: nothing, because the service goes or can't be read.
+    """
+
+    finalizer: Literal["keep", "add", "remove"] = "keep"
+    apply: tuple[dict[str, Any], ...] = ()
+    create: tuple[dict[str, Any], ...] = ()
+    mark: tuple[PodMark, ...] = ()
+    engine_calls: tuple[EngineCall, ...] = ()
+    delete: tuple[Deletion, ...] = ()
+    status: Mapping[str, Any] | None = None
+    pool_status: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    policy_status: tuple[PolicyTargets, ...] = ()
+    events: tuple[Note, ...] = ()
+    scaling: tuple[ScalingDecision, ...] = ()
+    memory: ScalingMemory | None = None
+    requeue_after: float = 30.0
+
+    @property
+    def quiet(self) -> bool:
+        """It changes no pod and calls no worker."""
+        return not (self.create or self.mark or self.engine_calls or self.delete)

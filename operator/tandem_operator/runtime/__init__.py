@@ -1,0 +1,1 @@
+"""What the process runs on: the lease, the queue, the watches, health and metrics."""

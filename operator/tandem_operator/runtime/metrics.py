@@ -1,0 +1,104 @@
+"""The operator's own metrics (prefix `tandem_operator_`)."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from tandem_operator.facts.observed import Observed
+from tandem_operator.pair import Role
+from tandem_operator.plan import Plan
+
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class Metrics:
+    """All metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        labels = ("namespace", "service")
+        self.reconcile_seconds = Histogram(
+            "tandem_operator_reconcile_seconds",
+            "One pass over one service: observe, reconcile, execute.",
+            labels,
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self.plan_seconds = Histogram(
+            "tandem_operator_plan_seconds",
+            "The pure part of a pass.",
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self.errors = Counter(
+            "tandem_operator_reconcile_errors_total",
+            "Passes that failed.",
+            (*labels, "error"),
+            registry=self.registry,
+        )
+        self.replicas = Gauge(
+            "tandem_operator_replicas",
+            "Workers by state: desired, existing, ready.",
+            (*labels, "role", "state"),
+            registry=self.registry,
+        )
+        self.decisions = Counter(
+            "tandem_operator_decisions_total",
+            "Steps taken: create, delete, drain, undrain, probe.",
+            (*labels, "step"),
+            registry=self.registry,
+        )
+        self.scaling_decisions = Counter(
+            "tandem_operator_scaling_decisions_total",
+            "Decisions of autoscaling policies, as in status.scaling.",
+            (*labels, "role", "how"),
+            registry=self.registry,
+        )
+        self.rollout_progress = Gauge(
+            "tandem_operator_rollout_progress",
+            "Share of wanted workers that are of the current revision and ready.",
+            labels,
+            registry=self.registry,
+        )
+        self.watch_restarts = Counter(
+            "tandem_operator_watch_restarts_total",
+            "Watches that were started anew.",
+            registry=self.registry,
+        )
+        self.leading = Gauge(
+            "tandem_operator_leading", "1 while this replica leads.", registry=self.registry
+        )
+        self.queued = Gauge(
+            "tandem_operator_queued", "Services that wait or are worked on.", registry=self.registry
+        )
+
+    def record(self, observed: Observed, plan: Plan) -> None:
+        """What a pass saw and decided."""
+        labels = (observed.namespace, observed.name)
+        steps = {"create": len(plan.create), "delete": len(plan.delete)}
+        for call in plan.engine_calls:
+            steps[call.action] = steps.get(call.action, 0) + 1
+        for step, number in steps.items():
+            if number:
+                self.decisions.labels(*labels, step).inc(number)
+        for item in plan.scaling:
+            self.scaling_decisions.labels(*labels, str(item.pool), str(item.how).lower()).inc()
+        wanted = ready = 0
+        for pool in (plan.status or {}).get("pools", []):
+            role = pool["role"].lower()
+            states = {
+                "desired": pool["desired"],
+                "existing": pool["replicas"],
+                "ready": pool["ready"],
+            }
+            for state, number in states.items():
+                self.replicas.labels(*labels, role, state).set(number)
+            wanted += pool["desired"]
+            ready += min(pool["updated"], pool["ready"], pool["desired"])
+        self.rollout_progress.labels(*labels).set(ready / wanted if wanted else 1.0)
+
+    def forget(self, namespace: str, name: str) -> None:
+        """Drop the gauges of a service that is gone."""
+        self.rollout_progress.remove_by_labels({"namespace": namespace, "service": name})
+        for role in Role:
+            self.replicas.remove_by_labels(
+                {"namespace": namespace, "service": name, "role": str(role)}
+            )

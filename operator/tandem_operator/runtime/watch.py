@@ -1,0 +1,106 @@
+"""kopf's part: it watches and calls the queue. It writes nothing: no annotation, no finalizer."""
+
+from collections.abc import Callable, Iterator
+from itertools import chain, repeat
+from typing import Any
+
+import kopf
+
+from tandem_operator.names.labels import LABEL_SERVICE
+from tandem_operator.names.objects import (
+    AUTOSCALING_POLICIES,
+    GROUP,
+    INFERENCE_SERVICES,
+    KOPF_FINALIZER,
+    STORAGE_PREFIX,
+    VERSION,
+    WORKER_POOLS,
+)
+from tandem_operator.runtime.workqueue import WorkQueue, key_of
+
+Forget = Callable[[str, str, str], None]
+"""Told of a child that is gone: kind, namespace, name."""
+
+
+class Patient:
+    """Back-offs without an end: an API server that is away comes back some time."""
+
+    def __init__(self, on_retry: Callable[[], object] = lambda: None) -> None:
+        self._on_retry = on_retry
+
+    def __iter__(self) -> Iterator[float]:
+        for seconds in chain((0.2, 0.5, 1, 2), repeat(3)):
+            self._on_retry()
+            yield seconds
+
+
+def build_settings(on_retry: Callable[[], object] = lambda: None) -> kopf.OperatorSettings:
+    """kopf's settings: our names, short watches, nothing written by kopf."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    # kopf takes its finalizer off what it has no deletion handler for: ours must have another name.
+    settings.persistence.finalizer = KOPF_FINALIZER
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=STORAGE_PREFIX)
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=STORAGE_PREFIX)
+    settings.watching.server_timeout = 240
+    settings.watching.client_timeout = 300
+    settings.watching.connect_timeout = 10
+    settings.watching.inactivity_timeout = 90
+    settings.watching.reconnect_backoff = 0.5
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 10
+    settings.networking.error_backoffs = Patient(on_retry)
+    settings.execution.max_workers = 1
+    return settings
+
+
+def build_registry(queue: WorkQueue, forget: Forget) -> kopf.OperatorRegistry:
+    """Every trigger takes one path: find the service, tell the queue."""
+    registry = kopf.OperatorRegistry()
+    seen: dict[str, tuple[Any, ...]] = {}
+
+    @kopf.on.login(registry=registry)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    @kopf.on.event(GROUP, VERSION, INFERENCE_SERVICES, registry=registry)
+    async def on_service(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002
+        meta = body.metadata
+        # Our own status writes come back as events: only what others write is news.
+        facts = (
+            meta.get("generation"),
+            meta.get("deletionTimestamp"),
+            dict(meta.get("annotations", {})),
+            tuple(meta.get("finalizers", ())),
+        )
+        if type == "DELETED":
+            seen.pop(meta["uid"], None)
+        elif seen.get(meta["uid"]) == facts:
+            return
+        else:
+            seen[meta["uid"]] = facts
+        queue.trigger(key_of(meta.get("namespace"), meta["name"]))
+
+    @kopf.on.event("pods", registry=registry, labels={LABEL_SERVICE: kopf.PRESENT})
+    @kopf.on.event(
+        "apps", "v1", "deployments", registry=registry, labels={LABEL_SERVICE: kopf.PRESENT}
+    )
+    @kopf.on.event(GROUP, VERSION, WORKER_POOLS, registry=registry)
+    async def on_child(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002
+        meta = body.metadata
+        namespace = meta.get("namespace") or "default"
+        # A pool that somebody else wrote may have no labels at all.
+        service = meta.get("labels", {}).get(LABEL_SERVICE)
+        if type == "DELETED":
+            forget(str(body.get("kind", "")), namespace, meta["name"])
+        if service:
+            queue.trigger(key_of(namespace, service))
+
+    @kopf.on.event(GROUP, VERSION, AUTOSCALING_POLICIES, registry=registry)
+    async def on_policy(namespace: str | None, **_: Any) -> None:
+        for service_namespace, service in queue.known():
+            if service_namespace == namespace:
+                queue.trigger((service_namespace, service))
+
+    return registry

@@ -1,0 +1,246 @@
+"""Pods, routers and nodes as the API server shows them."""
+
+from typing import Any
+
+import pytest
+
+from tandem_operator.observe.objects import (
+    read_node,
+    read_pools,
+    read_router,
+    read_spec,
+    read_status,
+    read_workers,
+)
+from tandem_operator.observe.pod import read_pod, read_router_pod, read_time
+from tandem_operator.pair import Pair
+
+
+def raw_pod(status: dict[str, Any], **annotations: str) -> dict[str, Any]:
+    return {
+        "metadata": {
+            "name": "qwen-decode-a",
+            "uid": "u1",
+            "creationTimestamp": "2026-11-22T12:00:00Z",
+            "labels": {"tandem.dev/role": "decode", "tandem.dev/revision": "r1"},
+            "annotations": {f"tandem.dev/{key}": value for key, value in annotations.items()},
+            "ownerReferences": [{"uid": "pool"}],
+        },
+        "spec": {
+            "nodeName": "n1",
+            "containers": [
+                {"name": "engine", "env": [{"name": "TANDEM_ADMIN_TOKEN", "value": "t"}]}
+            ],
+        },
+        "status": status,
+    }
+
+
+def engine(state: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": "engine", "state": state}]
+
+
+def test_a_ready_worker() -> None:
+    pod = read_pod(
+        raw_pod(
+            {
+                "phase": "Running",
+                "podIP": "10.0.0.1",
+                "conditions": [
+                    {
+                        "type": "Ready",
+                        "status": "True",
+                        "lastTransitionTime": "2026-11-22T12:00:09Z",
+                    }
+                ],
+                "containerStatuses": engine({"running": {}}),
+            },
+            cost="7",
+            restarts="2",
+            **{"bootstrap-port": "9000"},
+        )
+    )
+    assert pod is not None
+    assert pod.ready
+    assert pod.started
+    assert pod.live
+    assert (pod.cost, pod.restarts, pod.bootstrap_port, pod.admin_token) == (7, 2, 9000, "t")
+    assert pod.ready_since is not None
+
+
+def test_a_crashed_worker() -> None:
+    ended = {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2026-11-22T12:05:00Z"}
+    pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": engine({"terminated": ended})}))
+    assert pod is not None
+    assert pod.failure is not None
+    assert (pod.failure.exit_code, pod.failure.reason) == (137, "OOMKilled")
+    assert not pod.live
+
+
+@pytest.mark.parametrize(("code", "crashed"), [(0, False), (143, False), (137, True), (1, True)])
+def test_a_deleted_worker_that_ends_in_order_has_not_failed(code: int, crashed: bool) -> None:
+    """Else every scale-in and roll-out would push real crashes out of status.failures."""
+    ended = {"exitCode": code, "finishedAt": "2026-11-22T12:05:00Z"}
+    phase = "Failed" if code else "Succeeded"
+    raw = raw_pod({"phase": phase, "containerStatuses": engine({"terminated": ended})})
+    kept = read_pod(raw)
+    raw["metadata"]["deletionTimestamp"] = "2026-11-22T12:04:00Z"
+    deleted = read_pod(raw)
+    assert kept is not None
+    assert kept.failure is not None
+    assert deleted is not None
+    assert (deleted.failure is not None) == crashed
+    assert not deleted.live
+
+
+def test_an_evicted_worker_has_evidence_too() -> None:
+    status = {"phase": "Failed", "reason": "Evicted", "message": "disk", "startTime": None}
+    pod = read_pod(raw_pod(status))
+    assert pod is not None
+    assert pod.failure is not None
+    assert (pod.failure.reason, pod.failure.log, pod.failure.exit_code) == ("Evicted", "disk", None)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (
+            {
+                "phase": "Pending",
+                "conditions": [
+                    {
+                        "type": "PodScheduled",
+                        "status": "False",
+                        "reason": "Unschedulable",
+                        "message": "0/2 nodes",
+                    }
+                ],
+            },
+            "Unschedulable",
+        ),
+        (
+            {
+                "phase": "Pending",
+                "containerStatuses": engine(
+                    {"waiting": {"reason": "ErrImagePull", "message": "no"}}
+                ),
+            },
+            "ErrImagePull",
+        ),
+        (
+            {
+                "phase": "Pending",
+                "containerStatuses": engine({"waiting": {"reason": "ContainerCreating"}}),
+            },
+            "",
+        ),
+    ],
+)
+def test_trouble_is_named(status: dict[str, Any], reason: str) -> None:
+    pod = read_pod(raw_pod(status))
+    assert pod is not None
+    assert pod.trouble_reason == reason
+    assert not pod.started
+
+
+def test_marks_are_read_however_they_were_written() -> None:
+    pod = read_pod(raw_pod({}, draining="2026-11-22T12:00:00+00:00"))
+    assert pod is not None
+    assert pod.draining_since is not None
+    by_hand = read_pod(raw_pod({}, draining="true", cost="cheap"))
+    assert by_hand is not None
+    assert by_hand.draining_since is not None
+    assert by_hand.cost == 0
+
+
+def test_memlock_is_read_from_the_check() -> None:
+    check = {"name": "memlock", "state": {"terminated": {"message": "64\n"}}}
+    pod = read_pod(raw_pod({"initContainerStatuses": [check]}))
+    assert pod is not None
+    assert pod.memlock == "64"
+
+
+def test_only_our_own_workers_count() -> None:
+    assert len(read_workers([raw_pod({})], {"pool"})) == 1
+    assert read_workers([raw_pod({})], {"other"}) == ()
+    router = raw_pod({})
+    router["metadata"]["labels"]["tandem.dev/role"] = "router"
+    assert read_pod(router) is None
+
+
+def test_ready_router_pods_are_found() -> None:
+    raw = raw_pod({"podIP": "10.0.0.2", "conditions": [{"type": "Ready", "status": "True"}]})
+    assert read_router_pod(raw) is None
+    raw["metadata"]["labels"]["tandem.dev/role"] = "router"
+    found = read_router_pod(raw)
+    assert found is not None
+    assert found.ip == "10.0.0.2"
+
+
+def test_the_routers_have_changed_over_only_without_old_pods() -> None:
+    raw: dict[str, Any] = {
+        "metadata": {"generation": 2, "labels": {"tandem.dev/revision": "r1"}},
+        "spec": {"replicas": 2},
+        "status": {
+            "observedGeneration": 2,
+            "replicas": 2,
+            "updatedReplicas": 2,
+            "availableReplicas": 2,
+            "readyReplicas": 2,
+        },
+    }
+    assert read_router(raw).rolled_out
+    for change in (
+        {"replicas": 3},
+        {"observedGeneration": 1},
+        {"updatedReplicas": 1},
+        {"terminatingReplicas": 1},
+    ):
+        assert not read_router({**raw, "status": {**raw["status"], **change}}).rolled_out
+
+
+def test_nodes_offer_extended_resources() -> None:
+    node = {
+        "metadata": {"name": "n"},
+        "spec": {},
+        "status": {
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "allocatable": {"cpu": "4", "rdma/ib": "8", "hugepages/x": "1Gi"},
+        },
+    }
+    view = read_node(node)
+    assert view.schedulable
+    assert view.resources == {"rdma/ib": 8}
+    assert not read_node({**node, "spec": {"unschedulable": True}}).schedulable
+
+
+def test_foreign_pools_are_left_alone() -> None:
+    pool = {
+        "metadata": {
+            "name": "qwen-decode",
+            "uid": "p",
+            "annotations": {"tandem.dev/spec-replicas": "2"},
+            "ownerReferences": [{"uid": "me"}],
+        },
+        "spec": {"replicas": 3, "revision": "r1"},
+        "status": {"desiredReplicas": 2},
+    }
+    views = read_pools("qwen", "me", [pool])
+    assert views.prefill is None
+    decode = views.decode
+    assert decode is not None
+    assert (decode.replicas, decode.spec_replicas, decode.desired) == (3, 2, 2)
+    assert read_pools("qwen", "other", [pool]) == Pair(None, None)
+
+
+def test_specs_and_statuses_of_other_releases() -> None:
+    spec, error = read_spec({"spec": {"model": {"uri": "mock://x"}, "bogus": 1}})
+    assert spec is None
+    assert "bogus" in error
+    assert read_status({"status": {"bogus": 1}}).conditions == ()
+
+
+def test_times() -> None:
+    assert read_time("2026-11-22T12:00:00Z") is not None
+    assert read_time(None) is None
+    assert read_time("soon") is None

@@ -1,4 +1,4 @@
-"""The KV cache of one worker on the host: one tensor, in a shared file where peers may write it."""
+"""The KV cache of one worker on the host: one tensor, which may be a file that peers write to."""
 
 import fcntl
 import mmap
@@ -23,8 +23,8 @@ class HostKVStore(KVStore):
     """KV as [layer, K/V, block, head, token, dim] in host memory.
 
     The memory is zero at first, so that padding never holds NaN. With a `shared_dir` it is a file
-    there that this process locks for its lifetime; files of dead processes are removed on the way.
-    The scheduler's thread writes through `cache`, the hand-off's through import_blocks, each to
+    there, which this process keeps locked as long as it lives; files of dead processes are removed.
+    The scheduler's thread writes through `cache`, the hand-off's through `import_blocks`, each to
     blocks of its own, so neither needs a lock.
 
     Raises:
@@ -58,7 +58,7 @@ class HostKVStore(KVStore):
         chosen = self._pages[layers.start : layers.stop]
         expected = len(layers) * len(blocks) * self.layout.layer_bytes
         if data.nbytes != expected:
-            raise ValueError(f"{data.nbytes} bytes for pages of {expected} bytes")
+            raise ValueError(f"got {data.nbytes} bytes for pages of {expected} bytes")
         packed = np.frombuffer(data, np.uint8)
         chosen[:, :, np.asarray(blocks, np.int64)] = packed.reshape(
             len(layers), self.layout.num_planes, len(blocks), self.layout.page_bytes
@@ -94,8 +94,8 @@ def _make_locked(path: Path, size: int) -> int:
     free = space.f_bavail * space.f_frsize
     if free < size:
         raise ConfigError(
-            f"{directory} has {free} bytes free, the KV cache needs {size};"
-            " lower --kv-memory or give the pods a larger shared memory directory"
+            f"the KV cache needs {size} bytes, but {directory} (TANDEM_SHM_DIR) has {free} free; "
+            "lower --kv-memory, or give the pods a larger shared memory directory"
         )
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o660)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -104,7 +104,7 @@ def _make_locked(path: Path, size: int) -> int:
 
 
 def _remove_leftovers(directory: Path) -> None:
-    """Delete KV files whose owner is dead: the lock ends with its process."""
+    """Delete KV files whose owners are dead. A lock ends with its process."""
     for path in directory.glob(f"{_PREFIX}*"):
         try:
             descriptor = os.open(path, os.O_RDWR)

@@ -154,7 +154,7 @@ def stopped_router(service: Service) -> Iterator[None]:
 def test_long_prompts_raise_prefill_alone(prompts: Service) -> None:
     with load(prompts, streams=6, prompt_tokens=2000, max_tokens=4):
         wait_for("prefill grows", lambda: prompts.pool("Prefill")["ready"] >= 2, 120)
-        wait_for("a slow TTFT is told", lambda: slowest_ttft(prompts) > 1000, 60)
+        wait_for("status shows the slow TTFT", lambda: slowest_ttft(prompts) > 1000, 60)
     assert grown(prompts) == {"Prefill"}
     assert prompts.pool("Decode")["desired"] == 1
     newest = decisions(prompts)[0]

@@ -132,7 +132,7 @@ def test_up_takes_a_live_cluster_and_cleans_a_crashed_one(name: str) -> None:
     kill(first.status().supervisor_pid)
     with pytest.raises(ClusterNotFound):
         LocalCluster.find(name)
-    assert all(Path(f"/proc/{pid}").exists() for pid in orphans), "nobody ended them"
+    assert all(Path(f"/proc/{pid}").exists() for pid in orphans), "nothing has ended them"
 
     second = LocalCluster.up(spec, say)
     assert not any(Path(f"/proc/{pid}").exists() for pid in orphans)

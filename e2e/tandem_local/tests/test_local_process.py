@@ -47,7 +47,7 @@ def test_a_zombie_is_dead(sleeper: subprocess.Popen[bytes]) -> None:
     ref = ref_of(sleeper)
     sleeper.kill()
     assert wait_gone([ref], timeout_s=10) == []
-    assert sleeper.returncode is None, "nobody has waited for it yet"
+    assert sleeper.returncode is None, "no one has waited for it yet"
     assert not ref.alive()
     assert ProcessRef.of(sleeper.pid) is None
 

@@ -205,7 +205,7 @@ class ExpertTiles:
 
 
 def default_tiles(tokens: int, top_k: int, num_experts: int, dtype: torch.dtype) -> ExpertTiles:
-    """A configuration that does well for most shapes, for those that nobody tuned."""
+    """A configuration that does well for most shapes, for those that were not tuned."""
     pairs_each = tokens * top_k / num_experts
     if dtype == torch.float32:
         # Products of float32 are done without matrix units; large tiles would not fit.

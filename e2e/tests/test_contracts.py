@@ -7,13 +7,14 @@ reads what real processes answer.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 import pytest
 
 from tandem_engine.config import parse_args
 from tandem_operator.api import InferenceServiceSpec
+from tandem_operator.api.kv_transfer import TransferBackend
 from tandem_operator.api.rdma import RdmaMode
 from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.manifests.router import router_args
@@ -28,6 +29,7 @@ from tandem_router.config import RouterConfig
 from tandem_router.discovery import pods as discovery
 from tandem_router.main import build_parser, parse_config, parse_slo_classes
 from tandem_router.metrics import RouterMetrics
+from tandem_wire.handoff import TransportChoice
 from tests.process_fleet import Fleet, running_fleet
 
 EVERYTHING: dict[str, Any] = {
@@ -69,6 +71,10 @@ def test_the_worker_takes_the_operators_flags(role: Role) -> None:
     assert (config.served_model_name, config.revision) == ("chat", "r1")
     assert config.checksum is False
     assert parse_args(worker_flags(make_spec(), role), {}).checksum is True
+
+
+def test_the_operator_offers_the_transports_that_the_worker_knows() -> None:
+    assert [str(backend) for backend in TransferBackend] == list(get_args(TransportChoice))
 
 
 def test_every_flag_of_the_worker_table_is_written_somewhere() -> None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, NoReturn, get_args
 
 from tandem_engine.errors import ConfigError
+from tandem_wire.handoff import TransportChoice
 from tandem_wire.messages import Role
 
 Dtype = Literal["Auto", "BFloat16", "Float16", "Float32"]
 WeightFormat = Literal["Auto", "Safetensors", "Gguf", "Dummy"]
 Device = Literal["auto", "cpu", "cuda"]
-Transfer = Literal["Auto", "Shm", "Tcp", "CudaIpc", "Nixl", "Mooncake"]
 
 MODEL_SCHEMES: Final = ("hf://", "file://", "package://", "mock://")
 _UNITS: Final = {
@@ -54,7 +54,7 @@ class WorkerConfig:
     format: WeightFormat = "Auto"  # of the weight files
     device: Device = "auto"
     cuda_graphs: bool = True  # steps on a GPU as CUDA graphs
-    transfer: Transfer = "Auto"  # KV transport; Auto: the best that both sides can do
+    transfer: TransportChoice = "Auto"  # KV transport; Auto: the best that both sides can do
     chunk_tokens: int = 2048  # prompt tokens computed between two pushes of KV
     local_prefill_tokens: int = 128  # uncached suffixes up to this long are never sent away
     lease_seconds: float = 10.0  # how long KV is kept for a silent peer
@@ -172,7 +172,7 @@ def _build_parser() -> argparse.ArgumentParser:
         default=True,
         help="run steps on a GPU as CUDA graphs",
     )
-    add("--transfer", choices=get_args(Transfer), default="Auto", help="KV transport")
+    add("--transfer", choices=get_args(TransportChoice), default="Auto", help="KV transport")
     add("--chunk-tokens", type=int, default=2048, help="prompt tokens between two pushes")
     add("--local-prefill-tokens", type=int, default=128, help="suffixes up to here stay here")
     add("--lease-seconds", type=float, default=10.0, help="patience with a silent peer")

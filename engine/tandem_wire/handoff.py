@@ -2,21 +2,41 @@
 
 The decode worker (D) opens one control connection per prefill worker (P), kept for as long as both
 live. `Handshake` is answered by `HandshakeReply`; an unknown pairing is refused there. Then, per
-request: D sends `Prefill`; P pushes pages through the transport, tells of them by `ChunkPushed`,
-and ends with `Commit` or `PrefillFailed`. D may send `Fence` at any time; P answers `Fenced` once
+request: D sends `Prefill`; P pushes pages through the transport, reports them by `ChunkPushed`, and
+ends with `Commit` or `PrefillFailed`. D may send `Fence` at any time; P answers `Fenced` once
 no write of that epoch can land any more. Both sides send `Beat` at an interval; silence for three
 intervals means that the peer is gone, which frees every lease of that connection.
 
-Data connections of the tcp transport come to the same port: their first frame is `DataHello`.
+A transport may have messages of its own on the control connection (`PagesWritten`, `SlotFreed`) and
+data connections to the same port, whose first frame is `DataHello`.
 """
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from tandem_wire.messages import PROTOCOL, SamplingParams, TokenLogprobs
 
 TransportName = Literal["shm", "tcp", "cudaIpc", "nixl", "mooncake"]
+"""A transport as messages, metrics and status write it."""
+
+TransportChoice = Literal["Auto", "Shm", "Tcp", "CudaIpc", "Nixl", "Mooncake"]
+"""A transport as `--transfer` and the API write it; `Auto`: the best that both sides can do."""
+
+TRANSPORT_CHOICES: Final[dict[TransportName | Literal["auto"], TransportChoice]] = {
+    "auto": "Auto",
+    "shm": "Shm",
+    "tcp": "Tcp",
+    "cudaIpc": "CudaIpc",
+    "nixl": "Nixl",
+    "mooncake": "Mooncake",
+}
+"""Both spellings of every transport. Which of them are built, the hand-off's registry says."""
+
+
+def transport_name(choice: TransportChoice) -> TransportName | Literal["auto"]:
+    """Give the wire's spelling of a choice."""
+    return next(name for name, known in TRANSPORT_CHOICES.items() if known == choice)
 
 
 class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +74,7 @@ class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TransportOffer(msgspec.Struct, frozen=True):
-    """A transport that a side can do, with what the other needs to use it (opaque to others)."""
+    """A transport that one side can do, with what the other side's end of it needs."""
 
     name: TransportName
     details: dict[str, str | int] = {}
@@ -84,7 +104,7 @@ class HandshakeReply(msgspec.Struct, frozen=True, kw_only=True, tag="handshake_r
 
 
 class DataHello(msgspec.Struct, frozen=True, tag="data_hello"):
-    """The first frame of a tcp transport's data connection: which session it belongs to."""
+    """The first frame of a transport's data connection: which session it belongs to."""
 
     session: str
     stream: int
@@ -93,9 +113,9 @@ class DataHello(msgspec.Struct, frozen=True, tag="data_hello"):
 class Prefill(msgspec.Struct, frozen=True, kw_only=True, tag="prefill"):
     """D asks P for the KV of `tokens[num_skip_tokens:]`.
 
-    `blocks[i]` is D's block for token range [num_skip + i * page_size, ...): `num_skip_tokens` is a
-    multiple of the page size. `epoch` grows with every attempt of a rid. `lease_seconds`: P keeps
-    its pages for D no longer than this after the last heartbeat.
+    `blocks[i]` is D's block for tokens from num_skip_tokens + i * page_size on; `num_skip_tokens`
+    is a multiple of the page size. `epoch` grows with every attempt of a rid. P keeps its pages for
+    D no longer than `lease_seconds` after the last heartbeat.
     """
 
     rid: str
@@ -162,7 +182,7 @@ class Fenced(msgspec.Struct, frozen=True, tag="fenced"):
 
 
 class PagesWritten(msgspec.Struct, frozen=True, tag="pages"):
-    """shm transport, P to D: `slot` of the ring holds some layers of D's `blocks`; D's turn."""
+    """P to D: some layers of D's `blocks` have been written, to `slot` where a ring has slots."""
 
     epoch: int
     slot: int
@@ -173,7 +193,7 @@ class PagesWritten(msgspec.Struct, frozen=True, tag="pages"):
 
 
 class SlotFreed(msgspec.Struct, frozen=True, tag="slot"):
-    """shm transport, D to P: the bytes were taken (or dropped as stale); P may fill it again."""
+    """D to P: a slot's bytes were taken or dropped as stale; P may fill it again."""
 
     slot: int
 
@@ -192,8 +212,8 @@ class Probe(msgspec.Struct, frozen=True, tag="probe"):
 class Beat(msgspec.Struct, frozen=True, tag="beat"):
     """Heartbeat, both ways; D's beat renews the leases that P holds for it.
 
-    `num_chunks`: chunks that P has computed for anybody since its start. While it grows, a prompt
-    that waits its turn at P is not stalled.
+    `num_chunks` counts the chunks that P has computed since its start, for any D. While it grows, a
+    prompt that waits for its turn at P is not stalled.
     """
 
     draining: bool = False

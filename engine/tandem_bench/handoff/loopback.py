@@ -8,6 +8,7 @@ import multiprocessing
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -17,7 +18,7 @@ import numpy as np
 
 from tandem_bench.handoff.pair import Cache, Rate, Side, measure_handoff, transports
 from tandem_bench.options import option
-from tandem_engine.handoff.bytes_store import BytesKVStore
+from tandem_engine.step import KVStore
 from tandem_wire.handoff import KVLayout
 
 LAYOUT: Final = KVLayout(
@@ -33,6 +34,31 @@ class Options:
     megabytes: int = option(256, "KV of one prompt, in MiB.", minimum=4)
     rounds: int = option(5, "Measured rounds of each case.", minimum=1)
     shm_dir: str = option("/dev/shm", "Folder of the shared memory.")
+
+
+class BytesKVStore(KVStore):
+    """Plain bytes, as an array [layer, K/V, block, page bytes]."""
+
+    def __init__(self, layout: KVLayout, num_blocks: int) -> None:
+        self.layout = layout
+        shape = (layout.num_layers, layout.num_planes, num_blocks, layout.page_bytes)
+        self.data = np.zeros(shape, np.uint8)
+
+    def _pages(self, blocks: Sequence[int], layers: range) -> tuple[int, int, int, int]:
+        return (len(layers), self.layout.num_planes, len(blocks), self.layout.page_bytes)
+
+    def export_blocks(self, blocks: Sequence[int], layers: range) -> memoryview:
+        return self.data[layers.start : layers.stop, :, list(blocks)].reshape(-1).data
+
+    def export_into(self, blocks: Sequence[int], layers: range, out: memoryview) -> None:
+        target = np.frombuffer(out, np.uint8).reshape(self._pages(blocks, layers))
+        source = self.data[layers.start : layers.stop]
+        # Page by page: large copies that release the interpreter, and no temporary array.
+        np.take(source, list(blocks), axis=2, out=target, mode="clip")
+
+    def import_blocks(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
+        pages = np.frombuffer(data, np.uint8).reshape(self._pages(blocks, layers))
+        self.data[layers.start : layers.stop, :, list(blocks)] = pages
 
 
 class BytesCache(Cache):

@@ -62,10 +62,10 @@ MakeCache = Callable[[Side], Cache]
 
 def transports(shm_dir: str) -> dict[str, dict[str, Any]]:
     """Settings of the hand-off by the name of the case."""
-    shm: dict[str, Any] = {"transfer": "shm", "shm_dir": shm_dir}
+    shm: dict[str, Any] = {"transport": "shm", "shm_dir": shm_dir}
     return {
-        "tcp, checksum": {"transfer": "tcp"},
-        "tcp": {"transfer": "tcp", "checksum": False},
+        "tcp, checksum": {"transport": "tcp"},
+        "tcp": {"transport": "tcp", "checksum": False},
         "shm, checksum": shm,
         "shm": shm | {"checksum": False},
     }

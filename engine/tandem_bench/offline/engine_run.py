@@ -18,7 +18,7 @@ from tandem_engine.frames import (
     FromCore,
     RoutedSubmit,
 )
-from tandem_engine.handoff.events import ToCore, ToHandoff
+from tandem_engine.handoff.events import FromHandoff, ToHandoff
 from tandem_engine.step import Runner
 from tandem_wire.messages import SamplingParams, Submit
 
@@ -35,7 +35,7 @@ class NoHandoff:
     def post(self, event: ToHandoff) -> None:
         """Nothing is ever asked of it."""
 
-    def poll(self) -> list[ToCore]:
+    def poll(self) -> list[FromHandoff]:
         """Nothing ever happens."""
         return []
 

@@ -49,7 +49,7 @@ def make_changed(side: pair.Side) -> pair.Cache:
 
 def test_kv_that_came_out_changed_is_never_a_rate() -> None:
     with pytest.raises(CheckFailedError, match="tcp: the KV came out changed"):
-        pair.measure_handoff("tcp", make_changed, 1, {"transfer": "tcp"})
+        pair.measure_handoff("tcp", make_changed, 1, {"transport": "tcp"})
 
 
 def test_rates_are_those_of_the_best_and_the_middle_round() -> None:

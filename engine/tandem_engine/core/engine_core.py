@@ -27,12 +27,12 @@ from tandem_engine.frames import (
 from tandem_engine.handoff.events import (
     FetchDone,
     FetchFailed,
+    FromHandoff,
     Handoff,
     PrefillArrived,
     PrefillDropped,
     PushDone,
 )
-from tandem_engine.handoff.events import ToCore as HandoffEvent
 from tandem_engine.metrics import Meter
 from tandem_engine.scheduler.limits import Limits
 from tandem_engine.scheduler.request import Kind
@@ -97,7 +97,7 @@ class EngineCore:
         self._send = send
         self._clock = clock
         self._inbox: deque[ToCore] = deque()
-        self._handoff_events: deque[HandoffEvent] = deque()
+        self._handoff_events: deque[FromHandoff] = deque()
         self._running_step: _RunningStep | None = None
         self._step_ended = 0.0
         self._wake = threading.Event()
@@ -279,7 +279,7 @@ class EngineCore:
                 self.report()
                 self._running = False
 
-    def _take_handoff(self, event: HandoffEvent, now: float) -> None:
+    def _take_handoff(self, event: FromHandoff, now: float) -> None:
         match event:
             case FetchDone() | FetchFailed():
                 self.scheduler.finish_fetch(event, now)

@@ -2,9 +2,9 @@
 
 HandoffError
 ├── HandoffUnavailable   the hand-off can't start (port taken, no such transport)
-├── PairingRefused       the handshake said no: layout, hash, protocol or transport differ
-├── TransportError       a transport failed while it moved pages
-└── AttemptFailed        one attempt at one peer failed; the next one may do
+├── PairingRefused       the handshake failed: layout, hash, protocol or transport differ
+├── TransportError       a transport can't make its end, or failed while it moved pages
+└── AttemptFailed        one attempt at one peer failed; the next one may succeed
     ├── PeerUnavailable  no connection to it now
     └── FetchStopped     the request was cancelled here
 """
@@ -28,7 +28,7 @@ class PairingRefused(HandoffError):
 
 
 class TransportError(HandoffError):
-    """A transport failed while it moved pages."""
+    """A transport can't make its end of a session, or failed while it moved pages."""
 
 
 class AttemptFailed(HandoffError):

@@ -1,24 +1,25 @@
-"""What the core thread and the hand-off thread say to each other; plain values in two queues.
+"""What the core thread and the hand-off thread exchange: plain values in two queues, and counters.
 
 D is the decode side (asks for KV, owns the destination blocks), P the prefill side (computes and
 pushes). The core owns the block ledger; the hand-off never frees or allocates a block.
 """
 
 import threading
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Protocol
 
 from tandem_engine.frames import ProbeRequest, ProbeResult
-from tandem_wire.handoff import Prefill
+from tandem_wire.handoff import Prefill, TransportName
 from tandem_wire.messages import PrefillPeer, SamplingParams, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
 class FetchRequest:
-    """D core → hand-off: have `blocks` filled with the KV of tokens[num_skip_tokens:].
+    """D core → hand-off: fill `blocks` with the KV of tokens[num_skip_tokens:].
 
-    The hand-off tries `peers` in order, each attempt under a new epoch, and reports exactly one
-    `FetchDone` or `FetchFailed` in the end. Until then the blocks belong to the hand-off.
+    The hand-off tries `peers` in order, each attempt under a new epoch, and in the end reports
+    exactly one `FetchDone` or `FetchFailed`. Until then the blocks belong to the hand-off.
     """
 
     rid: str
@@ -43,7 +44,7 @@ class FetchDone:
     num_cached_tokens: int
     num_bytes: int
     seconds: float
-    transport: str = ""  # TransportName that moved the pages
+    transport: TransportName | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class PrefillArrived:
 
 @dataclass(frozen=True, slots=True)
 class PrefillDropped:
-    """Hand-off → P core: nobody wants `key` any more (fence, dead peer, expired lease).
+    """Hand-off → P core: no one wants `key` any longer (fence, dead peer, expired lease).
 
     The core stops computing it and unpins its blocks: the hand-off's exports of them have ended.
     """
@@ -110,40 +111,60 @@ class PushDone:
 
 @dataclass(frozen=True, slots=True)
 class FetchCancelled:
-    """D core → hand-off: the client left; fence, then answer by `FetchFailed`."""
+    """D core → hand-off: the client left; fence, then report `FetchFailed`."""
 
     rid: str
 
 
 ToHandoff = FetchRequest | FetchCancelled | PushChunk | PushFailed | ProbeRequest
-ToCore = FetchDone | FetchFailed | PrefillArrived | PrefillDropped | PushDone | ProbeResult
+FromHandoff = FetchDone | FetchFailed | PrefillArrived | PrefillDropped | PushDone | ProbeResult
 """A `ProbeRequest` is answered by one `ProbeResult`; it touches no block of either side. Every
-`PrefillArrived` ends in exactly one `PushDone` or `PrefillDropped`, a `PushFailed` one too."""
+`PrefillArrived` ends in exactly one `PushDone` or `PrefillDropped`, also after a `PushFailed`."""
+
+
+class Counters:
+    """Monotonic totals by metric name (without the `tandem_` prefix, labels included).
+
+    Written on the hand-off's loop, read from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._totals: defaultdict[str, float] = defaultdict(float)
+
+    def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
+        """Add `amount`; labels become part of the name in Prometheus's form."""
+        if labels:
+            name += "{" + ",".join(f'{key}="{labels[key]}"' for key in sorted(labels)) + "}"
+        self._totals[name] += amount
+
+    def totals(self) -> dict[str, float]:
+        """Return a copy of all totals."""
+        return dict(self._totals)
 
 
 class Handoff(Protocol):
-    """What the core sees of the hand-off; every method is thread-safe and returns at once."""
+    """The hand-off as the core sees it; every method is thread-safe and returns at once."""
 
     def post(self, event: ToHandoff) -> None:
         """Give the hand-off something to do."""
 
-    def poll(self) -> list[ToCore]:
-        """Everything that happened since the last call."""
+    def poll(self) -> list[FromHandoff]:
+        """Take everything that has happened since the last call."""
 
     def wake_on_event(self, wake: threading.Event) -> None:
-        """`wake.set()` is called whenever `poll` has something new."""
+        """Have `wake` set whenever `poll` has something new."""
 
     def num_leases(self) -> int:
-        """Fetches and pushes that are not finished; a drain waits for zero."""
+        """Count the fetches and pushes that are not finished; a drain waits for zero."""
 
     def counters(self) -> dict[str, float]:
-        """Totals since the start, by metric name without prefix, with labels where it has some."""
+        """Return totals since the start, by metric name without prefix, with any labels."""
 
     def gauges(self) -> dict[str, float]:
-        """Current values, named the same way."""
+        """Return current values, by metric name without prefix, with any labels."""
 
     def set_draining(self, draining: bool) -> None:
-        """New `Prefill` messages are refused with `draining` while set."""
+        """Refuse new `Prefill` messages with `draining` while set."""
 
     def close(self) -> None:
         """Stop the thread; every open lease is reported as failed first."""

@@ -23,15 +23,15 @@ class Pages(ABC):
 
     @abstractmethod
     def export(self, blocks: Sequence[int], layers: range) -> bytes | memoryview:
-        """Packed bytes of some layers of `blocks`."""
+        """Return the packed bytes of some layers of `blocks`."""
 
     @abstractmethod
     def export_into(self, blocks: Sequence[int], layers: range, out: memoryview) -> None:
-        """The same into `out`, which has exactly the room."""
+        """Pack some layers of `blocks` into `out`, which has exactly the room."""
 
     @abstractmethod
     def take(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
-        """Put packed bytes into `blocks`. ValueError when they don't fit."""
+        """Put packed bytes into `blocks`. Raises ValueError when they don't fit."""
 
 
 class KVPages(Pages):
@@ -52,7 +52,7 @@ class KVPages(Pages):
 
 
 class PatternPages(Pages):
-    """Bytes that follow from block and layer: a probe's pages, of which none is stored."""
+    """A probe's pages: bytes that follow from block and layer. None is stored."""
 
     def _page(self, layer: int, block: int) -> bytes:
         word = struct.pack("<QQ", xxhash.xxh3_64_intdigest(b"probe", block), layer)
@@ -66,10 +66,10 @@ class PatternPages(Pages):
 
     def take(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
         if data != self.export(blocks, layers):
-            raise ValueError(f"the pattern of blocks {blocks[0]}… came out changed")
+            raise ValueError(f"the probe's pattern changed on its way, from block {blocks[0]} on")
 
 
 def payload_checksum(blocks: Sequence[int], layers: range, payload: bytes | memoryview) -> int:
-    """Checksum of one write, to be summed modulo 2**64; `blocks` are D's."""
+    """Return the checksum of one write, to be summed modulo 2**64; `blocks` are D's."""
     place = struct.pack(f"<{len(blocks) + 1}I", layers.start, *blocks)
     return xxhash.xxh3_64_intdigest(payload, xxhash.xxh3_64_intdigest(place))

@@ -6,33 +6,30 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import uvloop
 
+from tandem_engine.config import WorkerConfig
 from tandem_engine.frames import ProbeRequest
-from tandem_engine.handoff.counters import Counters
 from tandem_engine.handoff.decode.side import DecodeSide
-from tandem_engine.handoff.errors import HandoffUnavailable
 from tandem_engine.handoff.events import (
+    Counters,
     FetchCancelled,
     FetchDone,
     FetchFailed,
     FetchRequest,
+    FromHandoff,
     PrefillArrived,
     PrefillDropped,
     PushChunk,
     PushDone,
     PushFailed,
-    ToCore,
     ToHandoff,
 )
 from tandem_engine.handoff.prefill.side import PrefillSide
-from tandem_engine.handoff.settings import BUILT_IN, HandoffSettings
+from tandem_engine.handoff.settings import HandoffSettings
+from tandem_engine.handoff.transports.registry import Transports
 from tandem_engine.step import KVStore
-
-if TYPE_CHECKING:
-    from tandem_engine.config import WorkerConfig
 
 log = logging.getLogger(__name__)
 
@@ -40,25 +37,17 @@ log = logging.getLogger(__name__)
 class HandoffService:
     """Implements `events.Handoff`. Made by `start_handoff`.
 
-    The core's calls only touch a deque; everything else happens in the thread. The thread itself
-    does the talking: pages are moved by the transports' own threads.
+    The core's calls only touch a deque; everything else happens in the thread. The thread exchanges
+    the messages; the transports' own threads move the pages.
     """
 
     def __init__(self, settings: HandoffSettings, kv: KVStore, compatibility_hash: str) -> None:
-        if settings.transfer not in ("auto", *BUILT_IN):
-            raise HandoffUnavailable(
-                f"the transport {settings.transfer} is not built in; use Auto, Shm or Tcp"
-            )
-        if settings.transfer == "shm" and not settings.shm_dir:
-            raise HandoffUnavailable(
-                "--transfer Shm needs TANDEM_SHM_DIR, a directory that "
-                "the workers of one node share"
-            )
         self._settings = settings
+        self._transports = Transports(settings)
         self._kv = kv
         self._compatibility_hash = compatibility_hash
         self._inbox: deque[ToHandoff] = deque()
-        self._outbox: deque[ToCore] = deque()
+        self._outbox: deque[FromHandoff] = deque()
         self._wake: threading.Event | None = None
         self._counters = Counters()
         self._gauges: dict[str, float] = {}
@@ -88,32 +77,32 @@ class HandoffService:
         self._inbox.append(event)
         self._call(self._take_inbox)
 
-    def poll(self) -> list[ToCore]:
-        """Everything that happened since the last call. Raises what the thread died of."""
+    def poll(self) -> list[FromHandoff]:
+        """Take everything that has happened since the last call. Raises what the thread died of."""
         if self._failure is not None:
             raise self._failure
-        events: list[ToCore] = []
+        events: list[FromHandoff] = []
         while self._outbox:
             events.append(self._outbox.popleft())
         return events
 
     def wake_on_event(self, wake: threading.Event) -> None:
-        """`wake.set()` is called whenever `poll` has something new."""
+        """Have `wake` set whenever `poll` has something new."""
         self._wake = wake
         if self._outbox:
             wake.set()
 
     def num_leases(self) -> int:
-        """Fetches and pushes that are not finished; a drain waits for zero."""
+        """Count the fetches and pushes that are not finished; a drain waits for zero."""
         return self._num_leases
 
     def counters(self) -> dict[str, float]:
-        """Totals since the start, by metric name."""
+        """Return totals since the start, by metric name."""
         stale = float(self._decode.num_stale_writes())
         return self._counters.totals() | {"kv_stale_writes_total": stale}
 
     def gauges(self) -> dict[str, float]:
-        """Open sessions by side and backend."""
+        """Return the number of open sessions by side and transport."""
         return self._gauges
 
     def set_draining(self, draining: bool) -> None:
@@ -126,7 +115,7 @@ class HandoffService:
         self._thread.join()
 
     def _call(self, call: Callable[..., None], *args: object) -> None:
-        # After `close` there is nobody to do anything, and nothing left to be done.
+        # After `close` the loop is gone, and nothing is left to do.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(call, *args)
 
@@ -148,10 +137,11 @@ class HandoffService:
             self._started.set()
 
     async def _serve(self) -> None:
-        args = (self._settings, self._kv, self._compatibility_hash, self._report, self._counters)
-        self._prefill = PrefillSide(*args)
-        self._decode = DecodeSide(*args)
+        pairing = (self._settings, self._kv, self._compatibility_hash, self._transports)
+        self._prefill = PrefillSide(*pairing, self._report, self._counters)
+        self._decode = DecodeSide(*pairing, self._report, self._counters)
         self.bootstrap_port = await self._prefill.open()
+        log.info("hand-off at port %d, over %s", self.bootstrap_port, self._transports)
         self._started.set()
         tick = min(0.5, self._settings.heartbeat_seconds / 2)
         try:
@@ -192,7 +182,7 @@ class HandoffService:
                 case ProbeRequest():
                     self._decode.probe(event)
 
-    def _report(self, event: ToCore) -> None:
+    def _report(self, event: FromHandoff) -> None:
         if isinstance(event, PrefillArrived):
             self._count_lease(1)
         elif isinstance(event, FetchDone | FetchFailed | PushDone | PrefillDropped):
@@ -207,11 +197,11 @@ class HandoffService:
 
 
 def start_handoff(
-    config: "WorkerConfig | HandoffSettings", kv: KVStore, compatibility_hash: str
+    config: WorkerConfig | HandoffSettings, kv: KVStore, compatibility_hash: str
 ) -> HandoffService:
     """Open the bootstrap port and start the hand-off's thread.
 
-    Raises `HandoffUnavailable` when the port is taken or the transport can't be had.
+    Raises `HandoffUnavailable` when the port is taken or the transport can't work here.
     """
     settings = (
         config if isinstance(config, HandoffSettings) else HandoffSettings.from_worker(config)

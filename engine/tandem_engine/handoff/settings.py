@@ -1,12 +1,10 @@
-"""What the hand-off is told at its start."""
+"""The hand-off's settings, fixed at its start."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Literal
 
-if TYPE_CHECKING:
-    from tandem_engine.config import WorkerConfig
-
-BUILT_IN = ("shm", "tcp")
+from tandem_engine.config import WorkerConfig
+from tandem_wire.handoff import TransportName, transport_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,27 +15,27 @@ class HandoffSettings:
     boot_id: str
     host: str = "0.0.0.0"  # address of the bootstrap port
     bootstrap_port: int = 0  # 0: a free one
-    transfer: str = "auto"  # auto | shm | tcp
+    transport: TransportName | Literal["auto"] = "auto"  # auto: the best that both sides can do
     checksum: bool = True
     lease_seconds: float = 10.0  # P drops a push this long after D's last sign of life
     heartbeat_seconds: float = 2.0  # on every control connection; three misses mean death
-    stall_seconds: float = 20.0  # D gives an attempt up after this long without progress
+    stall_seconds: float = 20.0  # D gives up an attempt after this long without progress
     dial_seconds: float = 3.0  # connect and handshake
     blacklist_seconds: float = 10.0  # longest time that a failed peer is passed over
     shm_dir: str = ""  # directory shared with peers of this host; empty: no shm
     shm_ring_bytes: int = 64 << 20  # staging ring per session
-    num_streams: int = 2  # data connections or lanes per session
-    write_bytes: int = 0  # aim for one write of pages; 0: what suits the store
+    num_streams: int = 2  # data connections per session
+    write_bytes: int = 0  # size to aim for in one write of pages; 0: what suits the store
 
     @classmethod
-    def from_worker(cls, config: "WorkerConfig") -> "HandoffSettings":
-        """Settings of a worker: its flags, with the beat well inside of the lease."""
+    def from_worker(cls, config: WorkerConfig) -> "HandoffSettings":
+        """Take a worker's flags; the beat comes several times within a lease."""
         return cls(
             worker_id=config.worker_id,
             boot_id=config.boot_id,
             host=config.host,
             bootstrap_port=config.bootstrap_port,
-            transfer=config.transfer.lower(),
+            transport=transport_name(config.transfer),
             checksum=config.checksum,
             lease_seconds=config.lease_seconds,
             heartbeat_seconds=min(2.0, config.lease_seconds / 5),

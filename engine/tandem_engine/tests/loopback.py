@@ -11,12 +11,12 @@ from tandem_engine.handoff.events import (
     FetchDone,
     FetchFailed,
     FetchRequest,
+    FromHandoff,
     PrefillArrived,
     PrefillDropped,
     PushChunk,
     PushDone,
     PushFailed,
-    ToCore,
     ToHandoff,
 )
 from tandem_engine.step import KVStore
@@ -61,7 +61,7 @@ class LoopbackHandoff:
         self.closed = False
         self.draining = False
         self.posted: list[ToHandoff] = []
-        self._events: deque[ToCore] = deque()
+        self._events: deque[FromHandoff] = deque()
         self._fetches: dict[str, Fetch] = {}
         self._prefills: dict[str, tuple[LoopbackHandoff, Prefill]] = {}
         self._wake: Any = None
@@ -91,7 +91,7 @@ class LoopbackHandoff:
                     self.tell(PushDone(event.key))
                     owner._lost(prefill.rid, prefill.epoch, event.message)
 
-    def poll(self) -> list[ToCore]:
+    def poll(self) -> list[FromHandoff]:
         events = list(self._events)
         self._events.clear()
         return events
@@ -116,7 +116,7 @@ class LoopbackHandoff:
 
     # --- the inside ---
 
-    def tell(self, event: ToCore) -> None:
+    def tell(self, event: FromHandoff) -> None:
         self._events.append(event)
         if self._wake is not None:
             self._wake.set()

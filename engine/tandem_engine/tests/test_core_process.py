@@ -201,7 +201,7 @@ def test_child_reports_what_keeps_it_from_starting(
 ) -> None:
     config = make_config("a", "tiny", "--transfer", "Nixl")
     server = serve(config)
-    assert "nixl" in server.wait_for(CoreFailed).message
+    assert "Nixl" in server.wait_for(CoreFailed).message
     server.thread.join(SECONDS)
     assert server.code == [1]
     server.ours.close()

@@ -6,11 +6,12 @@ A peer that can't be reached is passed over for a short, growing time, never lon
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from tandem_engine.handoff.counters import Counters
 from tandem_engine.handoff.decode.session import DecodeSession
 from tandem_engine.handoff.errors import PairingRefused, PeerUnavailable, TransportError
+from tandem_engine.handoff.events import Counters
 from tandem_engine.handoff.settings import HandoffSettings
 from tandem_wire.errors import WireError
 from tandem_wire.messages import PrefillPeer
@@ -48,20 +49,20 @@ class Peer:
     @property
     def num_stale_writes(self) -> int:
         """Writes of fenced epochs that were dropped, past sessions included."""
-        session = self.session  # the core's thread asks too
+        session = self.session  # the core's thread reads this too
         open_ones = session.inbound.num_stale_writes if session is not None else 0
         return self._num_stale_writes + open_ones
 
     @property
     def is_forgotten(self) -> bool:
-        """Nobody has wanted it for long, and it is not connected."""
+        """Whether it is not connected and no one has wanted it for long."""
         idle = self._loop.time() - self._wanted_at
         return self.session is None and idle > _FORGET_SECONDS
 
     async def connect(self, *, at_once: bool = False) -> DecodeSession:
-        """The open session, or a new one.
+        """Return the open session, or a new one.
 
-        While the peer is passed over: `PeerUnavailable` without waiting, unless `at_once`.
+        Raises `PeerUnavailable`: at once while the peer is passed over, unless `at_once` is set.
         """
         self._wanted_at = self._loop.time()
         if self.session is not None and self.session.is_open:
@@ -72,7 +73,7 @@ class Peer:
             if self.session is not None and self.session.is_open:
                 return self.session
             if not at_once:
-                self._check_passed_over()  # whoever held the lock may have failed
+                self._check_passed_over()  # the last holder of the lock may have failed
             return await self._dial()
 
     def _check_passed_over(self) -> None:
@@ -88,9 +89,9 @@ class Peer:
             self._num_failures += 1
             delay = min(self._max_delay, _FIRST_DELAY_SECONDS * 2 ** (self._num_failures - 1))
             self._retry_at = self._loop.time() + delay
-            self._error = str(error) or "no handshake in time"
+            self._error = str(error) or "the handshake timed out"
             if self._num_failures == 1:
-                log.warning("no hand-off from %s: %s", self.name, self._error)
+                log.warning("can't pair with %s: %s", self.name, self._error)
             self._counters.add("kv_dial_failures_total")
             self._start_probe()
             raise PeerUnavailable(f"{self.name}: {self._error}") from error
@@ -112,7 +113,7 @@ class Peer:
             self._probe = self._loop.create_task(self._reconnect())
 
     async def _reconnect(self) -> None:
-        """Try again with back-off until it works or nobody has wanted the peer for long."""
+        """Try again with back-off until it works or no one has wanted the peer for long."""
         while self._loop.time() - self._wanted_at < _FORGET_SECONDS:
             wait = self._retry_at - self._loop.time()
             if wait > 0:
@@ -146,7 +147,7 @@ class PeerPool:
         self._peers: dict[tuple[str, int], Peer] = {}
 
     async def session(self, wanted: PrefillPeer, *, at_once: bool = False) -> DecodeSession:
-        """An open session with `wanted`. Raises `PeerUnavailable`."""
+        """Return an open session with `wanted`. Raises `PeerUnavailable`."""
         key = (wanted.host, wanted.port)
         peer = self._peers.get(key)
         if peer is None:
@@ -162,16 +163,14 @@ class PeerPool:
         return session
 
     def sessions_by_transport(self) -> dict[str, int]:
-        """How many prefill workers are connected, by transport."""
-        count: dict[str, int] = {}
-        for peer in self._peers.values():
-            if peer.session is not None and peer.session.is_open:
-                name = peer.session.inbound.name
-                count[name] = count.get(name, 0) + 1
-        return count
+        """Count the prefill workers that are connected, by transport."""
+        open_ones = (peer.session for peer in self._peers.values())
+        return Counter(
+            session.inbound.name for session in open_ones if session is not None and session.is_open
+        )
 
     def num_stale_writes(self) -> int:
-        """Writes of fenced epochs that were dropped."""
+        """Count the writes of fenced epochs that were dropped."""
         return sum(peer.num_stale_writes for peer in list(self._peers.values()))
 
     async def close(self) -> None:

@@ -2,21 +2,13 @@
 
 import asyncio
 import contextlib
-import secrets
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
-from tandem_engine.handoff.errors import AttemptFailed, PairingRefused, TransportError
-from tandem_engine.handoff.settings import HandoffSettings
-from tandem_engine.handoff.transports.base import Inbound
+from tandem_engine.handoff.errors import AttemptFailed
+from tandem_engine.handoff.transports.base import Inbound, Link
 from tandem_engine.handoff.transports.landing import Landing
-from tandem_engine.handoff.transports.shm import ShmInbound
-from tandem_engine.handoff.transports.tcp import TcpInbound
-from tandem_engine.step import KVStore
-from tandem_wire.connection import Connection
-from tandem_wire.endpoint import dial, keep_alive
+from tandem_wire.endpoint import keep_alive
 from tandem_wire.errors import ConnectionLost, WireError
 from tandem_wire.handoff import (
     Beat,
@@ -25,18 +17,13 @@ from tandem_wire.handoff import (
     Fence,
     Fenced,
     HandoffMessage,
-    Handshake,
     HandshakeReply,
-    PagesWritten,
     PrefillFailed,
-    TransportOffer,
 )
-
-_MAX_WRITE_BYTES = 1 << 30
 
 
 class Attempt:
-    """What has become of one epoch: progress, then a commit or a failure."""
+    """The course of one epoch: progress, then a commit or a failure."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -44,25 +31,25 @@ class Attempt:
         self.progress_at = self._loop.time()
         self.commit: Commit | None = None
         self.failure: AttemptFailed | None = None
-        self.over_at_peer = False  # P has said its last word: no fence is needed
+        self.over_at_peer = False  # P has said its last word, so no fence is needed
         self.fenced = asyncio.Event()
         self.landing: Landing | None = None
 
     def progress(self) -> None:
-        """Pages landed, or P said that it is getting on."""
+        """Note that pages landed, or that P reported some progress."""
         self.progress_at = self._loop.time()
         if self.landing is not None and self.landing.error:
             self.fail(AttemptFailed(self.landing.error))
         self._changed.set()
 
     def fail(self, failure: AttemptFailed) -> None:
-        """The first failure counts."""
+        """End the attempt by `failure`, unless it has failed already."""
         if self.failure is None:
             self.failure = failure
         self._changed.set()
 
     async def complete(self, stall_seconds: float) -> Commit:
-        """Wait for the commit and all the bytes it speaks of. Raises AttemptFailed."""
+        """Wait for the commit and for all its bytes. Raises AttemptFailed."""
         assert self.landing is not None
         while True:
             if self.failure is not None:
@@ -71,7 +58,7 @@ class Attempt:
                 return self.commit
             left = self.progress_at + stall_seconds - self._loop.time()
             if left <= 0:
-                raise AttemptFailed(f"no progress for {stall_seconds:g} s")
+                raise AttemptFailed(f"the prefill worker made no progress for {stall_seconds:g} s")
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
@@ -83,17 +70,18 @@ class DecodeSession:
 
     def __init__(
         self,
-        connection: Connection[HandoffMessage],
+        link: Link,
         inbound: Inbound,
         reply: HandshakeReply,
-        settings: HandoffSettings,
         on_ended: Callable[["DecodeSession"], None],
     ) -> None:
         loop = asyncio.get_running_loop()
+        connection, settings = link.connection, link.settings
         self.connection = connection
         self.inbound = inbound
         self.worker_id = reply.worker_id
         self.draining = False
+        self._link = link
         self._num_chunks = 0
         self.attempts: dict[int, Attempt] = {}
         self.lost: asyncio.Future[None] = loop.create_future()
@@ -108,7 +96,7 @@ class DecodeSession:
         return self.connection.is_open
 
     def begin(self, epoch: int, landing: Landing, attempt: Attempt) -> None:
-        """Expect pages and words about `epoch`."""
+        """Expect pages and messages of `epoch`."""
         attempt.landing = landing
         self.attempts[epoch] = attempt
         self.inbound.register(epoch, landing)
@@ -116,27 +104,31 @@ class DecodeSession:
     async def end(self, rid: str, epoch: int) -> None:
         """Make sure that nothing of `epoch` can land any more, here and at P, and forget it.
 
-        Waits for P's acknowledgement unless P has said its last word, or for the session's end,
-        which this side brings about when P beats but doesn't acknowledge.
+        Unless P has said its last word, waits for P's acknowledgement or for the session's end.
+        When P beats but doesn't acknowledge, this side ends the session.
         """
         attempt = self.attempts[epoch]
         if not attempt.over_at_peer:
-            with contextlib.suppress(WireError):
-                self.connection.send(Fence(rid, epoch))
+            self._link.send(Fence(rid, epoch))
             fenced = asyncio.ensure_future(attempt.fenced.wait())
             either: list[asyncio.Future[Any]] = [fenced, self.lost]
             await asyncio.wait(
                 either, timeout=self._fence_seconds, return_when=asyncio.FIRST_COMPLETED
             )
             if not fenced.done() and not self.lost.done():
-                self.connection.abort(ConnectionLost(f"{self.worker_id} does not fence"))
+                self.connection.abort(
+                    ConnectionLost(
+                        f"{self.worker_id} did not acknowledge a fence "
+                        f"within {self._fence_seconds:g} s"
+                    )
+                )
                 await asyncio.wait([self.lost])
             fenced.cancel()
         await self.inbound.fence(epoch)
         del self.attempts[epoch]
 
     async def _run(self) -> None:
-        reason = ""
+        reason = "it closed the connection"
         try:
             async for message in self.connection:
                 self._handle(message)
@@ -146,130 +138,43 @@ class DecodeSession:
             self._beats.cancel()
             await self.inbound.close()
             for attempt in self.attempts.values():
-                attempt.fail(AttemptFailed(f"lost the prefill worker: {reason or 'it closed'}"))
+                attempt.fail(AttemptFailed(f"lost the prefill worker: {reason}"))
             self.lost.set_result(None)
             self._on_ended(self)
 
     def _handle(self, message: HandoffMessage) -> None:
-        if isinstance(message, PagesWritten):
-            if isinstance(self.inbound, ShmInbound):
-                self.inbound.written(message)
-            return
-        if isinstance(message, Beat):
-            self.draining = message.draining
-            if message.num_chunks != self._num_chunks:
-                # Busy with others' prompts: ours wait their turn, they don't stall.
-                self._num_chunks = message.num_chunks
-                for waiting in self.attempts.values():
-                    waiting.progress()
-            return
-        if not isinstance(message, ChunkPushed | Commit | PrefillFailed | Fenced):
-            return
-        attempt = self.attempts.get(message.epoch)
-        if attempt is None:
-            return  # words about an epoch that is over
-        if isinstance(message, Commit):
-            attempt.commit = message
-            attempt.over_at_peer = True
-        elif isinstance(message, PrefillFailed):
-            attempt.over_at_peer = True
-            attempt.fail(AttemptFailed(f"{message.code}: {message.message}"))
-        elif isinstance(message, Fenced):
-            attempt.fenced.set()
+        match message:
+            case Beat():
+                self._take_beat(message)
+            case ChunkPushed() | Commit() | PrefillFailed() | Fenced():
+                attempt = self.attempts.get(message.epoch)
+                if attempt is not None:  # else the epoch is over
+                    self._advance(attempt, message)
+            case _:
+                self.inbound.handle(message)
+
+    def _take_beat(self, beat: Beat) -> None:
+        self.draining = beat.draining
+        if beat.num_chunks != self._num_chunks:
+            # P is busy with other prompts: ours wait for their turn, they don't stall.
+            self._num_chunks = beat.num_chunks
+            for waiting in self.attempts.values():
+                waiting.progress()
+
+    @staticmethod
+    def _advance(attempt: Attempt, message: ChunkPushed | Commit | PrefillFailed | Fenced) -> None:
+        match message:
+            case Commit():
+                attempt.commit = message
+                attempt.over_at_peer = True
+            case PrefillFailed():
+                attempt.over_at_peer = True
+                attempt.fail(AttemptFailed(f"{message.code}: {message.message}"))
+            case Fenced():
+                attempt.fenced.set()
         attempt.progress()
 
     async def close(self) -> None:
         """End the session; its attempts fail."""
         await self.connection.close()
         await asyncio.shield(self.lost)
-
-
-class Dialler:
-    """Opens sessions: dials, offers transports, shakes hands."""
-
-    def __init__(self, settings: HandoffSettings, kv: KVStore, compatibility_hash: str) -> None:
-        self._settings = settings
-        self._kv = kv
-        self._compatibility_hash = compatibility_hash
-        self._decoder: msgspec.msgpack.Decoder[HandoffMessage] = msgspec.msgpack.Decoder(
-            HandoffMessage
-        )
-
-    async def open(
-        self, host: str, port: int, on_ended: Callable[[DecodeSession], None]
-    ) -> DecodeSession:
-        """A session with the prefill worker at host:port.
-
-        Raises WireError, TransportError, PairingRefused or TimeoutError.
-        """
-        async with asyncio.timeout(self._settings.dial_seconds):
-            connection = await dial(
-                host, port, self._decoder, timeout_seconds=self._settings.dial_seconds
-            )
-            name = secrets.token_hex(16)
-            inbounds = self._offer(connection, (host, port), name)
-            try:
-                reply = await self._shake(connection, name, inbounds)
-                assert reply.transport is not None
-                await inbounds[reply.transport.name].open()
-                chosen = inbounds.pop(reply.transport.name)
-            except BaseException:
-                connection.abort()
-                raise
-            finally:
-                for refused in inbounds.values():
-                    await refused.close()
-        return DecodeSession(connection, chosen, reply, self._settings, on_ended)
-
-    def _offer(
-        self, connection: Connection[HandoffMessage], address: tuple[str, int], name: str
-    ) -> dict[str, Inbound]:
-        """The receiving ends that this side can do, best first."""
-        settings = self._settings
-        inbounds: dict[str, Inbound] = {}
-
-        def lost(error: Exception) -> None:
-            connection.abort(ConnectionLost(str(error)))
-
-        def freed(message: msgspec.Struct) -> None:
-            with contextlib.suppress(WireError):
-                connection.send(message)
-
-        if settings.shm_dir and settings.transfer in ("auto", "shm"):
-            write_bytes = settings.write_bytes or self._kv.write_bytes
-            slot_bytes = max(write_bytes, self._kv.layout.layer_bytes)
-            num_slots = max(2, settings.shm_ring_bytes // slot_bytes)
-            with contextlib.suppress(TransportError):
-                inbounds["shm"] = ShmInbound(
-                    settings.shm_dir, slot_bytes, num_slots, freed, lost, self._kv.pin
-                )
-        if settings.transfer in ("auto", "tcp"):
-            inbounds["tcp"] = TcpInbound(
-                address, name, settings.num_streams, _MAX_WRITE_BYTES, lost
-            )
-        return inbounds
-
-    async def _shake(
-        self, connection: Connection[HandoffMessage], name: str, inbounds: dict[str, Inbound]
-    ) -> HandshakeReply:
-        offers = [
-            inbound.offer if isinstance(inbound, ShmInbound) else TransportOffer("tcp")
-            for inbound in inbounds.values()
-        ]
-        connection.send(
-            Handshake(
-                worker_id=self._settings.worker_id,
-                boot_id=self._settings.boot_id,
-                session=name,
-                compatibility_hash=self._compatibility_hash,
-                layout=self._kv.layout,
-                offers=offers,
-                heartbeat_seconds=self._settings.heartbeat_seconds,
-            )
-        )
-        reply = await connection.receive()
-        if not isinstance(reply, HandshakeReply):
-            raise PairingRefused("the answer to the handshake is none", "is this a worker?")
-        if reply.error or reply.transport is None or reply.transport.name not in inbounds:
-            raise PairingRefused(reply.error or "no transport was chosen", reply.remedy)
-        return reply

@@ -8,14 +8,21 @@ from typing import Any, TypeVar
 import msgspec
 
 from tandem_engine.frames import ProbeRequest, ProbeResult
-from tandem_engine.handoff.counters import Counters
+from tandem_engine.handoff.decode.dialler import Dialler
 from tandem_engine.handoff.decode.peers import PeerPool
-from tandem_engine.handoff.decode.session import Attempt, DecodeSession, Dialler
+from tandem_engine.handoff.decode.session import Attempt, DecodeSession
 from tandem_engine.handoff.errors import AttemptFailed, FetchStopped, PeerUnavailable
-from tandem_engine.handoff.events import FetchDone, FetchFailed, FetchRequest, ToCore
+from tandem_engine.handoff.events import (
+    Counters,
+    FetchDone,
+    FetchFailed,
+    FetchRequest,
+    FromHandoff,
+)
 from tandem_engine.handoff.pages import MAX_PROBE_BYTES, KVPages, Pages, PatternPages
 from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.landing import Landing
+from tandem_engine.handoff.transports.registry import Transports
 from tandem_engine.step import KVStore
 from tandem_wire.errors import WireError
 from tandem_wire.handoff import Commit, Prefill, Probe
@@ -25,7 +32,7 @@ R = TypeVar("R")
 
 
 class _Fetch:
-    """A request under way and the means to stop it."""
+    """A request that is under way, and the means to stop it."""
 
     def __init__(self, request: FetchRequest) -> None:
         self.request = request
@@ -34,7 +41,7 @@ class _Fetch:
         self.task: asyncio.Task[None] | None = None
 
     def stop(self, why: str) -> None:
-        """Fail the attempt that runs, and let no other one begin."""
+        """Fail the attempt that is under way, and begin no other one."""
         if not self.stopped.done():
             self.stopped.set_result(None)
         if self.attempt is not None:
@@ -60,7 +67,8 @@ class DecodeSide:
         settings: HandoffSettings,
         kv: KVStore,
         compatibility_hash: str,
-        report: Callable[[ToCore], None],
+        transports: Transports,
+        report: Callable[[FromHandoff], None],
         counters: Counters,
     ) -> None:
         self._settings = settings
@@ -69,35 +77,31 @@ class DecodeSide:
         self._report = report
         self._counters = counters
         self._loop = asyncio.get_running_loop()
-        self._peers = PeerPool(Dialler(settings, kv, compatibility_hash).open, settings, counters)
+        dialler = Dialler(settings, kv, compatibility_hash, transports)
+        self._peers = PeerPool(dialler.open, settings, counters)
         # One sequence for the whole process: an epoch names one attempt of one request.
         self._epochs = itertools.count(1)
         self._fetches: dict[str, _Fetch] = {}
         self._probes: set[asyncio.Task[None]] = set()
 
-    @property
-    def num_leases(self) -> int:
-        """Fetches that are not finished."""
-        return len(self._fetches)
-
     def sessions_by_transport(self) -> dict[str, int]:
-        """How many prefill workers are connected, by transport."""
+        """Count the prefill workers that are connected, by transport."""
         return self._peers.sessions_by_transport()
 
     def num_stale_writes(self) -> int:
-        """Writes of fenced epochs that were dropped."""
+        """Count the writes of fenced epochs that were dropped."""
         return self._peers.num_stale_writes()
 
     # --- fetches ----------------------------------------------------------------------------------
 
     def fetch(self, request: FetchRequest) -> None:
-        """Begin; ends in one `FetchDone` or `FetchFailed`."""
+        """Begin a fetch; it ends in one `FetchDone` or `FetchFailed`."""
         fetch = _Fetch(request)
         self._fetches[request.rid] = fetch
         fetch.task = self._loop.create_task(self._run(fetch))
 
     def cancel(self, rid: str) -> None:
-        """The client left; a fetch that is over already has reported."""
+        """Stop a fetch whose client left; one that is over has already reported."""
         fetch = self._fetches.get(rid)
         if fetch is not None:
             fetch.stop("cancelled")
@@ -126,7 +130,9 @@ class DecodeSide:
             except AttemptFailed as failure:
                 failures.append(f"{peer.worker_id or peer.host}: {failure}")
                 self._counters.add("kv_attempt_failures_total")
-        return FetchFailed(request.rid, "; ".join(failures) or "no prefill worker to ask")
+        return FetchFailed(
+            request.rid, "; ".join(failures) or "the request names no prefill worker"
+        )
 
     async def _attempt(self, fetch: _Fetch, session: DecodeSession) -> FetchDone:
         request = fetch.request
@@ -146,13 +152,15 @@ class DecodeSide:
         )
         attempt = fetch.attempt = Attempt()
         try:
-            commit = await self._transfer(
+            commit = await self._receive(
                 session, request.rid, epoch, prefill, attempt, self._pages, request.blocks
             )
         finally:
             fetch.attempt = None
         if commit.num_tokens != len(request.tokens):
-            raise AttemptFailed(f"committed {commit.num_tokens} of {len(request.tokens)} tokens")
+            raise AttemptFailed(
+                f"the prefill worker committed {commit.num_tokens} of {len(request.tokens)} tokens"
+            )
         seconds = self._loop.time() - started
         self._counters.add(
             "kv_transfer_bytes_total",
@@ -172,7 +180,7 @@ class DecodeSide:
             transport=session.inbound.name,
         )
 
-    async def _transfer(
+    async def _receive(
         self,
         session: DecodeSession,
         rid: str,
@@ -208,12 +216,12 @@ class DecodeSide:
             )
         if self._settings.checksum and commit.checksum and commit.checksum != landing.checksum:
             self._counters.add("kv_checksum_errors_total")
-            raise AttemptFailed("the checksum of the KV does not hold")
+            raise AttemptFailed("the KV that landed has another checksum than the one committed")
 
     # --- probes -----------------------------------------------------------------------------------
 
     def probe(self, request: ProbeRequest) -> None:
-        """Begin; ends in one `ProbeResult`. Neither side's blocks are touched."""
+        """Begin a probe; it ends in one `ProbeResult`. Neither side's blocks are touched."""
         task = self._loop.create_task(self._run_probe(request))
         self._probes.add(task)
         task.add_done_callback(self._probes.discard)
@@ -223,14 +231,17 @@ class DecodeSide:
         started = self._loop.time()
         try:
             if not 0 < request.num_blocks * self._layout.block_bytes <= MAX_PROBE_BYTES:
-                raise AttemptFailed(f"invalid: {request.num_blocks} blocks are beyond 1 GiB, or 0")
+                raise AttemptFailed(
+                    f"invalid: a probe of {request.num_blocks} blocks is not possible; "
+                    f"ask for at least 1 and at most {MAX_PROBE_BYTES} bytes"
+                )
             peer = PrefillPeer("", request.host, request.port)
             session = await self._peers.session(peer, at_once=True)
             transport = session.inbound.name
             epoch = next(self._epochs)
             blocks = range(request.num_blocks)
             started = self._loop.time()
-            commit = await self._transfer(
+            commit = await self._receive(
                 session,
                 "",
                 epoch,

@@ -16,7 +16,7 @@ _CODES = ("no_room", "too_long", "draining", "invalid", "transport", "internal")
 
 
 class PageCount:
-    """What an epoch's writes came to so far."""
+    """The totals of an epoch's writes so far."""
 
     def __init__(self) -> None:
         self.num_bytes = 0
@@ -25,7 +25,7 @@ class PageCount:
 
 
 class Pusher:
-    """Splits pages into writes of a good size and sums up what became of them."""
+    """Splits pages into writes of a good size and adds up their results."""
 
     def __init__(self, outbound: Outbound, pages: Pages, write_bytes: int) -> None:
         self._outbound = outbound
@@ -38,7 +38,10 @@ class Pusher:
     async def push(
         self, epoch: int, source: Sequence[int], target: Sequence[int], count: PageCount
     ) -> None:
-        """Write `source` into D's `target`. Raises TransportError; other writes may go on then."""
+        """Write `source` into D's `target`.
+
+        Raises TransportError; the epoch's other writes may still be under way then.
+        """
         loop = asyncio.get_running_loop()
         started = loop.time()
         step, layers = self._num_blocks, range(self._pages.num_layers)
@@ -76,7 +79,7 @@ class Push:
         self._chunks: asyncio.Queue[PushChunk | PushFailed] = asyncio.Queue()
 
     def feed(self, event: PushChunk | PushFailed) -> None:
-        """The core has computed more, or gives up."""
+        """Take what the core has computed, or its failure."""
         self._chunks.put_nowait(event)
 
     async def run(self) -> None:
@@ -96,7 +99,10 @@ class Push:
         first = (chunk.start - self.request.num_skip_tokens) // self._page_size
         target = self.request.blocks[first : first + len(chunk.blocks)]
         if first < 0 or len(target) != len(chunk.blocks):
-            raise TransportError(f"{len(chunk.blocks)} blocks at token {chunk.start} don't fit")
+            raise TransportError(
+                f"a chunk of {len(chunk.blocks)} blocks at token {chunk.start} is not part of "
+                f"the {len(self.request.blocks)} blocks that were asked for"
+            )
         await self._pusher.push(self.request.epoch, chunk.blocks, target, self.count)
 
     def _commit(self, last: PushChunk) -> None:
@@ -121,7 +127,7 @@ class Push:
 
 
 def refusal(request: Prefill | Probe, code: str, message: str) -> PrefillFailed:
-    """The frame that says why a request is not delivered; unknown codes become `internal`."""
+    """Build the frame that says why a request fails; unknown codes become `internal`."""
     known = code if code in _CODES else "internal"
     fields = {
         "rid": request.rid if isinstance(request, Prefill) else "",

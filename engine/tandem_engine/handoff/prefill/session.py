@@ -1,59 +1,47 @@
 """P's side of one control connection: the prompts that one decode worker asked for."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import msgspec
-
-from tandem_engine.handoff.counters import Counters
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.events import (
+    Counters,
+    FromHandoff,
     PrefillArrived,
     PrefillDropped,
     PushChunk,
     PushDone,
     PushFailed,
-    ToCore,
 )
 from tandem_engine.handoff.pages import MAX_PROBE_BYTES, KVPages
 from tandem_engine.handoff.prefill.push import Push, Pusher, push_pattern, refusal
-from tandem_engine.handoff.settings import HandoffSettings
-from tandem_engine.handoff.transports.base import Outbound
-from tandem_engine.handoff.transports.shm import ShmOutbound
-from tandem_engine.step import KVStore
-from tandem_wire.connection import Connection
-from tandem_wire.errors import WireError
-from tandem_wire.handoff import Fence, Fenced, HandoffMessage, Prefill, Probe, SlotFreed
+from tandem_engine.handoff.transports.base import Link, Outbound
+from tandem_wire.handoff import Beat, Fence, Fenced, HandoffMessage, Prefill, Probe
 
 
 class PrefillSession:
     """Pushes by epoch. A push's blocks stay pinned until `PushDone` or `PrefillDropped`.
 
     Every push ends in exactly one of the two: in the push's own task when the commit or the
-    failure has been sent, in `_drop` when nobody wants it any more.
+    failure has been sent, in `_drop` when no one wants it any longer.
     """
 
     def __init__(
         self,
-        name: str,
-        connection: Connection[HandoffMessage],
+        link: Link,
         outbound: Outbound,
-        kv: KVStore,
-        settings: HandoffSettings,
-        report: Callable[[ToCore], None],
+        report: Callable[[FromHandoff], None],
         counters: Counters,
         is_draining: Callable[[], bool],
     ) -> None:
-        self.name = name
-        self.connection = connection
+        kv, settings = link.kv, link.settings
         self.outbound = outbound
         self.pushes: dict[int, Push] = {}
+        self._link = link
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._chores: set[asyncio.Task[None]] = set()
         self._layout = kv.layout
-        self._settings = settings
         self._write_bytes = settings.write_bytes or kv.write_bytes
         self._pusher = Pusher(outbound, KVPages(kv), self._write_bytes)
         self._report = report
@@ -63,7 +51,7 @@ class PrefillSession:
     async def run(self) -> None:
         """Serve the connection until it ends; then free everything at once."""
         try:
-            async for message in self.connection:
+            async for message in self._link.connection:
                 self._handle(message)
         finally:
             await self._end()
@@ -74,15 +62,15 @@ class PrefillSession:
                 self._prefill(message)
             case Fence():
                 self._spawn(self._fence(message))
-            case SlotFreed() if isinstance(self.outbound, ShmOutbound):
-                self.outbound.freed(message)
             case Probe():
                 self._probe(message)
+            case Beat():
+                pass  # the connection has noted the time
             case _:
-                pass  # a Beat: the connection has noted the time
+                self.outbound.handle(message)
 
     def feed(self, epoch: int, event: PushChunk | PushFailed) -> None:
-        """The core has news for a push; late news of a dropped one are of no interest."""
+        """Pass the core's news to a push; those of a dropped one come too late to matter."""
         push = self.pushes.get(epoch)
         if push is not None:
             push.feed(event)
@@ -92,16 +80,11 @@ class PrefillSession:
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
 
-    def _send(self, message: msgspec.Struct) -> None:
-        # A lost connection ends `run`, which drops everything; there is no one else to tell.
-        with contextlib.suppress(WireError):
-            self.connection.send(message)
-
     def _prefill(self, request: Prefill) -> None:
         layout = self._layout
         num_pages = -(-(len(request.tokens) - request.num_skip_tokens) // layout.page_size)
         if self._is_draining():
-            self._send(refusal(request, "draining", "this worker takes no new work"))
+            self._link.send(refusal(request, "draining", "this worker takes no new work"))
             return
         if (
             request.epoch in self._tasks
@@ -109,10 +92,14 @@ class PrefillSession:
             or num_pages < 1
             or num_pages != len(request.blocks)
         ):
-            self._send(refusal(request, "invalid", "epoch, skip or blocks make no sense"))
+            message = (
+                f"epoch {request.epoch} is taken, or {len(request.tokens)} tokens after "
+                f"{request.num_skip_tokens} don't fit {len(request.blocks)} blocks"
+            )
+            self._link.send(refusal(request, "invalid", message))
             return
-        key = f"{self.name}/{request.epoch}"
-        push = Push(key, request, self._pusher, layout.page_size, self._send)
+        key = f"{self._link.session}/{request.epoch}"
+        push = Push(key, request, self._pusher, layout.page_size, self._link.send)
         self.pushes[request.epoch] = push
         self._tasks[request.epoch] = asyncio.get_running_loop().create_task(self._run_push(push))
         self._report(PrefillArrived(key, request))
@@ -122,7 +109,7 @@ class PrefillSession:
         try:
             await push.run()
         except Exception as error:
-            # Not a word to D before the attempt's other writes have ended.
+            # D must not hear of it before the attempt's other writes have ended.
             await self.outbound.fence(epoch)
             self._counters.add("kv_push_failures_total")
             code = "transport" if isinstance(error, TransportError) else "internal"
@@ -132,7 +119,7 @@ class PrefillSession:
             "kv_transfer_bytes_total",
             push.count.num_bytes,
             direction="out",
-            backend=self.transport_name,
+            backend=self.outbound.name,
         )
         self._report(PushDone(push.key))
 
@@ -140,13 +127,8 @@ class PrefillSession:
         self.pushes.pop(epoch, None)
         self._tasks.pop(epoch, None)
 
-    @property
-    def transport_name(self) -> str:
-        """For metrics."""
-        return "shm" if isinstance(self.outbound, ShmOutbound) else "tcp"
-
     async def _drop(self, epoch: int) -> None:
-        """End a push whose result nobody wants; returns when its blocks are no longer read."""
+        """End a push whose result no one wants; return when its blocks are no longer read."""
         push = self.pushes.pop(epoch, None)
         task = self._tasks.get(epoch)
         if push is None or task is None:
@@ -161,38 +143,38 @@ class PrefillSession:
         self._counters.add("kv_fences_total")
         await self._drop(fence.epoch)
         await self.outbound.fence(fence.epoch)  # a probe's writes
-        self._send(Fenced(fence.rid, fence.epoch))
+        self._link.send(Fenced(fence.rid, fence.epoch))
 
     def _probe(self, request: Probe) -> None:
         if not 0 < request.num_blocks * self._layout.block_bytes <= MAX_PROBE_BYTES:
-            self._send(refusal(request, "invalid", "a probe of that size is not run"))
+            message = (
+                f"a probe of {request.num_blocks} blocks is not possible; "
+                f"ask for at least 1 and at most {MAX_PROBE_BYTES} bytes"
+            )
+            self._link.send(refusal(request, "invalid", message))
             return
         self._spawn(self._run_probe(request))
 
     async def _run_probe(self, request: Probe) -> None:
         try:
             await push_pattern(
-                request,
-                self.outbound,
-                self._layout,
-                self._write_bytes,
-                self._send,
+                request, self.outbound, self._layout, self._write_bytes, self._link.send
             )
         except TransportError as error:
             await self.outbound.fence(request.epoch)
-            self._send(refusal(request, "transport", str(error)))
+            self._link.send(refusal(request, "transport", str(error)))
         except asyncio.CancelledError:
-            # Fenced: the answer is the `Fenced` frame.
+            # Fenced: D gets a `Fenced` frame instead.
             return
 
     async def expire(self, now: float) -> None:
         """Drop the pushes whose lease has run out; called at every tick, work or no work."""
-        silent = now - self.connection.last_received
+        silent = now - self._link.connection.last_received
         for epoch, push in list(self.pushes.items()):
             if silent > push.request.lease_seconds:
                 self._counters.add("kv_expired_leases_total")
                 await self._drop(epoch)
-                push.fail("transport", f"the lease ran out after {silent:.1f} s of silence")
+                push.fail("transport", f"the lease ran out: nothing came for {silent:.1f} s")
 
     async def _end(self) -> None:
         for task in [*self._tasks.values(), *self._chores]:

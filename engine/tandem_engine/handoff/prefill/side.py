@@ -2,21 +2,21 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 
 import msgspec
 
-from tandem_engine.handoff.counters import Counters
-from tandem_engine.handoff.errors import HandoffUnavailable, PairingRefused, TransportError
-from tandem_engine.handoff.events import PushChunk, PushFailed, ToCore
+from tandem_engine.handoff.errors import HandoffUnavailable, PairingRefused
+from tandem_engine.handoff.events import Counters, FromHandoff, PushChunk, PushFailed
 from tandem_engine.handoff.prefill.session import PrefillSession
 from tandem_engine.handoff.settings import HandoffSettings
-from tandem_engine.handoff.transports.base import Outbound
-from tandem_engine.handoff.transports.shm import ShmOutbound
-from tandem_engine.handoff.transports.tcp import TcpOutbound
+from tandem_engine.handoff.transports.base import Link
+from tandem_engine.handoff.transports.registry import Transports
 from tandem_engine.step import KVStore
 from tandem_wire.connection import Connection
 from tandem_wire.endpoint import Listener, keep_alive, listen
+from tandem_wire.errors import ConnectionLost
 from tandem_wire.handoff import (
     Beat,
     DataHello,
@@ -24,7 +24,6 @@ from tandem_wire.handoff import (
     Handshake,
     HandshakeReply,
     KVLayout,
-    TransportOffer,
 )
 from tandem_wire.messages import PROTOCOL
 
@@ -35,19 +34,19 @@ def check_pairing(mine: KVLayout, my_hash: str, theirs: Handshake) -> None:
     """Raise `PairingRefused`, with the remedy, unless these two may exchange KV."""
     if theirs.protocol != PROTOCOL:
         raise PairingRefused(
-            f"hand-off protocol {theirs.protocol} meets {PROTOCOL}",
+            f"the hand-off protocol is {PROTOCOL} here and {theirs.protocol} there",
             "run both workers from the same release",
         )
     for field in KVLayout.__struct_fields__:
         here, there = getattr(mine, field), getattr(theirs.layout, field)
         if here != there:
             raise PairingRefused(
-                f"KV layouts differ: {field} is {here} here and {there} there",
+                f"the KV layouts differ: {field} is {here} here and {there} there",
                 f"start both workers with the same {field}",
             )
     if theirs.compatibility_hash != my_hash:
         raise PairingRefused(
-            f"compatibility hash {theirs.compatibility_hash} meets {my_hash}",
+            f"the compatibility hash is {my_hash} here and {theirs.compatibility_hash} there",
             "pair workers of one model, revision, dtype and adapter set",
         )
 
@@ -60,12 +59,14 @@ class PrefillSide:
         settings: HandoffSettings,
         kv: KVStore,
         compatibility_hash: str,
-        report: Callable[[ToCore], None],
+        transports: Transports,
+        report: Callable[[FromHandoff], None],
         counters: Counters,
     ) -> None:
         self._settings = settings
         self._kv = kv
         self._compatibility_hash = compatibility_hash
+        self._transports = transports
         self._report = report
         self._counters = counters
         self._sessions: dict[str, PrefillSession] = {}
@@ -83,13 +84,13 @@ class PrefillSide:
             )
         except OSError as error:
             raise HandoffUnavailable(
-                f"the bootstrap port {settings.host}:{settings.bootstrap_port} is not to be had: "
+                f"can't open the bootstrap port {settings.host}:{settings.bootstrap_port}: "
                 f"{error}; choose another --bootstrap-port, or 0 for a free one"
             ) from error
         return self._listener.port
 
     async def _serve(self, connection: Connection[HandoffMessage]) -> None:
-        """One connection: its first frame says whether it is a control or a data connection."""
+        """Serve one connection: its first frame says whether it carries control or data."""
         try:
             async with asyncio.timeout(self._settings.dial_seconds):
                 first = await connection.receive()
@@ -97,8 +98,8 @@ class PrefillSide:
             return
         if isinstance(first, DataHello):
             session = self._sessions.get(first.session)
-            if session is not None and isinstance(session.outbound, TcpOutbound):
-                session.outbound.attach(connection.detach())
+            if session is not None:
+                session.outbound.attach(connection)
         elif isinstance(first, Handshake):
             await self._serve_session(connection, first)
 
@@ -107,11 +108,14 @@ class PrefillSide:
     ) -> None:
         settings = self._settings
         reply = HandshakeReply(worker_id=settings.worker_id, boot_id=settings.boot_id)
+        link = self._make_link(connection, handshake.session)
         try:
             check_pairing(self._kv.layout, self._compatibility_hash, handshake)
-            if handshake.session in self._sessions:
-                raise PairingRefused("the session's name is taken", "choose another one")
-            offer, outbound = self._choose_transport(connection, handshake.offers)
+            if link.session in self._sessions:
+                raise PairingRefused(
+                    f"a session named {link.session} is open already", "choose another name"
+                )
+            offer, outbound = self._transports.accept(handshake.offers, link)
         except PairingRefused as refused:
             self._counters.add("kv_refused_pairings_total")
             log.warning("refused to pair with %s: %s", handshake.worker_id, refused)
@@ -120,16 +124,9 @@ class PrefillSide:
             )
             return
         session = PrefillSession(
-            handshake.session,
-            connection,
-            outbound,
-            self._kv,
-            settings,
-            self._report,
-            self._counters,
-            lambda: self.draining,
+            link, outbound, self._report, self._counters, lambda: self.draining
         )
-        self._sessions[handshake.session] = session
+        self._sessions[link.session] = session
         connection.send(msgspec.structs.replace(reply, transport=offer))
         beats = asyncio.get_running_loop().create_task(
             keep_alive(connection, self._beat, handshake.heartbeat_seconds)
@@ -138,46 +135,27 @@ class PrefillSide:
             await session.run()
         finally:
             beats.cancel()
-            del self._sessions[handshake.session]
+            del self._sessions[link.session]
 
-    def _choose_transport(
-        self, connection: Connection[HandoffMessage], offers: list[TransportOffer]
-    ) -> tuple[TransportOffer, Outbound]:
-        """The first of D's offers that this side can do too, ready to write."""
-        allowed = {"auto": ("shm", "tcp")}.get(self._settings.transfer, (self._settings.transfer,))
-
+    def _make_link(self, connection: Connection[HandoffMessage], session: str) -> Link:
         def lost(error: Exception) -> None:
-            connection.abort()
+            connection.abort(ConnectionLost(str(error)))
             self._counters.add("kv_transport_failures_total")
 
-        why = []
-        for offer in offers:
-            try:
-                if offer.name not in allowed:
-                    raise TransportError("not allowed by --transfer here")
-                if offer.name == "tcp":
-                    return offer, TcpOutbound(lost, checksum=self._settings.checksum)
-                if offer.name == "shm":
-                    return offer, ShmOutbound(
-                        self._settings.shm_dir,
-                        offer,
-                        connection.send,
-                        lost,
-                        pin=self._kv.pin,
-                        checksum=self._settings.checksum,
-                    )
-            except TransportError as error:
-                why.append(f"{offer.name}: {error}")
-        raise PairingRefused(
-            "no common transport" + (f" ({'; '.join(why)})" if why else ""),
-            "use --transfer Auto or Tcp on both, or give both the same TANDEM_SHM_DIR",
+        return Link(
+            session=session,
+            address=(self._settings.host, self._settings.bootstrap_port),
+            connection=connection,
+            settings=self._settings,
+            kv=self._kv,
+            on_lost=lost,
         )
 
     def _beat(self) -> Beat:
         return Beat(self.draining, self._num_chunks)
 
     def feed(self, event: PushChunk | PushFailed) -> None:
-        """The core has news for a push; `event.key` is `session/epoch`."""
+        """Pass the core's news to a push; `event.key` is `session/epoch`."""
         self._num_chunks += isinstance(event, PushChunk)
         name, _, epoch = event.key.rpartition("/")
         session = self._sessions.get(name)
@@ -189,17 +167,9 @@ class PrefillSide:
         for session in list(self._sessions.values()):
             await session.expire(now)
 
-    @property
-    def num_leases(self) -> int:
-        """Pushes that are not finished."""
-        return sum(len(session.pushes) for session in self._sessions.values())
-
     def sessions_by_transport(self) -> dict[str, int]:
-        """How many decode workers are connected, by transport."""
-        count: dict[str, int] = {}
-        for session in self._sessions.values():
-            count[session.transport_name] = count.get(session.transport_name, 0) + 1
-        return count
+        """Count the decode workers that are connected, by transport."""
+        return Counter(session.outbound.name for session in self._sessions.values())
 
     async def close(self) -> None:
         """Close the port and every session; their pushes are reported as dropped."""

@@ -1,25 +1,25 @@
-"""A hand-off with a scripted core: computes nothing, sends the pages of a random store."""
+"""A hand-off with a scripted core: it computes nothing and sends the pages of a random store."""
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from tandem_engine.handoff.bytes_store import BytesKVStore
 from tandem_engine.handoff.events import (
     FetchDone,
     FetchFailed,
     FetchRequest,
+    FromHandoff,
     PrefillArrived,
     PushChunk,
-    ToCore,
 )
 from tandem_engine.handoff.service import HandoffService, start_handoff
 from tandem_engine.handoff.settings import HandoffSettings
+from tandem_engine.step import KVStore
 from tandem_wire.handoff import KVLayout, Prefill
 from tandem_wire.messages import PrefillPeer, SamplingParams
 
@@ -47,6 +47,23 @@ FAST = HandoffSettings(
 DEADLINE = 20.0
 
 
+class BytesStore(KVStore):
+    """Plain bytes, as an array [layer, K/V, block, page bytes]."""
+
+    def __init__(self, layout: KVLayout, num_blocks: int) -> None:
+        self.layout = layout
+        shape = (layout.num_layers, layout.num_planes, num_blocks, layout.page_bytes)
+        self.data = np.zeros(shape, np.uint8)
+
+    def export_blocks(self, blocks: Sequence[int], layers: range) -> memoryview:
+        return self.data[layers.start : layers.stop, :, list(blocks)].reshape(-1).data
+
+    def import_blocks(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
+        shape = (len(layers), self.layout.num_planes, len(blocks), self.layout.page_bytes)
+        pages = np.frombuffer(data, np.uint8).reshape(shape)
+        self.data[layers.start : layers.stop, :, list(blocks)] = pages
+
+
 def eventually(condition: Callable[[], bool]) -> None:
     """Poll until the condition holds."""
     end = time.monotonic() + 20
@@ -59,7 +76,7 @@ class Worker:
     """One side: a store with random bytes, the service, and what it reported."""
 
     def __init__(self, name: str, hash_: str = "h", layout: KVLayout = LAYOUT, **changes: Any):
-        self.kv = BytesKVStore(layout, 64)
+        self.kv = BytesStore(layout, 64)
         self.kv.data[:] = np.random.default_rng(abs(hash(name)) % 2**32).integers(
             0, 256, self.kv.data.shape
         )
@@ -69,7 +86,7 @@ class Worker:
             replace(FAST, worker_id=name, **changes), self.kv, hash_
         )
         self.handoff.wake_on_event(self.wake)
-        self.seen: list[ToCore] = []
+        self.seen: list[FromHandoff] = []
         self.num_tried = 0
 
     @property
@@ -78,15 +95,20 @@ class Worker:
 
     def wait(self, kind: type[E], where: Callable[[E], bool] = lambda _: True) -> E:
         """The first reported event of `kind`; it is taken out of `seen`."""
+        event = self.wait_until(lambda event: isinstance(event, kind) and where(event))
+        assert isinstance(event, kind)
+        return event
+
+    def wait_until(self, is_it: Callable[[FromHandoff], bool]) -> FromHandoff:
+        """The first reported event for which that holds; it is taken out of `seen`."""
         deadline = time.monotonic() + DEADLINE
         while True:
             self.seen += self.handoff.poll()
-            for event in self.seen:
-                if isinstance(event, kind) and where(event):
-                    self.seen.remove(event)  # type: ignore[arg-type]
-                    return event
+            for number, event in enumerate(self.seen):
+                if is_it(event):
+                    return self.seen.pop(number)
             left = deadline - time.monotonic()
-            assert left > 0, f"no {kind.__name__}; saw {self.seen}"
+            assert left > 0, f"not reported in time; saw {self.seen}"
             self.wake.wait(left)
             self.wake.clear()
 
@@ -143,7 +165,11 @@ class Worker:
         return blocks
 
     def outcome(self, rid: str) -> FetchDone | FetchFailed:
-        return self.wait(FetchDone | FetchFailed, lambda event: event.rid == rid)  # type: ignore[return-value]
+        event = self.wait_until(
+            lambda event: isinstance(event, FetchDone | FetchFailed) and event.rid == rid
+        )
+        assert isinstance(event, FetchDone | FetchFailed)
+        return event
 
     def takes(self, p: "Worker") -> bool:
         """Whether a fetch from `p` succeeds now."""
@@ -165,7 +191,7 @@ class Worker:
         self.handoff.close()
 
 
-def make(stack: ExitStack, name: str, **changes: object) -> Worker:
-    worker = Worker(name, **changes)  # type: ignore[arg-type]
+def make(stack: ExitStack, name: str, **changes: Any) -> Worker:
+    worker = Worker(name, **changes)
     stack.callback(worker.close)
     return worker

@@ -44,7 +44,7 @@ def test_pages_arrive(
 ) -> None:
     """Writes of one layer, of layer groups, of many blocks."""
     options = {
-        "transfer": transport,
+        "transport": transport,
         "shm_dir": str(tmp_path),
         "checksum": checksum,
         "write_bytes": write_bytes,
@@ -71,7 +71,7 @@ def test_pages_arrive(
 
 def test_writes_are_no_larger_than_the_receivers_slots(stack: ExitStack, tmp_path: Path) -> None:
     """Stores differ in the size of write that suits them: a GPU's is larger than a CPU's."""
-    options: dict[str, Any] = {"transfer": "shm", "shm_dir": str(tmp_path), "write_bytes": 0}
+    options: dict[str, Any] = {"transport": "shm", "shm_dir": str(tmp_path), "write_bytes": 0}
     p, d = make(stack, "p", **options), make(stack, "d", **options)
     p.kv.write_bytes, d.kv.write_bytes = 100 * LAYOUT.block_bytes, 2 * LAYOUT.block_bytes
     d.fetch("r", [p], 90)
@@ -106,7 +106,7 @@ def test_a_ring_is_pinned_while_it_is_used(
 
     nbytes = mmap.PAGESIZE + 8 * LAYOUT.block_bytes
     monkeypatch.setattr(KVStore, "pin", pin)
-    options = {"transfer": "shm", "shm_dir": str(tmp_path)}
+    options = {"transport": "shm", "shm_dir": str(tmp_path)}
     p, d = make(stack, "p", **options), make(stack, "d", **options)
     d.fetch("r", [p])
     p.push(p.arrived())
@@ -159,7 +159,7 @@ def test_a_closed_worker_fails_its_fetches_and_drops_its_pushes(stack: ExitStack
 def test_a_flipped_byte_is_caught(
     stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
 ) -> None:
-    options = {"transfer": transport, "shm_dir": str(tmp_path)}
+    options = {"transport": transport, "shm_dir": str(tmp_path)}
     bad, good, d = (make(stack, name, **options) for name in ("bad", "good", "d"))
     land = Inbound._land
 
@@ -259,7 +259,7 @@ def test_pages_of_other_requests_are_out_of_reach(stack: ExitStack) -> None:
     p.push(arrived)
     failed = d.outcome("r")
     assert isinstance(failed, FetchFailed)
-    assert "not of this request" in failed.message
+    assert "do not belong to this request" in failed.message
     assert np.array_equal(d.kv.data, before)
 
 
@@ -278,8 +278,8 @@ def test_what_can_not_start_says_so(stack: ExitStack) -> None:
     p = make(stack, "p")
     for changes, message in (
         ({"bootstrap_port": p.handoff.bootstrap_port}, "--bootstrap-port"),
-        ({"transfer": "nixl"}, "not built in"),
-        ({"transfer": "shm"}, "TANDEM_SHM_DIR"),
+        ({"transport": "nixl"}, "not built in"),
+        ({"transport": "shm"}, "TANDEM_SHM_DIR"),
     ):
         with pytest.raises(HandoffUnavailable, match=message):
             Worker("x", **changes)

@@ -22,13 +22,13 @@ from tandem_engine.handoff.tests.scripted import LAYOUT, Worker, eventually, mak
         ({"layout": msgspec.structs.replace(LAYOUT, num_kv_heads=4)}, "num_kv_heads"),
         ({"layout": msgspec.structs.replace(LAYOUT, tensor_parallel=2)}, "tensor_parallel"),
         ({"layout": msgspec.structs.replace(LAYOUT, num_planes=1)}, "num_planes"),
-        ({"transfer": "shm", "shm_dir": "/dev/shm"}, "no common transport"),
+        ({"transport": "shm", "shm_dir": "/dev/shm"}, "no common transport"),
     ],
 )
 def test_an_unknown_pairing_is_refused(
     stack: ExitStack, changes: dict[str, Any], message: str
 ) -> None:
-    p, d = make(stack, "p", **changes), make(stack, "d", transfer="tcp")
+    p, d = make(stack, "p", **changes), make(stack, "d", transport="tcp")
     d.fetch("r", [p])
     failed = d.outcome("r")
     assert isinstance(failed, FetchFailed)

@@ -13,7 +13,7 @@ from tandem_engine.handoff.tests.scripted import LAYOUT, make
 
 @pytest.mark.parametrize("transport", ["tcp", "shm"])
 def test_probe_touches_no_block(stack: ExitStack, tmp_path: Path, transport: str) -> None:
-    options = {"transfer": transport, "shm_dir": str(tmp_path)}
+    options = {"transport": transport, "shm_dir": str(tmp_path)}
     p, d = make(stack, "p", **options), make(stack, "d", **options)
     before = d.kv.data.copy(), p.kv.data.copy()
     request = ProbeRequest(

@@ -1,26 +1,148 @@
-"""How pages get from a prefill worker (P) to a decode worker (D): the two ends of a session.
+"""How pages get from a prefill worker (P) to a decode worker (D): the interface of a transport.
 
-`Outbound` lives on P, `Inbound` on D, one pair per session (a control connection). Who owns what:
+A `Transport` makes the two ends of a session: `Inbound` on D, `Outbound` on P, one pair per control
+connection. The registry knows the transports; sessions know only what stands here. A transport is
+*staged* when D's own code puts the bytes into D's blocks, *one-sided* when P writes them there.
+Who owns what:
 
 - P's source blocks are pinned by P's core from `Outbound.write` until its result is there: a write
   reads them in one of the transport's threads, and has finished with them when it returns.
-- D's destination blocks belong to the attempt's `Landing`. Only D's own code writes them, after it
-  has looked the epoch up: bytes of an epoch that D has fenced are dropped wherever they still are.
+- D's destination blocks belong to the attempt's `Landing`. Staged: only D's own code writes them,
+  after it has looked the epoch up, so bytes of an epoch that D has fenced are dropped wherever they
+  still are. One-sided: P may write them from `Inbound.register` on, until the epoch is fenced.
 - `Outbound.fence` returns when no write of the epoch is under way on P; `Inbound.fence` returns
-  when none will be made on D. Either is enough to keep D's pages safe; both are done.
+  when none will be made on D. Staged: either is enough to keep D's pages safe; both are done.
+- One-sided: D can't drop what P writes, so one of two things must hold before D's pages are used
+  again. *Completion*: `send` returns only when its bytes are in D's memory or never will be, so
+  that `Outbound.fence`, which P acknowledges, covers the network too. *Revocation*: P has lost the
+  right to write, by D's own act and without P's help. The session calls `Inbound.fence` only after
+  P has acknowledged the fence, has said its last word on the epoch, or is cut off; in the last case
+  `Inbound.close` comes first and must revoke, however long P sleeps. A plain memory mapping can't
+  be revoked: a P that was stopped in a copy finishes the copy when it wakes. A transport by mapped
+  memory is therefore staged.
+- A probe's pages (`PatternPages`) are in nobody's pool. A one-sided transport gives them room of
+  its own between `Inbound.register` and `Inbound.fence`.
 - `close` ends the session's threads and may be called in any state.
 """
 
 import asyncio
+import contextlib
 import queue
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Final, Literal
+
+import msgspec
 
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.pages import Pages
+from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.landing import Landing
+from tandem_engine.step import KVStore
+from tandem_wire.connection import Connection
+from tandem_wire.errors import WireError
+from tandem_wire.handoff import HandoffMessage, TransportName, TransportOffer
+
+MAX_WRITE_BYTES: Final = 1 << 30
+"""No transport moves more than this in one write."""
+
+Placement = Literal["staged", "one-sided"]
+"""Who puts bytes into D's blocks: D's own code, or P."""
+
+Memory = Literal["host", "device"]
+"""Where the transport reads and writes pages; a device's pages go through the host otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One session as its transport sees it, the same on both sides. Used on the loop."""
+
+    session: str
+    address: tuple[str, int]
+    """P's bootstrap port: on D, where D reached it; on P, where P was told to listen."""
+    connection: Connection[HandoffMessage]
+    settings: HandoffSettings
+    kv: KVStore
+    on_lost: Callable[[Exception], None]
+    """The transport can't go on: ends the session."""
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Send on the control connection. Once that has ended, the session ends: nothing to do."""
+        with contextlib.suppress(WireError):
+            self.connection.send(message)
+
+
+class Transport(ABC):
+    """One way for pages from P to D. It has no state: the ends of each session have it."""
+
+    name: ClassVar[TransportName]
+    placement: ClassVar[Placement]
+    memory: ClassVar[Memory]
+
+    def missing(self, settings: HandoffSettings) -> str:
+        """What this worker lacks to use the transport, and what to do; empty: nothing."""
+        return ""
+
+    @abstractmethod
+    def offer(self, link: Link) -> "Inbound":
+        """Make D's end; its `offer` goes into the handshake. TransportError says why there is none.
+
+        P may take another offer: the end is then closed without ever having been opened.
+        """
+
+    @abstractmethod
+    def accept(self, offer: TransportOffer, link: Link) -> "Outbound":
+        """Make P's end for D's offer. TransportError says why this side can't."""
+
+
+class Inbound(ABC):
+    """D's end: finds the landing of what arrives. Its threads call only `_land` and `_placed`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.name = transport.name
+        self.num_stale_writes = 0
+        self._landings: dict[int, Landing] = {}
+
+    @property
+    @abstractmethod
+    def offer(self) -> TransportOffer:
+        """What P needs to reach this end."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Make ready to receive, once P has agreed to this transport. Raises TransportError."""
+
+    def handle(self, message: HandoffMessage) -> None:
+        """Take a message of the transport's own, which P's end sent on the control connection."""
+        return None
+
+    def register(self, epoch: int, landing: Landing) -> None:
+        """Let writes of `epoch` go to `landing` from now on."""
+        self._landings[epoch] = landing
+
+    async def fence(self, epoch: int) -> None:
+        """Drop what still comes for `epoch`; return when nothing of it is being written."""
+        landing = self._landings.pop(epoch, None)
+        if landing is not None:
+            await landing.fence()
+
+    def _land(self, epoch: int, blocks: Sequence[int], layers: range, payload: memoryview) -> None:
+        """Staged: put one write's bytes into place, unless the epoch is fenced."""
+        landing = self._landings.get(epoch)
+        if landing is None or not landing.write(blocks, layers, payload):
+            self.num_stale_writes += 1
+
+    def _placed(self, epoch: int, blocks: Sequence[int], layers: range) -> None:
+        """One-sided: check and count one write that is complete in D's memory."""
+        landing = self._landings.get(epoch)
+        if landing is None or not landing.placed(blocks, layers):
+            self.num_stale_writes += 1
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End every thread; nothing lands after it has returned. Safe to call twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +186,31 @@ class _Job:
 class Outbound(ABC):
     """P's end. Everything but a lane's own work is called on the loop."""
 
-    max_write_bytes: int = 1 << 30
-    """What the other side takes at once."""
+    max_write_bytes: int = MAX_WRITE_BYTES
+    """What D's end takes at once."""
 
-    def __init__(self, on_lost: Callable[[Exception], None]) -> None:
+    def __init__(self, transport: Transport, link: Link) -> None:
+        self.name = transport.name
         self._loop = asyncio.get_running_loop()
-        self._on_lost = on_lost
+        self._on_lost = link.on_lost
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._jobs: dict[int, set[_Job]] = {}
         self._lanes: list[asyncio.Future[None]] = []
         self._closed = False
 
+    def handle(self, message: HandoffMessage) -> None:
+        """Take a message of the transport's own, which D's end sent on the control connection."""
+        return None
+
+    def attach(self, connection: Connection[HandoffMessage]) -> None:
+        """Take over a data connection that D's end opened for this session.
+
+        A transport without data connections leaves it alone; it is closed then.
+        """
+        return None
+
     async def write(self, write: PageWrite) -> Written:
-        """Move pages; returns when P's blocks are no longer needed. TransportError."""
+        """Move pages; returns when P's blocks are no longer needed. Raises TransportError."""
         if self._closed:
             raise TransportError("the session has ended")
         job = _Job(write, self._loop.create_future())
@@ -97,7 +231,7 @@ class Outbound(ABC):
                 del self._jobs[job.write.epoch]
 
     async def fence(self, epoch: int) -> None:
-        """Give the epoch's waiting writes up and return when none is under way."""
+        """Give up the epoch's waiting writes and return when none is under way."""
         jobs = list(self._jobs.pop(epoch, ()))
         for job in jobs:
             if job.claim():
@@ -107,7 +241,7 @@ class Outbound(ABC):
             await asyncio.wait(under_way)
         for job in jobs:
             if not job.future.cancelled():
-                job.future.exception()  # seen: nobody else waits for it
+                job.future.exception()  # retrieved here: no one else waits for it
 
     def start_lane(self, send: Callable[[PageWrite], Written], name: str) -> None:
         """Start a thread that makes writes, one at a time, by `send` (OSError: session lost)."""
@@ -164,37 +298,3 @@ class Outbound(ABC):
     @abstractmethod
     def _interrupt(self) -> None:
         """Make a `send` that is blocked return soon, by an error."""
-
-
-class Inbound(ABC):
-    """D's end: finds the landing of what arrives. Everything but `_land` is called on the loop."""
-
-    name: str
-
-    def __init__(self) -> None:
-        self._landings: dict[int, Landing] = {}
-        self.num_stale_writes = 0
-
-    def register(self, epoch: int, landing: Landing) -> None:
-        """From now on writes of `epoch` go there."""
-        self._landings[epoch] = landing
-
-    async def fence(self, epoch: int) -> None:
-        """Drop what still comes for `epoch`; returns when nothing of it is being written."""
-        landing = self._landings.pop(epoch, None)
-        if landing is not None:
-            await landing.fence()
-
-    def _land(self, epoch: int, blocks: Sequence[int], layers: range, payload: memoryview) -> None:
-        """Called by the transport's threads for everything that arrives."""
-        landing = self._landings.get(epoch)
-        if landing is None or not landing.write(blocks, layers, payload):
-            self.num_stale_writes += 1
-
-    @abstractmethod
-    async def open(self) -> None:
-        """Make ready to receive, once P has agreed to this transport. Raises TransportError."""
-
-    @abstractmethod
-    async def close(self) -> None:
-        """End every thread; nothing lands after it has returned. Safe to call twice."""

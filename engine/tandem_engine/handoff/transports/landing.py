@@ -1,4 +1,4 @@
-"""Where the pages of one attempt land on the decode side, and what has landed."""
+"""The place where the pages of one attempt land on the decode side, and what has landed."""
 
 import asyncio
 import threading
@@ -12,9 +12,9 @@ _MASK = (1 << 64) - 1
 class Landing:
     """The destination blocks of one (request, epoch).
 
-    Transport threads call `write`; the loop calls `fence`. The blocks belong to the attempt until
-    `fence` has returned: from then on no byte of it is written any more, however late it comes.
-    Counts are read on the loop.
+    Transport threads call `write` (staged) or `placed` (one-sided); the loop calls `fence`. The
+    blocks belong to the attempt until `fence` has returned: from then on this side writes no byte
+    of it, however late it comes. Counts are read on the loop.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class Landing:
         checksum: bool,
         on_progress: Callable[[], None],
     ) -> None:
-        self._pages = pages
+        self.pages = pages
         self._blocks = frozenset(blocks)
         self._with_checksum = checksum
         self._on_progress = on_progress
@@ -40,30 +40,59 @@ class Landing:
 
     def write(self, blocks: Sequence[int], layers: range, payload: memoryview) -> bool:
         """Put one write's bytes into place; False when this attempt is over (nothing written)."""
+        if not self._begin():
+            return False
+        error, checksum = "", 0
+        try:
+            self._check_place(blocks, layers)
+            if self._with_checksum:
+                checksum = payload_checksum(blocks, layers, payload)
+            self.pages.take(blocks, layers, payload)
+        except ValueError as refused:
+            error = str(refused)
+        finally:
+            self._end(len(payload), checksum, error)
+        return True
+
+    def placed(self, blocks: Sequence[int], layers: range) -> bool:
+        """Check and count what the peer has put into place; False when this attempt is over."""
+        if not self._begin():
+            return False
+        error, checksum = "", 0
+        try:
+            self._check_place(blocks, layers)
+            if self._with_checksum:
+                checksum = payload_checksum(blocks, layers, self.pages.export(blocks, layers))
+        except ValueError as refused:
+            error = str(refused)
+        finally:
+            num_bytes = len(blocks) * len(layers) * self.pages.layer_bytes
+            self._end(num_bytes, checksum, error)
+        return True
+
+    def _begin(self) -> bool:
         with self._lock:
             if self._fenced:
                 return False
             self._num_writing += 1
-        error, checksum = "", 0
-        try:
-            if not self._blocks.issuperset(blocks):
-                raise ValueError("the peer wrote to blocks that are not of this request")
-            if layers.stop > self._pages.num_layers:
-                raise ValueError(f"the peer wrote to layers up to {layers.stop}")
-            if self._with_checksum:
-                checksum = payload_checksum(blocks, layers, payload)
-            self._pages.take(blocks, layers, payload)
-        except ValueError as refused:
-            error = str(refused)
-        finally:
-            with self._lock:
-                self._num_writing -= 1
-                self.num_bytes += len(payload)
-                self.checksum = (self.checksum + checksum) & _MASK
-                self.error = self.error or error
-                last = self._fenced and self._num_writing == 0
-            self._loop.call_soon_threadsafe(self._wrote, last)
         return True
+
+    def _check_place(self, blocks: Sequence[int], layers: range) -> None:
+        if not self._blocks.issuperset(blocks):
+            raise ValueError("the peer wrote to blocks that do not belong to this request")
+        if layers.stop > self.pages.num_layers:
+            raise ValueError(
+                f"the peer wrote to layers up to {layers.stop}, of {self.pages.num_layers}"
+            )
+
+    def _end(self, num_bytes: int, checksum: int, error: str) -> None:
+        with self._lock:
+            self._num_writing -= 1
+            self.num_bytes += num_bytes
+            self.checksum = (self.checksum + checksum) & _MASK
+            self.error = self.error or error
+            last = self._fenced and self._num_writing == 0
+        self._loop.call_soon_threadsafe(self._wrote, last)
 
     def _wrote(self, last: bool) -> None:
         if last and not self._quiet.done():

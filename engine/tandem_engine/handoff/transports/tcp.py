@@ -1,8 +1,8 @@
 """The tcp transport: several data streams per session, opened by D to P's bootstrap port.
 
 After its `DataHello` frame a stream carries writes from P to D: a header, D's block numbers, and
-the packed bytes. Both ends use blocking sockets in threads of their own, which the interpreter
-leaves alone while they copy; D's thread puts the bytes into the cache straight from its buffer.
+the packed bytes. Both ends use blocking sockets in threads of their own, which don't hold the
+interpreter while they copy; D's thread puts the bytes into the cache straight from its buffer.
 """
 
 import asyncio
@@ -10,31 +10,53 @@ import contextlib
 import socket
 import struct
 import threading
-from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.pages import payload_checksum
-from tandem_engine.handoff.transports.base import Inbound, Outbound, PageWrite, Written
-from tandem_wire.connection import tune_socket
-from tandem_wire.handoff import DataHello
+from tandem_engine.handoff.transports.base import (
+    MAX_WRITE_BYTES,
+    Inbound,
+    Link,
+    Outbound,
+    PageWrite,
+    Transport,
+    Written,
+)
+from tandem_wire.connection import Connection, tune_socket
+from tandem_wire.handoff import DataHello, HandoffMessage, TransportOffer
 
 _HEADER: Final = struct.Struct("<QIHHQ")  # epoch, blocks, first layer, layers, payload bytes
 _BUFFER_BYTES: Final = 4 << 20
 
 
+class TcpTransport(Transport):
+    """Through sockets; works wherever the bootstrap port does."""
+
+    name = "tcp"
+    placement = "staged"
+    memory = "host"
+
+    def offer(self, link: Link) -> Inbound:
+        return TcpInbound(self, link)
+
+    def accept(self, offer: TransportOffer, link: Link) -> Outbound:
+        return TcpOutbound(self, link)
+
+
 class TcpOutbound(Outbound):
     """P's end; each data connection that D opens becomes a lane."""
 
-    def __init__(self, on_lost: Callable[[Exception], None], *, checksum: bool) -> None:
-        super().__init__(on_lost)
-        self._checksum = checksum
+    def __init__(self, transport: TcpTransport, link: Link) -> None:
+        super().__init__(transport, link)
+        self._checksum = link.settings.checksum
         self._sockets: list[socket.socket] = []
 
-    def attach(self, stream: socket.socket) -> None:
-        """Take over a blocking socket whose `DataHello` named this session."""
+    def attach(self, connection: Connection[HandoffMessage]) -> None:
+        """Start a lane over the connection's socket, as a blocking one."""
+        stream = connection.detach()
         if self._closed:
             stream.close()
             return
@@ -66,25 +88,19 @@ class TcpOutbound(Outbound):
 class TcpInbound(Inbound):
     """D's end; `open` dials the streams."""
 
-    name = "tcp"
-
-    def __init__(
-        self,
-        address: tuple[str, int],
-        session: str,
-        num_streams: int,
-        max_payload_bytes: int,
-        on_lost: Callable[[Exception], None],
-    ) -> None:
-        super().__init__()
-        self._address = address
-        self._session = session
-        self._num_streams = num_streams
-        self._max_payload_bytes = max_payload_bytes
-        self._on_lost = on_lost
+    def __init__(self, transport: TcpTransport, link: Link) -> None:
+        super().__init__(transport)
+        self._address = link.address
+        self._session = link.session
+        self._num_streams = link.settings.num_streams
+        self._on_lost = link.on_lost
         self._loop = asyncio.get_running_loop()
         self._sockets: list[socket.socket] = []
         self._ended: list[asyncio.Future[None]] = []
+
+    @property
+    def offer(self) -> TransportOffer:
+        return TransportOffer(self.name)
 
     async def open(self) -> None:
         for number in range(self._num_streams):
@@ -110,14 +126,14 @@ class TcpInbound(Inbound):
                 stream.close()
                 raise
         except OSError as error:
-            raise TransportError(f"no data stream to {host}:{port}: {error}") from error
+            raise TransportError(f"can't open a data stream to {host}:{port}: {error}") from error
         tune_socket(stream)
         _enlarge_buffers(stream)
         stream.setblocking(True)
         return stream
 
     def _receive(self, stream: socket.socket, ended: asyncio.Future[None]) -> None:
-        """A stream's thread: until its end, which is also the session's."""
+        """Run a stream's thread until the stream's end, which is also the session's."""
         failure: Exception
         try:
             self._receive_writes(stream)
@@ -133,8 +149,11 @@ class TcpInbound(Inbound):
         buffer = memoryview(bytearray(_BUFFER_BYTES))
         while _fill(stream, head):
             epoch, num_blocks, first, num_layers, num_bytes = _HEADER.unpack(head)
-            if num_bytes > self._max_payload_bytes or num_blocks * 4 > self._max_payload_bytes:
-                raise TransportError(f"a write of {num_blocks} blocks and {num_bytes} bytes")
+            if num_bytes > MAX_WRITE_BYTES or num_blocks * 4 > MAX_WRITE_BYTES:
+                raise TransportError(
+                    f"the peer announced a write of {num_blocks} blocks and {num_bytes} bytes, "
+                    f"but {MAX_WRITE_BYTES} bytes are the most"
+                )
             listed = memoryview(bytearray(4 * num_blocks))
             if num_bytes > len(buffer):
                 buffer = memoryview(bytearray(num_bytes))

@@ -1,0 +1,126 @@
+"""The registry of transports, and that a new one needs no edit elsewhere."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from tandem_engine.frames import ProbeRequest, ProbeResult
+from tandem_engine.handoff.errors import HandoffUnavailable
+from tandem_engine.handoff.events import FetchCancelled, FetchDone, FetchFailed, PrefillDropped
+from tandem_engine.handoff.prefill.session import PrefillSession
+from tandem_engine.handoff.tests.in_memory import InMemoryTransport
+from tandem_engine.handoff.tests.scripted import FAST, LAYOUT, eventually, make
+from tandem_engine.handoff.transports import registry
+from tandem_engine.handoff.transports.registry import Transports
+from tandem_wire.handoff import TransportName
+
+
+@pytest.fixture(name="planted")
+def planted_fixture(monkeypatch: pytest.MonkeyPatch) -> InMemoryTransport:
+    transport = InMemoryTransport()
+    monkeypatch.setattr(registry, "BUILT", (transport, *registry.BUILT))
+    return transport
+
+
+def test_every_built_transport_has_a_name_of_its_own_that_the_wire_knows() -> None:
+    names = [transport.name for transport in registry.BUILT]
+    assert len(set(names)) == len(names)
+    assert set(names) <= set(get_args(TransportName))
+
+
+@pytest.mark.parametrize("checksum", [True, False])
+def test_a_planted_transport_moves_pages(
+    stack: ExitStack, planted: InMemoryTransport, checksum: bool
+) -> None:
+    p, d = make(stack, "p", checksum=checksum), make(stack, "d", checksum=checksum)
+    before = d.kv.data.copy()
+    d.fetch("r", [p], 40)
+    arrived = p.arrived()
+    source, target = p.push(arrived, chunks=3), arrived.request.blocks
+    done = d.outcome("r")
+    assert isinstance(done, FetchDone), done
+    assert (done.transport, done.num_bytes) == (planted.name, len(source) * LAYOUT.block_bytes)
+    before[:, :, target] = p.kv.data[:, :, source]
+    assert np.array_equal(d.kv.data, before)
+    sides = {
+        f'kv_sessions{{backend="{planted.name}",side="{side}"}}': 1.0
+        for side in ("prefill", "decode")
+    }
+    eventually(lambda: p.handoff.gauges() | d.handoff.gauges() == sides)
+
+
+def test_a_probe_goes_over_a_planted_transport(
+    stack: ExitStack, planted: InMemoryTransport
+) -> None:
+    p, d = make(stack, "p"), make(stack, "d")
+    before = d.kv.data.copy()
+    port = p.handoff.bootstrap_port
+    d.handoff.post(ProbeRequest(number=1, host="127.0.0.1", port=port, num_blocks=9))
+    result = d.wait(ProbeResult)
+    assert (result.transport, result.error) == (planted.name, "")
+    assert result.num_bytes == 9 * LAYOUT.block_bytes
+    assert np.array_equal(d.kv.data, before)
+
+
+def test_a_fence_waits_for_the_completion_of_a_one_sided_write(
+    stack: ExitStack, planted: InMemoryTransport
+) -> None:
+    """While P may still write D's blocks, D's core doesn't get them back."""
+    p, d = make(stack, "p"), make(stack, "d")
+    planted.holds = True
+    d.fetch("r", [p])
+    p.push(p.arrived(), finish=False)
+    assert planted.held.wait(20)
+    d.handoff.post(FetchCancelled("r"))
+    eventually(lambda: p.handoff.counters().get("kv_fences_total", 0) == 1)
+    assert not d.handoff.poll()
+    assert d.handoff.num_leases() == 1
+    planted.release.set()
+    assert isinstance(d.outcome("r"), FetchFailed)
+    p.wait(PrefillDropped)
+    planted.holds = False
+    assert d.takes(p), "the session goes on"
+    assert d.handoff.counters()["kv_dials_total"] == 1
+
+
+def test_a_peer_that_does_not_complete_loses_its_right_to_write(
+    stack: ExitStack, planted: InMemoryTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is cut off, and what it writes when it wakes up lands nowhere."""
+
+    async def never(*_: object) -> None:
+        return
+
+    p, d = make(stack, "p"), make(stack, "d", stall_seconds=0.3)
+    monkeypatch.setattr(PrefillSession, "_fence", never)
+    planted.holds = planted.is_stopped = True
+    before = d.kv.data.copy()
+    d.fetch("r", [p])
+    p.push(p.arrived(), finish=False)
+    assert planted.held.wait(20)
+    assert isinstance(d.outcome("r"), FetchFailed)
+    planted.release.set()
+    eventually(lambda: planted.num_refused >= 1)
+    p.wait(PrefillDropped)
+    assert np.array_equal(d.kv.data, before)
+
+
+def test_a_peer_without_the_best_transport_gets_the_next(
+    stack: ExitStack, planted: InMemoryTransport
+) -> None:
+    p, d = make(stack, "p", transport="tcp"), make(stack, "d")
+    d.fetch("r", [p])
+    p.push(p.arrived())
+    done = d.outcome("r")
+    assert isinstance(done, FetchDone)
+    assert done.transport == "tcp"
+
+
+def test_a_transport_that_is_not_built_is_refused_with_the_list_of_those_that_are() -> None:
+    with pytest.raises(HandoffUnavailable) as caught:
+        Transports(replace(FAST, transport="cudaIpc"))
+    assert "--transfer is CudaIpc" in str(caught.value)
+    assert "use one of Auto, Shm, Tcp" in str(caught.value)

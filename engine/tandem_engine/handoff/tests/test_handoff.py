@@ -64,7 +64,7 @@ def test_pages_arrive(
         assert np.array_equal(d.kv.data[:, :, target], p.kv.data[:, :, source])
         before[:, :, target] = d.kv.data[:, :, target]
         p.wait(PushDone)
-    assert np.array_equal(d.kv.data, before), "a block that nobody asked for was written"
+    assert np.array_equal(d.kv.data, before), "a block was written that no one asked for"
     assert p.handoff.num_leases() == d.handoff.num_leases() == 0
     assert not list(tmp_path.iterdir())
 
@@ -129,9 +129,9 @@ def test_next_peer_after_a_refusal_by_the_core(stack: ExitStack) -> None:
 
 def test_failure_when_no_peer_delivers(stack: ExitStack) -> None:
     p, d = make(stack, "p"), make(stack, "d")
-    nobody = make(stack, "gone")
-    nobody.close()
-    d.fetch("r", [nobody, p])
+    gone = make(stack, "gone")
+    gone.close()
+    d.fetch("r", [gone, p])
     p.handoff.post(PushFailed(p.arrived().key, "too_long", "no way"))
     failed = d.outcome("r")
     assert isinstance(failed, FetchFailed)
@@ -236,7 +236,7 @@ def test_a_stall_is_given_up_and_fenced(stack: ExitStack) -> None:
 def test_a_lease_runs_out_without_heartbeats(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """D keeps its connection but says nothing any more: P's tick frees the pages."""
+    """D keeps its connection but goes silent: P's tick frees the pages."""
     p = make(stack, "p")
     d = make(stack, "d", heartbeat_seconds=5.0, lease_seconds=0.3)
     d.fetch("r", [p])
@@ -303,7 +303,9 @@ def test_senseless_prefills_are_refused(stack: ExitStack) -> None:
     assert "invalid" in failed.message
 
 
-def test_a_write_that_fails_is_told(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_reaches_the_decode_side_as_an_error(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     p, d = make(stack, "p"), make(stack, "d")
 
     def broken(*_: object) -> bytes:

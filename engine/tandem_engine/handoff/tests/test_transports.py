@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -117,6 +118,36 @@ def test_a_peer_without_the_best_transport_gets_the_next(
     done = d.outcome("r")
     assert isinstance(done, FetchDone)
     assert done.transport == "tcp"
+
+
+def test_a_worker_that_can_offer_nothing_says_why(stack: ExitStack, tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    p, d = make(stack, "p"), make(stack, "d", transport="shm", shm_dir=nowhere)
+    d.fetch("r", [p])
+    failed = d.outcome("r")
+    assert isinstance(failed, FetchFailed)
+    assert "can offer no transport (shm: can't make a ring" in failed.message
+    assert nowhere in failed.message
+
+
+def test_auto_goes_on_without_a_transport_that_can_not_be_offered(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    p, d = make(stack, "p"), make(stack, "d", shm_dir=str(tmp_path / "nowhere"))
+    d.fetch("r", [p])
+    p.push(p.arrived())
+    done = d.outcome("r")
+    assert isinstance(done, FetchDone)
+    assert done.transport == "tcp"
+
+
+def test_a_refusal_says_what_each_offered_transport_lacks(stack: ExitStack, tmp_path: Path) -> None:
+    p, d = make(stack, "p"), make(stack, "d", transport="shm", shm_dir=str(tmp_path))
+    d.fetch("r", [p])
+    failed = d.outcome("r")
+    assert isinstance(failed, FetchFailed)
+    assert "no common transport (shm: TANDEM_SHM_DIR is not set; set it to" in failed.message
+    assert "--transfer Auto" in failed.message
 
 
 def test_a_transport_that_is_not_built_is_refused_with_the_list_of_those_that_are() -> None:

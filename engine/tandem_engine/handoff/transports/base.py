@@ -20,7 +20,7 @@ Who owns what:
   `Inbound.close` comes first and must revoke, however long P sleeps. A plain memory mapping can't
   be revoked: a P that was stopped in a copy finishes the copy when it wakes. A transport by mapped
   memory is therefore staged.
-- A probe's pages (`PatternPages`) are in nobody's pool. A one-sided transport gives them room of
+- A probe's pages (`PatternPages`) are part of no cache. A one-sided transport gives them room of
   its own between `Inbound.register` and `Inbound.fence`.
 - `close` ends the session's threads and may be called in any state.
 """
@@ -57,11 +57,11 @@ Memory = Literal["host", "device"]
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One session as its transport sees it, the same on both sides. Used on the loop."""
+    """One session as its transport sees it, on either side. Used on the loop."""
 
     session: str
     address: tuple[str, int]
-    """P's bootstrap port: on D, where D reached it; on P, where P was told to listen."""
+    """P's bootstrap port: on D, where D reached it; on P, what P was configured with."""
     connection: Connection[HandoffMessage]
     settings: HandoffSettings
     kv: KVStore

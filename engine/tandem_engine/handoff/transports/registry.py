@@ -1,5 +1,6 @@
 """The transports that are built, and which of them two workers use with each other."""
 
+import logging
 from typing import Final
 
 from tandem_engine.handoff.errors import HandoffUnavailable, PairingRefused, TransportError
@@ -8,6 +9,8 @@ from tandem_engine.handoff.transports.base import Inbound, Link, Outbound, Trans
 from tandem_engine.handoff.transports.shm import ShmTransport
 from tandem_engine.handoff.transports.tcp import TcpTransport
 from tandem_wire.handoff import TRANSPORT_CHOICES, TransportName, TransportOffer
+
+log = logging.getLogger(__name__)
 
 BUILT: Final[tuple[Transport, ...]] = (ShmTransport(), TcpTransport())
 """Best first: `--transfer Auto` takes the first one that both sides can do."""
@@ -53,6 +56,7 @@ class Transports:
             try:
                 inbounds[transport.name] = transport.offer(link)
             except TransportError as error:
+                log.warning("can't offer the transport %s: %s", transport.name, error)
                 why.append(f"{transport.name}: {error}")
         if not inbounds:
             raise TransportError(f"this worker can offer no transport ({'; '.join(why)})")

@@ -1,8 +1,8 @@
 """The shm transport: a staging ring in a directory that both workers of one host see.
 
 D makes the ring, a file of equal slots behind a page that holds a nonce. P maps the file and reads
-the nonce there: if it is the one of the handshake, both see the same file. D then unlinks the file,
-so that nothing is left of it however the two end. P exports straight into a slot and says so on the
+the nonce there: if it is the handshake's, both see one file. D then unlinks the file, so that
+nothing is left of it however the two end. P exports straight into a slot and says so on the
 control connection (`PagesWritten`); D checks, takes the bytes into its cache and gives the slot
 back (`SlotFreed`).
 

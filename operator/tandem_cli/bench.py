@@ -87,8 +87,9 @@ def serve(
 ) -> None:
     """Load an OpenAI endpoint and measure TTFT, every gap, tail gaps and goodput.
 
-    An **open loop** (`--rate`, `--rates`, `--trace`) sends when a request is due, whatever became
-    of the ones before; a **closed loop** (`--concurrency`) keeps so many under way.
+    An **open loop** (`--rate`, `--rates`, `--trace`) sends each request when it is due, whether or
+    not earlier ones have finished; a **closed loop** (`--concurrency`) keeps that many requests
+    under way.
 
         tandem bench serve --rates 1,2,4,8 --duration 60 --slo-ttft 500 --slo-tbt 50 --html out.html
 

@@ -1,4 +1,4 @@
-"""What `tandem bench` tells when something is wrong."""
+"""The errors of `tandem bench`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +17,11 @@ def told() -> Iterator[None]:
 
 
 def parse_lengths(text: str, option: str) -> tuple[int, int]:
-    """`512` or `100-1024`."""
+    """The bounds in a length like `512` or `100-1024`."""
     low, dash, high = text.partition("-")
     try:
         return int(low), int(high if dash else low)
     except ValueError:
-        raise CliError(f"{option} {text!r} is no length", "write 512 or 100-1024") from None
+        raise CliError(
+            f"{option} {text!r} is not a length", "write it like 512 or 100-1024"
+        ) from None

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class LineTable:
-    """Prints lines as they come, keeps them for the file, and goes on after a wrong result."""
+    """Prints lines as they come, keeps them for the file, and continues after a wrong result."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, object]] = []
@@ -69,7 +69,10 @@ class LineTable:
             json_file.write_text(json.dumps(document, indent=1) + "\n")
             console.print(f"wrote {json_file}")
         if self.failed:
-            raise CliError("; ".join(self.failed), "no time is reported for a wrong result")
+            raise CliError(
+                "; ".join(self.failed),
+                "no time is reported for a kernel with a wrong result: fix the kernel first",
+            )
 
 
 def show_line(line: "Line") -> str:
@@ -126,7 +129,7 @@ def measure_engine(
     prompts: list[tuple[int, int]],
     ceilings: "Ceilings",
 ) -> None:
-    """The same of the engine's runner; cases for whose KV the GPU is too small are left out."""
+    """Steps of the engine's runner; cases for whose KV the GPU is too small are left out."""
     from tandem_bench.engine_steps import STEPS, EngineSteps, open_runner
 
     longest = max(
@@ -155,7 +158,7 @@ def measure_engine(
 
 
 def find_ceilings() -> "Ceilings":
-    """Measured now; printed first. Raises NoGpuError."""
+    """Measure the rates of this GPU and print them. Raises NoGpuError."""
     require_gpu()
     import torch
 

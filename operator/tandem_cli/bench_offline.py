@@ -53,7 +53,9 @@ def measure(options: OfflineOptions, json_file: Path | None) -> None:
             found = run_offline(config, workload, options.warmup_seqs, options.repeats)
         except (TandemEngineError, ModelSourceError) as error:
             remedy = getattr(error, "remedy", "")
-            raise CliError(str(error), remedy or "see `tandem-worker --help`") from error
+            raise CliError(
+                str(error), remedy or "see `tandem-worker --help` for the flags"
+            ) from error
     results.print(render(found))
     if json_file is not None:
         config_shown = {"model": options.model, "worker_flags": list(options.worker_flags)}

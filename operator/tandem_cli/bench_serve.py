@@ -74,11 +74,11 @@ class ServeOptions:
     title: str
 
     def campaign(self) -> Campaign:
-        """What is to be measured. Raises CliError for what can't be read."""
+        """What to measure. Raises CliError for options that can't be read."""
         if self.dataset != "random":
             raise CliError(
                 f"--dataset {self.dataset!r} is unknown",
-                "use random, or replay a file with --trace",
+                "set it to random, or replay a file with --trace",
             )
         return Campaign(
             url=self.url,
@@ -126,11 +126,13 @@ class ServeOptions:
         if not self.rates:
             return (self.rate,)
         if self.rate is not None:
-            raise CliError("--rate and --rates exclude each other", "drop one of them")
+            raise CliError("--rate and --rates can't be combined", "remove one of them")
         try:
             return tuple(float(text) for text in self.rates.split(","))
         except ValueError:
-            raise CliError(f"--rates {self.rates!r} is no list", "write 1,2,4,8") from None
+            raise CliError(
+                f"--rates {self.rates!r} is not a list of numbers", "write it like 1,2,4,8"
+            ) from None
 
     def _extra(self) -> dict[str, Any]:
         extra: dict[str, Any] = {"temperature": self.temperature}
@@ -140,9 +142,13 @@ class ServeOptions:
             try:
                 given = json.loads(self.extra_body)
             except json.JSONDecodeError as error:
-                raise CliError(f"--extra-body: {error}", "give a JSON object") from None
+                raise CliError(
+                    f"--extra-body is not JSON: {error}", "write it like '{\"top_p\": 0.9}'"
+                ) from None
             if not isinstance(given, dict):
-                raise CliError("--extra-body is no JSON object", "write '{\"top_p\": 0.9}'")
+                raise CliError(
+                    "--extra-body is not a JSON object", "write it like '{\"top_p\": 0.9}'"
+                )
             extra |= given
         return extra
 
@@ -152,7 +158,7 @@ class ServeOptions:
                 return self.prompts
             case "auto":
                 return None
-        raise CliError(f"--prompts {self.prompts!r} is unknown", "use auto, ids or text")
+        raise CliError(f"--prompts {self.prompts!r} is unknown", "set it to auto, ids or text")
 
 
 class RunBars:
@@ -224,7 +230,7 @@ def measure(options: ServeOptions, json_file: Path | None, html: Path | None) ->
         if html is not None:
             write_page([("", report)], campaign.objectives, html)
     if summaries and not any(summary.completed for summary in summaries):
-        raise CliError("no request was answered", "the kinds of failure above say why")
+        raise CliError("no request was answered", "the failures above show why")
 
 
 def compare_reports(
@@ -248,7 +254,7 @@ def write_page(reports: list[tuple[str, Report]], objectives: Objectives, html: 
 
 
 def command_line() -> str:
-    """As typed, without the key."""
+    """The command line as typed, without the key."""
     shown: list[str] = []
     for argument in sys.argv[1:]:
         hide = shown[-1:] == ["--api-key"] or argument.startswith("--api-key=")

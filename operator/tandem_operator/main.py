@@ -29,13 +29,13 @@ from tandem_operator.runtime.watch import build_registry, build_settings
 from tandem_operator.runtime.workqueue import WorkQueue
 
 KIND_SECONDS = 1.0
-"""Pause between two looks at whether a kind is served."""
+"""Pause between two checks whether the API server serves a kind."""
 
 log = structlog.get_logger("tandem.main")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The entry point. Exits with 1 when the lease is lost, so that the pod restarts as standby."""
+    """The entry point. Exits with 1 when the lease is lost: the pod then restarts as a standby."""
     config = read_config(sys.argv[1:] if argv is None else argv)
     level = logging.getLevelNamesMapping()[config.log_level.upper()]
     logging.basicConfig(level=max(level, logging.WARNING), format="%(message)s")
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 async def run(config: Config) -> int:
-    """Everything, until a signal or the loss of the lease; returns the exit code."""
+    """Run everything until a signal or the loss of the lease. Returns the exit code."""
     cluster = await Cluster.connect(config.kubeconfig or None)
     workers, metrics = WorkerClient(config.worker_port), Metrics()
     executor = Executor(cluster, workers, Events(cluster, config.identity))
@@ -117,7 +117,7 @@ async def _lead(
 
 
 async def _kinds_served(config: Config, cluster: Cluster) -> None:
-    """Return when the API server serves our kinds: kopf looks for them only once."""
+    """Return when the API server serves the operator's kinds, which kopf looks for only once."""
     for kind in (INFERENCE_SERVICE, WORKER_POOL, AUTOSCALING_POLICY):
         while True:
             try:

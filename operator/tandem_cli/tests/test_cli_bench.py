@@ -130,12 +130,12 @@ def test_the_command_measures_writes_and_compares(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rate", "1", "--rates", "1,2"], "exclude each other"),
-        (["--rates", "1,x"], "no list"),
+        (["--rate", "1", "--rates", "1,2"], "can't be combined"),
+        (["--rates", "1,x"], "not a list of numbers"),
         (["--rate", "1"], "when to end"),
         (["--num-requests", "3"], "when to send"),
-        (["--rate", "1", "--num-requests", "1", "--input-len", "x"], "no length"),
-        (["--rate", "1", "--num-requests", "1", "--extra-body", "[1]"], "no JSON object"),
+        (["--rate", "1", "--num-requests", "1", "--input-len", "x"], "not a length"),
+        (["--rate", "1", "--num-requests", "1", "--extra-body", "[1]"], "not a JSON object"),
         (["--rate", "1", "--num-requests", "1", "--dataset", "x"], "unknown"),
         (["--rate", "1", "--num-requests", "1", "--prompts", "x"], "unknown"),
         (["--trace", "nowhere.csv"], "can't be read"),

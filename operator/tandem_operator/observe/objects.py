@@ -49,10 +49,14 @@ def read_spec(raw: JsonObject) -> tuple[InferenceServiceSpec | None, str]:
     try:
         return InferenceServiceSpec.model_validate(raw.get("spec", {})), ""
     except ValidationError as error:
-        problems = "; ".join(
-            f"spec.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5]
-        )
-        return None, problems
+        return None, problems(error)
+
+
+def problems(error: ValidationError) -> str:
+    """What is wrong with a spec: the field and the reason, five at most."""
+    return "; ".join(
+        f"spec.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5]
+    )
 
 
 def read_status(raw: JsonObject) -> InferenceServiceStatus:

@@ -50,7 +50,7 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
     targets = plan_targets(spec, observed, memory.decision)
     wiring = _wiring(observed, spec)
     blockers = find_blockers(spec)
-    if wiring.problem and "not supported" in wiring.problem:
+    if not wiring.supported:
         blockers.append(wiring.problem)
     step = plan_rollout(_rollout_view(observed, spec, revision, targets))
     steps = _plan_pools(observed, spec, step, targets, blocked=bool(blockers), now=now)

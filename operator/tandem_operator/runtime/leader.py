@@ -72,7 +72,7 @@ class Leader:
         log.info("leading", identity=self._identity)
 
     async def keep(self) -> None:
-        """Renew for ever. Raises LeadershipLost when another replica took the lease."""
+        """Renew the lease without end. Raises LeadershipLost when another replica took it."""
         while True:
             await asyncio.sleep(self._times.retry)
             try:
@@ -85,7 +85,7 @@ class Leader:
                 self._set(leading=False)
 
     async def release(self) -> None:
-        """Give the lease back, so that a standby needn't wait."""
+        """Give the lease back, so that a standby takes over without waiting."""
         if not self._held:
             return
         self._set(leading=False)

@@ -35,7 +35,7 @@ def keep_evidence(observed: Observed) -> tuple[tuple[Failure, ...], list[Note]]:
             "WorkerFailed",
             f"{item.pod} on {item.node or 'no node'}: {item.reason or 'ended'}"
             + (f", exit code {item.exit_code}" if item.exit_code is not None else "")
-            + "; the last log lines are in status.failures",
+            + ": the last lines of its log are in status.failures",
             warning=True,
         )
         for item in fresh

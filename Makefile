@@ -55,9 +55,9 @@ e2e: $(STAMP) ## the end-to-end tests alone
 	$(PYTEST) -m cluster e2e/tests
 
 bench: $(STAMP) ## figures of this machine: hand-off, router, engine against transformers
-	$(BIN)/python -m tandem_engine.handoff.bench
-	$(BIN)/python -m tandem_router.bench
-	$(BIN)/python engine/benchmarks/cpu_against_transformers.py
+	$(BIN)/tandem bench handoff
+	$(BIN)/tandem bench router
+	$(BIN)/tandem bench against-transformers
 
 clean:
 	rm -rf $(VENV) build dist

@@ -4,8 +4,11 @@ BenchError             a message and a remedy; the command prints both and exits
 ├── WorkloadError      options or a trace that make no sense (a ValueError too)
 ├── EndpointError      the endpoint can't be measured at all
 ├── ReportError        a file that is not a report of ours
-├── EngineError        the engine refused or stopped in an offline run
+├── EngineError        the engine refused or stopped
+├── CheckFailedError   a result was wrong: a kernel's, KV after a hand-off, a token
+├── MissingPackageError  a package that the benchmark needs isn't installed
 └── NoGpuError         kernels and steps are measured on a GPU only
+WrongResultError       an AssertionError: a kernel's result is outside its tolerance
 """
 
 
@@ -31,8 +34,20 @@ class ReportError(BenchError):
 
 
 class EngineError(BenchError):
-    """The engine refused or stopped in an offline run."""
+    """The engine refused or stopped."""
+
+
+class CheckFailedError(BenchError):
+    """A result was wrong; nothing is reported for it."""
+
+
+class MissingPackageError(BenchError):
+    """A package that the benchmark needs isn't installed."""
 
 
 class NoGpuError(BenchError):
     """Kernels and steps are measured on a GPU only."""
+
+
+class WrongResultError(AssertionError):
+    """A kernel's result is outside its tolerance: no time is reported for it."""

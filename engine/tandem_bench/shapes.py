@@ -1,10 +1,18 @@
-"""Models by name for benchmarks with random weights: only the shape matters."""
+"""Models by name for benchmarks with random weights: only the shape matters.
+
+`run` writes a folder that workers and routers take for such a model: `config.json` and a tokenizer
+of bytes. Workers then need `--format Dummy`.
+"""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
 from tandem_bench.errors import WorkloadError
+from tandem_bench.options import argument
 
 _COMMON: Final[dict[str, Any]] = {
     "hidden_act": "silu",
@@ -138,8 +146,16 @@ def named_config(name: str) -> dict[str, Any] | None:
     return None if found is None else {**_COMMON, **found}
 
 
+def unknown_model(model: str) -> WorkloadError:
+    """What to raise for a model that is neither a URI nor a short name."""
+    return WorkloadError(
+        f"{model!r} is neither a model URI nor one of {', '.join(SHAPES)}",
+        "write hf://ORG/NAME, file:///PATH, package://NAME or one of the short names",
+    )
+
+
 def model_uri(model: str, folder: Path) -> str:
-    """A model URI as it is; of a short name, a folder with its config.json made in `folder`.
+    """A model URI as it is; for a short name, that of a folder with its config.json in `folder`.
 
     Raises:
         WorkloadError: it is neither.
@@ -148,11 +164,45 @@ def model_uri(model: str, folder: Path) -> str:
         return model
     config = named_config(model)
     if config is None:
-        raise WorkloadError(
-            f"{model!r} is neither a model URI nor one of {', '.join(SHAPES)}",
-            "write hf://ORG/NAME, file:///PATH, package://NAME or one of the short names",
-        )
+        raise unknown_model(model)
     path = folder / model.lower()
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(config))
     return f"file://{path.resolve()}"
+
+
+def write_shape(name: str, folder: Path) -> str:
+    """The URI of `folder`/`name`, with config and tokenizer. Raises WorkloadError: unknown name."""
+    if name.lower() not in SHAPES:
+        raise WorkloadError(
+            f"there is no shape called {name!r}", f"choose from {', '.join(SHAPES)}"
+        )
+    uri = model_uri(name, folder)
+    write_tokenizer(Path(uri.removeprefix("file://")), SHAPES[name.lower()]["vocab_size"])
+    return uri
+
+
+def write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """A token for every byte; the ids above those have names that no text contains."""
+    vocab = {letter: index for index, letter in enumerate(pre_tokenizers.ByteLevel.alphabet())}
+    vocab |= {f"<{index}>": index for index in range(len(vocab), vocab_size)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Write a folder that is served as a model with random weights, and print its URI.
+
+    Workers need `--format Dummy` with it.
+    """
+
+    name: str = argument("A short name, such as llama-8b.")
+    folder: Path = argument("Where to make the folder.")
+
+
+def run(options: Options) -> None:
+    """Write one folder; its URI alone goes to standard output."""
+    print(write_shape(options.name, options.folder))

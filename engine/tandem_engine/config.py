@@ -30,7 +30,7 @@ _UNITS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfig:
-    """Everything a worker is told at its start. Ports of 0 mean "take a free one"."""
+    """Everything that a worker knows from its start. A port of 0 means "take a free one"."""
 
     model: str  # hf://org/name[@rev] | file:///dir-or-gguf | package://NAME | mock://PROFILE
     served_model_name: str = ""  # the name that clients use; empty: taken from the URI
@@ -145,7 +145,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", default="", metavar="URI", help="hf://, file://, package:// or mock://PROFILE")
-    add("--mock", default="", metavar="PROFILE", help="the same as --model mock://PROFILE")
+    add("--mock", default="", metavar="PROFILE", help="short for --model mock://PROFILE")
     add("--served-model-name", default="", metavar="N", help="the name that clients use")
     add("--revision", default="", help="model revision")
     add("--role", choices=get_args(Role), default="both", help="scheduling preference")
@@ -183,6 +183,12 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def flag_names() -> frozenset[str]:
+    """Every flag of `tandem-worker` as one writes it, such as `--model` and `--no-checksum`."""
+    actions = _build_parser()._actions
+    return frozenset(name for action in actions for name in action.option_strings)
+
+
 def parse_args(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> WorkerConfig:
     """The configuration that `argv` (without the program's name) and the environment describe.
 
@@ -213,16 +219,21 @@ def check_config(config: WorkerConfig) -> None:
         raise ConfigError(f"--model {config.model!r} has no known scheme; use one of {schemes}")
     for names, low, high, remedy in _RANGES:
         for name in names:
-            if not low <= getattr(config, name) <= high:
-                raise ConfigError(f"{_flag(name)} must be {low} to {high}; {remedy}")
-    if config.chunk_tokens % config.page_size:
+            value = getattr(config, name)
+            if not low <= value <= high:
+                raise ConfigError(
+                    f"{_flag(name)} is {value}, but must be {low} to {high}; {remedy}"
+                )
+    page = config.page_size
+    if config.chunk_tokens % page:
         raise ConfigError(
-            f"--chunk-tokens must be a multiple of --page-size ({config.page_size}); "
-            f"use {-(-config.chunk_tokens // config.page_size) * config.page_size}"
+            f"--chunk-tokens is {config.chunk_tokens}, but must be a multiple of --page-size "
+            f"({page}); use {-(-config.chunk_tokens // page) * page}"
         )
-    if config.max_batched_tokens < config.page_size:
+    if config.max_batched_tokens < page:
         raise ConfigError(
-            f"--max-batched-tokens must be at least --page-size; use {config.page_size} or more"
+            f"--max-batched-tokens is {config.max_batched_tokens}, but must be at least "
+            f"--page-size; use {page} or more"
         )
 
 

@@ -2,10 +2,10 @@
 
 TandemEngineError
 ├── ConfigError (ValueError)     a flag makes no sense; the message names it and the remedy
-├── LedgerError                  a block has no owner or two: a bug, the core stops
+├── LedgerError                  a block has no owner, or two: a bug; the core stops
 ├── CorruptKVError               pages don't hold the KV of their tokens (mock runner)
 ├── RankDiedError                a rank of a tensor-parallel worker is gone; the worker ends
-└── CoreDiedError                the core process ended although nobody asked it to
+└── CoreDiedError                the core process ended unasked
 """
 
 
@@ -14,19 +14,19 @@ class TandemEngineError(Exception):
 
 
 class ConfigError(TandemEngineError, ValueError):
-    """A flag or an environment variable makes no sense; the user can mend it."""
+    """A flag or an environment variable makes no sense; the user can fix it."""
 
 
 class LedgerError(TandemEngineError):
-    """The block ledger's invariants don't hold any more."""
+    """The block ledger's invariants no longer hold."""
 
 
 class CorruptKVError(TandemEngineError):
-    """KV pages hold something else than the KV of the tokens they stand for."""
+    """KV pages hold something other than the KV of the tokens that they stand for."""
 
 
 class RankDiedError(TandemEngineError):
-    """A rank's process is gone; the message holds the last lines of its log."""
+    """A rank's process is gone; the message ends with the last lines of its log."""
 
 
 class CoreDiedError(TandemEngineError):

@@ -30,7 +30,7 @@ class RouterGone(msgspec.Struct, frozen=True, tag="router_gone"):
 
 
 class SetMode(msgspec.Struct, frozen=True, kw_only=True, tag="mode"):
-    """Admin: change the role or the drain mark (None: leave as it is).
+    """Admin: change the role or the drain mark; None leaves it as it is.
 
     `move_streams`: while draining, running requests are given back to their routers as `moved`
     instead of being finished here.

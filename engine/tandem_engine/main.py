@@ -18,7 +18,10 @@ def main() -> None:
     try:
         child = CoreChild.start(config, process_start())
     except OSError as error:
-        sys.stderr.write(f"tandem-worker: the engine's own process can't be started: {error}\n")
+        sys.stderr.write(
+            f"tandem-worker: the core process can't be started: {error}; "
+            "raise the limits on processes and memory\n"
+        )
         sys.exit(1)
     # What the server needs is imported while the core imports what it needs, which takes longer.
     from tandem_engine.server.serving import serve_worker

@@ -1,4 +1,4 @@
-"""Where the time of a start goes, by stage, from the first process on."""
+"""Where the time of a start goes, stage by stage, from the first process on."""
 
 import os
 import time
@@ -13,7 +13,7 @@ Listener = Callable[[str, float], None]
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _FIRST_STAGE: Final = "import"
 _SAME: Final = {"starting": "import", "importing": "import", "torch": "import"}
-"""Stages as they are told while they last → as they are counted."""
+"""The name that a stage has while it lasts → the name it is counted under."""
 
 
 def boot_seconds() -> float:
@@ -30,7 +30,7 @@ def process_start() -> float:
 
 @dataclass(frozen=True, slots=True)
 class StartReport:
-    """Seconds by stage, in order; `num_weight_bytes` is 0 where nobody counted."""
+    """Seconds by stage, in order; `num_weight_bytes` is 0 if no one counted."""
 
     stages: dict[str, float]
     num_weight_bytes: int = 0
@@ -61,8 +61,8 @@ class StartReport:
 class Startup:
     """Follows a start: call it with each stage as it goes on; a new name ends the stage before.
 
-    A stage that comes again goes on where it was. `began` is on the clock of `boot_seconds`; None:
-    now. It belongs to the thread that starts the worker.
+    A stage that comes again adds to its time. `began` is on the clock of `boot_seconds`; None means
+    now. The thread that starts the worker owns it.
     """
 
     def __init__(
@@ -79,17 +79,17 @@ class Startup:
         self._num_weight_bytes = 0
 
     def __call__(self, stage: str, fraction: float) -> None:
-        """`stage` is going on, `fraction` of it is done."""
+        """`stage` is going on, and `fraction` of it is done."""
         self._enter(_SAME.get(stage, stage))
         if self._listener is not None:
             self._listener(stage, fraction)
 
     def count_weights(self, num_bytes: int) -> None:
-        """That many bytes of parameters were loaded."""
+        """Add bytes of parameters that were loaded."""
         self._num_weight_bytes += num_bytes
 
     def report(self) -> StartReport:
-        """The stages so far, the present one up to now."""
+        """The stages so far, including the present one up to now."""
         self._enter(self._stage)
         return StartReport(dict(self._seconds), self._num_weight_bytes)
 

@@ -23,7 +23,7 @@ class BatchItem:
 
     `tokens` are the ids at positions [start, start + len(tokens)): a prompt chunk, or one token of
     a decode. KV for positions < start is already in the pages of `block_table`; this step writes
-    the rest. When `sample` is set, the runner returns the token that follows the last position.
+    the rest. When `sample` is set, the runner returns what follows the last position.
     `output_tokens` are the sequence's generated tokens so far (for penalties and min_tokens).
 
     With `previous` >= 0 the item is planned ahead: its one token is what that row of the step
@@ -59,25 +59,26 @@ class Batch:
     copies: list[tuple[int, int]] = field(default_factory=list)
     """Block copies (source, destination) to make before anything else (copy-on-write)."""
 
-    @property
-    def num_tokens(self) -> int:
-        """Token positions computed in this step."""
-        return sum(len(item.tokens) for item in self.items)
-
 
 @dataclass(slots=True)
-class SampledToken:
-    """The token chosen for one item, with logprobs when its parameters ask for them."""
+class SampledTokens:
+    """What a step gave one item: one token, or as many as the runner could be sure of.
 
-    token: int
-    logprobs: TokenLogprobs | None = None
+    `tokens` follow the item's last position, in order, at least one and at most `step_tokens` of
+    the runner. The step has written the KV of all of them but the last, so there are never more
+    than the item's block table has room for. The scheduler keeps them up to the sequence's end.
+    `logprobs`, one for each token, are there when the item's parameters ask for them.
+    """
+
+    tokens: list[int]
+    logprobs: list[TokenLogprobs] | None = None
 
 
 class PendingStep(ABC):
     """A step that was launched."""
 
     @abstractmethod
-    def wait(self) -> list[SampledToken | None]:
+    def wait(self) -> list[SampledTokens | None]:
         """Its results once it has run: one entry per item, None where `sample` was not set."""
 
 
@@ -85,9 +86,9 @@ class PendingStep(ABC):
 class FinishedStep(PendingStep):
     """A step that ran before `launch` returned."""
 
-    results: list[SampledToken | None]
+    results: list[SampledTokens | None]
 
-    def wait(self) -> list[SampledToken | None]:
+    def wait(self) -> list[SampledTokens | None]:
         return self.results
 
 
@@ -109,12 +110,12 @@ class KVStore(ABC):
         """Packed bytes [layer, K/V, page, head, token, dim] of `blocks` for a range of layers."""
 
     def export_into(self, blocks: Sequence[int], layers: range, out: memoryview) -> None:
-        """The same into `out`, which has exactly the room; override it to save a copy."""
+        """Pack `blocks` into `out`, which has exactly the room; override it to save a copy."""
         out[:] = self.export_blocks(blocks, layers)
 
     @abstractmethod
     def import_blocks(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
-        """Write bytes of that form into `blocks`. ValueError when the length doesn't fit."""
+        """Write packed bytes into `blocks`. Raises ValueError when their length is wrong."""
 
     def reserve(self, blocks: Sequence[int]) -> None:
         """Learn that `blocks` will be imported, and that no step launched from now on uses them."""
@@ -137,7 +138,7 @@ class KVStore(ABC):
 
 
 def _nothing() -> None:
-    """The end of a pin that is none."""
+    """Undo a pin that did nothing."""
 
 
 class Runner(ABC):
@@ -152,11 +153,14 @@ class Runner(ABC):
     max_model_len: int
     num_blocks: int
     kv: KVStore
+    step_tokens: int = 1
+    """The most tokens that one step gives a sequence. A decode's block table has room for that
+    many. With more than one, no step is planned ahead."""
     plans_ahead: bool = False
     """Whether `launch` returns before the step has run, and takes items with `previous`."""
 
     @abstractmethod
-    def execute(self, batch: Batch) -> list[SampledToken | None]:
+    def execute(self, batch: Batch) -> list[SampledTokens | None]:
         """Run one step; one entry per item, None where `sample` was not set."""
 
     def launch(self, batch: Batch) -> PendingStep:
@@ -168,5 +172,5 @@ class Runner(ABC):
         """Free what the runner holds; called once, after the last step."""
 
     def abandon(self) -> None:
-        """What `close` is where a rank of the model is gone: wait for no step and no rank."""
+        """Close when a rank of the model is gone: wait for no step and no rank."""
         self.close()

@@ -1,4 +1,4 @@
-"""Configurations found by `bench.tune`, shipped as JSON; nothing is tuned at run time.
+"""Configurations found by `tandem bench tune-…`, shipped as JSON; nothing is tuned at run time.
 
 One file per device in `tuned/`, with the Triton version it was made with. Shapes that nobody tuned
 get the kernels' defaults.

@@ -153,8 +153,9 @@ class OfflineEngine:
                 busy = now
             elif now - busy > PATIENCE_SECONDS:
                 raise EngineError(
-                    f"the core has had nothing to run for {PATIENCE_SECONDS:g} s and "
-                    f"{len(seen.unfinished)} sequences are unfinished"
+                    f"the core has had nothing to run for {PATIENCE_SECONDS:g} s, and "
+                    f"{len(seen.unfinished)} sequences are unfinished",
+                    "give more room (--kv-memory), or report this with the worker's flags",
                 )
             else:
                 time.sleep(PAUSE_SECONDS)
@@ -257,7 +258,7 @@ def check_fits(workload: OfflineWorkload, engine: OfflineEngine) -> None:
     longest, limits = workload.input_range[1] + workload.output_range[1], engine.limits
     if longest > limits.max_model_len:
         raise EngineError(
-            f"sequences of up to {longest} tokens don't fit the {limits.max_model_len} of this "
-            "engine",
+            f"sequences of up to {longest} tokens don't fit this engine's limit of "
+            f"{limits.max_model_len} tokens",
             "shorten --input-len and --output-len, or raise --max-model-len and --kv-memory",
         )

@@ -32,7 +32,7 @@ class OfflineWorkload:
         for low, high in (self.input_range, self.output_range):
             if self.num_seqs < 1 or not 1 <= low <= high:
                 raise WorkloadError(
-                    f"{self.num_seqs} sequences of {low}-{high} tokens can't be drawn",
+                    f"{self.num_seqs} sequences of {low} to {high} tokens can't be drawn",
                     "write for example --num-seqs 256 --input-len 100-1024",
                 )
         rng = random.Random(self.seed)

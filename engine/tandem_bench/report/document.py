@@ -7,8 +7,8 @@ from typing import Any, Final
 import msgspec
 
 from tandem_bench.errors import ReportError
+from tandem_bench.record import RequestRecord
 from tandem_bench.report.summary import Summary
-from tandem_bench.serve.record import RequestRecord
 
 SCHEMA: Final = "tandem-bench-serve/1"
 
@@ -65,25 +65,26 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_report(report: Report, path: Path) -> None:
-    """As JSON."""
+    """Write the report as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.encode(report) + b"\n")
 
 
 def read_report(path: Path) -> Report:
-    """What `write_report` wrote.
+    """Read what `write_report` wrote.
 
     Raises:
-        ReportError: it is no such file.
+        ReportError: the file is something else.
     """
     try:
         report = msgspec.json.decode(path.read_bytes(), type=Report)
     except (OSError, msgspec.DecodeError) as error:
         raise ReportError(
-            f"{path} is no report: {error}", "give files written by `tandem bench serve --json`"
+            f"{path} is not a report: {error}", "give files written by `tandem bench serve --json`"
         ) from error
     if report.schema != SCHEMA:
         raise ReportError(
-            f"{path} is of form {report.schema!r}, this version reads {SCHEMA!r}", "measure again"
+            f"{path} has the schema {report.schema!r}, but this version reads {SCHEMA!r}",
+            "measure again with this version",
         )
     return report

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from html import escape
 from importlib import resources
 
+from tandem_bench.record import Objectives
 from tandem_bench.report.chart import Chart, draw
 from tandem_bench.report.columns import count, milliseconds, rate_text, spread
 from tandem_bench.report.document import Report
 from tandem_bench.report.plots import Group, build_charts
 from tandem_bench.report.summary import Summary
 from tandem_bench.report.table import compared_rows, pair_runs
-from tandem_bench.serve.settings import Objectives
 
 
 def build_page(reports: Sequence[tuple[str, Report]], objectives: Objectives) -> str:

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tandem_bench.record import Objectives
 from tandem_bench.report.chart import Chart, Rule, Series
 from tandem_bench.report.distribution import Distribution
 from tandem_bench.report.summary import Summary
-from tandem_bench.serve.settings import Objectives
 
 MILLI = 1e3
 MAX_LINES = 6
@@ -127,21 +127,13 @@ def _sweep_charts(groups: Sequence[Group], objectives: Objectives) -> list[Chart
         chart(
             "TTFT against rate",
             "ms",
-            [
-                ("p50", lambda s: s.ttft.p50 * MILLI),
-                ("p90", lambda s: s.ttft.p90 * MILLI),
-                ("p99", lambda s: s.ttft.p99 * MILLI),
-            ],
+            _percentiles(lambda s: s.ttft),
             objectives.ttft,
         ),
         chart(
             "TBT against rate",
             "ms",
-            [
-                ("p50", lambda s: s.tbt.p50 * MILLI),
-                ("p90", lambda s: s.tbt.p90 * MILLI),
-                ("p99", lambda s: s.tbt.p99 * MILLI),
-            ],
+            _percentiles(lambda s: s.tbt),
             objectives.tbt,
         ),
         chart("Throughput against rate", "output tokens/s", [("output", _output)]),
@@ -157,6 +149,16 @@ def _sweep_charts(groups: Sequence[Group], objectives: Objectives) -> list[Chart
             )
         )
     return charts
+
+
+def _percentiles(
+    pick: Callable[[Summary], Distribution],
+) -> list[tuple[str, Callable[[Summary], float | None]]]:
+    return [
+        ("p50", lambda s: pick(s).p50 * MILLI),
+        ("p90", lambda s: pick(s).p90 * MILLI),
+        ("p99", lambda s: pick(s).p99 * MILLI),
+    ]
 
 
 def _output(summary: Summary) -> float:

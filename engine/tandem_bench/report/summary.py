@@ -9,11 +9,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from tandem_bench.record import Objectives, RequestRecord, RunResult
 from tandem_bench.report.distribution import Distribution
 from tandem_bench.report.timeline import Timeline, build_timeline
-from tandem_bench.serve.generator import RunResult
-from tandem_bench.serve.record import RequestRecord
-from tandem_bench.serve.settings import Objectives
 
 LATE_SECONDS: Final = 0.01
 """A p99 of the generator's own delay above this is warned of."""

@@ -9,11 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from tandem_bench.record import Objectives
 from tandem_bench.report.columns import ROWS, Row, count, milliseconds, rate_text, spread
 from tandem_bench.report.distribution import Distribution
 from tandem_bench.report.document import Report
 from tandem_bench.report.summary import Summary
-from tandem_bench.serve.settings import Objectives
 
 GOOD_SHARE: Final = 0.9
 """Of requests within the objectives, for a rate to count as served."""

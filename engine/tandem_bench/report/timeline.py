@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from tandem_bench.serve.record import RequestRecord
+from tandem_bench.record import RequestRecord
 
 NUM_BINS: Final = 120
 

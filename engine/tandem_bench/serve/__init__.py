@@ -1,1 +1,1 @@
-"""An open-loop load generator for OpenAI endpoints."""
+"""Load and questions for any OpenAI endpoint."""

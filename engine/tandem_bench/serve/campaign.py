@@ -15,11 +15,11 @@ import aiohttp
 import uvloop
 
 from tandem_bench.errors import WorkloadError
+from tandem_bench.record import Objectives
 from tandem_bench.report.document import Report, RequestRow, Run
 from tandem_bench.report.summary import Summary, summarize
 from tandem_bench.serve.endpoint import Endpoint, Prompts
-from tandem_bench.serve.generator import Counters, LoadGenerator
-from tandem_bench.serve.settings import LoadSettings, Objectives
+from tandem_bench.serve.generator import Counters, LoadGenerator, LoadSettings
 from tandem_bench.workload.planned import PlannedRequest
 from tandem_bench.workload.prompts import PromptKind, PromptMaker
 from tandem_bench.workload.random_lengths import RandomLengths, plan_random
@@ -54,17 +54,17 @@ class Campaign:
         self.load.check()
         if self.load.concurrency and self.rates != (None,):
             raise WorkloadError(
-                "--concurrency is a closed loop, --rate an open one", "give one of them"
+                "--concurrency is a closed loop and --rate an open one", "give only one of them"
             )
         if not self.load.concurrency and self.trace is None and None in self.rates:
-            raise WorkloadError("nothing says when to send", "give --rate or --concurrency")
+            raise WorkloadError("no option says when to send", "give --rate or --concurrency")
         if self.trace is None and not (self.load.num_requests or self.load.duration):
-            raise WorkloadError(
-                "nothing says when to end", "give --num-requests or --duration seconds"
-            )
+            raise WorkloadError("no option says when to end", "give --num-requests or --duration")
         endless = any(rate is not None and rate > 1e9 for rate in self.rates)
         if endless and not self.load.num_requests:
-            raise WorkloadError("--rate inf sends everything at once", "give --num-requests")
+            raise WorkloadError(
+                "--rate inf sends everything at once, however much that is", "give --num-requests"
+            )
 
 
 OnRun = Callable[[int, str, int], Callable[[Counters], None]]
@@ -74,7 +74,7 @@ OnRun = Callable[[int, str, int], Callable[[Counters], None]]
 def run_campaign(
     campaign: Campaign, on_run: OnRun, on_summary: Callable[[Summary], None], command: str
 ) -> Report:
-    """Everything, on an event loop of its own. Ctrl-C ends it early with what was measured.
+    """Run a campaign on an event loop of its own. Ctrl-C ends it early with what was measured.
 
     Raises:
         BenchError: the endpoint can't be measured, or the options make no sense.
@@ -91,7 +91,7 @@ async def measure(
     on_summary: Callable[[Summary], None],
     command: str,
 ) -> Report:
-    """The same on the loop that runs."""
+    """Run a campaign on the running event loop; `trace` is already read."""
     started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     runs: list[Run] = []
     async with Endpoint.open(
@@ -158,7 +158,9 @@ async def _choose_prompts(campaign: Campaign, endpoint: Endpoint) -> Prompts:
         return Prompts("text", 1 << 16)
     found = await endpoint.choose_prompts(extra, campaign.vocab_size)
     if campaign.prompt_kind == "ids" and found.kind != "ids":
-        raise WorkloadError(f"{endpoint.url} takes no token ids", "leave out --prompts ids")
+        raise WorkloadError(
+            f"{endpoint.url} takes no token ids, but --prompts is ids", "use --prompts auto"
+        )
     return found
 
 

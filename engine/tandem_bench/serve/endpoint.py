@@ -10,8 +10,8 @@ import aiohttp
 import msgspec
 
 from tandem_bench.errors import EndpointError
-from tandem_bench.serve.events import Chunk, EventParser
-from tandem_bench.serve.record import RequestRecord, clock
+from tandem_bench.record import RequestRecord, clock
+from tandem_bench.serve.events import Choice, Chunk, EventParser
 from tandem_bench.workload.prompts import FIRST_TOKEN, PromptKind
 
 KEEP_ALIVE_SECONDS: Final = 2.0
@@ -46,7 +46,7 @@ def base_url(url: str) -> str:
 
 
 class Endpoint:
-    """Everything that is sent goes through here."""
+    """Sends every request of a benchmark to one endpoint."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, model: str = "") -> None:
         self.url = base_url(url)
@@ -81,7 +81,7 @@ class Endpoint:
             async with self._session.get(f"{self.url}/v1/models") as response:
                 if response.status != 200:
                     raise EndpointError(
-                        f"{self.url}/v1/models answers {response.status}",
+                        f"{self.url}/v1/models answered {response.status}",
                         "check --url, or name the model with --model",
                     )
                 models = msgspec.json.decode(await response.read(), type=_Models)
@@ -121,7 +121,7 @@ class Endpoint:
                 return Prompts("ids", size)
         if error := await self._probe("the", extra):
             raise EndpointError(
-                f"{self._completions} doesn't answer a short completion: {error}",
+                f"{self._completions} didn't answer a short completion: {error}",
                 "check --url, --model and the options that go with every request",
             )
         return Prompts("text", 1 << 16)
@@ -138,8 +138,12 @@ class Endpoint:
         record: RequestRecord,
         start: float,
         on_pieces: Callable[[int], None] = lambda _: None,
+        on_choice: Callable[[Choice], None] | None = None,
     ) -> None:
-        """Send one request and fill its record; never raises what the endpoint is to blame for."""
+        """Send one request and fill its record; never raises what the endpoint is to blame for.
+
+        `on_pieces` is told how many pieces arrived together, `on_choice` what each of them held.
+        """
         record.sent = clock() - start
         try:
             async with self._session.post(self._completions, data=body) as response:
@@ -147,7 +151,7 @@ class Endpoint:
                     record.error = f"HTTP {response.status}"
                     record.detail = (await response.content.read(2000)).decode(errors="replace")
                 else:
-                    await self._read(response, record, start, on_pieces)
+                    await self._read(response, record, start, on_pieces, on_choice)
         except TimeoutError as error:
             record.error = "timeout"
             record.detail = str(error) or type(error).__name__
@@ -167,6 +171,7 @@ class Endpoint:
         record: RequestRecord,
         start: float,
         on_pieces: Callable[[int], None],
+        on_choice: Callable[[Choice], None] | None,
     ) -> None:
         parser, decode, times = EventParser(), self._decoder.decode, record.times
         done = False
@@ -186,6 +191,8 @@ class Endpoint:
                     if choice.text or choice.token_ids:
                         times.append(now)
                         pieces += 1
+                        if on_choice is not None:
+                            on_choice(choice)
                 if chunk.usage is not None:
                     _take_usage(record, chunk)
             if pieces:

@@ -14,11 +14,11 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
+from tandem_bench.errors import WorkloadError
+from tandem_bench.record import RequestRecord, RunResult, clock
 from tandem_bench.serve.endpoint import Endpoint
-from tandem_bench.serve.record import RequestRecord, clock
-from tandem_bench.serve.settings import LoadSettings
 from tandem_bench.workload.planned import PlannedRequest
 from tandem_bench.workload.prompts import PromptMaker
 
@@ -26,7 +26,7 @@ PULSE_SECONDS: Final = 0.02
 """Interval at which the event loop's own delay is taken."""
 PROGRESS_SECONDS: Final = 0.5
 LATE_BURST: Final = 8
-"""Requests that are overdue are sent so many at a time."""
+"""How many overdue requests are sent at a time."""
 
 
 @dataclass(slots=True)
@@ -45,15 +45,27 @@ class Counters:
         return self.sent - self.finished
 
 
-@dataclass(slots=True)
-class RunResult:
-    """What a run has seen; `pulses` are the event loop's own delays in seconds."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadSettings:
+    """How a run is driven, whatever is sent."""
 
-    records: list[RequestRecord] = field(default_factory=list)
-    pulses: "array[float]" = field(default_factory=lambda: array("d"))
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    interrupted: bool = False
+    concurrency: int = 0  # closed loop with this many requests in flight; 0: open loop
+    num_requests: int = 0  # stop after this many; 0: only the duration counts
+    duration: float = 0.0  # seconds after which nothing more is sent; 0: only the number counts
+    warmup: int = 0  # requests sent first, one after the other, and not counted
+    warmup_tokens: tuple[int, int] = (64, 8)  # prompt and answer of a warm-up request
+    extra: dict[str, Any] = field(default_factory=dict)  # goes with every request
+
+    def check(self) -> None:
+        """Raise WorkloadError for what would never end or never begin."""
+        for flag, value in (
+            ("--num-requests", self.num_requests),
+            ("--duration", self.duration),
+            ("--concurrency", self.concurrency),
+            ("--warmup", self.warmup),
+        ):
+            if value < 0:
+                raise WorkloadError(f"{flag} is {value}", "give 0 or more")
 
 
 class LoadGenerator:

@@ -39,5 +39,5 @@ def test_a_metronome_and_all_at_once() -> None:
 
 @pytest.mark.parametrize(("rate", "burstiness"), [(0, 1), (-1, 1), (math.nan, 1), (1, 0)])
 def test_impossible_processes_are_refused(rate: float, burstiness: float) -> None:
-    with pytest.raises(WorkloadError, match="must be positive"):
+    with pytest.raises(WorkloadError, match="must both be positive"):
         next(arrival_times(rate, np.random.default_rng(0), burstiness))

@@ -13,8 +13,7 @@ from tandem_bench.report.summary import Summary
 from tandem_bench.serve.campaign import Campaign, measure
 from tandem_bench.serve.endpoint import Endpoint, base_url
 from tandem_bench.serve.events import EventParser
-from tandem_bench.serve.generator import Counters, LoadGenerator
-from tandem_bench.serve.settings import LoadSettings
+from tandem_bench.serve.generator import Counters, LoadGenerator, LoadSettings
 from tandem_bench.tests.scripted_endpoint import (
     Answer,
     Exchange,

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from tandem_bench.errors import ReportError
+from tandem_bench.record import Objectives, RequestRecord, RunResult
 from tandem_bench.report.chart import Axis, Chart, Series, draw
 from tandem_bench.report.distribution import Distribution
 from tandem_bench.report.document import Report, RequestRow, Run, read_report, write_report
@@ -18,9 +19,6 @@ from tandem_bench.report.page import build_page
 from tandem_bench.report.summary import Summary, peak_in_flight, summarize, tail_gap
 from tandem_bench.report.table import render_comparison, render_summary, render_sweep
 from tandem_bench.report.timeline import build_timeline, round_step
-from tandem_bench.serve.generator import RunResult
-from tandem_bench.serve.record import RequestRecord
-from tandem_bench.serve.settings import Objectives
 
 NONE = Objectives()
 
@@ -201,7 +199,7 @@ def test_a_report_survives_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{}", '{"schema": "other"}'])
 def test_another_file_is_no_report(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(ReportError, match="no report"):
+    with pytest.raises(ReportError, match="is not a report"):
         read_report(tmp_path / "a.json")
 
 

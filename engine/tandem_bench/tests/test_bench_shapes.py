@@ -1,4 +1,4 @@
-"""Models by name, and what kernels and steps say where there is no GPU."""
+"""Models by name, and the errors of kernels and steps where there is no GPU."""
 
 from math import prod
 from pathlib import Path
@@ -7,17 +7,16 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from tandem_bench.engine.floor import step_floor
+from tandem_bench.engine.step import read_config, shape_fields
 from tandem_bench.errors import NoGpuError, WorkloadError
-from tandem_bench.gpu import require_gpu
-from tandem_bench.kernel_suite import STAGES, choose_stages
-from tandem_bench.shape_folder import write_shape
-from tandem_bench.shapes import SHAPES, model_uri
-from tandem_bench.step_floor import step_floor
-from tandem_bench.step_suite import parse_pairs, read_config, shape_fields
+from tandem_bench.gpu.device import Ceilings, require_gpu
+from tandem_bench.kernels.decode_step import Shape
+from tandem_bench.kernels.suite import STAGES, choose_stages
+from tandem_bench.options import parse_pairs
+from tandem_bench.shapes import SHAPES, model_uri, write_shape
 from tandem_engine.models.parameters import build_parameters
 from tandem_engine.spec.model import ModelSpec, build_spec
-from tandem_kernels.bench.step import Shape
-from tandem_kernels.bench.timing import Ceilings
 from tandem_wire.model_config import read_model_facts
 
 
@@ -89,7 +88,7 @@ def test_a_shape_is_served_as_a_model(tmp_path: Path) -> None:
     assert tokenizer.get_vocab_size() == SHAPES["qwen3-0.6b"]["vocab_size"]
 
 
-def test_a_model_that_is_not_to_be_had_is_told(tmp_path: Path) -> None:
+def test_an_unknown_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WorkloadError, match="neither a model URI"):
         read_config("llama-9b")
     with pytest.raises(WorkloadError, match="neither a model URI"):
@@ -97,16 +96,16 @@ def test_a_model_that_is_not_to_be_had_is_told(tmp_path: Path) -> None:
 
 
 def test_cases_and_stages_are_read() -> None:
-    assert parse_pairs("1x1024,32X8192") == [(1, 1024), (32, 8192)]
-    with pytest.raises(WorkloadError, match="no list of cases"):
-        parse_pairs("1024")
+    assert parse_pairs("1x1024,32X8192", "--cases") == [(1, 1024), (32, 8192)]
+    with pytest.raises(WorkloadError, match="--cases '1024' is not a list of cases"):
+        parse_pairs("1024", "--cases")
     assert list(choose_stages("")) == list(STAGES)
     assert list(choose_stages("gemm, rows")) == ["gemm", "rows"]
     with pytest.raises(WorkloadError, match="no kernel benchmark called 'gem'"):
         choose_stages("gem")
 
 
-def test_no_gpu_is_told_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(NoGpuError) as caught:
         require_gpu()

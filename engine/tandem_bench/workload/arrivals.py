@@ -15,11 +15,12 @@ def arrival_times(
 
     Gaps follow a Gamma distribution with mean 1/rate and shape `burstiness`: 1 is a Poisson
     process, less comes in bursts (the squared coefficient of variation is 1/burstiness), infinity
-    is a metronome. A rate of infinity lets everything arrive at 0.
+    is a metronome. With an infinite rate everything arrives at 0.
     """
     if not rate > 0 or not burstiness > 0:
         raise WorkloadError(
-            f"rate {rate} and burstiness {burstiness} must be positive", "use --rate inf for all"
+            f"--rate {rate} and --burstiness {burstiness} must both be positive",
+            "use --rate inf to send everything at once",
         )
     if math.isinf(rate):
         while True:

@@ -21,16 +21,17 @@ class RandomLengths:
     num_prefixes: int = 1  # how many common prefixes there are
 
     def check(self) -> None:
-        """Raise WorkloadError for what can't be drawn."""
+        """Raise WorkloadError for lengths or shares that can't be drawn."""
         for name, (low, high) in (("input", self.input_range), ("output", self.output_range)):
             if not 1 <= low <= high:
                 raise WorkloadError(
-                    f"{name} lengths {low}-{high} are no range of positive numbers",
+                    f"--{name}-len {low}-{high} is not a range of positive numbers",
                     f"write --{name}-len 512 or --{name}-len 100-1024",
                 )
         if not 0.0 <= self.prefix_share <= 1.0 or self.num_prefixes < 1:
             raise WorkloadError(
-                "the prefix share must be 0 to 1, and there must be a prefix to share",
+                f"--prefix-share {self.prefix_share:g} must be 0 to 1, and --num-prefixes "
+                f"{self.num_prefixes} must be 1 or more",
                 "write for example --prefix-share 0.5 --num-prefixes 8",
             )
 

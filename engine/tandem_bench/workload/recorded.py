@@ -54,7 +54,7 @@ def read_trace(path: Path, seed: int = 0) -> Trace:
             rows, block_tokens, timed = read_servegen(path, text, seed), 0, True
         else:
             raise WorkloadError(
-                f"{path} starts with {first[:60]!r}, which is no known form",
+                f"{path} starts with {first[:60]!r}, which is not a known form",
                 "give a Mooncake .jsonl, an Azure, ServeGen (arrivals) or Vidur .csv",
             )
     except (msgspec.DecodeError, KeyError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""From a recorded workload to requests that are due."""
+"""From a recorded workload to requests with the times at which they are due."""
 
 import math
 from collections import Counter
@@ -29,7 +29,8 @@ class ReplayOptions:
         """Raise WorkloadError for values that leave nothing to replay."""
         if not (self.speed > 0 and 0 < self.sample <= 1 and self.length_scale > 0):
             raise WorkloadError(
-                "speed and length scale must be positive, the sample more than 0 and at most 1",
+                f"--speed {self.speed:g} and --length-scale {self.length_scale:g} must be "
+                f"positive, and --sample {self.sample:g} must be more than 0 and at most 1",
                 "leave them out to replay as recorded",
             )
 
@@ -51,7 +52,10 @@ def plan_trace(
     first = rows[0].at + options.start if rows else 0.0
     rows = [row for row in rows if row.at >= first]
     if not rows:
-        raise WorkloadError("nothing of the trace is left", "lower --trace-start or raise --sample")
+        raise WorkloadError(
+            "--trace-start and --sample leave nothing of the trace",
+            "lower --trace-start or raise --sample",
+        )
     times: Iterator[float]
     if rate is None:
         times = ((row.at - first) / options.speed for row in rows)
@@ -81,7 +85,7 @@ def spread_ties(rows: list[TraceRow], seed: int) -> list[TraceRow]:
     """Rows with the same time get uniform times within the recorder's quantum.
 
     Mooncake's conversation trace has 1,180 distinct times for 12,031 requests: replayed literally
-    it fires ten at once every three seconds. The quantum is the median step between times.
+    it would fire ten at once every three seconds. The quantum is the median step between times.
     """
     distinct = sorted({row.at for row in rows})
     if len(distinct) == len(rows) or len(distinct) < 2:

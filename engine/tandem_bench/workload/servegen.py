@@ -20,8 +20,8 @@ from tandem_bench.workload.trace_rows import TraceRow, read_text
 WINDOW_SECONDS: Final = 600.0
 LENGTH_SECONDS: Final = 21600.0
 MAX_REQUESTS: Final = 200_000
-"""Weeks of hundreds of requests a second are more than anybody replays: reading ends with the
-window in which so many are reached."""
+"""Nobody replays weeks of hundreds of requests a second: reading ends with the window that reaches
+this number."""
 _LEVELS: Final = (0.0, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 _COLUMNS: Final = ("p5", "p5", "p25", "p50", "p75", "p90", "p95", "p99", "max")
 
@@ -34,7 +34,8 @@ def read_servegen(path: Path, arrivals: str, seed: int) -> list[TraceRow]:
     beside = path.with_name(path.name.replace("_arrivals", "_lengths"))
     if beside == path or not beside.exists():
         raise WorkloadError(
-            f"{path} needs its lengths beside it, as {beside.name}", "put the two files together"
+            f"{path} needs its lengths in a file {beside.name} beside it",
+            "put both files in one folder",
         )
     quantiles = _read_quantiles(read_text(beside))
     rng = np.random.default_rng([seed, 3])

@@ -36,7 +36,7 @@ class Trace:
 
 
 def read_text(path: Path) -> str:
-    """A file's text, decompressed if need be."""
+    """A file's text, decompressed if it is gzipped. Raises WorkloadError."""
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if data[:2] == _GZIP else data).decode()

@@ -1,6 +1,7 @@
 """The block ledger: every KV block has exactly one state, and an account of who holds it."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from tandem_engine.cache.prefix_index import Entry, PrefixIndex, PrefixMatch
 from tandem_engine.errors import LedgerError
@@ -24,17 +25,22 @@ class BlockLedger:
     """Blocks 0 to num_blocks - 1, each in one state:
 
     free      holds nothing
-    cached    holds an indexed prefix, held by nobody, evictable (least recently used first)
+    cached    holds an indexed prefix, held by no one, evictable (least recently used first)
     owned     held by one sequence, or shared by several that have the same prefix
     leased    in a holding that the hand-off works on
 
     The core thread alone calls it. `check` states the invariants.
+
+    A cached block is evicted when a fresh one is needed and none is free. `on_evict` is then called
+    with it, once, before anything is written over it; what is called takes the block out of the
+    index, which is all that it does unless something else is put in its place.
     """
 
     def __init__(self, num_blocks: int, page_size: int) -> None:
         self.num_blocks = num_blocks
         self.page_size = page_size
         self.index = PrefixIndex(page_size)
+        self.on_evict: Callable[[int], None] = self.index.remove
         self._refs = [0] * num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
@@ -68,7 +74,8 @@ class BlockLedger:
                 block = self._free.pop()
             else:
                 block, _ = self._cached.popitem(last=False)
-                self.index.remove(block)
+                self.on_evict(block)
+                assert block not in self.index, "an evicted block would be found by its old content"
             self._refs[block] = 1
             holding.blocks.append(block)
         return True
@@ -106,7 +113,7 @@ class BlockLedger:
     def match(
         self, tokens: list[int], hashes: list[int], salt: int, limit: int, *, partial: bool
     ) -> PrefixMatch:
-        """See `PrefixIndex.match`; the blocks stay evictable until they are shared."""
+        """The longest indexed prefix; its blocks stay evictable until they are shared."""
         return self.index.match(tokens, hashes, salt, limit, partial=partial)
 
     def num_free_after(self, match: PrefixMatch) -> int:
@@ -145,7 +152,7 @@ class BlockLedger:
                 refs[block] += 1
         if refs != self._refs:
             wrong = [b for b in range(self.num_blocks) if refs[b] != self._refs[b]]
-            raise LedgerError(f"blocks {wrong[:8]} have holders that the ledger doesn't know")
+            raise LedgerError(f"blocks {wrong[:8]} have holders that the ledger doesn't know of")
         free = set(self._free)
         if len(free) != len(self._free):
             raise LedgerError("a block is free twice")
@@ -154,7 +161,7 @@ class BlockLedger:
             if states != 1:
                 raise LedgerError(f"block {block} has {states} states")
             if count == 0 and (block in self._cached) != (block in self.index):
-                raise LedgerError(f"block {block} is cached without content or the reverse")
+                raise LedgerError(f"block {block} is cached or indexed, but not both")
         fault = self.index.find_fault()
         if fault:
             raise LedgerError(fault)

@@ -61,12 +61,12 @@ class Pipe:
                 self._open = False
 
     def pump(self, post: Callable[[ToCore], None]) -> None:
-        """Post every frame until the server is gone, then see to it that this process ends."""
+        """Post every frame until the server is gone, then make sure that this process ends."""
         while (payload := read_frame(self._connection)) is not None:
             post(self._decoder.decode(payload))
         post(Shutdown())
         time.sleep(ORPHAN_SECONDS)
-        os._exit(1)  # a step or a thread hangs; nobody is left to tell
+        os._exit(1)  # a step or a thread hangs, and no one is left to tell
 
 
 def load_worker_runner(
@@ -84,10 +84,10 @@ def load_worker_runner(
 
 
 class Relay:
-    """Keeps what arrives while the model loads, for the core to come.
+    """Keeps what arrives while the model loads, until there is a core to take it.
 
-    A `Shutdown` then, which is also what a lost server looks like, ends the process on the spot:
-    there is nothing to give back yet, and loading may take minutes.
+    A `Shutdown` before that, which is also what a lost server looks like, ends the process on the
+    spot: there is nothing to give back yet, and loading may take minutes.
     """
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class Relay:
 
 
 def run_core(config: WorkerConfig, pipe: Pipe, began: float | None = None) -> int:
-    """Load, loop, end; the exit code. `began`: when the worker was started (`boot_seconds`)."""
+    """Load, loop, end; the exit code. `began` is when the worker was started (`boot_seconds`)."""
     relay = Relay()
     threading.Thread(target=pipe.pump, args=(relay.post,), name="pump", daemon=True).start()
     startup = Startup(lambda stage, part: pipe.send(CoreLoading(stage, part)), began)
@@ -155,7 +155,7 @@ def main() -> None:
         began = float(sys.argv[2]) if len(sys.argv) > 2 else process_start()
         code = run_core(config, pipe, began)
         if code:
-            # Libraries may wait at their end for ranks that are no more.
+            # At exit, libraries may wait for ranks that are gone.
             logging.shutdown()
             os._exit(code)
 

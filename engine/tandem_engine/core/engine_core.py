@@ -33,8 +33,8 @@ from tandem_engine.handoff.events import (
     PushDone,
 )
 from tandem_engine.handoff.events import ToCore as HandoffEvent
+from tandem_engine.metrics import Meter
 from tandem_engine.scheduler.limits import Limits
-from tandem_engine.scheduler.meter import Meter
 from tandem_engine.scheduler.request import Kind
 from tandem_engine.scheduler.scheduler import Scheduler
 from tandem_engine.startup import StartReport
@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 
 def core_compatibility_hash(config: WorkerConfig, runner: Runner) -> str:
-    """Two workers with the same hash may exchange KV."""
+    """The hash that two workers must share to exchange KV."""
     layout = runner.kv.layout
     return compatibility_hash(
         protocol=PROTOCOL,
@@ -70,7 +70,7 @@ def model_identity(config: WorkerConfig) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _RunningStep:
-    """A step whose results the scheduler hasn't had; `launched` is a clock time."""
+    """A step whose results the scheduler doesn't have yet; `launched` is a clock time."""
 
     batch: Batch
     launched: float
@@ -176,7 +176,7 @@ class EngineCore:
         return worked
 
     def _start_step(self, now: float) -> bool:
-        """Take what arrived, and run what there is to run; False when there is nothing."""
+        """Take what has arrived and run what there is to run; False when there is nothing."""
         while self._inbox:
             self._take(self._inbox.popleft(), now)
         while self._handoff_events:
@@ -207,9 +207,12 @@ class EngineCore:
         started = max(step.launched, self._step_ended)
         self._step_ended = ended
         batch = step.batch
-        num_decodes = sum(1 for item in batch.items if len(item.tokens) == 1)
+        counts = [len(item.tokens) for item in batch.items]
+        num_decodes = counts.count(1)
+        num_prompt = sum(counts) - num_decodes
+        num_extra = sum([len(result.tokens) - 1 for result in results if result is not None])
         self.scheduler.meter.record_step(
-            ended - started, len(batch.items), num_decodes, batch.num_tokens - num_decodes
+            ended - started, len(counts), num_decodes + num_extra, num_prompt
         )
         self.scheduler.finish_step(batch, results, ended)
 
@@ -259,11 +262,11 @@ class EngineCore:
             case RoutedSubmit():
                 self._intake.submit(message, now)
             case Cancel(rid):
-                request = self.scheduler.find(Kind.ROUTED, rid)
+                request = self.scheduler.requests.find(Kind.ROUTED, rid)
                 if request is not None:
                     self.scheduler.end(request, "cancelled")
             case RouterGone(router):
-                for request in list(self.scheduler.requests()):
+                for request in list(self.scheduler.requests):
                     if request.kind is Kind.ROUTED and request.router == router:
                         self.scheduler.end(request, "cancelled", tell=False)
             case SetMode():
@@ -283,7 +286,7 @@ class EngineCore:
             case PrefillArrived():
                 self._intake.prefill(event, now)
             case PrefillDropped(key) | PushDone(key):
-                request = self.scheduler.find(Kind.REMOTE, key)
+                request = self.scheduler.requests.find(Kind.REMOTE, key)
                 if request is not None:
                     self.scheduler.end(request, "")
             case ProbeResult():
@@ -296,7 +299,7 @@ class EngineCore:
             self._draining = self._intake.draining = mode.draining
             self._handoff.set_draining(mode.draining)
         if mode.move_streams and self._draining:
-            for request in list(self.scheduler.requests()):
+            for request in list(self.scheduler.requests):
                 if request.kind is Kind.ROUTED:
                     self.scheduler.end(request, "moved")
         self.report()

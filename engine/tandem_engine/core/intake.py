@@ -3,17 +3,19 @@
 import itertools
 from collections.abc import Callable
 
+from tandem_engine import metrics
 from tandem_engine.frames import RoutedSubmit
 from tandem_engine.handoff.events import PrefillArrived
-from tandem_engine.scheduler.request import Kind, Request
+from tandem_engine.scheduler.request import Fetch, Kind, Push, Request
 from tandem_engine.scheduler.scheduler import Scheduler
 from tandem_wire.hashing import salt_hash
 from tandem_wire.messages import RefusalCode, Refused
 
 RETRY_SECONDS = 1.0
-"""What a refused router is told when nothing better is known."""
+"""When a refused router may come back if nothing better is known."""
 REMOTE_PATIENCE_LEASES = 3.0
-"""A remote prefill that found no room for so many lease times is refused: D knows better."""
+"""A remote prefill that has found no room for this many lease times is refused; the decode worker
+then asks another one."""
 
 
 class Intake:
@@ -34,24 +36,25 @@ class Intake:
         refusal: tuple[RefusalCode, str] | None
         if self.draining:
             refusal = "draining", "this worker is draining"
-        elif scheduler.find(Kind.ROUTED, submit.rid) or scheduler.transfers.is_open(submit.rid):
+        elif scheduler.requests.find(Kind.ROUTED, submit.rid) or scheduler.transfers.is_open(
+            submit.rid
+        ):
             refusal = "invalid", f"rid {submit.rid!r} is in use; every attempt needs its own"
         else:
             refusal = self._limits.refusal(submit)
         if refusal is None and scheduler.is_full:
-            refusal = "no_room", f"{len(scheduler.waiting)} requests wait already"
+            refusal = "no_room", f"the queue is full: {len(scheduler.waiting)} requests are waiting"
         if refusal is not None:
             code, message = refusal
-            scheduler.meter.count(f"refused_{code}_total")
+            scheduler.meter.count(metrics.REFUSED[code])
             retry = self.queue_seconds() if code == "no_room" else 0.0
             scheduler.outbox.refuse(routed.router, Refused(submit.rid, code, message, retry))
             return
-        scheduler.meter.count("requests_total")
+        scheduler.meter.count(metrics.REQUESTS)
         deadline = now + submit.deadline_seconds if submit.deadline_seconds > 0 else 0.0
         scheduler.add(
             Request(
                 submit.rid,
-                Kind.ROUTED,
                 tokens=list(submit.tokens),
                 num_prompt_tokens=submit.num_prompt_tokens,
                 params=submit.params,
@@ -60,9 +63,8 @@ class Intake:
                 arrival_time=now,
                 priority=submit.priority,
                 router=routed.router,
-                peers=tuple(submit.prefill),
-                cache_salt=submit.cache_salt,
                 deadline=deadline,
+                fetch=Fetch(tuple(submit.prefill), submit.cache_salt) if submit.prefill else None,
             )
         )
 
@@ -73,28 +75,27 @@ class Intake:
         if self.draining:
             refusal = "draining", "this worker is draining"
         elif refusal is None and scheduler.is_full:
-            refusal = "no_room", f"{len(scheduler.waiting)} requests wait already"
-        elif refusal is None and scheduler.find(Kind.REMOTE, arrived.key):
-            refusal = "invalid", f"{arrived.key!r} is being computed already"
+            refusal = "no_room", f"the queue is full: {len(scheduler.waiting)} requests are waiting"
+        elif refusal is None and scheduler.requests.find(Kind.REMOTE, arrived.key):
+            refusal = "invalid", f"prefill {arrived.key!r} is already being computed"
         if refusal is not None:
             scheduler.transfers.refuse(arrived.key, *refusal)
             return
-        scheduler.meter.count("remote_prefills_total")
-        request = Request(
-            arrived.key,
-            Kind.REMOTE,
-            tokens=list(prefill.tokens),
-            num_prompt_tokens=prefill.num_prompt_tokens,
-            params=prefill.params,
-            salt=self._salt(prefill.cache_salt),
-            arrival=next(self._arrivals),
-            arrival_time=now,
-            priority=prefill.priority,
-            cache_salt=prefill.cache_salt,
-            deadline=now + REMOTE_PATIENCE_LEASES * self._limits.lease_seconds,
+        scheduler.meter.count(metrics.REMOTE_PREFILLS)
+        scheduler.add(
+            Request(
+                arrived.key,
+                tokens=list(prefill.tokens),
+                num_prompt_tokens=prefill.num_prompt_tokens,
+                params=prefill.params,
+                salt=self._salt(prefill.cache_salt),
+                arrival=next(self._arrivals),
+                arrival_time=now,
+                priority=prefill.priority,
+                deadline=now + REMOTE_PATIENCE_LEASES * self._limits.lease_seconds,
+                push=Push(prefill.num_skip_tokens),
+            )
         )
-        request.num_pushed = prefill.num_skip_tokens
-        scheduler.add(request)
 
     def _salt(self, cache_salt: str) -> int:
         salt = self._salts.get(cache_salt)

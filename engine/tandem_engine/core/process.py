@@ -20,7 +20,7 @@ SOCKET_BUFFER_BYTES: Final = 4 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class CoreChild:
-    """A core's process that nobody listens to yet. It ends when the socket closes."""
+    """A core's process that no one is listening to yet. It ends when the socket closes."""
 
     process: "subprocess.Popen[bytes]"
     connection: socket.socket
@@ -29,7 +29,7 @@ class CoreChild:
     def start(cls, config: WorkerConfig, began: float | None = None) -> "CoreChild":
         """Start a core, which begins to load at once.
 
-        `began`: when the worker was started, on the clock of `boot_seconds`; None: just now.
+        `began` is when the worker was started, on the clock of `boot_seconds`; None means just now.
         """
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
@@ -78,7 +78,7 @@ class CoreProcess:
 
     @classmethod
     async def connect(cls, child: CoreChild) -> "CoreProcess":
-        """Listen to a core that was started; see `spawn`."""
+        """Listen to a core that was started before."""
         child.connection.setblocking(False)
         reader, writer = await asyncio.open_connection(
             sock=child.connection, limit=SOCKET_BUFFER_BYTES
@@ -109,7 +109,7 @@ class CoreProcess:
             raise CoreDiedError(f"the core process ended by itself ({_describe(code)})")
 
     async def close(self, grace_seconds: float = 5.0) -> int:
-        """Have the core give everything back and end; kill it after the grace. The exit code."""
+        """Make the core give everything back and end, or kill it after the grace; its exit code."""
         self._closing = True
         self.send(Shutdown())
         try:

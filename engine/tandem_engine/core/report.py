@@ -1,5 +1,6 @@
 """Builds the load report: worker state, gauges, counters, samples, ledger."""
 
+from tandem_engine import metrics
 from tandem_engine.frames import CoreStats
 from tandem_engine.handoff.events import Handoff
 from tandem_engine.scheduler.request import Kind
@@ -10,10 +11,10 @@ from tandem_wire.messages import WorkerState
 def queued_prompt_tokens(scheduler: Scheduler) -> int:
     """Prompt tokens that wait for, or are in, prefill on this worker.
 
-    Requests that will ask a prefill worker don't count here: their prompts are that worker's work.
+    Requests that will ask a prefill worker don't count: their prompts are that worker's work.
     """
     limits = scheduler.limits
-    tokens = sum(request.num_uncomputed for request in scheduler.prefilling)
+    tokens = sum(request.num_uncomputed for request in scheduler.running.prefilling)
     for request in scheduler.waiting:
         num_tokens = len(request.tokens)
         if not request.may_fetch or num_tokens <= limits.local_prefill_tokens:
@@ -47,21 +48,21 @@ def build_stats(scheduler: Scheduler, handoff: Handoff, *, draining: bool) -> Co
     ledger, transfers = scheduler.ledger, scheduler.transfers
     waiting_remote = sum(1 for request in scheduler.waiting if request.kind is Kind.REMOTE)
     gauges: dict[str, float] = {
-        "queue_length": len(scheduler.waiting) - waiting_remote,
-        "remote_queue_length": waiting_remote,
-        "prefilling": len(scheduler.prefilling),
-        "decoding": len(scheduler.decoding),
-        "fetching": transfers.num_fetching,
-        "pushing": transfers.num_pushing,
-        "leases": num_leases,
-        "kv_usage_ratio": ledger.num_used / ledger.num_blocks,
-        "kv_blocks": ledger.num_blocks,
-        "prefix_cache_blocks": len(ledger.index),
-        "queued_prompt_tokens": state.queued_prompt_tokens,
-        "queued_prompt_seconds": state.queued_prompt_seconds,
-        "prefill_tokens_per_second": state.prefill_tokens_per_second,
-        "decode_step_seconds": state.step_seconds,
-        "draining": float(draining),
+        metrics.QUEUE_LENGTH: len(scheduler.waiting) - waiting_remote,
+        metrics.REMOTE_QUEUE_LENGTH: waiting_remote,
+        metrics.PREFILLING: len(scheduler.running.prefilling),
+        metrics.DECODING: len(scheduler.running.decoding),
+        metrics.FETCHING: transfers.num_fetching,
+        metrics.PUSHING: transfers.num_pushing,
+        metrics.LEASES: num_leases,
+        metrics.KV_USAGE: ledger.num_used / ledger.num_blocks,
+        metrics.KV_BLOCKS: ledger.num_blocks,
+        metrics.PREFIX_CACHE_BLOCKS: len(ledger.index),
+        metrics.QUEUED_PROMPT_TOKENS: state.queued_prompt_tokens,
+        metrics.QUEUED_PROMPT_SECONDS: state.queued_prompt_seconds,
+        metrics.PREFILL_RATE: state.prefill_tokens_per_second,
+        metrics.DECODE_STEP_SECONDS: state.step_seconds,
+        metrics.DRAINING: float(draining),
     }
     return CoreStats(
         state=state,

@@ -49,15 +49,13 @@ class MockKV(KVStore):
         self._planes = np.arange(2 * num_layers, dtype=np.uint64)[:, None]
 
     def export_blocks(self, blocks: Sequence[int], layers: range) -> bytes | memoryview:
-        """See `KVStore`."""
         planes = self._words[2 * layers.start : 2 * layers.stop]
         return planes[:, list(blocks)].tobytes()
 
     def import_blocks(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
-        """See `KVStore`."""
         expected = 2 * len(layers) * len(blocks) * self.layout.page_bytes
         if data.nbytes != expected:
-            raise ValueError(f"{data.nbytes} bytes of KV where {expected} were expected")
+            raise ValueError(f"{data.nbytes} bytes of KV came, but {expected} were expected")
         words = np.frombuffer(data, dtype=np.uint64)
         shape = (2 * len(layers), len(blocks), self.layout.page_size)
         self._words[2 * layers.start : 2 * layers.stop, list(blocks)] = words.reshape(shape)

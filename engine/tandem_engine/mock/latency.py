@@ -3,8 +3,8 @@
 `h100-8b` is fitted to measured figures of an H100 80GB HBM3 with the Llama-3.1-8B shape in bf16
 under vLLM 0.26 (2026-11-21): decode steps of 6.46 ms at 1 x 1k, 8.22 at 32 x 1k, 13.54 at
 128 x 1k, 20.7 at 256 x 1k, 17.9 at 32 x 8k and 7.95 at 1 x 32k; prefills of 0.0269 s at 1k, 0.2113
-at 8k and 1.182 at 32k. `h100-70b` is not measured: it is the same model with 8.8 times the weights
-on four GPUs (2.2 times the time).
+at 8k and 1.182 at 32k. `h100-70b` is not measured: it assumes 8.8 times the weights on
+four GPUs, so 2.2 times the time.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -94,7 +94,7 @@ def parse_profile(text: str) -> MockProfile:
         except ValueError:
             raise ConfigError(f"--mock: {key}={value!r} is not a number") from None
     if profile.speed <= 0 or profile.blocks < 1 or profile.layers < 1 or profile.max_len < 2:
-        raise ConfigError("--mock: speed, blocks, layers and max_len must be positive")
+        raise ConfigError("--mock: speed, blocks and layers must be positive; max_len at least 2")
     if profile.vocab < 258:
         raise ConfigError("--mock: vocab must be at least 258 (256 bytes, bos, eos)")
     return profile

@@ -9,7 +9,7 @@ from tandem_engine.config import WorkerConfig
 from tandem_engine.errors import CorruptKVError
 from tandem_engine.mock.kv import MockKV
 from tandem_engine.mock.latency import MockProfile, parse_profile
-from tandem_engine.step import Batch, BatchItem, Runner, SampledToken
+from tandem_engine.step import Batch, BatchItem, Runner, SampledTokens
 from tandem_wire.messages import SamplingParams, TokenLogprobs
 
 BOS_TOKEN: Final = 256
@@ -39,9 +39,10 @@ def _step(state: int, token: int) -> int:
 
 
 def next_token(prefix_hash: int, params: SamplingParams, position: int, eos: int = 0) -> int:
-    """The token that follows a prefix: the same on every worker, printable ASCII.
+    """The token that follows a prefix, printable ASCII and equal on every worker.
 
-    Output position and seed count only when sampling isn't greedy. `eos` 0: never the end.
+    Output position and seed matter only when sampling isn't greedy. With `eos` 0 there is never an
+    end.
     """
     value = prefix_hash
     if params.temperature > 0:
@@ -87,15 +88,14 @@ class MockRunner(Runner):
         # rid -> (number of hashed tokens, hash after them, hash of the first token of that page)
         self._seen: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
 
-    def execute(self, batch: Batch) -> list[SampledToken | None]:
-        """See `Runner`."""
+    def execute(self, batch: Batch) -> list[SampledTokens | None]:
         started = time.monotonic()
         for source, destination in batch.copies:
             self._kv.copy(source, destination)
         decodes: list[int] = []
         chunks: list[tuple[int, int]] = []
         known = self._advance_known_decodes(batch.items)
-        results: list[SampledToken | None] = []
+        results: list[SampledTokens | None] = []
         for item in batch.items:
             state = known.get(item.rid)
             if state is None:
@@ -111,7 +111,6 @@ class MockRunner(Runner):
         return results
 
     def close(self) -> None:
-        """See `Runner`."""
         self._kv.close()
 
     def _advance_known_decodes(self, items: list[BatchItem]) -> dict[str, int]:
@@ -166,15 +165,15 @@ class MockRunner(Runner):
             self._seen.popitem(last=False)
         return hashes[-1]
 
-    def _sample(self, item: BatchItem, state: int) -> SampledToken:
+    def _sample(self, item: BatchItem, state: int) -> SampledTokens:
         params = item.params
         token = next_token(state, params, len(item.output_tokens), self.profile.eos)
         if params.logprobs is None:
-            return SampledToken(token)
+            return SampledTokens([token])
         others = [FIRST_PRINTABLE + (token + i) % NUM_PRINTABLE for i in range(1, params.logprobs)]
         ids = [token, *others][: params.logprobs]
         values = [-0.125 * (rank + 1) for rank in range(len(ids))]
-        return SampledToken(token, TokenLogprobs(-0.125, ids, values))
+        return SampledTokens([token], [TokenLogprobs(-0.125, ids, values)])
 
 
 def _prefix(item: BatchItem) -> list[int]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from tandem_engine.parallel.group import RankGroup
 from tandem_engine.parallel.kv_store import ParallelKVStore, StepCount
 from tandem_engine.parallel.step_codec import StepEncoder
-from tandem_engine.step import Batch, PendingStep, Runner, SampledToken
+from tandem_engine.step import Batch, PendingStep, Runner, SampledTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class _ParallelStep(PendingStep):
     group: RankGroup
     steps: StepCount
 
-    def wait(self) -> list[SampledToken | None]:
+    def wait(self) -> list[SampledTokens | None]:
         try:
             results = self.inner.wait()
         except Exception as error:
@@ -43,11 +43,11 @@ class ParallelRunner(Runner):
         self.kv = kv
         self.vocab_size, self.eos_token_ids = inner.vocab_size, inner.eos_token_ids
         self.max_model_len, self.num_blocks = inner.max_model_len, inner.num_blocks
-        self.plans_ahead = inner.plans_ahead
+        self.plans_ahead, self.step_tokens = inner.plans_ahead, inner.step_tokens
         self._steps = steps
         self._encoder = StepEncoder()
 
-    def execute(self, batch: Batch) -> list[SampledToken | None]:
+    def execute(self, batch: Batch) -> list[SampledTokens | None]:
         return self.launch(batch).wait()
 
     def launch(self, batch: Batch) -> PendingStep:

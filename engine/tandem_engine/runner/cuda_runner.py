@@ -19,7 +19,7 @@ from tandem_engine.runner.prompt_slots import PromptSlots
 from tandem_engine.runner.step_input import Split, add_chunks, last_rows_of, split_batch
 from tandem_engine.sampling.sampler import Choice, Sampler
 from tandem_engine.spec.model import ModelSpec
-from tandem_engine.step import Batch, BatchItem, PendingStep, Runner, SampledToken
+from tandem_engine.step import Batch, BatchItem, PendingStep, Runner, SampledTokens
 from tandem_engine.upload import upload
 from tandem_kernels.compilation import collect_kernels, compile_all
 from tandem_kernels.sampling import argmax
@@ -39,9 +39,9 @@ class _LaunchedStep(PendingStep):
     choice: Choice | None
     done: torch.cuda.Event
 
-    def wait(self) -> list[SampledToken | None]:
+    def wait(self) -> list[SampledTokens | None]:
         self.done.synchronize()
-        results: list[SampledToken | None] = [None] * len(self.items)
+        results: list[SampledTokens | None] = [None] * len(self.items)
         if self.choice is not None:
             tokens = self.choice.read([self.items[row] for row in self.rows])
             for row, token in zip(self.rows, tokens, strict=True):
@@ -182,7 +182,7 @@ class CudaRunner(Runner):
         end.synchronize()
         return float(begin.elapsed_time(end)) * 1e-3 / repeats
 
-    def execute(self, batch: Batch) -> list[SampledToken | None]:
+    def execute(self, batch: Batch) -> list[SampledTokens | None]:
         return self.launch(batch).wait()
 
     @torch.inference_mode()

@@ -11,7 +11,7 @@ from tandem_engine.runner.kv_pages import HostKVStore
 from tandem_engine.runner.step_input import build_step
 from tandem_engine.sampling.sampler import Sampler
 from tandem_engine.spec.model import ModelSpec
-from tandem_engine.step import Batch, Runner, SampledToken
+from tandem_engine.step import Batch, Runner, SampledTokens
 from tandem_engine.upload import upload
 
 MakeBackend = Callable[[ModelSpec, torch.Tensor], Backend]
@@ -50,10 +50,10 @@ class TorchRunner(Runner):
         self._device = kv.cache.device
 
     @torch.inference_mode()
-    def execute(self, batch: Batch) -> list[SampledToken | None]:
+    def execute(self, batch: Batch) -> list[SampledTokens | None]:
         for source, destination in batch.copies:
             self.kv.copy_block(source, destination)
-        results: list[SampledToken | None] = [None] * len(batch.items)
+        results: list[SampledTokens | None] = [None] * len(batch.items)
         if not batch.items:
             return results
         step = build_step(batch.items, self.kv.layout.page_size, self._device)

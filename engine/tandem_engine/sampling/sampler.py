@@ -8,7 +8,7 @@ import torch
 
 from tandem_engine.sampling.adjustment import adjust_batch, adjust_logits, is_adjusted
 from tandem_engine.sampling.seen_tokens import SeenTokens
-from tandem_engine.step import BatchItem, SampledToken
+from tandem_engine.step import BatchItem, SampledTokens
 from tandem_engine.upload import upload
 from tandem_kernels.sampling import argmax, draw
 from tandem_wire.messages import TokenLogprobs
@@ -43,16 +43,16 @@ class Choice:
             )
         return Choice(_pinned(self.tokens), found)
 
-    def read(self, items: Sequence[BatchItem]) -> list[SampledToken]:
+    def read(self, items: Sequence[BatchItem]) -> list[SampledTokens]:
         """The tokens, in the order of `items`, on the host."""
-        sampled = [SampledToken(token) for token in self.tokens.tolist()]
+        sampled = [SampledTokens([token]) for token in self.tokens.tolist()]
         if self.logprobs is not None:
             chosen = self.logprobs.chosen.tolist()
             ids, values = self.logprobs.top_ids.tolist(), self.logprobs.top_values.tolist()
             for at, row in enumerate(self.logprobs.rows):
                 count = items[row].params.logprobs or 0
                 found = TokenLogprobs(chosen[at], ids[at][:count], values[at][:count])
-                sampled[row] = SampledToken(sampled[row].token, found)
+                sampled[row].logprobs = [found]
         return sampled
 
 
@@ -68,7 +68,7 @@ class Sampler:
         self._eos_token_ids = tuple(eos_token_ids)
         self._seen: SeenTokens | None = None  # on a GPU, once somebody wants penalties
 
-    def sample(self, logits: torch.Tensor, items: Sequence[BatchItem]) -> list[SampledToken]:
+    def sample(self, logits: torch.Tensor, items: Sequence[BatchItem]) -> list[SampledTokens]:
         """One token per item, waiting for it; see `choose`."""
         return self.choose(logits, items).read(items)
 

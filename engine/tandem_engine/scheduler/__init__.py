@@ -1,1 +1,1 @@
-"""What runs in the next step: queues, budget, admission, preemption; no torch."""
+"""Decides what runs in the next step: queues, budget, admission, preemption; no torch."""

@@ -1,4 +1,4 @@
-"""What a worker accepts, and when a request ends."""
+"""What a worker accepts, and when a request ends by its length or a stop token."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from tandem_wire.messages import RefusalCode, SamplingParams, Submit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Numbers that the scheduler obeys; all in tokens unless named otherwise."""
+    """The numbers that the scheduler obeys, in tokens unless their names say otherwise."""
 
     page_size: int
     num_blocks: int
@@ -22,12 +22,13 @@ class Limits:
     chunk_tokens: int
     local_prefill_tokens: int
     lease_seconds: float
+    step_tokens: int  # the most that one step gives a sequence
     vocab_size: int
     eos_token_ids: tuple[int, ...]
 
     @classmethod
     def build(cls, config: WorkerConfig, runner: Runner) -> "Limits":
-        """The limits of `config` on what `runner` has."""
+        """The limits that `config` sets to what `runner` has."""
         return cls(
             page_size=config.page_size,
             num_blocks=runner.num_blocks,
@@ -38,12 +39,13 @@ class Limits:
             chunk_tokens=config.chunk_tokens,
             local_prefill_tokens=config.local_prefill_tokens,
             lease_seconds=config.lease_seconds,
+            step_tokens=runner.step_tokens,
             vocab_size=runner.vocab_size,
             eos_token_ids=runner.eos_token_ids,
         )
 
     def num_blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold the KV of so many tokens."""
+        """How many blocks hold the KV of `num_tokens` tokens."""
         return -(-num_tokens // self.page_size)
 
     def refusal(self, submit: Submit) -> tuple[RefusalCode, str] | None:
@@ -55,13 +57,13 @@ class Limits:
         length = num_prompt + params.max_tokens
         if length > self.max_model_len:
             return "too_long", (
-                f"{num_prompt} prompt tokens and max_tokens {params.max_tokens} are more than the "
-                f"model's {self.max_model_len}; shorten the prompt or lower max_tokens"
+                f"{num_prompt} prompt tokens plus max_tokens {params.max_tokens} exceed the "
+                f"model's {self.max_model_len} tokens; shorten the prompt or lower max_tokens"
             )
         if self.num_blocks_for(length) > self.num_blocks:
             return "too_long", (
-                f"{length} tokens need {self.num_blocks_for(length)} KV blocks and this worker has "
-                f"{self.num_blocks}; shorten the prompt or lower max_tokens"
+                f"{length} tokens need {self.num_blocks_for(length)} KV blocks, but this worker "
+                f"has {self.num_blocks}; shorten the prompt or lower max_tokens"
             )
         return None
 
@@ -72,22 +74,25 @@ class Limits:
         if not fault and (skip % self.page_size or not 0 <= skip < num_tokens):
             fault = f"num_skip_tokens {skip} is not a page boundary inside the prompt"
         if not fault and len(prefill.blocks) != self.num_blocks_for(num_tokens - skip):
-            fault = f"{len(prefill.blocks)} destination blocks for {num_tokens - skip} tokens"
+            fault = f"{len(prefill.blocks)} blocks can't take the KV of {num_tokens - skip} tokens"
         if fault:
             return "invalid", fault
         if num_tokens > self.max_model_len or self.num_blocks_for(num_tokens) > self.num_blocks:
-            return "too_long", f"{num_tokens} tokens never fit this worker"
+            return "too_long", f"{num_tokens} tokens can never fit on this worker"
         return None
 
     def _token_fault(self, tokens: list[int], num_prompt_tokens: int) -> str:
         if not tokens or not 0 < num_prompt_tokens <= len(tokens):
-            return f"num_prompt_tokens {num_prompt_tokens} with {len(tokens)} tokens; send a prompt"
+            return (
+                f"num_prompt_tokens is {num_prompt_tokens}, but there are {len(tokens)} tokens; "
+                "send a prompt of at least one token"
+            )
         if min(tokens) < 0 or max(tokens) >= self.vocab_size:
-            return f"token ids must be 0 to {self.vocab_size - 1}"
+            return f"a token id is outside the vocabulary; ids are 0 to {self.vocab_size - 1}"
         return ""
 
     def prepare(self, request: Request) -> None:
-        """Set what decides about the request's end."""
+        """Set where the request ends: its length and its stop tokens."""
         params = request.params
         length = request.num_prompt_tokens + params.max_tokens
         request.end_length = min(length, self.max_model_len)
@@ -96,7 +101,7 @@ class Limits:
 
 
 def _params_fault(params: SamplingParams) -> str:
-    """What is wrong with sampling parameters that no model could follow, or an empty string."""
+    """What is wrong with parameters that no model could follow; empty: nothing."""
     checks = (
         (params.max_tokens >= 1, "max_tokens must be at least 1"),
         (0 <= params.min_tokens <= params.max_tokens, "min_tokens must be 0 to max_tokens"),

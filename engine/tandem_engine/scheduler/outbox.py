@@ -1,14 +1,11 @@
-"""What the scheduler has to say: to routers, and to the hand-off."""
+"""What the scheduler has to say to routers and to the hand-off."""
 
 from collections import deque
-from typing import Literal
 
 from tandem_engine.frames import CoreRefused, CoreStep, RoutedItems
 from tandem_engine.handoff.events import ToHandoff
-from tandem_engine.scheduler.request import Request
-from tandem_wire.messages import FinishReason, Refused, StepItem, TokenLogprobs
-
-Finish = FinishReason | Literal[""]
+from tandem_engine.scheduler.request import Finish, Request
+from tandem_wire.messages import Refused, StepItem, TokenLogprobs
 
 
 class Outbox:
@@ -19,27 +16,27 @@ class Outbox:
         self._refused: list[CoreRefused] = []
         self._handoff: deque[ToHandoff] = deque()
 
-    def token(
+    def tokens(
         self,
         request: Request,
-        token: int,
+        tokens: list[int],
         finish: Finish,
-        logprobs: TokenLogprobs | None,
+        logprobs: list[TokenLogprobs] | None,
     ) -> None:
-        """One new token of a routed request, with its end if it is the last one."""
-        chosen = None if logprobs is None else [logprobs]
+        """New tokens of a routed request, with its end if it has come."""
         if request.first_token_sent:
-            item = StepItem(request.key, [token], finish, chosen)
+            item = StepItem(request.key, tokens, finish, logprobs)
         else:
             request.first_token_sent = True
+            fetch = request.fetch
             item = StepItem(
                 request.key,
-                [token],
+                tokens,
                 finish,
-                chosen,
+                logprobs,
                 request.num_cached_tokens,
-                request.prefill_worker,
-                request.kv_bytes,
+                fetch.worker_id if fetch is not None else "",
+                fetch.num_bytes if fetch is not None else 0,
             )
         self.item(request.router, item)
 

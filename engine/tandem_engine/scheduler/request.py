@@ -1,18 +1,21 @@
-"""One request inside the core, from its arrival to its one end."""
+"""One request inside the core, from its arrival to its end."""
 
 from enum import Enum, auto
-from typing import Final
+from typing import Final, Literal
 
 from tandem_engine.cache.ledger import Holding
 from tandem_engine.step import BatchItem
-from tandem_wire.messages import PrefillPeer, SamplingParams
+from tandem_wire.messages import FinishReason, PrefillPeer, SamplingParams
+
+Finish = FinishReason | Literal[""]
+"""Why a request has ended; empty: it goes on."""
 
 _UNKNOWN: Final = (0,)
 """In place of a token that only the device knows."""
 
 
 class Kind(Enum):
-    """Whom a request belongs to."""
+    """Whose request it is."""
 
     ROUTED = auto()  # a router's: tokens are streamed back
     REMOTE = auto()  # a decode worker's: the prompt's KV and one token are pushed
@@ -26,48 +29,73 @@ class State(Enum):
     PREFILL = auto()
     DECODE = auto()
     PUSHING = auto()  # computed; its blocks are pinned until the hand-off has pushed them
-    ABANDONED = auto()  # has had its end; only the hand-off's answer keeps its blocks
+    ABANDONED = auto()  # has ended; only the hand-off's answer keeps its blocks
     DONE = auto()
+
+
+class Fetch:
+    """Where a routed request may have its prompt computed, and what came of it (D's side).
+
+    It is asked for at most once: after a failure or a preemption this worker prefills.
+    """
+
+    __slots__ = ("asked", "cache_salt", "num_bytes", "peers", "worker_id")
+
+    def __init__(self, peers: tuple[PrefillPeer, ...], cache_salt: str) -> None:
+        self.peers = peers
+        self.cache_salt = cache_salt
+        self.asked = False
+        self.worker_id = ""  # the prefill worker that computed the prompt
+        self.num_bytes = 0  # of KV that it sent
+
+
+class Push:
+    """How far a remote prefill has come on its way to the decode worker (P's side)."""
+
+    __slots__ = ("num_pushed",)
+
+    def __init__(self, num_skip_tokens: int) -> None:
+        self.num_pushed = num_skip_tokens  # tokens whose pages the hand-off has, or D needs not
 
 
 class Request:
     """A sequence of tokens and what is known about it.
 
-    Invariants: KV exists in `holding` for the first `num_computed` tokens; `hashes` holds the
-    chained hash of every full block of `tokens`; the first `num_registered` blocks are in the
-    prefix index. `output` is tokens[num_prompt_tokens:].
+    Invariants: `blocks` is the list of `holding`, and empty while there is none; KV exists there
+    for the first `num_computed` tokens; `hashes` holds the chained hash of every full block of
+    `tokens`; the first `num_registered` blocks are in the prefix index. `output` is
+    tokens[num_prompt_tokens:]. A REMOTE request has a `push` and no `fetch`; a ROUTED one has no
+    `push`, and a `fetch` if it came with prefill workers.
     """
 
     __slots__ = (
         "arrival",
         "arrival_time",
-        "cache_salt",
+        "blocks",
         "deadline",
-        "decode_items",
+        "decode_item",
         "end_length",
+        "fetch",
         "first_token_sent",
         "hashes",
         "holding",
         "key",
         "kind",
-        "kv_bytes",
-        "may_fetch",
         "num_cached_tokens",
         "num_computed",
         "num_preemptions",
         "num_prompt_tokens",
-        "num_pushed",
         "num_registered",
         "output",
         "params",
-        "peers",
         "prefill_start",
-        "prefill_worker",
         "priority",
         "prompt",
+        "push",
         "router",
         "salt",
         "sort_key",
+        "spare_item",
         "state",
         "stops",
         "tokens",
@@ -76,7 +104,6 @@ class Request:
     def __init__(
         self,
         key: str,
-        kind: Kind,
         *,
         tokens: list[int],
         num_prompt_tokens: int,
@@ -86,12 +113,12 @@ class Request:
         arrival_time: float,
         priority: int = 0,
         router: int = -1,
-        peers: tuple[PrefillPeer, ...] = (),
-        cache_salt: str = "",
         deadline: float = 0.0,
+        fetch: Fetch | None = None,
+        push: Push | None = None,
     ) -> None:
         self.key = key  # rid, or the hand-off's key of a remote prefill
-        self.kind = kind
+        self.kind = Kind.ROUTED if push is None else Kind.REMOTE
         self.state = State.WAITING
         self.tokens = tokens
         self.num_prompt_tokens = num_prompt_tokens
@@ -99,37 +126,40 @@ class Request:
         self.output = tokens[num_prompt_tokens:]
         self.params = params
         self.salt = salt
-        self.cache_salt = cache_salt
         self.arrival = arrival
         self.arrival_time = arrival_time
         self.priority = priority
         self.router = router
-        self.peers = peers
-        self.deadline = deadline  # clock time until which a first token must have come; 0: none
+        self.deadline = deadline  # clock time by which the first token must have come; 0: none
+        self.fetch = fetch
+        self.push = push
         self.hashes: list[int] = []
         self.holding: Holding | None = None
+        self.blocks: list[int] = []  # the block table
         self.num_computed = 0
         self.num_registered = 0
-        self.num_pushed = 0  # remote: tokens whose pages were handed to the hand-off
         self.num_cached_tokens = 0
         self.num_preemptions = 0
-        self.may_fetch = bool(peers)
-        self.prefill_worker = ""
-        self.kv_bytes = 0
         self.prefill_start = 0.0  # clock time; of a fetch, when it was asked for
         self.first_token_sent = False
         self.end_length = 0  # tokens (prompt and output) at which the request ends by length
         self.stops: frozenset[int] = frozenset()
-        self.decode_items: list[BatchItem] = []
+        self.decode_item: BatchItem | None = None  # of the last step that was planned
+        self.spare_item: BatchItem | None = None  # of the one before
         self.sort_key: tuple[int, int, int] = (-priority, 0, arrival)
 
     @property
-    def blocks(self) -> list[int]:
-        """The block table; empty while the request holds nothing."""
-        return self.holding.blocks if self.holding is not None else []
+    def num_uncomputed(self) -> int:
+        """Tokens whose KV is still missing."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def may_fetch(self) -> bool:
+        """Whether a prefill worker may still be asked to compute the prompt."""
+        return self.fetch is not None and not self.fetch.asked
 
     def item(self, count: int) -> BatchItem:
-        """A step's part of this sequence: the next `count` tokens."""
+        """This sequence's part of a step: the next `count` tokens."""
         start = self.num_computed
         return BatchItem(
             rid=self.key,
@@ -156,20 +186,20 @@ class Request:
 
     def _next_decode_item(self) -> BatchItem:
         """Two items take turns: one may be in a step that runs."""
-        if len(self.decode_items) < 2:
+        item = self.spare_item
+        if item is None:
             item = self.item(1)
             item.sample = True
-            self.decode_items.append(item)
-        else:
-            self.decode_items.reverse()
-        return self.decode_items[-1]
+        self.spare_item, self.decode_item = self.decode_item, item
+        return item
 
-    @property
-    def num_uncomputed(self) -> int:
-        """Tokens whose KV is still missing."""
-        return len(self.tokens) - self.num_computed
-
-    def append(self, token: int) -> None:
-        """Add a generated token."""
-        self.tokens.append(token)
-        self.output.append(token)
+    def extend(self, tokens: list[int]) -> Finish:
+        """Add generated tokens up to the one that ends the request, if one does; why it ends."""
+        for token in tokens:
+            self.tokens.append(token)
+            self.output.append(token)
+            if token in self.stops and len(self.output) > self.params.min_tokens:
+                return "stop"
+            if len(self.tokens) >= self.end_length:
+                return "length"
+        return ""

@@ -1,31 +1,26 @@
 """The scheduler: continuous batching of decodes and prompt chunks under a token budget."""
 
-import heapq
-from bisect import insort
-from collections.abc import Iterator
-
+from tandem_engine import metrics
 from tandem_engine.cache.ledger import BlockLedger
-from tandem_engine.cache.prefix_index import PrefixMatch
 from tandem_engine.handoff.events import FetchDone, FetchFailed
+from tandem_engine.metrics import Meter
+from tandem_engine.scheduler.admission import Admission
+from tandem_engine.scheduler.blocks import RequestBlocks
 from tandem_engine.scheduler.limits import Limits
-from tandem_engine.scheduler.meter import Meter
-from tandem_engine.scheduler.outbox import Finish, Outbox
-from tandem_engine.scheduler.placement import Placement
-from tandem_engine.scheduler.request import Kind, Request, State
+from tandem_engine.scheduler.outbox import Outbox
+from tandem_engine.scheduler.preemption import Preemption
+from tandem_engine.scheduler.queues import OpenRequests, Running, WaitingQueue
+from tandem_engine.scheduler.request import Finish, Kind, Request, State
 from tandem_engine.scheduler.transfers import Transfers
-from tandem_engine.scheduler.waiting import WaitingQueue
-from tandem_engine.step import Batch, BatchItem, SampledToken, has_penalties
-from tandem_wire.messages import Role, StepItem, TokenLogprobs
-
-WATERMARK_SHARE = 20
-"""One block in so many is the most that admission leaves free for running sequences to grow."""
+from tandem_engine.step import Batch, SampledTokens, has_penalties
+from tandem_wire.messages import Role, StepItem
 
 
 class Scheduler:
     """Decides what runs in each step and keeps every request until its one end.
 
-    The core thread alone calls it: `schedule`, run the batch, `finish_step`; in between, anything
-    else. Whoever adds a request has checked it against `Limits`.
+    The core thread alone calls it: `schedule`, run the batch, `finish_step`; everything else in
+    between. Whoever adds a request has checked it against `Limits`.
     """
 
     def __init__(self, limits: Limits, ledger: BlockLedger, meter: Meter) -> None:
@@ -33,76 +28,67 @@ class Scheduler:
         self.ledger = ledger
         self.meter = meter
         self.outbox = Outbox()
-        self.placement = Placement(ledger)
-        self.transfers = Transfers(limits, self.placement, self.outbox, meter)
         self.role: Role = "both"
+        self.requests = OpenRequests()
         self.waiting = WaitingQueue()
-        self.prefilling: list[Request] = []
-        self.decoding: list[Request] = []
-        self._routed: dict[str, Request] = {}
-        self._remote: dict[str, Request] = {}
-        self._deadlines: list[tuple[float, int, Request]] = []
+        self.running = Running()
+        self._blocks = RequestBlocks(ledger)
+        self.transfers = Transfers(limits, self._blocks, self.outbox, meter)
+        self._preemption = Preemption(limits, self.running, self.waiting, self._blocks, meter)
+        self._admission = Admission(
+            limits,
+            ledger,
+            self.running,
+            self.waiting,
+            self._blocks,
+            self.transfers,
+            self._preemption,
+            meter,
+        )
         self._scheduled: list[Request] = []
         self._ahead: list[Request] = []  # of the step planned ahead
-        self._blocked: tuple[Request, int, int] | None = None
 
     # --- requests come and go ---------------------------------------------------------------------
 
     @property
     def num_running(self) -> int:
-        """Routed requests and remote prefills that have no end yet and hold blocks."""
-        return len(self.prefilling) + len(self.decoding) + self.transfers.num_open
+        """Requests that hold blocks, also those whose blocks the hand-off has yet to give back."""
+        return len(self.running) + self.transfers.num_open
 
     @property
     def has_work(self) -> bool:
         """Whether `schedule` may have something to run now."""
-        return bool(self.decoding or self.prefilling or len(self.waiting))
+        return bool(len(self.running) or len(self.waiting))
 
     @property
     def is_full(self) -> bool:
-        """Whether the queue takes nobody any more."""
+        """Whether the queue takes no more requests."""
         return len(self.waiting) >= self.limits.max_waiting
-
-    def requests(self) -> Iterator[Request]:
-        """Every request that has had no end yet."""
-        yield from self._routed.values()
-        yield from self._remote.values()
-
-    def find(self, kind: Kind, key: str) -> Request | None:
-        """The request with this rid or hand-off key."""
-        return (self._routed if kind is Kind.ROUTED else self._remote).get(key)
 
     def add(self, request: Request) -> None:
         """Queue a request that `Limits` has accepted and whose key is new."""
-        table = self._routed if request.kind is Kind.ROUTED else self._remote
-        assert request.key not in table, "keys are unique"
-        table[request.key] = request
+        self.requests.add(request)
         self.limits.prepare(request)
         request.sort_key = (-request.priority, self._preference(request), request.arrival)
+        self.waiting.add(request)
         if len(request.tokens) >= request.end_length and request.kind is Kind.ROUTED:
-            self.waiting.add(request)
             self.end(request, "length")
             return
-        self.placement.hash_prompt(request)
-        self.waiting.add(request)
-        if request.deadline:
-            heapq.heappush(self._deadlines, (request.deadline, request.arrival, request))
+        self._blocks.hash_prompt(request)
 
     def _preference(self, request: Request) -> int:
-        """A role is nothing but this: who goes first within a priority class."""
+        """All that a role means here: who goes first within a priority class."""
         first = {"prefill": Kind.REMOTE, "decode": Kind.ROUTED}.get(self.role)
         return 0 if first is None or request.kind is first else 1
 
     def end(self, request: Request, finish: Finish, error: str = "", *, tell: bool = True) -> None:
-        """End a request in whatever state it is, once; with `tell` its router learns of it."""
+        """End a request, whatever its state; with `tell` its router learns of it."""
         self._detach(request)
+        self.requests.remove(request)
         if request.kind is Kind.ROUTED:
-            del self._routed[request.key]
-            self.meter.count(f"finished_{finish}_total")
+            self.meter.count(metrics.FINISHED[finish])
             if tell:
                 self.outbox.item(request.router, StepItem(request.key, [], finish, error=error))
-        else:
-            del self._remote[request.key]
 
     def _detach(self, request: Request) -> None:
         """Take a request out of every list and free its blocks, or have the hand-off free them."""
@@ -112,48 +98,41 @@ class Scheduler:
             return
         if state is State.WAITING:
             self.waiting.remove(request)
-        elif state is State.PREFILL:
-            self.prefilling.remove(request)
-        elif state is State.DECODE:
-            self.decoding.remove(request)
+        elif state in (State.PREFILL, State.DECODE):
+            self.running.remove(request)
         elif state is State.PUSHING:
             self.transfers.forget(request)
-        self.placement.release(request)
+        self._blocks.release(request)
         request.state = State.DONE
 
     def sweep(self, now: float) -> None:
-        """End what is past its deadline; to be called in every loop, with or without work."""
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, request = heapq.heappop(self._deadlines)
+        """End what is past its deadline. Call it in every loop, with or without work."""
+        for request in self.requests.overdue(now):
             if request.kind is Kind.REMOTE:
                 if request.state is State.WAITING:
                     self.transfers.refuse(request.key, "no_room", "no KV blocks became free")
                     self.end(request, "error")
-            elif not request.first_token_sent and self._routed.get(request.key) is request:
-                self.meter.count("deadlines_missed_total")
-                self.end(request, "error", "no token before the request's deadline")
+            elif not request.first_token_sent and self.requests.holds(request):
+                self.meter.count(metrics.DEADLINES_MISSED)
+                self.end(request, "error", "the request's deadline passed before its first token")
 
     # --- one step ---------------------------------------------------------------------------------
 
     def schedule(self, now: float) -> Batch | None:
         """The next step's batch, or None when nothing can run."""
-        self._grow_decodes()
-        self._admit(now)
-        budget = self.limits.max_batched_tokens
-        items: list[BatchItem] = []
-        scheduled: list[Request] = []
-        decodes = self.decoding
-        share = budget
-        if self.prefilling:
+        self._preemption.grow_decodes()
+        self._admission.admit(now)
+        for request in self._admission.deadlocked_prefills():
+            self.transfers.refuse(request.key, "no_room", "fetches hold all KV blocks")
+            self.end(request, "")
+        running = self.running
+        budget = share = self.limits.max_batched_tokens
+        if running.prefilling:
             share -= min(self.limits.page_size, budget // 2)
-        if len(decodes) > share:
-            # More decodes than budget: take turns.
-            self.decoding = decodes[share:] + decodes[:share]
-            decodes = decodes[:share]
-        items.extend(request.item_decode() for request in decodes)
-        scheduled.extend(decodes)
-        budget -= len(decodes)
-        for request in self.prefilling:
+        scheduled = list(running.take_turns(share))
+        items = [request.item_decode() for request in scheduled]
+        budget -= len(items)
+        for request in running.prefilling:
             if budget <= 0:
                 break
             count = min(request.num_uncomputed, budget)
@@ -167,16 +146,20 @@ class Scheduler:
         if not items:
             return None
         self._scheduled = scheduled
-        return Batch(items, self.placement.take_copies())
+        return Batch(items, self._blocks.take_copies())
 
     def plan_ahead(self) -> Batch | None:
         """The step after the one that runs now, before its results are known; None: wait for them.
 
-        Only decodes are planned so, and only while nothing else could run beside them. A sequence
-        that turns out to have ended computes a token for nobody.
+        Only decodes are planned ahead, and only while nothing else could run beside them. For a
+        sequence that turns out to have ended, the step computes a token that no one wants.
         """
+        if self.limits.step_tokens > 1:
+            return None  # where the next step starts depends on how many tokens this one gives
         running = [(row, r) for row, r in enumerate(self._scheduled) if r.state is State.DECODE]
-        if self.prefilling or self._may_admit() or len(running) != len(self.decoding):
+        if self.running.prefilling or self._admission.may_admit():
+            return None
+        if len(running) != len(self.running.decoding):
             return None
         going_on = [(row, r) for row, r in running if len(r.tokens) + 1 < r.end_length]
         if not going_on or not all(self._can_run_ahead(request) for _, request in going_on):
@@ -185,51 +168,34 @@ class Scheduler:
         return Batch([request.item_ahead(row) for row, request in going_on])
 
     def _can_run_ahead(self, request: Request) -> bool:
-        """Whether the step after the next needs no token of it, and has its block."""
+        """Whether its next step needs no unknown token but one, and has a block for that."""
         if has_penalties(request.params):
             return False
         has_block = len(request.blocks) * self.limits.page_size > request.num_computed + 1
-        return has_block or self.placement.grow(request)
+        return has_block or self._blocks.grow(request)
 
-    def _may_admit(self) -> bool:
-        """Whether the head of the queue might find a place now."""
-        head = self.waiting.head
-        if head is None:
-            return False
-        return self._blocked != self._situation(head) and not self._is_full_for(head)
-
-    def _situation(self, head: Request) -> tuple[Request, int, int]:
-        """What decides about the head of the queue: it is only tried again when this changes."""
-        return head, self.ledger.num_available, self._num_active
-
-    @property
-    def _num_active(self) -> int:
-        return len(self.prefilling) + len(self.decoding) + self.transfers.num_fetching
-
-    def _is_full_for(self, head: Request) -> bool:
-        return head.kind is Kind.ROUTED and self._num_active >= self.limits.max_running
-
-    def finish_step(self, batch: Batch, results: list[SampledToken | None], now: float) -> None:
+    def finish_step(self, batch: Batch, results: list[SampledTokens | None], now: float) -> None:
         """Take the results of the batch that `schedule` returned, or `plan_ahead` before that."""
-        self.placement.finish_copies()
+        self._blocks.finish_copies()
         page = self.limits.page_size
-        done = False
+        ended = False
         for request, item, result in zip(self._scheduled, batch.items, results, strict=True):
             if request.state is State.DONE:
                 continue  # it had ended when this step was planned ahead
-            end = item.start + len(item.tokens)
-            request.num_computed = end
+            if result is not None and request.kind is Kind.ROUTED:
+                if request.state is State.PREFILL:
+                    self.running.start_decode(request)
+                    self.meter.observe(metrics.PREFILL_SECONDS, now - request.prefill_start)
+                ended |= self._append(request, result)
+                continue
+            request.num_computed = end = item.start + len(item.tokens)
             if end // page > request.num_registered:
-                self.placement.register(request)
+                self._blocks.register(request)
             if request.kind is Kind.REMOTE:
                 self._finish_remote_chunk(request, result, now)
-            elif result is not None:
-                if request.state is State.PREFILL:
-                    self._enter_decode(request, now)
-                done |= self._append(request, result.token, result.logprobs)
         self._scheduled, self._ahead = self._ahead, []
-        if done:
-            self.decoding = [r for r in self.decoding if r.state is State.DECODE]
+        if ended:
+            self.running.drop_ended()
 
     def finish_fetch(self, event: FetchDone | FetchFailed, now: float) -> None:
         """The hand-off has given a request's blocks back: decode, or else prefill here."""
@@ -237,148 +203,41 @@ class Scheduler:
         if request is None:
             return
         if isinstance(event, FetchFailed):
-            self._start_prefill(request, now)
+            self.running.start_prefill(request, now)
             return
-        request.state = State.DECODE
-        if not self._append(request, event.first_token, event.first_logprobs):
-            self.decoding.append(request)
+        self.running.start_decode(request)
+        logprobs = event.first_logprobs
+        first = SampledTokens([event.first_token], [logprobs] if logprobs is not None else None)
+        if self._append(request, first):
+            self.running.drop_ended()
 
     def _finish_remote_chunk(
-        self, request: Request, result: SampledToken | None, now: float
+        self, request: Request, result: SampledTokens | None, now: float
     ) -> None:
         if result is None:
             self.transfers.push_ready(request)
             return
-        self.prefilling.remove(request)
+        self.running.remove(request)
         self.transfers.push_last(request, result, now)
 
-    def _enter_decode(self, request: Request, now: float) -> None:
-        self.prefilling.remove(request)
-        request.state = State.DECODE
-        self.decoding.append(request)
-        self.meter.observe("prefill_seconds", now - request.prefill_start)
+    def _append(self, request: Request, result: SampledTokens) -> bool:
+        """Stream new tokens up to the request's end; KV exists for all of them but the last.
 
-    def _append(self, request: Request, token: int, logprobs: TokenLogprobs | None) -> bool:
-        """Stream one token; True when it was the last (the caller cleans `decoding` up)."""
-        request.append(token)
-        finish: Finish = ""
-        if token in request.stops and len(request.output) > request.params.min_tokens:
-            finish = "stop"
-        elif len(request.tokens) >= request.end_length:
-            finish = "length"
-        self.outbox.token(request, token, finish, logprobs)
+        True when it has ended: the caller drops it from `running`.
+        """
+        tokens, logprobs, before = result.tokens, result.logprobs, len(request.tokens)
+        finish = request.extend(tokens)
+        request.num_computed = end = len(request.tokens) - 1
+        if end // self.limits.page_size > request.num_registered:
+            self._blocks.register(request)
         if not finish:
+            self.outbox.tokens(request, tokens, finish, logprobs)
             return False
-        self.meter.count(f"finished_{finish}_total")
-        del self._routed[request.key]
-        self.placement.release(request)
+        count = len(request.tokens) - before
+        logprobs = logprobs[:count] if logprobs is not None else None
+        self.outbox.tokens(request, tokens[:count], finish, logprobs)
+        self.requests.remove(request)
+        self.meter.count(metrics.FINISHED[finish])
+        self._blocks.release(request)
         request.state = State.DONE
         return True
-
-    # --- blocks -----------------------------------------------------------------------------------
-
-    def _grow_decodes(self) -> None:
-        """Give every decode the block its next token needs; preempt when they run out."""
-        page = self.limits.page_size
-        growing = [r for r in self.decoding if len(r.blocks) * page <= r.num_computed]
-        growing.sort(key=_preemption_order)
-        for request in growing:
-            while request.state is State.DECODE and not self.placement.grow(request):
-                self.preempt(max(self._preemptible(), key=_preemption_order))
-
-    def _preemptible(self) -> list[Request]:
-        """Running requests whose blocks nobody else works on."""
-        return [*self.decoding, *(r for r in self.prefilling if r.kind is Kind.ROUTED)]
-
-    def preempt(self, request: Request) -> None:
-        """Take the blocks away; the tokens stay and are computed again when there is room."""
-        self._detach(request)
-        request.state = State.WAITING
-        request.num_preemptions += 1
-        self.meter.count("preemptions_total")
-        self.waiting.add(request)
-
-    def _admit(self, now: float) -> None:
-        """Move requests from the queue into prefill or into a fetch, in order, while they fit."""
-        self._admit_fitting(now)
-        busy = self.decoding or self.prefilling or self.transfers.num_pushing
-        if len(self.waiting) and not busy:
-            # Fetches alone hold the blocks or the places. What they wait for may be the very
-            # prompts queued here (two workers that prefill for each other), so those go back.
-            for request in [r for r in self.waiting if r.kind is Kind.REMOTE]:
-                self.transfers.refuse(request.key, "no_room", "all KV blocks wait for fetches")
-                self.end(request, "")
-
-    def _admit_fitting(self, now: float) -> None:
-        room = self.limits.max_batched_tokens - len(self.decoding)
-        room -= sum(request.num_uncomputed for request in self.prefilling)
-        while (request := self.waiting.head) is not None:
-            if self._is_full_for(request):
-                return
-            # Matching a long prompt is not free.
-            situation = self._situation(request)
-            if situation == self._blocked:
-                return
-            fit = self._fit(request, room > 0)
-            if fit is None:
-                if room > 0:
-                    self._blocked = situation
-                return
-            match, fetch = fit
-            self.waiting.remove(request)
-            self.placement.place(request, match)
-            self._count_admission(request, now)
-            if fetch:
-                self.transfers.fetch(request, now)
-            else:
-                self._start_prefill(request, now)
-                room -= request.num_uncomputed
-
-    def _fit(self, request: Request, may_prefill: bool) -> tuple[PrefixMatch, bool] | None:
-        """The cached prefix to place `request` on, and whether to fetch the rest; None: no room.
-
-        Preempts routed requests of a lower priority when that is what it takes.
-        """
-        while True:
-            match = self.placement.match(request, partial=True)
-            fetch = self.transfers.wants_fetch(request, match)
-            if not fetch and not may_prefill:
-                return None
-            if match.num_partial and (fetch or self._missing(request, match) > 0):
-                match = PrefixMatch(match.blocks)
-            if self._missing(request, match) <= 0:
-                return match, fetch
-            lower = [r for r in self._preemptible() if r.priority < request.priority]
-            if not lower:
-                return None
-            self.preempt(max(lower, key=_preemption_order))
-
-    def _start_prefill(self, request: Request, now: float) -> None:
-        request.state = State.PREFILL
-        request.prefill_start = now
-        insort(self.prefilling, request, key=_queue_order)
-        if request.kind is Kind.REMOTE:
-            self.transfers.push_ready(request)
-
-    def _missing(self, request: Request, match: PrefixMatch) -> int:
-        watermark = min(len(self.decoding), self.limits.num_blocks // WATERMARK_SHARE)
-        alone = not (self.decoding or self.prefilling)
-        return self.placement.missing_blocks(request, match, 0 if alone else watermark)
-
-    def _count_admission(self, request: Request, now: float) -> None:
-        if request.num_preemptions:
-            return
-        request.num_cached_tokens = min(request.num_computed, request.num_prompt_tokens)
-        self.meter.count("prefix_query_tokens_total", len(request.tokens))
-        self.meter.count("prefix_hit_tokens_total", request.num_computed)
-        stage = "queue_seconds" if request.kind is Kind.ROUTED else "remote_queue_seconds"
-        self.meter.observe(stage, now - request.arrival_time)
-
-
-def _preemption_order(request: Request) -> tuple[int, int]:
-    """Largest goes first: lowest priority, then latest arrival."""
-    return (-request.priority, request.arrival)
-
-
-def _queue_order(request: Request) -> tuple[int, int, int]:
-    return request.sort_key

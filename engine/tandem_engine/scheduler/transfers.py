@@ -1,5 +1,6 @@
-"""Both ends of the hand-off as the scheduler sees them: fetches (D) and pushes (P)."""
+"""The hand-off as the scheduler sees it: fetches of the decode side, pushes of the prefill side."""
 
+from tandem_engine import metrics
 from tandem_engine.cache.prefix_index import PrefixMatch
 from tandem_engine.handoff.events import (
     FetchCancelled,
@@ -9,25 +10,25 @@ from tandem_engine.handoff.events import (
     PushChunk,
     PushFailed,
 )
+from tandem_engine.metrics import Meter
+from tandem_engine.scheduler.blocks import RequestBlocks
 from tandem_engine.scheduler.limits import Limits
-from tandem_engine.scheduler.meter import Meter
 from tandem_engine.scheduler.outbox import Outbox
-from tandem_engine.scheduler.placement import Placement
-from tandem_engine.scheduler.request import Kind, Request, State
-from tandem_engine.step import SampledToken
+from tandem_engine.scheduler.request import Request, State
+from tandem_engine.step import SampledTokens
 
 
 class Transfers:
     """Requests whose blocks the hand-off works on.
 
-    A fetching request's blocks are the hand-off's until `FetchDone` or `FetchFailed`, also when the
+    A fetching request's blocks are the hand-off's until `FetchDone` or `FetchFailed`, even if the
     request has ended meanwhile (ABANDONED). A remote prefill's blocks are pinned from its first
     push to `PushDone` or `PrefillDropped`.
     """
 
-    def __init__(self, limits: Limits, placement: Placement, outbox: Outbox, meter: Meter) -> None:
+    def __init__(self, limits: Limits, blocks: RequestBlocks, outbox: Outbox, meter: Meter) -> None:
         self._limits = limits
-        self._placement = placement
+        self._blocks = blocks
         self._outbox = outbox
         self._meter = meter
         self._fetching: dict[str, Request] = {}
@@ -51,30 +52,29 @@ class Transfers:
 
     @property
     def num_open(self) -> int:
-        """Everything above."""
+        """All requests whose blocks the hand-off holds or has pinned."""
         return len(self._fetching) + len(self._pushing) + len(self._abandoned)
 
     def is_open(self, key: str) -> bool:
-        """Whether an earlier request of this name still occupies the hand-off."""
+        """Whether the hand-off still has an earlier request of this name."""
         return key in self._fetching or key in self._abandoned
 
     # --- D: fetching ------------------------------------------------------------------------------
 
     def wants_fetch(self, request: Request, match: PrefixMatch) -> bool:
-        """Whether a prefill worker should compute what `match` (its full blocks) leaves over.
-
-        Only once per request: after a failure, or after a preemption, this worker prefills.
-        """
-        if not request.may_fetch or request.kind is not Kind.ROUTED:
+        """Whether a prefill worker should compute what `match` (its full blocks) leaves over."""
+        if not request.may_fetch:
             return False
         cached = len(match.blocks) * self._limits.page_size
         return len(request.tokens) - cached > self._limits.local_prefill_tokens
 
     def fetch(self, request: Request, now: float) -> None:
         """Lease the blocks of a placed request to the hand-off and have them filled."""
+        fetch = request.fetch
+        assert fetch is not None
         assert request.holding is not None
         request.state = State.FETCHING
-        request.may_fetch = False
+        fetch.asked = True
         request.holding.leased = True
         request.prefill_start = now
         self._fetching[request.key] = request
@@ -87,65 +87,66 @@ class Transfers:
                 num_skip_tokens=skip,
                 blocks=tuple(request.blocks[skip // self._limits.page_size :]),
                 params=request.params,
-                peers=request.peers,
+                peers=fetch.peers,
                 priority=request.priority,
-                cache_salt=request.cache_salt,
+                cache_salt=fetch.cache_salt,
             )
         )
 
     def abandon(self, request: Request) -> None:
-        """The request has ended; its blocks follow when the hand-off has fenced them."""
+        """The request has ended; its blocks are freed once the hand-off has fenced them."""
         del self._fetching[request.key]
         self._abandoned[request.key] = request
         request.state = State.ABANDONED
         self._outbox.handoff(FetchCancelled(request.key))
 
     def finish_fetch(self, event: FetchDone | FetchFailed, now: float) -> Request | None:
-        """Take the blocks back. None: nobody waits any more, and they have been freed.
+        """Take the blocks back. None: no one is waiting for them, and they have been freed.
 
         After `FetchDone` the request's KV is complete; after `FetchFailed` it is as it was placed.
         """
         abandoned = self._abandoned.pop(event.rid, None)
         if abandoned is not None:
-            self._placement.release(abandoned)
+            self._blocks.release(abandoned)
             abandoned.state = State.DONE
             return None
         request = self._fetching.pop(event.rid, None)
         if request is None:
             return None
+        fetch = request.fetch
+        assert fetch is not None
         assert request.holding is not None
         request.holding.leased = False
         if isinstance(event, FetchFailed):
-            self._meter.count("transfer_failures_total")
+            self._meter.count(metrics.TRANSFER_FAILURES)
             return request
         request.num_computed = len(request.tokens)
-        self._placement.register(request)
-        request.prefill_worker = event.worker_id
-        request.kv_bytes = event.num_bytes
+        self._blocks.register(request)
+        fetch.worker_id, fetch.num_bytes = event.worker_id, event.num_bytes
         cached = max(request.num_cached_tokens, event.num_cached_tokens)
         request.num_cached_tokens = min(cached, request.num_prompt_tokens)
-        self._meter.count("transfers_total")
-        self._meter.count("transfer_received_bytes_total", event.num_bytes)
-        self._meter.observe("transfer_seconds", event.seconds)
-        self._meter.observe("fetch_seconds", now - request.prefill_start)
+        self._meter.count(metrics.TRANSFERS)
+        self._meter.count(metrics.TRANSFER_BYTES, event.num_bytes)
+        self._meter.observe(metrics.TRANSFER_SECONDS, event.seconds)
+        self._meter.observe(metrics.FETCH_SECONDS, now - request.prefill_start)
         return request
 
     # --- P: pushing -------------------------------------------------------------------------------
 
     def push_ready(self, request: Request) -> None:
         """Push every full page that is computed (or was cached) and hasn't been pushed."""
-        page = self._limits.page_size
+        assert request.push is not None
+        page, start = self._limits.page_size, request.push.num_pushed
         end = min(request.num_computed, len(request.tokens) - 1) // page * page
-        if end > request.num_pushed:
-            self._outbox.handoff(
-                PushChunk(request.key, request.num_pushed, end, self._take(request, end))
-            )
+        if end > start:
+            self._outbox.handoff(PushChunk(request.key, start, end, self._take(request, end)))
 
-    def push_last(self, request: Request, result: SampledToken, now: float) -> None:
-        """Push the rest with the sampled token; the blocks stay pinned until `PushDone`."""
-        start, end = request.num_pushed, len(request.tokens)
+    def push_last(self, request: Request, result: SampledTokens, now: float) -> None:
+        """Push the rest with the first sampled token; the blocks stay pinned until `PushDone`."""
+        assert request.push is not None
+        start, end = request.push.num_pushed, len(request.tokens)
         seconds = now - request.prefill_start
-        self._meter.observe("remote_prefill_seconds", seconds)
+        self._meter.observe(metrics.REMOTE_PREFILL_SECONDS, seconds)
         self._outbox.handoff(
             PushChunk(
                 request.key,
@@ -153,8 +154,8 @@ class Transfers:
                 end,
                 self._take(request, end),
                 last=True,
-                first_token=result.token,
-                first_logprobs=result.logprobs,
+                first_token=result.tokens[0],
+                first_logprobs=result.logprobs[0] if result.logprobs else None,
                 num_cached_tokens=request.num_cached_tokens,
                 prefill_seconds=seconds,
             )
@@ -163,17 +164,19 @@ class Transfers:
         self._pushing[request.key] = request
 
     def _take(self, request: Request, end: int) -> tuple[int, ...]:
+        """The blocks of the tokens up to `end` that haven't been pushed; they are from now on."""
+        assert request.push is not None
         assert request.holding is not None
-        page, start = self._limits.page_size, request.num_pushed
+        page, start = self._limits.page_size, request.push.num_pushed
         request.holding.leased = True
-        request.num_pushed = end
+        request.push.num_pushed = end
         return tuple(request.blocks[start // page : -(-end // page)])
 
     def refuse(self, key: str, code: str, message: str) -> None:
-        """This prompt will not be computed here."""
-        self._meter.count("prefills_refused_total")
+        """Tell the decode worker that its prompt will not be computed here."""
+        self._meter.count(metrics.PREFILLS_REFUSED)
         self._outbox.handoff(PushFailed(key, code, message))
 
     def forget(self, request: Request) -> None:
-        """The hand-off doesn't need a pushed request's pages any more."""
+        """The hand-off no longer needs a pushed request's pages."""
         del self._pushing[request.key]

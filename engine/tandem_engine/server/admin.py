@@ -3,17 +3,30 @@
 import asyncio
 import hmac
 import itertools
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar, get_args
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, TypeVar, get_args
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from tandem_engine.frames import ProbeRequest, ProbeResult, SetMode, ToCore
+from tandem_engine.server.api import (
+    DrainBody,
+    EmptyBody,
+    HealthAnswer,
+    LoadingState,
+    Path,
+    ProbeAnswer,
+    ProbeBody,
+    ReadyAnswer,
+    RoleBody,
+    StateAnswer,
+)
 from tandem_engine.server.metrics import WorkerMetrics
 from tandem_engine.server.routers import RouterHub
 from tandem_engine.server.status import WorkerStatus
@@ -26,30 +39,6 @@ MODE_SECONDS: Final = 5.0
 PROBE_SECONDS: Final = 60.0
 
 
-class DrainBody(msgspec.Struct, forbid_unknown_fields=True):
-    """POST /admin/drain. `move_streams`: give running requests back instead of finishing them."""
-
-    move_streams: bool = False
-
-
-class EmptyBody(msgspec.Struct, forbid_unknown_fields=True):
-    """POST /admin/undrain."""
-
-
-class RoleBody(msgspec.Struct, forbid_unknown_fields=True):
-    """POST /admin/role."""
-
-    role: Role
-
-
-class ProbeBody(msgspec.Struct, forbid_unknown_fields=True):
-    """POST /admin/probe: the prefill worker's bootstrap address and the amount of KV."""
-
-    host: str
-    port: int
-    num_blocks: int = 16
-
-
 class AdminApp:
     """The ASGI application in `app`."""
 
@@ -59,32 +48,30 @@ class AdminApp:
         hub: RouterHub,
         metrics: WorkerMetrics,
         to_core: Callable[[ToCore], None],
-        describe_process: Callable[[], dict[str, Any]],
     ) -> None:
         self._status = status
         self._hub = hub
         self._metrics = metrics
         self._to_core = to_core
-        self._describe_process = describe_process
         self._token = status.config.admin_token
         self._probe_numbers = itertools.count(1)
         self._probes: dict[int, asyncio.Future[ProbeResult]] = {}
         self.app = Starlette(
             routes=[
-                Route("/health", self._health),
-                Route("/ready", self._ready),
-                Route("/metrics", self._render_metrics),
-                Route("/state", self._show_state),
-                Route("/admin/drain", self._admin(self._drain), methods=["POST"]),
-                Route("/admin/undrain", self._admin(self._undrain), methods=["POST"]),
-                Route("/admin/role", self._admin(self._change_role), methods=["POST"]),
-                Route("/admin/probe", self._admin(self._probe), methods=["POST"]),
+                Route(Path.HEALTH, self._health),
+                Route(Path.READY, self._ready),
+                Route(Path.METRICS, self._render_metrics),
+                Route(Path.STATE, self._show_state),
+                Route(Path.DRAIN, self._admin(self._drain), methods=["POST"]),
+                Route(Path.UNDRAIN, self._admin(self._undrain), methods=["POST"]),
+                Route(Path.ROLE, self._admin(self._change_role), methods=["POST"]),
+                Route(Path.PROBE, self._admin(self._probe), methods=["POST"]),
             ],
             exception_handlers={HTTPException: _error_response},
         )
 
     def probe_result(self, result: ProbeResult) -> None:
-        """The core has an answer to a probe; late ones have nobody waiting."""
+        """The core has the result of a probe; no one is waiting for a late one."""
         future = self._probes.get(result.number)
         if future is not None and not future.done():
             future.set_result(result)
@@ -97,7 +84,9 @@ class AdminApp:
                 sent = given.strip().encode("latin-1")
                 same = hmac.compare_digest(sent, self._token.encode())
                 if scheme.lower() != "bearer" or not same:
-                    raise HTTPException(401, "the admin token is missing or wrong")
+                    raise HTTPException(
+                        401, "the admin token is missing or wrong; send Authorization: Bearer TOKEN"
+                    )
             if self._status.ready is None:
                 raise HTTPException(503, self._status.not_ready())
             return await handler(request)
@@ -109,13 +98,11 @@ class AdminApp:
     async def _health(self, _: Request) -> Response:
         if self._status.error:
             raise HTTPException(503, self._status.error)
-        return JSONResponse({"status": "ok"})
+        return _json(HealthAnswer())
 
     async def _ready(self, _: Request) -> Response:
         reason = self._status.not_ready()
-        if reason:
-            return JSONResponse({"ready": False, "reason": reason}, 503)
-        return JSONResponse({"ready": True})
+        return _json(ReadyAnswer(not reason, reason), 503 if reason else 200)
 
     async def _render_metrics(self, _: Request) -> Response:
         return Response(
@@ -123,35 +110,37 @@ class AdminApp:
         )
 
     async def _show_state(self, _: Request) -> Response:
-        return JSONResponse(self._describe())
+        return _json(self._describe())
 
-    def _describe(self) -> dict[str, Any]:
+    def _describe(self) -> StateAnswer:
         status = self._status
-        config, stats = status.config, status.stats
+        config, stats, reason = status.config, status.stats, status.not_ready()
         startup = status.ready.startup if status.ready else None
-        state: dict[str, Any] = msgspec.to_builtins(status.state)
-        return {
-            "worker_id": config.worker_id,
-            "boot_id": config.boot_id,
-            "model": config.model,
-            "served_model_name": config.served_model_name,
-            "revision": config.revision,
-            "compatibility_hash": status.ready.compatibility_hash if status.ready else "",
-            "role": status.state.role,
-            "draining": status.state.draining,
-            "ready": not status.not_ready(),
-            "reason": status.not_ready(),
-            "loading": {"stage": status.loading.stage, "fraction": status.loading.fraction},
-            "startup": startup.as_json() if startup else None,
-            "reports": status.num_reports,  # grows with every report that the figures come from
-            "leases": status.state.num_leases,
-            "load": state,
-            "ledger": stats.ledger if stats else {},
-            "counters": stats.counters if stats else {},
-            "gauges": stats.gauges if stats else {},
-            "running": self._hub.running,
-            "routers": self._hub.router_ids,
-        } | self._describe_process()
+        return StateAnswer(
+            worker_id=config.worker_id,
+            boot_id=config.boot_id,
+            model=config.model,
+            served_model_name=config.served_model_name,
+            revision=config.revision,
+            compatibility_hash=status.ready.compatibility_hash if status.ready else "",
+            role=status.state.role,
+            draining=status.state.draining,
+            ready=not reason,
+            reason=reason,
+            loading=LoadingState(status.loading.stage, status.loading.fraction),
+            startup=startup.as_json() if startup else None,
+            reports=status.num_reports,
+            leases=status.state.num_leases,
+            load=status.state,
+            ledger=stats.ledger if stats else {},
+            counters=stats.counters if stats else {},
+            gauges=stats.gauges if stats else {},
+            running=self._hub.running,
+            routers=self._hub.router_ids,
+            pid=os.getpid(),
+            core_pid=status.core_pid,
+            ports=status.ports,
+        )
 
     # --- the operator -----------------------------------------------------------------------------
 
@@ -165,7 +154,7 @@ class AdminApp:
     async def _undrain(self, request: Request) -> Response:
         await _read(request, EmptyBody)
         if self._status.stopping:
-            raise HTTPException(409, "the worker is shutting down")
+            raise HTTPException(409, "the worker is shutting down; its drain can't be undone")
         return await self._set_mode(
             SetMode(draining=False), lambda: not self._status.state.draining
         )
@@ -179,8 +168,10 @@ class AdminApp:
     async def _set_mode(self, mode: SetMode, done: Callable[[], bool]) -> Response:
         self._to_core(mode)
         if not await self._status.wait_for(done, MODE_SECONDS):
-            raise HTTPException(503, "the core did not follow in time; it may be in a long step")
-        return JSONResponse(self._describe())
+            raise HTTPException(
+                503, f"the core did not follow within {MODE_SECONDS:g} s; try again after its step"
+            )
+        return _json(self._describe())
 
     async def _probe(self, request: Request) -> Response:
         body = await _read(request, ProbeBody)
@@ -194,21 +185,28 @@ class AdminApp:
             async with asyncio.timeout(PROBE_SECONDS):
                 result = await future
         except TimeoutError:
-            raise HTTPException(504, f"no result within {PROBE_SECONDS:g} s") from None
+            raise HTTPException(
+                504, f"no result within {PROBE_SECONDS:g} s; see the logs of both workers"
+            ) from None
         finally:
             del self._probes[number]
         rate = result.num_bytes / result.seconds / 1e6 if result.seconds else 0.0
-        return JSONResponse(
-            {
-                "ok": not result.error,
-                "transport": result.transport,
-                "bytes": result.num_bytes,
-                "seconds": result.seconds,
-                "megabytesPerSecond": rate,
-                "error": result.error,
-            },
+        return _json(
+            ProbeAnswer(
+                ok=not result.error,
+                transport=result.transport,
+                num_bytes=result.num_bytes,
+                seconds=result.seconds,
+                megabytes_per_second=rate,
+                error=result.error,
+            ),
             200 if not result.error else 502,
         )
+
+
+def _json(answer: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    content = msgspec.json.encode(answer)
+    return Response(content, status, headers, media_type="application/json")
 
 
 async def _read(request: Request, kind: type[B]) -> B:
@@ -235,4 +233,4 @@ async def _error_response(request: Request, error: Exception) -> Response:
         message = f"there is nothing at {request.url.path}"
     body = {"message": message, "type": kind, "param": None, "code": str(error.status_code)}
     headers = {"WWW-Authenticate": "Bearer"} if error.status_code == 401 else None
-    return JSONResponse({"error": body}, error.status_code, headers=headers)
+    return _json({"error": body}, error.status_code, headers)

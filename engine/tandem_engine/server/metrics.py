@@ -10,20 +10,24 @@ from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
-    Metric,
 )
+from prometheus_client.core import Metric as MetricFamily
 
+from tandem_engine import metrics
 from tandem_engine.frames import CoreStats
+from tandem_engine.metrics import METRICS, PREFIX
 from tandem_engine.server.status import WorkerStatus
 
 SECONDS_BUCKETS: Final = tuple(
     round(base * 10.0**power, 6) for power in range(-3, 2) for base in (1, 2, 3, 5, 7)
 )
 COUNT_BUCKETS: Final = tuple(float(2**power) for power in range(13))
-PREFIX: Final = "tandem_"
 
 _LABELLED = re.compile(r"^(?P<name>[a-z_]+)\{(?P<labels>.*)\}$")
 _LABEL = re.compile(r'([a-z_]+)="([^"]*)"')
+
+
+Family = CounterMetricFamily | GaugeMetricFamily
 
 
 class _Histogram:
@@ -42,14 +46,16 @@ class _Histogram:
         for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
             total += count
             buckets.append(("+Inf" if bound == float("inf") else repr(bound), float(total)))
-        return HistogramMetricFamily(name, _describe(name), buckets=buckets, sum_value=self._sum)
+        return HistogramMetricFamily(
+            PREFIX + name, METRICS[name].help, buckets=buckets, sum_value=self._sum
+        )
 
 
 class WorkerMetrics:
     """A collector: newest counters and gauges, histograms of all samples so far.
 
-    Names come from the core without the `tandem_` prefix; a name may carry labels as Prometheus
-    writes them: `kv_transfer_bytes_total{backend="tcp"}`.
+    The core's reports name them as `METRICS` does, with labels as Prometheus writes them:
+    `kv_transfer_bytes_total{backend="tcp",direction="in"}`.
     """
 
     def __init__(self, status: WorkerStatus) -> None:
@@ -69,51 +75,49 @@ class WorkerMetrics:
                 histogram = self._histograms[name] = _Histogram(bounds)
             histogram.observe(values)
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[MetricFamily]:
         """Called by prometheus-client at every scrape."""
         config, state = self._status.config, self._status.state
-        info = GaugeMetricFamily(
-            f"{PREFIX}worker_info",
-            "The worker; always 1",
-            labels=["worker", "model", "role", "boot"],
-        )
+        info = _family(metrics.WORKER_INFO)
         info.add_metric([config.worker_id, config.served_model_name, state.role, config.boot_id], 1)
         yield info
-        ready = not self._status.not_ready()
-        yield GaugeMetricFamily(f"{PREFIX}worker_ready", "Takes new work", value=float(ready))
+        ready = _family(metrics.WORKER_READY)
+        ready.add_metric([], float(not self._status.not_ready()))
+        yield ready
         if self._stats is None:
             return
-        blocks = GaugeMetricFamily(
-            f"{PREFIX}kv_ledger_blocks", "KV blocks by what the ledger has them for", labels=["use"]
-        )
+        blocks = _family(metrics.KV_LEDGER_BLOCKS)
         for use, number in self._stats.ledger.items():
             blocks.add_metric([use], float(number))
         yield blocks
-        yield from _families(self._stats.counters, CounterMetricFamily)
-        yield from _families(self._stats.gauges, GaugeMetricFamily)
+        yield from _families(self._stats.counters)
+        yield from _families(self._stats.gauges)
         for name, histogram in self._histograms.items():
-            yield histogram.family(PREFIX + name)
+            yield histogram.family(name)
 
     def render(self) -> bytes:
         """The page at /metrics."""
         return generate_latest(self._registry)
 
 
-def _families(
-    values: dict[str, float], kind: type[CounterMetricFamily] | type[GaugeMetricFamily]
-) -> Iterator[Metric]:
-    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+def split_name(full_name: str) -> tuple[str, dict[str, str]]:
+    """The name in the table and the labels of `name{label="value",…}`."""
+    match = _LABELLED.match(full_name)
+    return (match["name"], dict(_LABEL.findall(match["labels"]))) if match else (full_name, {})
+
+
+def _families(values: dict[str, float]) -> Iterator[Family]:
+    families: dict[str, Family] = {}
     for full_name, value in sorted(values.items()):
-        match = _LABELLED.match(full_name)
-        name = match["name"] if match else full_name
-        labels = dict(_LABEL.findall(match["labels"])) if match else {}
+        name, labels = split_name(full_name)
         family = families.get(name)
         if family is None:
-            family = kind(PREFIX + name, _describe(name), labels=list(labels))
-            families[name] = family
-        family.add_metric(list(labels.values()), value)
+            family = families[name] = _family(name)
+        family.add_metric([labels[label] for label in METRICS[name].labels], value)
     yield from families.values()
 
 
-def _describe(name: str) -> str:
-    return name.removeprefix(PREFIX).replace("_", " ").capitalize()
+def _family(name: str) -> Family:
+    metric = METRICS[name]
+    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    return kind(PREFIX + name, metric.help, labels=metric.labels)

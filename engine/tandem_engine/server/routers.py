@@ -50,7 +50,7 @@ class _Router:
 
 
 class RouterHub:
-    """All routers. Tokens go to the router that asked, load and KV events to every one."""
+    """All routers. Tokens go to the router that asked for them, load and KV events to each."""
 
     def __init__(self, status: WorkerStatus, to_core: Callable[[ToCore], None]) -> None:
         self._status = status
@@ -105,7 +105,11 @@ class RouterHub:
         if not isinstance(hello, Hello):
             return Refused("", "protocol", "the first frame must be a hello")
         if hello.protocol != PROTOCOL:
-            return Refused("", "protocol", f"this worker speaks {PROTOCOL}, not {hello.protocol}")
+            return Refused(
+                "",
+                "protocol",
+                f"this worker speaks protocol {PROTOCOL}, not {hello.protocol}; use its release",
+            )
         if self._status.ready is None:
             return Refused("", "no_room", self._status.not_ready(), retry_after_seconds=1.0)
         return None
@@ -127,7 +131,7 @@ class RouterHub:
             case Ping():
                 router.send(Pong(message.number))
             case Hello():
-                router.send(Refused("", "protocol", "a second hello"))
+                router.send(Refused("", "protocol", "a second hello; send one only"))
 
     # --- from the core ----------------------------------------------------------------------------
 
@@ -156,7 +160,7 @@ class RouterHub:
             router.send(state)
 
     def kv_events(self, events: KvEvents) -> None:
-        """Pass on what entered and left the prefix cache, and remember it for routers to come."""
+        """Pass on what entered and left the prefix cache, and keep it for later routers."""
         if events.cleared:
             self._cached_blocks.clear()
         self._cached_blocks.difference_update(events.removed)
@@ -166,6 +170,6 @@ class RouterHub:
             router.send(events)
 
     async def close(self) -> None:
-        """Send what waits and close every connection."""
+        """Send what is still queued and close every connection."""
         if self._listener is not None:
             await self._listener.close()

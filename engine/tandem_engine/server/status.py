@@ -1,4 +1,4 @@
-"""What the server knows about its worker: loading, mode, last report of the core."""
+"""What the server knows about its worker: ports, loading, mode, last report of the core."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,6 +15,8 @@ class WorkerStatus:
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
+        self.ports: dict[str, int] = {}
+        self.core_pid = 0  # until there is a core
         self.ready: CoreReady | None = None
         self.loading = CoreLoading("starting", 0.0)
         self.stats: CoreStats | None = None
@@ -32,7 +34,7 @@ class WorkerStatus:
         return state
 
     def not_ready(self) -> str:
-        """Why new work should go elsewhere; empty when it may come here."""
+        """Why new work should go elsewhere; empty if it may come here."""
         if self.error:
             return self.error
         if self.ready is None:
@@ -46,12 +48,12 @@ class WorkerStatus:
         return state.draining and busy == 0
 
     async def changed(self) -> None:
-        """Wake up whoever waits in `wait_for`."""
+        """Wake up everyone who waits in `wait_for`."""
         async with self._changed:
             self._changed.notify_all()
 
     async def wait_for(self, condition: Callable[[], bool], timeout_seconds: float) -> bool:
-        """Wait until `condition()` holds after a report of the core; False: it didn't in time."""
+        """Wait until `condition()` holds after a report of the core; False if it didn't in time."""
         try:
             async with asyncio.timeout(timeout_seconds), self._changed:
                 await self._changed.wait_for(condition)

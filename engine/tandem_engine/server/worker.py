@@ -2,14 +2,11 @@
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
-import sys
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, Final, Protocol
 
-import msgspec
 import structlog
 import uvicorn
 
@@ -28,7 +25,6 @@ from tandem_engine.frames import (
     ToCore,
 )
 from tandem_engine.server.admin import AdminApp
-from tandem_engine.server.core_client import CoreClient
 from tandem_engine.server.metrics import WorkerMetrics
 from tandem_engine.server.routers import RouterHub
 from tandem_engine.server.status import WorkerStatus
@@ -37,6 +33,26 @@ from tandem_wire.messages import KvEvents
 log = structlog.get_logger()
 
 MOVE_SECONDS: Final = 5.0
+"""How long streams may take to move away when a drain is out of time."""
+
+
+class CoreClient(Protocol):
+    """A running core: frames in, frames out. `core.process.CoreProcess` is one."""
+
+    @property
+    def pid(self) -> int:
+        """Process id of the core."""
+
+    def send(self, message: ToCore) -> None:
+        """Send a frame; returns at once."""
+
+    def __aiter__(self) -> AsyncIterator[FromCore]:
+        """Frames until `close`; raises CoreDiedError when the core ended by itself."""
+
+    async def close(self, grace_seconds: float = 5.0) -> int:
+        """End the core; its exit code."""
+
+
 Spawn = Callable[[WorkerConfig], Awaitable[CoreClient]]
 
 
@@ -61,21 +77,14 @@ class WorkerServer:
         self._signals = 0
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._ports: dict[str, int] = {}
         self._status = WorkerStatus(config)
         self._hub = RouterHub(self._status, self._to_core)
         self._metrics = WorkerMetrics(self._status)
-        self._admin = AdminApp(
-            self._status, self._hub, self._metrics, self._to_core, self._describe_process
-        )
+        self._admin = AdminApp(self._status, self._hub, self._metrics, self._to_core)
 
     def _to_core(self, message: ToCore) -> None:
         if self._core is not None:
             self._core.send(message)
-
-    def _describe_process(self) -> dict[str, Any]:
-        core_pid = self._core.pid if self._core is not None else 0
-        return {"pid": os.getpid(), "core_pid": core_pid, "ports": self._ports}
 
     async def run(self) -> int:
         """Serve until a signal or the core's death."""
@@ -83,11 +92,11 @@ class WorkerServer:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         http_socket = self._bind_http()
-        self._ports["http"] = http_socket.getsockname()[1]
-        self._ports["wire"] = await self._hub.open(self._config.host, self._config.wire_port)
+        self._status.ports["http"] = http_socket.getsockname()[1]
+        self._status.ports["wire"] = await self._open_wire()
         if not self._config.admin_token:
             log.warning("no TANDEM_ADMIN_TOKEN: /admin is open to everyone who can reach it")
-        self._announce({"event": "starting", **self._ports})
+        self._announce({"event": "starting", **self._status.ports})
         http = _Http(
             uvicorn.Config(
                 self._admin.app,
@@ -119,13 +128,21 @@ class WorkerServer:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((self._config.host, self._config.http_port))
-        except OSError:
+        except OSError as error:
             listening.close()
-            raise
+            raise _taken("--http-port", self._config.http_port, error) from None
         return listening
+
+    async def _open_wire(self) -> int:
+        port = self._config.wire_port
+        try:
+            return await self._hub.open(self._config.host, port)
+        except OSError as error:
+            raise _taken("--wire-port", port, error) from None
 
     async def _run_core(self) -> None:
         self._core = core = await self._spawn(self._config)
+        self._status.core_pid = core.pid
         frames = asyncio.create_task(self._read_core(core))
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait([frames, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -178,7 +195,7 @@ class WorkerServer:
 
     def _become_ready(self, ready: CoreReady) -> None:
         self._status.ready = ready
-        self._ports["bootstrap"] = ready.bootstrap_port
+        self._status.ports["bootstrap"] = ready.bootstrap_port
         log.info(
             "ready",
             worker=self._config.worker_id,
@@ -187,7 +204,7 @@ class WorkerServer:
             compatibility=ready.compatibility_hash,
             startup=ready.startup.as_json() if ready.startup else None,
         )
-        self._announce({"event": "listening", **self._ports})
+        self._announce({"event": "listening", **self._status.ports})
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -226,7 +243,7 @@ class WorkerServer:
         return self._status.stats is not None and self._status.is_idle()
 
 
-def print_event(event: dict[str, Any]) -> None:
-    """One JSON line on stdout, for whoever started this process."""
-    sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
-    sys.stdout.flush()
+def _taken(flag: str, port: int, error: OSError) -> OSError:
+    """What is wrong with a port, and what to do."""
+    reason = error.strerror or str(error)
+    return OSError(error.errno, f"{flag} {port} can't be opened: {reason}; use a free port, or 0")

@@ -1,5 +1,6 @@
 """Cores with mock runners in one thread, and what their routers would have seen."""
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,9 +14,11 @@ from tandem_engine.frames import (
     FromCore,
     RoutedSubmit,
 )
+from tandem_engine.metrics import METRICS
 from tandem_engine.mock.runner import _START as START_HASH
 from tandem_engine.mock.runner import EOS_TOKEN, extend_hash, load_mock_runner, next_token
-from tandem_engine.step import Batch, PendingStep, Runner, SampledToken
+from tandem_engine.server.metrics import split_name
+from tandem_engine.step import Batch, BatchItem, PendingStep, Runner, SampledTokens
 from tandem_engine.tests.loopback import LoopbackHandoff, Network
 from tandem_wire.messages import KvEvents, PrefillPeer, SamplingParams, StepItem, Submit
 
@@ -46,31 +49,81 @@ class LateStep(PendingStep):
 
     runner: Runner
     batch: Batch
-    before: list[SampledToken | None]
+    before: list[SampledTokens | None]
     """The results of the step before, which `wait` of that one fills in."""
-    results: list[SampledToken | None] = field(default_factory=list)
+    results: list[SampledTokens | None] = field(default_factory=list)
 
-    def wait(self) -> list[SampledToken | None]:
+    def wait(self) -> list[SampledTokens | None]:
         for item in self.batch.items:
             if item.previous >= 0:
                 sampled = self.before[item.previous]
                 assert sampled is not None
-                item.tokens, item.previous = (sampled.token,), -1
+                item.tokens, item.previous = sampled.tokens, -1
         self.results += self.runner.execute(self.batch)
         return self.results
 
 
-class LateRunner(Runner):
+class _Wrapper(Runner):
+    """A runner on top of another one."""
+
+    def __init__(self, inner: Runner) -> None:
+        self._inner = inner
+        self.vocab_size, self.eos_token_ids = inner.vocab_size, inner.eos_token_ids
+        self.max_model_len, self.num_blocks = inner.max_model_len, inner.num_blocks
+        self.step_tokens = inner.step_tokens
+        self.kv = inner.kv
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class SeveralRunner(_Wrapper):
+    """Gives each sequence up to `step_tokens` tokens a step: a random number, from 1 on.
+
+    They are what the inner runner gives one by one, and so is their KV.
+    """
+
+    def __init__(self, inner: Runner, step_tokens: int, rng: random.Random) -> None:
+        super().__init__(inner)
+        self.step_tokens = step_tokens
+        self._rng = rng
+        self.num_extra = 0
+
+    def execute(self, batch: Batch) -> list[SampledTokens | None]:
+        results = self._inner.execute(batch)
+        page = self.kv.layout.page_size
+        for item, result in zip(batch.items, results, strict=True):
+            if result is None:
+                continue
+            room = len(item.block_table) * page - item.end
+            for extra in range(min(self._rng.randrange(self.step_tokens), room)):
+                (found,) = self._inner.execute(Batch([_after(item, result.tokens, extra)]))
+                assert found is not None
+                result.tokens += found.tokens
+                if result.logprobs is not None and found.logprobs is not None:
+                    result.logprobs += found.logprobs
+                self.num_extra += 1
+        return results
+
+
+def _after(item: BatchItem, tokens: list[int], extra: int) -> BatchItem:
+    """The item that computes the KV of the last of `tokens`, all sampled in this step."""
+    return replace(
+        item,
+        tokens=tokens[-1:],
+        start=item.end + extra,
+        output_tokens=[*item.output_tokens, *tokens],
+    )
+
+
+class LateRunner(_Wrapper):
     """A runner like a GPU's, on top of one that isn't."""
 
     plans_ahead = True
 
     def __init__(self, inner: Runner) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._last: LateStep | None = None
-        self.vocab_size, self.eos_token_ids = inner.vocab_size, inner.eos_token_ids
-        self.max_model_len, self.num_blocks = inner.max_model_len, inner.num_blocks
-        self.kv = inner.kv
         self.num_ahead = 0
 
     def launch(self, batch: Batch) -> PendingStep:
@@ -81,11 +134,21 @@ class LateRunner(Runner):
         self.num_ahead += any(item.previous >= 0 for item in batch.items)
         return self._last
 
-    def execute(self, batch: Batch) -> list[SampledToken | None]:
+    def execute(self, batch: Batch) -> list[SampledTokens | None]:
         return self.launch(batch).wait()
 
-    def close(self) -> None:
-        self._inner.close()
+
+def check_names(stats: CoreStats) -> None:
+    """Every name in a report is in the table of metrics, with its kind and its labels."""
+    for kind, names in (
+        ("counter", stats.counters),
+        ("gauge", stats.gauges),
+        ("histogram", stats.observations),
+    ):
+        for full_name in names:
+            name, labels = split_name(full_name)
+            assert METRICS[name].kind == kind, full_name
+            assert set(METRICS[name].labels) == set(labels), full_name
 
 
 class Worker:
@@ -98,6 +161,7 @@ class Worker:
         clock: Callable[[], float],
         *,
         late: bool = False,
+        step_tokens: int = 1,
         open_runner: Callable[[WorkerConfig], Runner] = load_mock_runner,
         **flags: Any,
     ) -> None:
@@ -110,6 +174,8 @@ class Worker:
         self.name = name
         self.config = WorkerConfig(**flags).resolve_auto({"POD_NAME": name})
         runner = open_runner(self.config)
+        if step_tokens > 1:
+            runner = SeveralRunner(runner, step_tokens, random.Random(name))
         self.runner: Runner = LateRunner(runner) if late else runner
         self.handoff = LoopbackHandoff(name, self.runner.kv, network)
         self.frames: list[FromCore] = []
@@ -168,6 +234,7 @@ class Worker:
         self.core.report()
         frame = self.frames[-1]
         assert isinstance(frame, CoreStats)
+        check_names(frame)
         return frame
 
     def kv_events(self) -> list[KvEvents]:
@@ -198,7 +265,7 @@ class Fleet:
             cores = [worker.core for worker in self.workers.values()]
             if quiet > 3:
                 if not any(
-                    list(core.scheduler.requests()) or core.scheduler.num_running for core in cores
+                    list(core.scheduler.requests) or core.scheduler.num_running for core in cores
                 ):
                     return
                 self.clock.now += 1.0

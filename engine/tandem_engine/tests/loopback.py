@@ -77,10 +77,10 @@ class LoopbackHandoff:
                 self._fetches[event.rid] = fetch
                 self._try_next(fetch, "no peers")
             case FetchCancelled(rid):
-                fetch = self._fetches.get(rid)
-                if fetch is not None:
-                    self._fence(fetch)
-                    self._fail(fetch, "cancelled")
+                cancelled = self._fetches.get(rid)
+                if cancelled is not None:
+                    self._fence(cancelled)
+                    self._fail(cancelled, "cancelled")
             case PushChunk():
                 self._push(event)
             case ProbeRequest(number=number):
@@ -103,10 +103,10 @@ class LoopbackHandoff:
         return len(self._fetches) + len(self._prefills)
 
     def counters(self) -> dict[str, float]:
-        return {"kv_pushes_total": 1.0}
+        return {"kv_fences_total": 1.0}
 
     def gauges(self) -> dict[str, float]:
-        return {"kv_sessions": 1.0}
+        return {'kv_sessions{backend="loopback",side="in"}': 1.0}
 
     def set_draining(self, draining: bool) -> None:
         self.draining = draining

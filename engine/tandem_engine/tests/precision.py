@@ -50,8 +50,9 @@ def forced_logprobs(runner: Runner, tokens: list[int], prompt: int, chunk: int) 
         result = runner.execute(Batch([item]))[0]
         if result is not None:
             assert result.logprobs is not None
+            (logprobs,) = result.logprobs
             row = torch.full((VOCAB,), float("nan"))
-            row[result.logprobs.top_ids] = torch.tensor(result.logprobs.top_logprobs)
+            row[logprobs.top_ids] = torch.tensor(logprobs.top_logprobs)
             rows.append(row)
     return torch.stack(rows)
 

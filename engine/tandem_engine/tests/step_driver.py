@@ -64,7 +64,8 @@ def run_sequences(
             sequence.num_computed = item.end
             assert (result is not None) == item.sample
             if result is not None:
-                sequence.outputs.append(result.token)
+                sequence.num_computed += len(result.tokens) - 1
+                sequence.outputs += result.tokens
         step += 1
     return [sequence.outputs for sequence in sequences]
 

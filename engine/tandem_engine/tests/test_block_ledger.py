@@ -61,6 +61,36 @@ def test_released_blocks_stay_findable_until_evicted() -> None:
     assert (len(stored), len(removed)) == (1, 0)  # the second block came and went
 
 
+def test_an_evicted_block_is_announced_once_while_it_is_still_indexed() -> None:
+    ledger = BlockLedger(3, PAGE)
+    evicted: list[int] = []
+
+    def spill(block: int) -> None:
+        assert block in ledger.index
+        evicted.append(block)
+        ledger.index.remove(block)
+
+    ledger.on_evict = spill
+    first = fill(ledger, list(range(8)))
+    blocks = list(first.blocks)
+    ledger.close(first)
+    other = ledger.open()
+    assert ledger.allocate(other, 1)  # the free one
+    assert evicted == []
+    assert ledger.allocate(other, 2)
+    assert evicted == blocks[::-1]  # of one sequence the end goes before the start
+    assert other.blocks[1:] == evicted
+    ledger.check()
+
+
+def test_an_eviction_that_leaves_the_block_in_the_index_is_noticed() -> None:
+    ledger = BlockLedger(2, PAGE)
+    ledger.on_evict = lambda block: None
+    ledger.close(fill(ledger, list(range(8))))
+    with pytest.raises(AssertionError, match="old content"):
+        ledger.allocate(ledger.open(), 1)
+
+
 def test_shared_blocks_are_freed_by_the_last_holder() -> None:
     ledger = BlockLedger(4, PAGE)
     first, second = fill(ledger, list(range(8))), ledger.open()

@@ -16,23 +16,11 @@ from tandem_engine.frames import (
     SetMode,
     Shutdown,
 )
-from tandem_engine.handoff.events import (
-    PrefillArrived,
-    PrefillDropped,
-    PushChunk,
-    PushFailed,
-)
-from tandem_engine.step import Batch, SampledToken
-from tandem_engine.tests.fleet import (
-    Fleet,
-    assert_clean,
-    ends,
-    expected_tokens,
-    posted,
-    prompt,
-)
+from tandem_engine.handoff.events import PrefillArrived, PrefillDropped, PushChunk, PushFailed
+from tandem_engine.step import Batch, SampledTokens
+from tandem_engine.tests.fleet import Fleet, assert_clean, ends, expected_tokens, posted, prompt
 from tandem_wire.handoff import Prefill
-from tandem_wire.messages import SamplingParams
+from tandem_wire.messages import Role, SamplingParams
 
 # --- refusals ---
 
@@ -182,7 +170,7 @@ def test_a_long_prompt_does_not_stop_the_decodes() -> None:
 
 
 @pytest.mark.parametrize(("role", "first"), [("prefill", "remote"), ("decode", "local")])
-def test_role_decides_who_goes_first(role: str, first: str) -> None:
+def test_role_decides_who_goes_first(role: Role, first: str) -> None:
     fleet = Fleet("d", "p")
     fleet["p"].core.post(SetMode(role=role))
     fleet["p"].step()
@@ -191,7 +179,7 @@ def test_role_decides_who_goes_first(role: str, first: str) -> None:
     fleet["d"].submit("remote", prompt(64, start=6), peers=("p",))
     fleet["d"].step()
     fleet["p"].step()
-    prefilling = fleet["p"].core.scheduler.prefilling
+    prefilling = fleet["p"].core.scheduler.running.prefilling
     done = "remote" if posted(fleet, "p", PushChunk) else "local"
     assert (done == first) or prefilling
 
@@ -259,7 +247,7 @@ def test_shutdown_gives_everything_back_and_closes() -> None:
 def test_failing_step_is_reported_and_raised() -> None:
     fleet = Fleet("a")
 
-    def explode(batch: Batch) -> list[SampledToken | None]:
+    def explode(batch: Batch) -> list[SampledTokens | None]:
         raise RuntimeError(f"the device is gone with {len(batch.items)} items")
 
     fleet["a"].runner.execute = explode  # type: ignore[method-assign]
@@ -308,7 +296,7 @@ def test_load_report_tells_queues_rates_and_samples() -> None:
     assert stats.gauges["queue_length"] == 2
     assert stats.gauges["kv_usage_ratio"] > 0
     assert stats.counters["requests_total"] == 4
-    assert stats.counters["kv_pushes_total"] == 1
+    assert stats.counters["kv_fences_total"] == 1
     samples = [f.observations for f in fleet["a"].frames if isinstance(f, CoreStats)]
     assert sum(len(sample.get("queue_seconds", [])) for sample in samples) == 2
     fleet.settle()

@@ -1,9 +1,11 @@
 """The core in a process of its own, with the real hand-off between two of them."""
 
 import asyncio
+import importlib
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,6 +27,7 @@ from tandem_engine.frames import (
     pack_frame,
     read_frame,
 )
+from tandem_engine.mock.runner import MockRunner, load_mock_runner
 from tandem_engine.startup import Startup
 from tandem_engine.tests.fleet import expected_tokens, prompt
 from tandem_wire.messages import PrefillPeer, SamplingParams, StepItem, Submit
@@ -87,7 +90,7 @@ async def test_two_processes_hand_a_prompt_over() -> None:
     finally:
         assert await decode.close() == 0
         assert await prefill.close() == 0
-    decode.send(Shutdown())  # nobody listens any more, and nothing happens
+    decode.send(Shutdown())  # no one is listening, and nothing happens
 
 
 async def test_death_of_the_core_is_noticed() -> None:
@@ -147,7 +150,7 @@ class Server:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, config: WorkerConfig) -> None:
         self.exits: list[int] = []
-        monkeypatch.setattr(child.os, "_exit", self.exits.append)
+        monkeypatch.setattr(os, "_exit", self.exits.append)
         monkeypatch.setattr(child, "ORPHAN_SECONDS", 0.0)
         self.ours, theirs = socket.socketpair()
         self.code: list[int] = []
@@ -190,7 +193,7 @@ def test_child_ends_when_the_server_is_gone(serve: Serve) -> None:
     server.ours.close()
     server.thread.join(SECONDS)
     assert server.code == [0]
-    server.pipe.send(CoreFailed("nobody hears this"))
+    server.pipe.send(CoreFailed("no one hears this"))
     server.pipe.send(CoreFailed("nor this"))
 
 
@@ -206,10 +209,8 @@ def test_child_reports_what_keeps_it_from_starting(
 
 
 def test_child_reports_a_failing_step(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
-    loaded = child.load_mock_runner
-
-    def load(config: WorkerConfig) -> Any:
-        runner = loaded(config)
+    def load(config: WorkerConfig) -> MockRunner:
+        runner = load_mock_runner(config)
         monkeypatch.setattr(runner, "execute", lambda batch: 1 // 0)
         return runner
 
@@ -232,7 +233,7 @@ def test_real_runner_is_imported_lazily(monkeypatch: pytest.MonkeyPatch) -> None
             progress("weights", 1.0)
             return f"runner of {config.model}"
 
-    monkeypatch.setattr(child.importlib, "import_module", lambda name: Module)
+    monkeypatch.setattr(importlib, "import_module", lambda name: Module)
     config = WorkerConfig(model="hf://a/b")
     startup = Startup(lambda stage, part: stages.append(stage))
     runner: Any = child.load_worker_runner(config, startup)
@@ -244,7 +245,7 @@ def test_relay_keeps_early_messages_and_ends_on_early_shutdown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     exits: list[int] = []
-    monkeypatch.setattr(child.os, "_exit", exits.append)
+    monkeypatch.setattr(os, "_exit", exits.append)
     relay = child.Relay()
     relay.post(submit("r", [65]))
     relay.post(Shutdown())
@@ -266,6 +267,6 @@ def test_relay_keeps_early_messages_and_ends_on_early_shutdown(
 def test_main_ends_quietly_without_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = socket.socketpair()
     ours.close()
-    monkeypatch.setattr(child.sys, "argv", ["child", str(theirs.detach())])
-    monkeypatch.setattr(child.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["child", str(theirs.detach())])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     child.main()

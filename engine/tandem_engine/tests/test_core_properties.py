@@ -24,6 +24,8 @@ request = st.fixed_dictionaries(
         "tail": st.integers(0, 40),
         "streamed": st.integers(0, 6),
         "max_tokens": st.integers(1, 60),
+        "min_tokens": st.integers(0, 12),
+        "stops": st.lists(st.integers(32, 126), max_size=3),
         "temperature": st.sampled_from([0.0, 1.0]),
         "priority": st.integers(0, 2),
         "router": st.integers(1, 2),
@@ -49,10 +51,10 @@ def build_tokens(values: dict[str, Any]) -> tuple[list[int], int]:
     return prompt, len(prompt)
 
 
-def run(actions: list[Any], *, blocks: int, network: Network, late: bool) -> Fleet:
+def run(actions: list[Any], *, blocks: int, network: Network, **runner: Any) -> Fleet:
     fleet = Fleet(
         *NAMES,
-        late=late,
+        **runner,
         network=network,
         model=f"mock://tiny?blocks={blocks}&max_len=300",
         max_running=6,
@@ -63,9 +65,14 @@ def run(actions: list[Any], *, blocks: int, network: Network, late: bool) -> Fle
     for kind, value in actions:
         if kind == "submit":
             prompt, num_prompt = build_tokens(value)
-            params = SamplingParams(
-                max_tokens=value["max_tokens"], temperature=value["temperature"], seed=7
-            )
+            fields = {
+                "max_tokens": value["max_tokens"],
+                "min_tokens": min(value["min_tokens"], value["max_tokens"]),
+                "stop_token_ids": value["stops"],
+                "temperature": value["temperature"],
+                "seed": 7,
+            }
+            params = SamplingParams(**fields)
             count = min(value["streamed"], params.max_tokens)
             tokens = prompt + expected_tokens(prompt, params, num_prompt)[:count]
             rid = f"r{len(sent)}"
@@ -76,11 +83,7 @@ def run(actions: list[Any], *, blocks: int, network: Network, late: bool) -> Fle
                 num_prompt_tokens=num_prompt,
                 router=value["router"],
                 peers=tuple(value["peers"]),
-                params={
-                    "max_tokens": params.max_tokens,
-                    "temperature": params.temperature,
-                    "seed": 7,
-                },
+                params=fields,
                 priority=value["priority"],
                 deadline_seconds=value["deadline"],
                 cache_salt=value["cache_salt"],
@@ -114,13 +117,14 @@ def check_outcome(fleet: Fleet, sent: dict[str, Any], gone: set[str]) -> None:
         expected = expected_tokens(tokens, params, num_prompt)
         if stream.ends and stream.ends[0] in ("stop", "length"):
             assert stream.tokens == expected, rid
+            assert stream.ends[0] == expected_end(tokens, expected, params, num_prompt), rid
         else:
             assert stream.tokens == expected[: len(stream.tokens)], rid
     for worker in fleet.workers.values():
         stats = worker.stats()
         assert stats.ledger["owned"] == stats.ledger["leased"] == stats.ledger["leaked"] == 0
         assert stats.state.num_running == stats.state.num_waiting == stats.state.num_leases == 0
-        assert not list(worker.core.scheduler.requests())
+        assert not list(worker.core.scheduler.requests)
         stored: set[int] = set()
         for number, event in enumerate(worker.kv_events(), start=1):
             assert event.sequence == number
@@ -130,29 +134,41 @@ def check_outcome(fleet: Fleet, sent: dict[str, Any], gone: set[str]) -> None:
         assert stored == set(worker.core.ledger.index.hashes())
 
 
+def expected_end(
+    tokens: list[int], generated: list[int], params: SamplingParams, num_prompt: int
+) -> str:
+    num_output = len(tokens) - num_prompt + len(generated)
+    stopped = generated and generated[-1] in params.stop_token_ids
+    return "stop" if stopped and num_output > params.min_tokens else "length"
+
+
 common = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 
 
-both_kinds_of_runner = pytest.mark.parametrize("late", [False, True], ids=["prompt", "late"])
+all_kinds_of_runner = pytest.mark.parametrize(
+    "runner",
+    [{}, {"late": True}, {"step_tokens": 4}, {"step_tokens": 4, "late": True}],
+    ids=["prompt", "late", "several", "several-late"],
+)
 
 
-@both_kinds_of_runner
+@all_kinds_of_runner
 @common
 @given(actions=st.lists(action, min_size=3, max_size=40))
-def test_random_workloads_leave_nothing_behind(actions: list[Any], late: bool) -> None:
-    run(actions, blocks=96, network=Network(), late=late)
+def test_random_workloads_leave_nothing_behind(actions: list[Any], runner: dict[str, Any]) -> None:
+    run(actions, blocks=96, network=Network(), **runner)
 
 
-@both_kinds_of_runner
+@all_kinds_of_runner
 @common
 @given(actions=st.lists(action, min_size=3, max_size=40), seed=st.integers(0, 2**16))
 def test_scarce_blocks_and_failing_peers_leave_nothing_behind(
-    actions: list[Any], seed: int, late: bool
+    actions: list[Any], seed: int, runner: dict[str, Any]
 ) -> None:
     network = Network(rng=random.Random(seed), refuse_share=0.2, drop_share=0.15)
-    run(actions, blocks=34, network=network, late=late)
+    run(actions, blocks=34, network=network, **runner)
 
 
 def random_actions(rng: random.Random, count: int) -> list[Any]:
@@ -173,6 +189,8 @@ def random_actions(rng: random.Random, count: int) -> list[Any]:
                 "tail": rng.randint(0, 40),
                 "streamed": rng.randint(0, 6),
                 "max_tokens": rng.randint(1, 60),
+                "min_tokens": 0,
+                "stops": [],
                 "temperature": rng.choice([0.0, 1.0]),
                 "priority": rng.randint(0, 2),
                 "router": 1,
@@ -184,12 +202,12 @@ def random_actions(rng: random.Random, count: int) -> list[Any]:
     return actions
 
 
-@both_kinds_of_runner
+@all_kinds_of_runner
 @pytest.mark.parametrize("seed", range(4))
-def test_heavy_load_preempts_fails_and_still_adds_up(seed: int, late: bool) -> None:
+def test_heavy_load_preempts_fails_and_still_adds_up(seed: int, runner: dict[str, Any]) -> None:
     rng = random.Random(seed)
     network = Network(rng=rng, refuse_share=0.1, drop_share=0.05)
-    fleet = run(random_actions(rng, 150), blocks=60, network=network, late=late)
+    fleet = run(random_actions(rng, 150), blocks=60, network=network, **runner)
     totals: Counter[str] = Counter()
     for worker in fleet.workers.values():
         totals.update({name: int(value) for name, value in worker.stats().counters.items()})

@@ -4,25 +4,12 @@ from itertools import pairwise
 
 import pytest
 
-from tandem_engine.frames import (
-    RouterGone,
-    SetMode,
-)
-from tandem_engine.handoff.events import (
-    FetchRequest,
-    PushChunk,
-)
-from tandem_engine.tests.fleet import (
-    Fleet,
-    assert_clean,
-    ends,
-    expected_tokens,
-    posted,
-    prompt,
-)
+from tandem_engine.frames import RouterGone, SetMode
+from tandem_engine.handoff.events import FetchRequest, PushChunk
+from tandem_engine.tests.fleet import Fleet, assert_clean, ends, expected_tokens, posted, prompt
 from tandem_wire.messages import Cancel, SamplingParams
 
-GREEDY = {"temperature": 0.0, "max_tokens": 8}
+GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
 
 
 def test_one_request_is_prefilled_and_decoded() -> None:
@@ -31,7 +18,7 @@ def test_one_request_is_prefilled_and_decoded() -> None:
     fleet.settle()
     stream = fleet["a"].streams["r"]
     assert stream.ends == ["length"]
-    assert stream.tokens == expected_tokens(prompt(100), SamplingParams(**GREEDY), 100)
+    assert stream.tokens == expected_tokens(prompt(100), GREEDY, 100)
     ledger = fleet["a"].stats().ledger
     assert ledger["owned"] == ledger["leased"] == ledger["leaked"] == 0
 
@@ -41,7 +28,7 @@ def test_long_prompt_is_fetched_from_a_prefill_worker() -> None:
     fleet["d"].submit("r", prompt(100), peers=("p",))
     fleet.settle()
     stream = fleet["d"].streams["r"]
-    assert stream.tokens == expected_tokens(prompt(100), SamplingParams(**GREEDY), 100)
+    assert stream.tokens == expected_tokens(prompt(100), GREEDY, 100)
     assert stream.items[0].prefill_worker == "p"
     assert stream.items[0].kv_bytes == 13 * fleet["d"].runner.kv.layout.block_bytes
     for name in "dp":
@@ -88,7 +75,7 @@ def test_cached_blocks_are_skipped_in_a_fetch_and_pushed_by_the_prefill_worker()
     assert all(left.end == right.start for left, right in pairwise(chunks))
     stream = fleet["d"].streams["r"]
     assert stream.items[0].num_cached_tokens >= 56
-    assert stream.tokens == expected_tokens(prompt(100), SamplingParams(**GREEDY), 100)
+    assert stream.tokens == expected_tokens(prompt(100), GREEDY, 100)
     assert_clean(fleet)
 
 
@@ -135,7 +122,7 @@ def test_failed_fetch_falls_back_to_local_prefill() -> None:
     stream = fleet["d"].streams["r"]
     assert stream.ends == ["length"]
     assert stream.items[0].prefill_worker == ""
-    assert stream.tokens == expected_tokens(prompt(100), SamplingParams(**GREEDY), 100)
+    assert stream.tokens == expected_tokens(prompt(100), GREEDY, 100)
     assert fleet["d"].stats().counters["transfer_failures_total"] == 1
 
 

@@ -43,7 +43,10 @@ def item(
 
 def run_one(runner: MockRunner, one: BatchItem) -> int:
     (result,) = runner.execute(Batch([one]))
-    return -1 if result is None else result.token
+    if result is None:
+        return -1
+    (token,) = result.tokens
+    return token
 
 
 def test_chunks_make_no_difference() -> None:
@@ -105,7 +108,7 @@ def test_copies_come_first() -> None:
     copy = item(tokens, 6, 7, [0, 3], rid="copy")
     (result,) = runner.execute(Batch([copy], copies=[(1, 3)]))
     assert result is not None
-    assert result.token == expected
+    assert result.tokens == [expected]
 
 
 def test_seed_and_position_matter_only_when_sampling() -> None:
@@ -143,8 +146,9 @@ def test_logprobs_come_when_asked_for() -> None:
     (result,) = make_runner().execute(Batch([item([40, 41], 0, 2, [0], params=params)]))
     assert result is not None
     assert result.logprobs is not None
-    assert result.logprobs.top_ids[0] == result.token
-    assert len(result.logprobs.top_ids) == len(result.logprobs.top_logprobs) == 3
+    (logprobs,) = result.logprobs
+    assert logprobs.top_ids[:1] == result.tokens
+    assert len(logprobs.top_ids) == len(logprobs.top_logprobs) == 3
 
 
 def test_shared_file_is_removed_at_the_end(tmp_path: Path) -> None:

@@ -27,7 +27,12 @@ def stream_of(fleet: Fleet, rid: str) -> list[int]:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_decodes_run_ahead_and_give_the_same_tokens(temperature: float) -> None:
     fleet = make_fleet()
-    params = {"max_tokens": 40, "temperature": temperature, "seed": 3, "ignore_eos": True}
+    params: dict[str, Any] = {
+        "max_tokens": 40,
+        "temperature": temperature,
+        "seed": 3,
+        "ignore_eos": True,
+    }
     for number in range(5):
         fleet["a"].submit(f"r{number}", PROMPT[number:], params=params)
     fleet.settle()
@@ -84,7 +89,7 @@ def test_what_arrives_meanwhile_is_taken_before_the_next_step() -> None:
 
 def test_scarce_blocks_preempt_between_steps() -> None:
     fleet = make_fleet(model="mock://tiny?blocks=16&max_len=120")
-    params = {"max_tokens": 60, "ignore_eos": True, "temperature": 0.0}
+    params: dict[str, Any] = {"max_tokens": 60, "ignore_eos": True, "temperature": 0.0}
     for number in range(4):
         fleet["a"].submit(f"r{number}", PROMPT[number:], params=params)
     fleet.settle()

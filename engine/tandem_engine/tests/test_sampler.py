@@ -34,7 +34,7 @@ def make_logits(rows: int = 1, vocab: int = VOCAB, seed: int = 0) -> torch.Tenso
 
 
 def choose(logits: torch.Tensor, *items: BatchItem) -> list[int]:
-    return [found.token for found in Sampler([EOS]).sample(logits.clone(), list(items))]
+    return [found.tokens[0] for found in Sampler([EOS]).sample(logits.clone(), list(items))]
 
 
 def naive_kept(logits: list[float], top_k: int, top_p: float, min_p: float) -> set[int]:
@@ -184,10 +184,10 @@ def test_logprobs_are_the_models_own() -> None:
     expected = logits.log_softmax(-1)
     item = make_item(temperature=0.7, seed=3, logprobs=4, logit_bias={11: 100.0})
     found = Sampler([EOS]).sample(logits.clone(), [item, make_item(temperature=0.0, logprobs=0)])
-    first, second = found[0].logprobs, found[1].logprobs
-    assert first is not None
-    assert second is not None
-    assert found[0].token == 11
+    assert found[0].logprobs is not None
+    assert found[1].logprobs is not None
+    (first,), (second,) = found[0].logprobs, found[1].logprobs
+    assert found[0].tokens == [11]
     assert first.logprob == pytest.approx(float(expected[0, 11]), abs=1e-5)
     assert first.top_ids == expected[0].topk(4).indices.tolist()
     assert first.top_logprobs == sorted(first.top_logprobs, reverse=True)

@@ -84,7 +84,7 @@ def test_a_gpu_draws_the_cpus_tokens() -> None:
         make_item(str(i), [1, 5, 5], [7, 7, i], temperature=0.9, top_k=20, seed=i, **_params(i))
         for i in range(10)
     ]
-    expected = [found.token for found in Sampler([EOS]).sample(logits, items)]
+    expected = [found.tokens[0] for found in Sampler([EOS]).sample(logits, items)]
     for _ in range(2):
         found = sampler.sample(logits.cuda(), items)
-        assert [one.token for one in found] == expected
+        assert [one.tokens[0] for one in found] == expected

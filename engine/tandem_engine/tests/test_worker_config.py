@@ -1,8 +1,10 @@
 """Flags and environment of a worker."""
 
+from dataclasses import fields, replace
+
 import pytest
 
-from tandem_engine.config import WorkerConfig, parse_args, parse_bytes
+from tandem_engine.config import WorkerConfig, flag_names, parse_args, parse_bytes
 from tandem_engine.errors import ConfigError
 
 
@@ -43,6 +45,27 @@ def test_publish_host_falls_back_to_the_listening_address() -> None:
     assert WorkerConfig(model="mock://tiny").publish_host == "127.0.0.1"
     assert WorkerConfig(model="mock://tiny", host="10.1.1.1").publish_host == "10.1.1.1"
     assert WorkerConfig(model="hf://a/b").mock_profile == ""
+
+
+FROM_THE_ENVIRONMENT = {"worker_id", "boot_id", "pod_ip", "shm_dir", "admin_token"}
+
+
+def test_every_field_has_a_flag_or_comes_from_the_environment() -> None:
+    names = {field.name for field in fields(WorkerConfig)} - FROM_THE_ENVIRONMENT
+    flags = {"--" + name.replace("_", "-") for name in names} - {"--kv-memory-bytes"}
+    negations = {"--no-cuda-graphs", "--no-checksum"}
+    assert flag_names() - flags == {"--mock", "--kv-memory", "--help", "-h", *negations}
+    assert flags <= flag_names()
+
+
+def test_a_flag_left_out_and_a_field_left_out_are_the_same() -> None:
+    config = parse_args(["--mock", "tiny"], {})
+    same = replace(
+        WorkerConfig(model="mock://tiny").resolve_auto({}),
+        worker_id=config.worker_id,
+        boot_id=config.boot_id,
+    )
+    assert config == same
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ import httpx
 import openai
 import pytest
 
-from tandem_router.bench import Load, measure
 from tandem_router.config import RouterConfig
 from tandem_router.main import configure_logging, serve
 from tandem_router.tests.fake_worker import FakeWorker
@@ -282,9 +281,3 @@ def test_logs_are_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
         assert (entry["event"], entry["worker"], entry["level"]) == ("hello", "d0", "info")
     finally:
         structlog.configure(**before)
-
-
-async def test_the_benchmark_measures(capsys: pytest.CaptureFixture[str]) -> None:
-    result = await measure(Load(streams=4, tokens=8, rate=50.0, step_seconds=0.01, prompt="abc"))
-    assert result["router_cpu_us_per_token"] >= 0
-    assert set(result["added_ms"]) == {"p50", "p90", "p99"}

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from tandem_bench.catalog import BENCHMARKS
+from tandem_bench.record import Objectives
 from tandem_bench.report.document import read_report, write_report
 from tandem_bench.report.page import build_page
 from tandem_bench.serve.campaign import Campaign, measure
-from tandem_bench.serve.generator import Counters
-from tandem_bench.serve.settings import LoadSettings, Objectives
+from tandem_bench.serve.generator import Counters, LoadSettings
 from tandem_bench.tests.scripted_endpoint import ScriptedEndpoint
 from tandem_bench.workload.random_lengths import RandomLengths
 from tandem_bench.workload.trace_rows import Trace, TraceRow
@@ -37,11 +39,24 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return code if isinstance(code, int) else 0
 
 
-@pytest.mark.parametrize("command", ["serve", "offline", "kernels", "step"])
+WITH_JSON = {"serve", "offline", "step", "kernels", "tune", "tune-moe"}
+
+
+@pytest.mark.parametrize("command", [benchmark.name for benchmark in BENCHMARKS])
 def test_help_teaches_every_benchmark(command: str) -> None:
     shown = runner.invoke(main.app, ["bench", command, "--help"])
     assert shown.exit_code == 0
-    assert "--json" in shown.output
+    assert ("--json" in shown.output) == (command in WITH_JSON)
+
+
+def test_the_list_of_benchmarks_imports_none_of_them() -> None:
+    script = (
+        "import sys; from typer.testing import CliRunner; from tandem_cli.main import app;"
+        "shown = CliRunner().invoke(app, ['bench', '--help']).output;"
+        "assert 'handoff-gpu' in shown, shown;"
+        "assert not {'torch', 'numpy', 'tandem_engine'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 async def test_a_run_against_a_router_and_its_worker(tmp_path: Path) -> None:
@@ -130,8 +145,8 @@ def test_the_command_measures_writes_and_compares(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rate", "1", "--rates", "1,2"], "can't be combined"),
-        (["--rates", "1,x"], "not a list of numbers"),
+        (["--rate", "1", "--rates", "1,2"], "exclude each other"),
+        (["--rates", "1,x"], "not a list"),
         (["--rate", "1"], "when to end"),
         (["--num-requests", "3"], "when to send"),
         (["--rate", "1", "--num-requests", "1", "--input-len", "x"], "not a length"),
@@ -139,10 +154,10 @@ def test_the_command_measures_writes_and_compares(
         (["--rate", "1", "--num-requests", "1", "--dataset", "x"], "unknown"),
         (["--rate", "1", "--num-requests", "1", "--prompts", "x"], "unknown"),
         (["--trace", "nowhere.csv"], "can't be read"),
-        (["--compare", "a.json", "b.json"], "no report"),
+        (["--compare", "a.json", "b.json"], "not a report"),
     ],
 )
-def test_wrong_options_are_told(
+def test_wrong_options_are_errors_with_a_remedy(
     arguments: list[str],
     message: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -186,7 +201,7 @@ def test_offline_runs_a_real_model_with_made_up_weights(
     assert 12 <= run["output_tokens"] <= 54
 
 
-def test_offline_tells_what_the_worker_refuses(
+def test_offline_names_what_the_worker_refuses(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_main(monkeypatch, "bench", "offline", "--model", "llama-9b") == 1

@@ -1,8 +1,11 @@
 """The server with a scripted core: greeting, routing of frames, HTTP."""
 
 import asyncio
+import os
 
+import msgspec
 import pytest
+from starlette.routing import Route
 
 from tandem_engine.frames import (
     CoreLoading,
@@ -16,6 +19,7 @@ from tandem_engine.frames import (
     RouterGone,
     SetMode,
 )
+from tandem_engine.server.api import Path, StateAnswer
 from tandem_engine.server.tests.processes import until
 from tandem_engine.server.tests.stage import Stage
 from tandem_wire.errors import ConnectionLost
@@ -137,6 +141,24 @@ async def test_readiness_follows_loading_and_drain(stage: Stage) -> None:
     assert answer.json()["role"] == "decode"
 
 
+async def test_every_path_of_the_table_is_served_and_no_other(stage: Stage) -> None:
+    routes = [route for route in stage.server._admin.app.routes if isinstance(route, Route)]
+    assert {route.path for route in routes} == set(Path)
+    for path in Path:
+        method = "POST" if path.startswith("/admin/") else "GET"
+        assert (await stage.http(method, path)).status_code in (200, 503)
+
+
+async def test_the_state_has_the_fields_of_its_table(stage: Stage) -> None:
+    for _ in range(2):
+        text = (await stage.http("GET", Path.STATE)).text
+        assert set(msgspec.json.decode(text)) == set(StateAnswer.__struct_fields__)
+        state = msgspec.json.decode(text, type=StateAnswer)
+        assert (state.pid, state.ports["wire"]) == (os.getpid(), stage.ports["wire"])
+        await stage.ready()
+    assert (state.core_pid, state.compatibility_hash) == (stage.core.pid, "beef")
+
+
 async def test_bad_admin_requests(stage: Stage) -> None:
     await stage.ready()
     for path, body, message in (
@@ -164,7 +186,7 @@ async def test_the_core_may_not_follow(stage: Stage, monkeypatch: pytest.MonkeyP
     assert answer.status_code == 503
     answer = await stage.http("POST", "/admin/probe", json={"host": "h", "port": 1})
     assert answer.status_code == 504
-    stage.core.say(ProbeResult(number=1))  # too late for anybody
+    stage.core.say(ProbeResult(number=1))  # too late for anyone
 
 
 async def test_probe(stage: Stage) -> None:
@@ -243,7 +265,7 @@ async def test_metrics(stage: Stage) -> None:
 
 
 async def test_a_deaf_router_is_cut_off(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failed send ends that router's connection and nobody else's."""
+    """A failed send ends that router's connection and no other."""
     await stage.ready()
     client = await stage.router()
     client.submit("a", [1])

@@ -75,10 +75,11 @@ async def test_the_drain_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stage.core.received[-1] == SetMode(draining=True, move_streams=True)
 
 
-async def test_a_taken_port_is_said() -> None:
+@pytest.mark.parametrize("name", ["http", "wire"])
+async def test_a_port_in_use_is_named_with_its_flag_and_the_remedy(name: str) -> None:
     stage = Stage()
     await until(lambda: stage.told, "the ports")
-    other = Stage("--http-port", str(stage.ports["http"]))
-    with pytest.raises(OSError, match="in use"):
+    other = Stage(f"--{name}-port", str(stage.ports[name]))
+    with pytest.raises(OSError, match=rf"--{name}-port \d+ .*in use.*; use a free port"):
         await other.task
     await stage.stop()

@@ -1,4 +1,4 @@
-"""A prefill and a decode worker as processes: the same tokens, whatever happens to the former."""
+"""A prefill and a decode worker as processes: equal tokens, whatever happens to the first."""
 
 import asyncio
 import signal
@@ -21,13 +21,13 @@ async def stack_fixture() -> AsyncIterator[AsyncExitStack]:
 
 
 async def start(
-    stack: AsyncExitStack, *names: str, flags: tuple[str, ...] = (), **options: str
+    stack: AsyncExitStack, *names: str, flags: tuple[str, ...] = (), shm_dir: str = ""
 ) -> list[WorkerProcess]:
     """Start workers side by side; names that begin with `slow` prefill slowly."""
 
     async def one(name: str) -> WorkerProcess:
         mock = SLOW if name.startswith("slow") else "tiny"
-        worker = await WorkerProcess.start(name, *flags, mock=mock, **options)
+        worker = await WorkerProcess.start(name, *flags, mock=mock, TANDEM_SHM_DIR=shm_dir)
         stack.push_async_callback(worker.stop)
         return worker
 
@@ -41,10 +41,10 @@ async def connect(stack: AsyncExitStack, worker: WorkerProcess) -> RouterClient:
 
 
 async def prefilling(worker: WorkerProcess) -> None:
-    """Wait until the worker computes a prompt for somebody else and has pushed some of it."""
+    """Wait until the worker computes a prompt for another one and has pushed some of it."""
 
     async def pushing() -> bool:
-        return (await worker.state())["leases"] > 0
+        return bool((await worker.state())["leases"])
 
     await until(pushing, f"{worker.name} to hold a lease")
 
@@ -59,8 +59,8 @@ async def reference(client: RouterClient, number: int, length: int = LONG) -> li
 async def test_tokens_are_the_same_as_aggregated(
     stack: AsyncExitStack, tmp_path: Path, shm: bool
 ) -> None:
-    env = {"TANDEM_SHM_DIR": str(tmp_path)} if shm else {}
-    p, d, alone = await start(stack, "p", "d", "alone", **env)
+    shm_dir = str(tmp_path) if shm else ""
+    p, d, alone = await start(stack, "p", "d", "alone", shm_dir=shm_dir)
     to_d, to_alone = await connect(stack, d), await connect(stack, alone)
     for number, length in enumerate([1, 15, 16, 17, 64, 65, 200, 1000]):
         to_alone.submit(f"r{number}", prompt(number, length))
@@ -157,10 +157,10 @@ async def test_an_idle_connection_still_works(stack: AsyncExitStack) -> None:
     client = await connect(stack, d)
     client.submit("first", prompt(1), p.peer)
     await client.result("first")
-    reports = (await d.state())["reports"]
+    reports: int = (await d.state())["reports"]
 
     async def idle_for_long() -> bool:
-        return (await d.state())["reports"] > reports + 6  # one report each half second
+        return bool((await d.state())["reports"] > reports + 6)  # one report each half second
 
     await until(idle_for_long, "idle time")
     client.submit("second", prompt(2), p.peer)

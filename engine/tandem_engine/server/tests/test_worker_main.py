@@ -9,8 +9,8 @@ import structlog
 from tandem_engine import main as main_module
 from tandem_engine.config import WorkerConfig
 from tandem_engine.core.process import CoreChild
-from tandem_engine.server.logs import configure_logs
-from tandem_engine.server.worker import WorkerServer, print_event
+from tandem_engine.server.serving import configure_logs, print_event
+from tandem_engine.server.worker import WorkerServer
 
 
 @pytest.fixture(autouse=True)

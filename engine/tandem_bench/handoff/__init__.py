@@ -1,0 +1,1 @@
+"""KV from one worker to another, in two processes on this machine."""

@@ -1,0 +1,1 @@
+"""Tools that look for the kernels' fastest configurations on this GPU."""

@@ -1,1 +1,0 @@
-"""Benchmarks of the kernels: each checks before it times, and prints value, floor and percent."""

@@ -72,9 +72,9 @@ class Pipe:
 def load_worker_runner(
     config: WorkerConfig, startup: Startup, fail: Callable[[str], None] | None = None
 ) -> Runner:
-    """The mock, or the real runner; torch is imported only for the latter.
+    """The mock or the real runner; torch is imported only for the real one.
 
-    `fail` is called when a runner can't go on and none of its calls can say so.
+    `fail` is called when the runner can't go on and no call is there to raise it.
     """
     if config.is_mock:
         return load_mock_runner(config)

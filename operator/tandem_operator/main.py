@@ -6,7 +6,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import kopf
@@ -65,7 +66,9 @@ async def run(config: Config) -> int:
     stop = _stop_on_signals()
     try:
         settings = build_settings(metrics.watch_restarts.inc)
-        return await _lead(config, cluster, queue, executor, leader, stop, settings)
+        registry = build_registry(queue, executor.forget)
+        watch = partial(_watch, config, registry, settings)
+        return await _lead(config, cluster, queue, leader, stop, watch)
     finally:
         await queue.close()
         await leader.release()
@@ -78,10 +81,9 @@ async def _lead(
     config: Config,
     cluster: Cluster,
     queue: WorkQueue,
-    executor: Executor,
     leader: Leader,
     stop: asyncio.Event,
-    settings: kopf.OperatorSettings,
+    watch: Callable[[], Coroutine[Any, Any, None]],
 ) -> int:
     if config.leader_election:
         if not await _unless_stopped(leader.acquire(), stop):
@@ -90,16 +92,8 @@ async def _lead(
         queue.open()
     if not await _unless_stopped(_kinds_served(config, cluster), stop):
         return 0
-    registry = build_registry(queue, executor.forget)
-    scope: dict[str, Any] = (
-        {"namespaces": config.namespaces} if config.namespaces else {"clusterwide": True}
-    )
-    # kopf would look the user up by its number, and a container's user has no name.
-    scope["identity"] = config.identity
     tasks = [
-        asyncio.create_task(
-            kopf.operator(registry=registry, settings=settings, standalone=True, **scope)
-        ),
+        asyncio.create_task(watch()),
         asyncio.create_task(_resync(config, cluster, queue)),
         asyncio.create_task(stop.wait()),
     ]
@@ -114,6 +108,17 @@ async def _lead(
         lost = isinstance(error, LeadershipLost)
         log.error("leadership lost" if lost else "the operator failed", error=repr(error))
     return 1 if failures else 0
+
+
+async def _watch(
+    config: Config, registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings
+) -> None:
+    scope: dict[str, Any] = (
+        {"namespaces": config.namespaces} if config.namespaces else {"clusterwide": True}
+    )
+    # kopf would look the user up by its number, and a container's user has no name.
+    scope["identity"] = config.identity
+    await kopf.operator(registry=registry, settings=settings, standalone=True, **scope)
 
 
 async def _kinds_served(config: Config, cluster: Cluster) -> None:

@@ -151,7 +151,7 @@ def _remember(
 
 
 def _attained(spans: list[tuple[Scrape, Scrape]], labels: dict[str, str]) -> float | None:
-    """The lower of both objectives' shares: counters don't tell which sequences kept both."""
+    """The lower of both objectives' shares: counters don't show which sequences kept both."""
     shares = []
     for objective in router.OBJECTIVES:
         of_objective = {router.METRIC_LABEL_OBJECTIVE: objective}

@@ -60,7 +60,7 @@ def problems(error: ValidationError) -> str:
 
 
 def read_status(raw: JsonObject) -> InferenceServiceStatus:
-    """The last status; an empty one when there is none or another release wrote it."""
+    """The last status, or an empty one if there is no status or another release wrote it."""
     try:
         return InferenceServiceStatus.model_validate(raw.get("status") or {})
     except ValidationError:

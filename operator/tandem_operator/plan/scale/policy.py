@@ -123,7 +123,7 @@ def _remember(
 
 
 def _advisory_state(decision: Decision, last: Pair[int], before: ScalerState) -> ScalerState:
-    # Advice to shrink is not followed at once: it stands, and its time doesn't start anew.
+    # Advice to shrink is not followed at once: it stands, and the time that it has stood goes on.
     spare_since = Pair.build(
         lambda role: (
             before if decision.desired.of(role) < last.of(role) else decision.state

@@ -15,7 +15,7 @@ from tandem_operator.pair import Pair, Role
 
 
 def read_router(deployment: JsonObject) -> RouterView:
-    """The state of the routers. Changed over means: no pod of an older template is left."""
+    """The state of the routers. They are rolled out when no pod of an older template is left."""
     meta, spec = deployment["metadata"], deployment.get("spec", {})
     status = deployment.get("status") or {}
     wanted = int(spec.get("replicas", 1))
@@ -101,7 +101,7 @@ def _read_pool(pool: JsonObject) -> PoolView:
 
 
 def read_workers(pods: list[JsonObject], pool_uids: set[str]) -> tuple[WorkerPod, ...]:
-    """The worker pods that our pools own, oldest first; everyone else's are left alone."""
+    """The worker pods that the service's pools own, oldest first; other pods are ignored."""
     mine = []
     for pod in pods:
         owners = {owner["uid"] for owner in pod["metadata"].get("ownerReferences", [])}

@@ -1,4 +1,4 @@
-"""Reads a worker pod: is it started, ready, failed, in trouble, on its way out?"""
+"""Reads a worker pod: whether it is started, ready, failed, in trouble or being removed."""
 
 from datetime import UTC, datetime
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a pass wants done. `execute` does it, in the order of the fields."""
+"""What a pass wants to be done. `execute` does it, in the order of the fields."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

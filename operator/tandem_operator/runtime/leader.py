@@ -2,8 +2,8 @@
 
 A standby takes the lease when the holder hasn't renewed it for `duration` seconds *as seen by the
 standby's own clock*, so clock skew between nodes does no harm. A leader that can't renew (the API
-server is down) stops working after `renew_deadline` seconds, and goes on when it renews before
-anyone else took the lease. When someone did, the process must end (`LeadershipLost`).
+server is down) stops working after `renew_deadline` seconds, and continues when it renews before
+another replica takes the lease. When another one did, the process must end (`LeadershipLost`).
 """
 
 import asyncio

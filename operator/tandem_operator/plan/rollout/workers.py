@@ -1,7 +1,7 @@
-"""The pods of one pool: create, replace, take out.
+"""The pods of one pool: creates, replaces and removes them.
 
-Counting is level-based: what is wanted minus what lives. A failed pod stays as evidence until its
-back-off is over and then gives its place, with the count of failures in a row, to its replacement.
+Counting is level-based: the wanted number minus the live workers. A failed pod stays as evidence
+until its back-off is over. Its replacement then takes over the count of failures in a row.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ class NewWorker:
 
 @dataclass
 class PoolSteps:
-    """What to do to the pods of one pool; filled while planning."""
+    """What to do with the pods of one pool; filled while planning."""
 
     create: list[NewWorker] = field(default_factory=list)
     mark: list[PodMark] = field(default_factory=list)
@@ -92,7 +92,7 @@ class PoolTask:
 
 
 def plan_pool(task: PoolTask) -> PoolSteps:
-    """What to do to the pods of one pool now."""
+    """What to do with the pods of one pool now."""
     steps = PoolSteps()
     grow, keep = task.step.grow, task.step.keep
     if grow:

@@ -1,4 +1,4 @@
-"""The scaler: measurements in, one decision for both pools out, and what is told of it."""
+"""Scaling from end to end: measured, decided, handed on, written into the policy's status."""
 
 from dataclasses import dataclass, replace
 from datetime import timedelta

@@ -1,10 +1,14 @@
-"""Traps of this repository's layout, each of which once cost somebody an hour."""
+"""Traps in this repository's layout, and what its checks must cover."""
 
 import re
 import subprocess
 import sys
+import tomllib
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,8 +30,13 @@ def test_the_standard_operator_wins_from_the_root() -> None:
 
 
 def test_pytest_keeps_its_default_import_mode() -> None:
-    settings = (ROOT / "pyproject.toml").read_text()
-    assert "import-mode=importlib" not in settings
+    assert "import-mode=importlib" not in (ROOT / "pyproject.toml").read_text()
+
+
+def settings() -> dict[str, Any]:
+    """The tool sections of pyproject.toml."""
+    tools: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    return tools
 
 
 def tracked(*patterns: str) -> list[Path]:
@@ -67,3 +76,79 @@ def test_the_readme_names_the_two_commands() -> None:
     readme = (ROOT / "README.md").read_text()
     assert "make up" in readme
     assert "make test" in readme
+
+
+def test_ruff_reads_every_file() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--show-files", str(ROOT)],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    read = {Path(line) for line in shown.splitlines()}
+    assert [path for path in tracked("*.py") if path.exists() and path not in read] == []
+
+
+def test_mypy_reads_every_file() -> None:
+    """Tests and benchmarks too."""
+    mypy = settings()["mypy"]
+    assert "exclude" not in mypy
+    places = [ROOT / place for place in mypy["files"]]
+    outside = [
+        path
+        for path in tracked("*.py")
+        if not any(path == place or place in path.parents for place in places)
+    ]
+    assert outside == []
+
+
+@pytest.fixture(scope="module")
+def imports() -> grimp.ImportGraph:
+    """All imports between our modules, those for type checking too; tests aside."""
+    first, *others = settings()["importlinter"]["root_packages"]
+    graph = grimp.build_graph(first, *others, cache_dir=None)
+    for module in list(graph.modules):
+        if "tests" in module.split("."):
+            graph.remove_module(module)
+    return graph
+
+
+@pytest.mark.parametrize(("what", "depth"), [("packages", 1), ("rooms", 2)])
+def test_there_are_no_circles(what: str, depth: int, imports: grimp.ImportGraph) -> None:
+    """Counted without the exceptions that a contract of layers may list."""
+    found = find_circles(edges_at(depth, imports))
+    print(f"{len(found)} circles between {what}")
+    for circle in found:
+        print(" -> ".join(circle))
+    assert found == []
+
+
+def test_a_circle_would_be_found() -> None:
+    edges = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set(), "e": {"f"}, "f": {"e"}}
+    assert sorted(len(circle) for circle in find_circles(edges)) == [3, 4]
+
+
+def edges_at(depth: int, graph: grimp.ImportGraph) -> dict[str, set[str]]:
+    """What imports what, with module names cut after `depth` parts."""
+    edges: dict[str, set[str]] = {}
+    for importer in graph.modules:
+        for imported in graph.find_modules_directly_imported_by(importer):
+            names = importer.split("."), imported.split(".")
+            if all(len(parts) >= depth for parts in names):
+                one, other = (".".join(parts[:depth]) for parts in names)
+                if one != other:
+                    edges.setdefault(one, set()).add(other)
+    return edges
+
+
+def find_circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Circles, each broken at one import before the next is looked for; first name last again."""
+    edges = {name: set(others) for name, others in edges.items()}
+    found = []
+    while True:
+        try:
+            TopologicalSorter(edges).prepare()
+        except CycleError as error:
+            circle: list[str] = error.args[1]
+            found.append(circle[::-1])
+            edges[circle[1]].discard(circle[0])
+        else:
+            return found

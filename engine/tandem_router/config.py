@@ -1,4 +1,4 @@
-"""What the router is told at its start; frozen."""
+"""The router's configuration, fixed at its start."""
 
 from dataclasses import dataclass, field
 from typing import Literal

@@ -9,7 +9,7 @@
     ├── Overloaded         429, Retry-After
     ├── GenerationFailed   500, a worker failed and no other could go on
     └── NoWorker           503, Retry-After
-ModelLoadError (the tokenizer can't be had) ends the process instead.
+ModelLoadError (the tokenizer can't be loaded) ends the process instead.
 """
 
 from typing import ClassVar

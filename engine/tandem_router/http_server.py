@@ -1,4 +1,4 @@
-"""uvicorn, set up for long streams and for a drain of ours."""
+"""uvicorn, set up for long streams and for the router's own drain."""
 
 import contextlib
 import socket
@@ -8,9 +8,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 SHUTDOWN_SECONDS = 5
-KEEP_ALIVE_SECONDS = (
-    75  # longer than clients' pools keep idle connections, so that they close first
-)
+KEEP_ALIVE_SECONDS = 75
+"""Longer than clients' pools keep idle connections, so that clients close first."""
 
 
 class HttpServer(uvicorn.Server):
@@ -20,7 +19,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                access_log=False,  # ours knows more
+                access_log=False,  # the router's own log says more
                 log_config=None,
                 lifespan="off",
                 http="httptools",

@@ -16,7 +16,7 @@ import structlog
 
 from tandem_router.app import build_app
 from tandem_router.config import PolicyName, RouterConfig, SloClass
-from tandem_router.discovery.static import parse_address
+from tandem_router.discovery.source import parse_address
 from tandem_router.errors import ModelLoadError
 from tandem_router.http_server import HttpServer, open_listener
 from tandem_router.router import default_router_id, running_router
@@ -44,7 +44,7 @@ def parse_slo_classes(text: str) -> tuple[SloClass, ...]:
     except msgspec.MsgspecError as error:
         raise ValueError(f"--slo-classes: {error}") from error
     if sum(entry.default for entry in entries) > 1:
-        raise ValueError("--slo-classes: two classes are marked default")
+        raise ValueError("--slo-classes: more than one class is marked default: mark one")
     return tuple(
         SloClass(
             name=entry.name,
@@ -58,9 +58,9 @@ def parse_slo_classes(text: str) -> tuple[SloClass, ...]:
 
 
 def read_api_keys(path: str) -> frozenset[str]:
-    """The keys of --api-keys-file: a file with one key a line, or a folder of such files.
+    """The keys of --api-keys-file: a file with one key per line, or a folder of such files.
 
-    A mounted secret is a folder with a file per entry. Raises OSError, and ValueError for no keys.
+    A mounted secret is a folder with a file per entry. Raises OSError, and ValueError for no key.
     """
     if not path:
         return frozenset()
@@ -71,7 +71,7 @@ def read_api_keys(path: str) -> frozenset[str]:
     lines = (line.strip() for file in files for line in file.read_text().splitlines())
     keys = frozenset(line for line in lines if line and not line.startswith("#"))
     if not keys:
-        raise ValueError(f"--api-keys-file: {path} holds no key")
+        raise ValueError(f"--api-keys-file: {path} contains no key: write one per line")
     return keys
 
 
@@ -82,23 +82,24 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model-name", default="", help="name that requests give (default: the URI's last part)")
     add("--model", required=True, help="model URI, for tokenizer and chat template")
     add("--revision", default="", help="revision; with --service only its workers are used")
-    add("--host", default="0.0.0.0", help="address to listen at")
-    add("--port", type=int, default=8000, help="port to listen at; 0 takes a free one")
+    add("--host", default="0.0.0.0", help="address to listen on")
+    add("--port", type=int, default=8000, help="port to listen on; 0 takes a free one")
     add("--service", default="", help="watch pods labelled tandem.dev/service=NAME")
     add("--namespace", default="", help="namespace of those pods (default: the router's own)")
     add("--worker", action="append", default=[], metavar="HOST:PORT", help="a fixed worker")
     add("--policy", choices=get_args(PolicyName), default="LeastLoaded")
     add("--slo-classes", default="", help="JSON list as in spec.slo.classes")
-    add("--api-keys-file", default="", help="file with one API key a line, or a folder of such")
+    add("--api-keys-file", default="", help="file with one API key per line, or a folder of them")
     add("--drain-seconds", type=float, default=600.0, help="how long SIGTERM lets streams finish")
     add(
         "--linger-seconds",
         type=float,
         default=None,
-        help="SIGTERM turns /ready off at once but takes requests so long (3 with --service)",
+        help="how long requests are still taken after SIGTERM has turned /ready off "
+        "(default: 3 with --service, else 0)",
     )
-    add("--queue-seconds", type=float, default=20.0, help="wait for a first worker this long")
-    add("--failover-seconds", type=float, default=120.0, help="wait for a next worker this long")
+    add("--queue-seconds", type=float, default=20.0, help="how long a request waits for a worker")
+    add("--failover-seconds", type=float, default=120.0, help="how long a started one waits")
     add("--max-inflight", type=int, default=8192, help="sequences at a time; more get 429")
     add("--cache-dir", default="", help="where converted tokenizers are kept")
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
@@ -109,7 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_config(arguments: argparse.Namespace) -> RouterConfig:
     """Flags to configuration. Raises ValueError or OSError, naming the flag."""
     if bool(arguments.service) == bool(arguments.worker):
-        raise ValueError("give either --service or one or more --worker")
+        raise ValueError("give either --service or one or more --worker, not both")
     for worker in arguments.worker:
         parse_address(worker)
     return RouterConfig(
@@ -135,7 +136,7 @@ def parse_config(arguments: argparse.Namespace) -> RouterConfig:
 
 
 def _linger(arguments: argparse.Namespace) -> float:
-    """Endpoints of a Service take a moment to change; a static router has none."""
+    """A Service's endpoints take a moment to change; a static router has no Service."""
     if arguments.linger_seconds is not None:
         return float(arguments.linger_seconds)
     return 3.0 if arguments.service else 0.0

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one router, measured where the client's bytes leave; names as in API.md.
+"""Prometheus metrics of one router, measured where the client's bytes leave.
 
 The two histograms that see every token are plain lists behind a collector: a hundred thousand
 observations a second must not cost a lock each.
@@ -6,7 +6,8 @@ observations a second must not cost a lock each.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import HistogramMetricFamily, Metric
@@ -18,16 +19,63 @@ BUCKETS: Final = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15,
     0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0, 120.0,
 )  # fmt: skip
-LABELS: Final = ("model", "class", "pool")
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """A metric as Prometheus shows it; the first label is always the served model's name."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    text: str
+    labels: tuple[str, ...]
+
+
+def _spec(
+    name: str, kind: Literal["counter", "gauge", "histogram"], text: str, *labels: str
+) -> MetricSpec:
+    return MetricSpec(f"tandem_{name}", kind, text, ("model", *labels))
+
+
+TTFT: Final = _spec(
+    "ttft_seconds", "histogram", "From a request's arrival to its first token.", "class", "pool"
+)
+TBT: Final = _spec(
+    "tbt_seconds", "histogram", "Every gap between tokens of a sequence.", "class", "pool"
+)
+TBT_TAIL: Final = _spec(
+    "tbt_tail_seconds", "histogram", "Mean of the longest tenth of a sequence's gaps.", "class",
+    "pool",
+)  # fmt: skip
+E2E: Final = _spec(
+    "e2e_seconds", "histogram", "From a request's arrival to its last byte.", "class"
+)
+REQUESTS: Final = _spec("requests_total", "counter", "Requests by HTTP status.", "code", "class")
+REJECTED: Final = _spec("rejected_total", "counter", "Requests turned away.", "reason")
+FAILOVERS: Final = _spec("failovers_total", "counter", "Re-submissions.", "stage")
+PROMPT_TOKENS: Final = _spec("prompt_tokens_total", "counter", "Prompt tokens.", "cached")
+OUTPUT_TOKENS: Final = _spec("output_tokens_total", "counter", "Tokens generated.")
+SLO_ATTAINED: Final = _spec(
+    "slo_attained_total", "counter", "Sequences that kept an objective.", "class", "objective"
+)
+SLO_MISSED: Final = _spec(
+    "slo_missed_total", "counter", "Sequences that broke an objective.", "class", "objective"
+)
+INFLIGHT: Final = _spec("inflight", "gauge", "Sequences that run or wait for a worker.")
+
+METRICS: Final = (
+    TTFT, TBT, TBT_TAIL, E2E, REQUESTS, REJECTED, FAILOVERS, PROMPT_TOKENS, OUTPUT_TOKENS,
+    SLO_ATTAINED, SLO_MISSED, INFLIGHT,
+)  # fmt: skip
+"""Everything that `/metrics` shows."""
 
 
 class TokenHistogram(Collector):
     """A histogram by SLO class that costs one bisection per observation."""
 
-    def __init__(self, name: str, text: str, model: str, pool: str) -> None:
+    def __init__(self, spec: MetricSpec, model: str, pool: str) -> None:
         """`pool` says whose latency it is: that of "prefill" or of "decode"."""
-        self._name = name
-        self._text = text
+        self._spec = spec
         self._model = model
         self._pool = pool
         self._counts: dict[str, list[int]] = {}
@@ -44,7 +92,8 @@ class TokenHistogram(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
-        family = HistogramMetricFamily(self._name, self._text, labels=LABELS)
+        spec = self._spec
+        family = HistogramMetricFamily(spec.name, spec.text, labels=spec.labels)
         for slo_class, counts in self._counts.items():
             total = 0
             buckets: list[tuple[str, float]] = []
@@ -63,53 +112,29 @@ class RouterMetrics:
         self.registry = CollectorRegistry()
         self._model = model = config.model_name
         self._classes = {entry.name: entry for entry in config.slo_classes}
-        self._ttft = TokenHistogram(
-            "tandem_ttft_seconds", "From a request's arrival to its first token.", model, "prefill"
-        )
-        self._tbt = TokenHistogram(
-            "tandem_tbt_seconds", "Every gap between tokens of a sequence.", model, "decode"
-        )
+        self._ttft = TokenHistogram(TTFT, model, "prefill")
+        self._tbt = TokenHistogram(TBT, model, "decode")
         self.registry.register(self._ttft)
         self.registry.register(self._tbt)
-        self._tail = Histogram(
-            "tandem_tbt_tail_seconds",
-            "Mean of the longest tenth of a sequence's gaps.",
-            LABELS,
-            buckets=BUCKETS,
-            registry=self.registry,
-        )
-        self._e2e = Histogram(
-            "tandem_e2e_seconds",
-            "From a request's arrival to its last byte.",
-            ("model", "class"),
-            buckets=BUCKETS,
-            registry=self.registry,
-        )
-        self._requests = self._counter("requests", "Requests by HTTP status.", "code", "class")
-        self._rejected = self._counter("rejected", "Requests turned away.", "reason")
-        self._failovers = self._counter("failovers", "Re-submissions.", "stage")
-        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens.", "cached")
-        self._output_tokens = self._counter("output_tokens", "Tokens generated.")
-        self._attained = self._counter(
-            "slo_attained", "Sequences that kept an objective.", "class", "objective"
-        )
-        self._missed = self._counter(
-            "slo_missed", "Sequences that broke an objective.", "class", "objective"
-        )
-        gauge = Gauge(
-            "tandem_inflight",
-            "Sequences that run or wait for a worker.",
-            ("model",),
-            registry=self.registry,
-        )
+        self._tail = self._histogram(TBT_TAIL)
+        self._e2e = self._histogram(E2E)
+        self._requests = self._counter(REQUESTS)
+        self._rejected = self._counter(REJECTED)
+        self._failovers = self._counter(FAILOVERS)
+        self._prompt_tokens = self._counter(PROMPT_TOKENS)
+        self._output_tokens = self._counter(OUTPUT_TOKENS)
+        self._output_tokens.labels(model)  # a counter that is there at zero can be rated
+        self._attained = self._counter(SLO_ATTAINED)
+        self._missed = self._counter(SLO_MISSED)
+        gauge = Gauge(INFLIGHT.name, INFLIGHT.text, INFLIGHT.labels, registry=self.registry)
         self._inflight = gauge.labels(model)
         self._inflight.set(0)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        counter = Counter(f"tandem_{name}", text, ("model", *labels), registry=self.registry)
-        if not labels:
-            counter.labels(self._model)  # a counter that is there at zero can be rated
-        return counter
+    def _counter(self, spec: MetricSpec) -> Counter:
+        return Counter(spec.name, spec.text, spec.labels, registry=self.registry)
+
+    def _histogram(self, spec: MetricSpec) -> Histogram:
+        return Histogram(spec.name, spec.text, spec.labels, buckets=BUCKETS, registry=self.registry)
 
     def ttft(self, slo_class: str, seconds: float) -> None:
         """A first token."""

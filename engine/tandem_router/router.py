@@ -5,18 +5,27 @@ import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator
+from typing import Final
 
 import structlog
 
 from tandem_router.api.context import RouterContext
-from tandem_router.config import RouterConfig
-from tandem_router.discovery.base import Discovery
-from tandem_router.discovery.static import StaticDiscovery
+from tandem_router.config import PolicyName, RouterConfig
+from tandem_router.discovery.source import Discovery, StaticDiscovery
 from tandem_router.dispatch.dispatcher import Dispatcher
 from tandem_router.metrics import RouterMetrics
-from tandem_router.policy.registry import build_policy
+from tandem_router.policy.base import Policy
+from tandem_router.policy.kv_aware import KvAware
+from tandem_router.policy.load import LeastLoaded, RoundRobin
 from tandem_router.text.model import TextModel
 from tandem_router.workers.fleet import Fleet
+
+POLICIES: Final[dict[PolicyName, type[Policy]]] = {
+    "KvAware": KvAware,
+    "LeastLoaded": LeastLoaded,
+    "RoundRobin": RoundRobin,
+}
+"""By the names that the API gives them."""
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +52,7 @@ async def running_router(
     """Start fleet, dispatcher and discovery; close every connection at the end."""
     metrics = RouterMetrics(config)
     fleet = Fleet(config)
-    dispatcher = Dispatcher(config, fleet, build_policy(config.policy), metrics)
+    dispatcher = Dispatcher(config, fleet, POLICIES[config.policy](), metrics)
     source = discovery if discovery is not None else build_discovery(config)
     tasks = [
         asyncio.create_task(dispatcher.run(), name="dispatcher"),
@@ -61,6 +70,6 @@ async def running_router(
 
 
 def _report(task: "asyncio.Task[None]") -> None:
-    """These tasks never end by themselves; say so loudly if one does."""
+    """Log an error when one of these tasks ends: none of them should."""
     if not task.cancelled() and task.exception() is not None:
         log.error("a part of the router died", part=task.get_name(), exc_info=task.exception())

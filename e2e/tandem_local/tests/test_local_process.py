@@ -1,4 +1,4 @@
-"""Processes are known by pid and start time: a recycled pid is never touched."""
+"""A process is known by its pid and start time: a recycled pid is never touched."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from tandem_local.process import ProcessRef, end, marked, members, namespace, wait_gone
+from tandem_local.machine.process import ProcessRef, end, marked, members, namespace, wait_gone
 
 
 @pytest.fixture

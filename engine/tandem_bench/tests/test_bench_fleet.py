@@ -31,6 +31,7 @@ def test_the_handoff_is_measured_and_checked(
     *table, line = capsys.readouterr().out.splitlines()
     rates = json.loads(line)
     assert len(table) == len(rates) == 7
+    assert any(row.startswith("raw socket, 2 stream(s)") for row in table)
     assert {rate["name"] for rate in rates} > set(pair.transports(str(folder)))
     assert all(rate["best"] >= rate["median"] > 0 for rate in rates)
 

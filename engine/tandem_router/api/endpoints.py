@@ -3,8 +3,7 @@
 import uuid
 
 from tandem_router.api.exchange import Exchange, require_body
-from tandem_router.api.formats import ChatFormat, CompletionFormat
-from tandem_router.api.generate_format import GenerateFormat
+from tandem_router.api.formats import ChatFormat, CompletionFormat, GenerateFormat
 from tandem_router.api.generation import Generation, Job, check_token_ids, parse_logit_bias
 from tandem_router.api.schema import (
     ChatRequest,
@@ -25,7 +24,9 @@ def _wants_usage(request: OpenAISampling) -> bool:
     if request.stream_options is None:
         return False
     if not request.stream:
-        raise InvalidRequest("stream_options: needs stream: true", param="stream_options")
+        raise InvalidRequest(
+            "stream_options is only allowed with stream: true", param="stream_options"
+        )
     return request.stream_options.include_usage
 
 
@@ -108,11 +109,11 @@ async def generate(exchange: Exchange) -> None:
     params = _merge_params(request)
     slo_class = context.choose_class(params.slo_class)
     inputs = request.text if request.text is not None else request.input_ids
-    assert inputs is not None, "the schema demands one of them"
+    assert inputs is not None, "the schema requires one of them"
     name = "text" if request.text is not None else "input_ids"
     prompts = await _encode_prompts(exchange, inputs, name)
     reply = GenerateFormat(exchange.request_id, context.config.model_name, context.text.tokenizer)
-    # Ids are part of every chunk, so those whose text is held back must leave as well.
+    # Ids are part of every chunk, so those whose text is held back must be sent as well.
     reply.return_token_ids = True
     reply.is_batch = len(prompts) * (params.n or 1) > 1
     job = Job(
@@ -129,7 +130,7 @@ async def generate(exchange: Exchange) -> None:
 
 
 def _merge_params(request: GenerateRequest) -> GenerateParams:
-    """Top-level names and `sampling_params` together; the latter win."""
+    """Top-level names and `sampling_params` together; the latter wins."""
     names = GenerateParams.model_fields
     merged = {name: getattr(request, name) for name in names}
     if request.sampling_params is not None:

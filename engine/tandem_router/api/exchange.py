@@ -61,7 +61,7 @@ class Exchange:
             size += len(part)
             if size > limit:
                 raise RequestTooLong(
-                    f"the body is longer than {limit} bytes", code="body_too_large"
+                    f"the request body is longer than {limit} bytes", code="body_too_large"
                 )
             parts.append(part)
             if not message.get("more_body", False):
@@ -161,7 +161,7 @@ class Endpoint:
                 logged = error.status
             except ClientGone:
                 logged = 499
-            except Exception:  # a bug of ours: told to the log in full, to the client in brief
+            except Exception:  # a bug of ours: in full in the log, in brief to the client
                 log.exception("a handler failed", request_id=exchange.request_id)
                 logged = 500
                 await exchange.refuse(GenerationFailed("the router failed; its log says why"))
@@ -177,7 +177,9 @@ class Endpoint:
         # Every key is compared, in constant time, so that timing tells nothing.
         matches = [hmac.compare_digest(given, known) for known in self._keys]
         if scheme.lower() != "bearer" or not any(matches):
-            raise Unauthorized("give a valid API key as 'Authorization: Bearer KEY'")
+            raise Unauthorized(
+                "the API key is missing or unknown: send one as 'Authorization: Bearer KEY'"
+            )
 
     def _account(self, scope: Scope, exchange: Exchange, code: int, started: float) -> None:
         seconds = time.perf_counter() - started

@@ -41,32 +41,34 @@ def parse_logit_bias(bias: dict[str, float] | None, vocab_size: int) -> dict[int
     for key, value in bias.items():
         if not key.isdecimal() or int(key) >= vocab_size:
             raise InvalidRequest(
-                f"logit_bias: {key!r} is no token id below {vocab_size}", param="logit_bias"
+                f"logit_bias: {key!r} is not a token id below {vocab_size}", param="logit_bias"
             )
         parsed[int(key)] = value
     return parsed
 
 
 def check_token_ids(prompts: SequenceOf[list[int]], vocab_size: int, param: str) -> None:
-    """Raise InvalidRequest for ids that the model doesn't have."""
+    """Raise InvalidRequest for token ids outside the model's vocabulary."""
     for prompt in prompts:
         worst = max(prompt, default=0)
         if worst >= vocab_size:
             raise InvalidRequest(
-                f"{param}: token id {worst} is outside the vocabulary of {vocab_size}", param=param
+                f"{param}: token id {worst} is outside the vocabulary of {vocab_size} tokens",
+                param=param,
             )
 
 
 def _build_params(job: Job, prompt: list[int], seed: int, facts: Welcome) -> SamplingParams:
     request = job.request
     if not prompt:
-        raise InvalidRequest("prompt: has no tokens", param="prompt")
+        raise InvalidRequest("prompt: must have at least one token", param="prompt")
     room = facts.max_model_len - len(prompt)
     if room < 1 or (job.max_tokens is not None and job.max_tokens > room):
-        wanted = f" and {job.max_tokens} of output" if job.max_tokens is not None else ""
+        wanted = f" and {job.max_tokens} output tokens" if job.max_tokens is not None else ""
         raise RequestTooLong(
-            f"the prompt's {len(prompt)} tokens{wanted} don't fit the model's context of "
-            f"{facts.max_model_len} tokens",
+            f"this model's maximum context length is {facts.max_model_len} tokens, but "
+            f"{len(prompt)} prompt tokens{wanted} were requested: shorten the prompt or ask for "
+            "fewer output tokens",
             param="max_tokens" if room >= 1 else "prompt",
         )
     max_tokens = job.max_tokens if job.max_tokens is not None else room

@@ -36,7 +36,7 @@ class StreamOptions(BaseModel):
 
 
 class Sampling(BaseModel):
-    """What every generation request may say about sampling and routing."""
+    """The fields of every generation request about sampling and routing."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
@@ -85,12 +85,12 @@ _UNSUPPORTED = {
     "prompt_logprobs": "logprobs of the prompt",
     "suffix": "insertion before a suffix",
     "use_beam_search": "beam search",
-    "chat_template": "a chat template of the client's",
+    "chat_template": "a chat template in the request",
 }
 
 
 def refuse_unsupported(extra: dict[str, Any]) -> None:
-    """Raise InvalidRequest for a field that would change the answer and that isn't served."""
+    """Raise InvalidRequest for a field that would change the answer but isn't supported."""
     for name, what in _UNSUPPORTED.items():
         value = extra.get(name)
         if value not in (None, [], {}, False, "", ["text"]):
@@ -98,12 +98,12 @@ def refuse_unsupported(extra: dict[str, Any]) -> None:
     response_format = extra.get("response_format")
     if response_format is not None and response_format != {"type": "text"}:
         raise InvalidRequest(
-            "only response_format {'type': 'text'} is supported", param="response_format"
+            "response_format: only {'type': 'text'} is supported", param="response_format"
         )
 
 
 class ContentPart(BaseModel):
-    """One part of a message's content; only text parts are served."""
+    """One part of a message's content; only text parts are supported."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -117,7 +117,7 @@ def _content(value: Any) -> Any:
 
 
 class ChatMessage(BaseModel):
-    """One message; what templates may want beside role and content is kept."""
+    """One message; further fields are kept for templates that use them."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -193,14 +193,18 @@ class CompletionRequest(OpenAISampling):
     @model_validator(mode="after")
     def _no_ranking(self) -> "CompletionRequest":
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise InvalidRequest("best_of other than n is not supported", param="best_of")
+            raise InvalidRequest(
+                "best_of is only supported when it equals n: leave it out", param="best_of"
+            )
         if self.echo and self.logprobs is not None:
-            raise InvalidRequest("echo with logprobs is not supported", param="echo")
+            raise InvalidRequest(
+                "echo is not supported with logprobs: leave out one of them", param="echo"
+            )
         return self
 
 
 class GenerateParams(Sampling):
-    """`sampling_params` of /generate; the same names are taken at the top level."""
+    """`sampling_params` of /generate; their names are accepted at the top level too."""
 
     max_new_tokens: Annotated[int, Field(ge=1, le=1 << 30)] | None = None
     min_new_tokens: Annotated[int, Field(ge=0, le=1 << 30)] | None = None
@@ -221,9 +225,11 @@ class GenerateRequest(GenerateParams):
         if (self.text is None) == (self.input_ids is None):
             raise InvalidRequest("give either text or input_ids", param="text")
         if self.text is not None and not all(isinstance(entry, str) for entry in self.text):
-            raise InvalidRequest("text must be a string or strings", param="text")
+            raise InvalidRequest("text must be a string or a list of strings", param="text")
         if self.input_ids is not None and any(isinstance(entry, str) for entry in self.input_ids):
-            raise InvalidRequest("input_ids must be token ids", param="input_ids")
+            raise InvalidRequest(
+                "input_ids must be a list of token ids, or a list of such lists", param="input_ids"
+            )
         return self
 
 
@@ -272,7 +278,7 @@ def _explain(error: ValidationError) -> InvalidRequest:
     if isinstance(cause, InvalidRequest):
         return cause
     if first["type"] == "json_invalid":
-        return InvalidRequest(f"the body is no valid JSON: {first['msg']}", code="invalid_json")
+        return InvalidRequest(f"the body is not valid JSON: {first['msg']}", code="invalid_json")
     place = ""
     for part in first["loc"]:
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else part

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 from kubernetes.aio import client, config
 
-from tandem_router.discovery.base import Discovery, OnWorkers
+from tandem_router.discovery.source import Discovery, OnWorkers
 from tandem_router.workers.link import WorkerAddress
 
 SERVICE_LABEL: Final = "tandem.dev/service"

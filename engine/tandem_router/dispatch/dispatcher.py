@@ -1,4 +1,4 @@
-"""Places sequences on workers, lets them wait for one, gives up in time."""
+"""Places sequences on workers, keeps those that must wait, and gives up in time."""
 
 import asyncio
 import contextlib
@@ -53,7 +53,7 @@ class Dispatcher:
         """Sequences that wait for a worker."""
         return len(self._waiting)
 
-    # --- a request's begin ------------------------------------------------------------------------
+    # --- a request's start ------------------------------------------------------------------------
 
     def admit(self, num_sequences: int) -> None:
         """Raise Overloaded or NoWorker when this router should take no more work."""
@@ -63,13 +63,13 @@ class Dispatcher:
         if len(self._inflight) + num_sequences > self._config.max_inflight:
             self._metrics.rejected("inflight")
             raise Overloaded(
-                f"{len(self._inflight)} sequences are in flight here; the limit is "
-                f"{self._config.max_inflight}",
+                f"this router has {len(self._inflight)} sequences in flight and takes at most "
+                f"{self._config.max_inflight}: try again later",
                 retry_after_seconds=1,
             )
 
     async def model_facts(self) -> Welcome:
-        """What the workers say of the model, waiting for a first worker if need be.
+        """What the workers say about the model; waits for a first worker if there is none.
 
         Raises NoWorker after `queue_seconds`.
         """
@@ -78,7 +78,7 @@ class Dispatcher:
             left = give_up_at - self._loop.time()
             if left <= 0:
                 self._metrics.rejected("no_worker")
-                raise NoWorker("no worker of this model is connected", retry_after_seconds=5)
+                raise NoWorker("no worker for this model is connected", retry_after_seconds=5)
             await self._wait_for_change(min(left, RETRY_TICK_SECONDS))
         return welcome
 
@@ -92,7 +92,7 @@ class Dispatcher:
     # --- Placer -----------------------------------------------------------------------------------
 
     def place(self, sequence: Sequence) -> None:
-        """Submit to the best worker that will have it, else let it wait."""
+        """Submit to the best worker that takes it, or keep it waiting."""
         if self._try_place(sequence):
             return
         if len(self._waiting) >= MAX_WAITING and not sequence.was_accepted:
@@ -102,7 +102,7 @@ class Dispatcher:
         self._changed.set()
 
     def finished(self, sequence: Sequence) -> None:
-        """Forget it, and count its tokens."""
+        """Forget the sequence, and count its tokens."""
         if sequence.name not in self._inflight:
             return
         if sequence.output:
@@ -120,7 +120,7 @@ class Dispatcher:
             self._idle.set()
 
     def on_failover(self, stage: str) -> None:
-        """Count it."""
+        """Count a re-submission."""
         self._metrics.failover(stage)
 
     def on_first_token(self, sequence: Sequence, now: float) -> None:
@@ -178,7 +178,7 @@ class Dispatcher:
     # --- waiting ----------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Place those that wait, whenever something changed; until cancelled."""
+        """Place waiting sequences whenever something has changed; until cancelled."""
         while True:
             if self._waiting:
                 await self._wait_for_change(RETRY_TICK_SECONDS)
@@ -200,7 +200,7 @@ class Dispatcher:
             sequence.fail(self._refusal(sequence))
 
     def _refusal(self, sequence: Sequence) -> RouterError:
-        because = f"; last: {sequence.last_trouble}" if sequence.last_trouble else ""
+        because = f"; the last attempt: {sequence.last_trouble}" if sequence.last_trouble else ""
         if self._fleet.has_decode_worker():
             self._metrics.rejected("no_room")
             return Overloaded(
@@ -231,10 +231,10 @@ class Dispatcher:
 
 
 def _fit_to_continue(sequence: Sequence, candidates: list[WorkerLink]) -> list[WorkerLink]:
-    """Workers of the same model, revision and layout first: their tokens are those to come.
+    """Workers of the same model, revision and layout, whose tokens continue the answer exactly.
 
-    When none is left (a roll-out has replaced them all) another revision with the same vocabulary
-    goes on; its tokens may differ, which beats an error in the middle of an answer.
+    When none is left (a roll-out has replaced them all), another revision with the same vocabulary
+    continues. Its tokens may differ, which beats an error in the middle of an answer.
     """
     origin = sequence.origin
     assert origin is not None, "a sequence with output has had a worker"

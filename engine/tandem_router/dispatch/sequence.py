@@ -1,6 +1,6 @@
 """One sequence from submission to its last token, across as many workers as that takes."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from tandem_router.dispatch.stream import TokenStream
 from tandem_router.errors import (
@@ -9,10 +9,8 @@ from tandem_router.errors import (
     RequestTooLong,
     RouterError,
 )
+from tandem_router.workers.link import WorkerLink
 from tandem_wire.messages import PrefillPeer, Refused, SamplingParams, StepItem, Submit, Welcome
-
-if TYPE_CHECKING:
-    from tandem_router.workers.link import WorkerLink
 
 MAX_WORKER_ERRORS = 3
 REFUSED_SECONDS = 0.25
@@ -40,8 +38,8 @@ class Placer(Protocol):
 class Sequence:
     """One prompt's one choice. Implements `workers.link.Attempt`.
 
-    Every attempt has a rid of its own, so a late frame of an old attempt can't be mistaken. The
-    tokens that were streamed travel with the next attempt: the client sees a pause.
+    Every attempt has a rid of its own, so a late frame can't be taken for one of a newer attempt.
+    The tokens streamed so far go along with the next attempt: the client sees only a pause.
     """
 
     __slots__ = (
@@ -138,24 +136,26 @@ class Sequence:
             self._continue_elsewhere(item, now)
 
     def _continue_elsewhere(self, item: StepItem, now: float) -> None:
-        """The worker gave the sequence up: moved, its own cancel, or an error of its own."""
+        """The worker gave up the sequence: moved, cancelled by itself, or failed."""
         if item.tokens:
             self.stream.push(self, StepItem(item.rid, item.tokens, logprobs=item.logprobs))
         assert self.link is not None, "items come only while an attempt runs"
         if item.finish == "error":
             self.num_errors += 1
             self.link.breaker.on_failure(now)
-            self.last_trouble = f"worker {self.link.worker_id} failed: {item.error or 'no reason'}"
+            self.last_trouble = (
+                f"worker {self.link.worker_id} failed: {item.error or 'it gave no reason'}"
+            )
             if self.num_errors >= MAX_WORKER_ERRORS:
                 self.fail(GenerationFailed(self.last_trouble))
                 return
         else:
-            self.last_trouble = f"worker {self.link.worker_id} gave the request up"
+            self.last_trouble = f"worker {self.link.worker_id} gave up the request"
         self.avoid[self.link.address.name] = now + REFUSED_SECONDS
         self._retry("error" if item.finish == "error" else "moved", now)
 
     def on_refused(self, refused: Refused, now: float) -> None:
-        """The worker won't run it: the client's fault, or another worker's turn."""
+        """The worker won't run it: the client is at fault, or another worker must try."""
         if refused.code == "too_long":
             self.fail(RequestTooLong(refused.message))
             return
@@ -175,9 +175,8 @@ class Sequence:
 
     def on_lost(self, reason: str, now: float) -> None:
         """The worker's connection is gone."""
-        self.last_trouble = (
-            f"lost worker {self.decode_worker or 'before its first token'}: {reason}"
-        )
+        lost = f"lost worker {self.decode_worker}" if self.decode_worker else "lost the worker"
+        self.last_trouble = f"{lost}: {reason}"
         self._retry("decode" if self.output else "prefill", now)
 
     def _retry(self, stage: str, now: float, *, was_accepted: bool = True) -> None:
@@ -188,7 +187,7 @@ class Sequence:
         self.waiting_since = now if stage != "refused" else self.waiting_since
         self._placer.on_failover(stage)
         if len(self.output) >= self.params.max_tokens:
-            # The last token came, the word that it was the last didn't.
+            # The last token arrived, but not the news that it was the last.
             self._end(StepItem(self.rid, [], finish="length"))
             return
         self._placer.place(self)

@@ -1,4 +1,4 @@
-"""The interface of a routing policy."""
+"""The interface of a routing policy, and the loads that policies look at."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Policy(ABC):
 
 
 def queued_seconds(link: WorkerLink) -> float:
-    """Predicted seconds until a prompt that is sent there now starts to be computed."""
+    """Predicted seconds until the worker would start on a prompt that is sent to it now."""
     state = link.state
     rate = DEFAULT_PREFILL_TOKENS_PER_SECOND
     queued = 0.0
@@ -38,3 +38,10 @@ def queued_seconds(link: WorkerLink) -> float:
         rate = state.prefill_tokens_per_second or rate
         queued = state.queued_prompt_seconds
     return queued + link.num_prompt_tokens_since_state / rate
+
+
+def lacks_room(link: WorkerLink, placement: Placement) -> bool:
+    """Whether the worker's own report says that it has too few free blocks for the prompt."""
+    if link.state is None or link.welcome is None or not link.state.num_blocks:
+        return False
+    return link.state.num_free_blocks * link.welcome.page_size < len(placement.tokens)

@@ -3,8 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from tandem_router.policy.base import Placement, Policy
-from tandem_router.policy.least_loaded import lacks_room
+from tandem_router.policy.base import Placement, Policy, lacks_room
 from tandem_router.workers.link import WorkerLink
 from tandem_wire.hashing import prefix_hashes, salt_hash
 
@@ -13,11 +12,11 @@ LOAD_SLACK_RATIO = 1.25
 
 
 class KvAware(Policy):
-    """First form: among the workers whose load is within a slack of the least, the longest prefix.
+    """Among the workers whose load is within a slack of the least, the one with the longest prefix.
 
     It predicts neither TTFT nor TBT and doesn't fetch a prefix from elsewhere: a worker that holds
     more of the prompt wins unless it has clearly more sequences than the least loaded one. A worker
-    that doesn't tell how its hashes are salted counts as holding nothing.
+    that doesn't say how its hashes are salted counts as holding nothing.
     """
 
     def choose_decode(self, candidates: Sequence[WorkerLink], placement: Placement) -> WorkerLink:

@@ -1,9 +1,10 @@
-"""A worker in a hundred lines: speaks the wire protocol, says what the test wants."""
+"""A small worker: it speaks the wire protocol and says what the test wants."""
 
 import asyncio
 import contextlib
 import uuid
 from collections.abc import Callable
+from typing import Literal
 
 import msgspec
 
@@ -12,6 +13,7 @@ from tandem_wire.endpoint import Listener, listen
 from tandem_wire.errors import WireError
 from tandem_wire.messages import (
     Cancel,
+    FinishReason,
     Hello,
     KvEvents,
     Ping,
@@ -68,7 +70,7 @@ class FakeWorker:
         self.draining = False
         self.refusal: Refused | None = None  # given to every submit
         self.hold_after: int | None = None  # say no more after so many output tokens
-        self.finish_at: tuple[int, str] | None = None  # (output position, finish) of every request
+        self.finish_at: tuple[int, FinishReason] | None = None  # output position of every request
         self.tokens_per_step = 1
         self.page_size = 4
         self.submits: list[Submit] = []
@@ -179,7 +181,7 @@ class FakeWorker:
     async def _run(self, connection: Connection[RouterMessage], submit: Submit) -> None:
         position = len(submit.tokens) - submit.num_prompt_tokens
         is_first = True
-        finish = ""
+        finish: FinishReason | Literal[""] = ""
         with contextlib.suppress(WireError):
             while not finish:
                 await asyncio.sleep(self.step_seconds)
@@ -194,7 +196,7 @@ class FakeWorker:
                 is_first = False
         self._tasks.pop(submit.rid, None)
 
-    def _finish(self, submit: Submit, token: int, position: int) -> str:
+    def _finish(self, submit: Submit, token: int, position: int) -> FinishReason | Literal[""]:
         if token == EOS and not submit.params.ignore_eos:
             return "stop"
         if token in submit.params.stop_token_ids:
@@ -203,7 +205,9 @@ class FakeWorker:
             return self.finish_at[1]
         return "length" if position >= submit.params.max_tokens else ""
 
-    def _item(self, submit: Submit, tokens: list[int], finish: str, is_first: bool) -> StepItem:
+    def _item(
+        self, submit: Submit, tokens: list[int], finish: FinishReason | Literal[""], is_first: bool
+    ) -> StepItem:
         logprobs = None
         if submit.params.logprobs is not None:
             count = submit.params.logprobs
@@ -214,7 +218,7 @@ class FakeWorker:
         return StepItem(
             submit.rid,
             tokens,
-            finish,  # type: ignore[arg-type]
+            finish,
             logprobs,
             num_cached_tokens=3 if is_first else 0,
             prefill_worker=submit.prefill[0].worker_id if submit.prefill and is_first else "",

@@ -14,7 +14,7 @@ import openai
 from tandem_router.api.context import RouterContext
 from tandem_router.app import build_app
 from tandem_router.config import RouterConfig
-from tandem_router.discovery.base import Discovery
+from tandem_router.discovery.source import Discovery
 from tandem_router.http_server import HttpServer, open_listener
 from tandem_router.router import running_router
 from tandem_router.tests.fake_worker import FakeWorker

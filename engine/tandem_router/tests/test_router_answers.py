@@ -1,19 +1,27 @@
 """What clients get: shapes, streams, stops, logprobs, accounts."""
 
 import json
+from typing import Any
 
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
+from prometheus_client.parser import text_string_to_metric_families
 
+from tandem_router.app import ROUTES
+from tandem_router.config import RouterConfig, SloClass
+from tandem_router.main import parse_slo_classes
+from tandem_router.metrics import METRICS, RouterMetrics
 from tandem_router.tests.fake_worker import EOS, FakeWorker, counting, saying
 from tandem_router.tests.harness import router, text_of, until
 
-CHAT = {"model": "mock", "messages": [{"role": "user", "content": "hi"}]}
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
+CHAT: dict[str, Any] = {"model": "mock", "messages": MESSAGES}
 
 
 async def test_openai_client_chats_whole_and_streamed() -> None:
     async with router(FakeWorker(script=saying("Grüße, 世界! 😀"))) as running:
         client = running.openai()
-        whole = await client.chat.completions.create(**CHAT)
+        whole = await client.chat.completions.create(model="mock", messages=MESSAGES)
         assert whole.choices[0].message.content == "Grüße, 世界! 😀"
         assert whole.choices[0].finish_reason == "stop"
         assert whole.usage is not None
@@ -23,7 +31,7 @@ async def test_openai_client_chats_whole_and_streamed() -> None:
         assert whole.model_extra is not None
         assert whole.model_extra["tandem"]["decode_worker"] == "d0"
         stream = await client.chat.completions.create(
-            **CHAT, stream=True, stream_options={"include_usage": True}
+            model="mock", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
         )
         chunks = [chunk async for chunk in stream]
         assert chunks[0].choices[0].delta.role == "assistant"
@@ -295,6 +303,38 @@ async def test_metrics_are_those_of_the_contract() -> None:
             assert line in text, line
 
 
+def test_every_metric_of_the_table_is_shown_and_no_other() -> None:
+    metrics = RouterMetrics(
+        RouterConfig(model_name="m", model="mock://tiny", slo_classes=_classes())
+    )
+    for seconds in (0.5, 100.0):  # objectives kept, and broken
+        metrics.ttft("batch", seconds / 1e3)
+        metrics.tbt("batch", seconds)
+        metrics.sequence_done("batch", 4, 1, 2, [seconds / 1e3])
+    metrics.request_done("batch", 200, 1.0)
+    metrics.rejected("no_room")
+    metrics.failover("decode")
+    shown = {}
+    for family in text_string_to_metric_families(metrics.exposition().decode()):
+        if family.name.endswith("_created"):
+            continue  # the client library's own
+        names = {name for each in family.samples for name in each.labels} - {"le"}
+        suffix = "_total" if family.type == "counter" else ""
+        shown[family.name + suffix] = (family.type, family.documentation, names)
+    assert shown == {spec.name: (spec.kind, spec.text, set(spec.labels)) for spec in METRICS}
+
+
+async def test_a_key_opens_every_route_that_is_not_public() -> None:
+    async with router(FakeWorker(), api_keys=frozenset({"secret"})) as running:
+        for spec in ROUTES:
+            path = spec.path.replace("{model_id:path}", "mock")
+            closed = (await running.http.request(spec.method, path)).status_code
+            header = {"authorization": "Bearer secret"}
+            opened = (await running.http.request(spec.method, path, headers=header)).status_code
+            assert (closed == 401) == (not spec.public), path
+            assert opened in (200, 400), path
+
+
 async def test_a_bug_of_ours_is_an_error_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
     async with router(FakeWorker()) as running:
 
@@ -307,9 +347,7 @@ async def test_a_bug_of_ours_is_an_error_like_any_other(monkeypatch: pytest.Monk
         assert "a bug" not in answer.json()["error"]["message"]
 
 
-def _classes():  # type: ignore[no-untyped-def]
-    from tandem_router.main import parse_slo_classes
-
+def _classes() -> tuple[SloClass, ...]:
     return parse_slo_classes(
         json.dumps(
             [

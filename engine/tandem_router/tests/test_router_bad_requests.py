@@ -3,12 +3,13 @@
 import json
 from typing import Any
 
+import httpx
 import pytest
 
 from tandem_router.tests.bad_requests import BAD, BAD_GENERATE, COMPLETION
 from tandem_router.tests.fake_worker import FakeWorker
 from tandem_router.tests.harness import Running, router, until
-from tandem_wire.messages import Refused
+from tandem_wire.messages import RefusalCode, Refused
 
 
 def check_shape(body: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +97,7 @@ async def test_api_keys() -> None:
             assert (await running.http.get(path)).status_code == 200
 
 
-async def _complete(running: Running, header: str | None):  # type: ignore[no-untyped-def]
+async def _complete(running: Running, header: str | None) -> httpx.Response:
     headers = {"authorization": header} if header is not None else {}
     return await running.http.post(
         "/v1/completions", content=json.dumps(COMPLETION), headers=headers
@@ -141,9 +142,9 @@ async def test_too_many_in_flight() -> None:
 
 
 @pytest.mark.parametrize(("code", "status"), [("too_long", 413), ("invalid", 400)])
-async def test_what_the_worker_alone_can_know(code: str, status: int) -> None:
+async def test_what_the_worker_alone_can_know(code: RefusalCode, status: int) -> None:
     worker = FakeWorker()
-    worker.refusal = Refused("", code, "no way")  # type: ignore[arg-type]
+    worker.refusal = Refused("", code, "no way")
     async with router(worker) as running:
         answer = await running.post("/v1/completions", **COMPLETION, stream=True)
         assert answer.status_code == status

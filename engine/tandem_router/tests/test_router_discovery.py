@@ -3,17 +3,19 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
 from tandem_router.discovery import pods as pods_module
 from tandem_router.discovery.pods import PodDiscovery, own_namespace, wire_port
-from tandem_router.discovery.static import parse_address
+from tandem_router.discovery.source import parse_address
 from tandem_router.router import build_discovery
 from tandem_router.tests.fake_api_server import FakeApiServer, pod
 from tandem_router.tests.fake_worker import FakeWorker
-from tandem_router.tests.harness import BASE, router, until
+from tandem_router.tests.harness import BASE, Running, router, until
 from tandem_router.workers.link import WorkerAddress
 
 
@@ -134,7 +136,7 @@ async def test_a_fleet_follows_the_pods() -> None:
     await api.stop()
 
 
-def router_with(api: FakeApiServer):  # type: ignore[no-untyped-def]
+def router_with(api: FakeApiServer) -> AbstractAsyncContextManager[Running]:
     return router(wait=False, discovery=PodDiscovery("svc", "ns", api=api.api()))
 
 
@@ -149,12 +151,10 @@ def test_ports_and_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
             parse_address(bad)
 
 
-def test_the_namespace(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_the_namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(pods_module, "_NAMESPACE_FILE", tmp_path / "namespace")
     monkeypatch.delenv("POD_NAMESPACE", raising=False)
     assert own_namespace() == "default"
     (tmp_path / "namespace").write_text("mine\n")
     assert own_namespace() == "mine"
-    from dataclasses import replace
-
     assert isinstance(build_discovery(replace(BASE, service="svc")), PodDiscovery)

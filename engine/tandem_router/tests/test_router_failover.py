@@ -1,13 +1,17 @@
 """Workers refuse, die, move and come back; the client sees a pause."""
 
 import asyncio
+from functools import partial
+from typing import Any
 
 import pytest
 
-from tandem_router.discovery.static import parse_address
+from tandem_router.discovery.source import parse_address
+from tandem_router.dispatch.sequence import Sequence
 from tandem_router.tests.fake_worker import FakeWorker
 from tandem_router.tests.harness import Running, router, text_of, until
-from tandem_wire.messages import Refused
+from tandem_router.workers.link import WorkerLink
+from tandem_wire.messages import RefusalCode, Refused
 
 BODY = {"model": "mock", "prompt": "tell me", "max_tokens": 40, "seed": 7}
 
@@ -17,8 +21,12 @@ async def reference() -> str:
         return text_of(await running.events("/v1/completions", **BODY))
 
 
-def begin(running: Running, **extra: object) -> "asyncio.Task[list[dict[str, object]]]":
+def begin(running: Running, **extra: Any) -> "asyncio.Task[list[dict[str, Any]]]":
     return asyncio.create_task(running.events("/v1/completions", **BODY, **extra))
+
+
+def _has_submits(worker: FakeWorker, count: int) -> bool:
+    return len(worker.submits) >= count
 
 
 def owner(*workers: FakeWorker) -> FakeWorker:
@@ -51,8 +59,9 @@ async def test_a_dead_decode_worker_is_only_a_pause() -> None:
         assert 'tandem_failovers_total{model="mock",stage="decode"} 1.0' in text
 
 
-def _output(link) -> int:  # type: ignore[no-untyped-def]
-    return max((len(attempt.output) for attempt in link.running.values()), default=0)
+def _output(link: WorkerLink) -> int:
+    running = [attempt for attempt in link.running.values() if isinstance(attempt, Sequence)]
+    return max((len(sequence.output) for sequence in running), default=0)
 
 
 async def test_the_only_worker_comes_back() -> None:
@@ -119,10 +128,10 @@ async def test_errors_of_a_worker_are_tried_elsewhere_then_told() -> None:
 
 
 @pytest.mark.parametrize("code", ["no_room", "draining", "internal"])
-async def test_a_refusal_goes_to_the_next_worker(code: str) -> None:
+async def test_a_refusal_goes_to_the_next_worker(code: RefusalCode) -> None:
     expected = await reference()
     first, second = FakeWorker("a"), FakeWorker("b")
-    first.refusal = Refused("", code, "not me")  # type: ignore[arg-type]
+    first.refusal = Refused("", code, "not me")
     async with router(first, second, policy="RoundRobin") as running:
         for _ in range(4):
             assert text_of(await running.events("/v1/completions", **BODY)) == expected
@@ -291,7 +300,7 @@ async def test_many_streams_over_deaths_end_with_the_right_tokens() -> None:
 
         requests = [asyncio.create_task(one(seed)) for seed in range(40)]
         for worker in workers[:2]:
-            await until(lambda worker=worker: len(worker.submits) > 3)
+            await until(partial(_has_submits, worker, 4))
             await worker.die()
             await worker.start()
         await asyncio.gather(*requests)

@@ -2,7 +2,9 @@
 
 import asyncio
 import random
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from tandem_router.config import RouterConfig, SloClass
@@ -15,7 +17,7 @@ from tandem_router.main import (
 )
 from tandem_router.metrics import tail_mean
 from tandem_router.policy.base import Placement, queued_seconds
-from tandem_router.policy.registry import build_policy
+from tandem_router.router import POLICIES
 from tandem_router.tests.fake_worker import FakeWorker
 from tandem_router.tests.harness import router, until
 from tandem_router.workers.breaker import FAILURES_TO_OPEN, CircuitBreaker
@@ -94,13 +96,14 @@ def link(name: str, **state: float) -> WorkerLink:
         bootstrap_port=0,
         salt_parts=["mock"],
     )
-    made.state = WorkerState(role="both", **{"num_blocks": 100, "num_free_blocks": 100, **state})
+    empty = WorkerState(role="both", num_blocks=100, num_free_blocks=100)
+    made.state = msgspec.structs.replace(empty, **state)
     return made
 
 
 async def test_least_loaded() -> None:
     random.seed(0)
-    policy = build_policy("LeastLoaded")
+    policy = POLICIES["LeastLoaded"]()
     busy, idle = link("a", num_running=3), link("b", num_running=1, num_waiting=1)
     assert policy.choose_decode([busy, idle], Placement([1])) is idle
     idle.num_submitted_since_state = 2
@@ -112,7 +115,7 @@ async def test_least_loaded() -> None:
 
 
 async def test_prefill_order() -> None:
-    policy = build_policy("LeastLoaded")
+    policy = POLICIES["LeastLoaded"]()
     slow = link("a", queued_prompt_seconds=2.0)
     quick = link("b", queued_prompt_seconds=1.0, prefill_tokens_per_second=100.0)
     assert policy.order_prefill([slow, quick]) == [quick, slow]
@@ -122,7 +125,7 @@ async def test_prefill_order() -> None:
 
 
 async def test_round_robin() -> None:
-    policy = build_policy("RoundRobin")
+    policy = POLICIES["RoundRobin"]()
     links = [link("b"), link("a")]
     chosen = [policy.choose_decode(links, Placement([1])).address.name for _ in range(4)]
     assert chosen == ["a", "b", "a", "b"]
@@ -132,7 +135,7 @@ async def test_round_robin() -> None:
 
 
 async def test_kv_aware_prefers_the_longest_prefix_of_comparable_workers() -> None:
-    policy = build_policy("KvAware")
+    policy = POLICIES["KvAware"]()
     tokens = list(range(20))
     hashes = prefix_hashes(tokens, 4, salt_hash("mock", "tenant"))
     cold, warm, hot = link("a"), link("b", num_running=2), link("c", num_running=50)
@@ -203,7 +206,7 @@ def test_slo_classes() -> None:
             parse_slo_classes(bad)
 
 
-def test_api_keys(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_api_keys(tmp_path: Path) -> None:
     assert read_api_keys("") == frozenset()
     (tmp_path / "one").write_text("# comment\n alpha \n\nbeta\n")
     (tmp_path / "two").write_text("gamma")

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -144,7 +145,8 @@ async def test_killed_workers_are_only_pauses(tmp_path: Path) -> None:
                 stream=True,
                 stream_options={"include_usage": True},
             )
-            text, facts = "", {}
+            text = ""
+            facts: dict[str, object] = {}
             async for chunk in stream:
                 text += chunk.choices[0].text if chunk.choices else ""
                 facts = (chunk.model_extra or {}).get("tandem") or facts
@@ -221,7 +223,7 @@ async def test_kv_aware_finds_the_worker_that_holds_the_prefix(tmp_path: Path) -
         for number in range(4):
             prompt = f"{number} {PROMPT}"
             first, _ = await ask(prompt)
-            await until_async(lambda name=first: blocks(client, name), 7, seconds=20)
+            await until_async(partial(blocks, client, first), 7, seconds=20)
             for _ in range(4):
                 again, cached = await ask(prompt)
                 assert again == first
@@ -230,7 +232,7 @@ async def test_kv_aware_finds_the_worker_that_holds_the_prefix(tmp_path: Path) -
 
 async def blocks(client: httpx.AsyncClient, worker: str) -> float:
     entries = (await client.get("/state")).json()["workers"]
-    return sum(entry["prefix_blocks"] for entry in entries if entry["worker_id"] == worker)
+    return float(sum(entry["prefix_blocks"] for entry in entries if entry["worker_id"] == worker))
 
 
 async def readiness(client: httpx.AsyncClient) -> float:

@@ -17,8 +17,8 @@ PLAIN_TEMPLATE: Final = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}Assistant:{%- endif -%}"
 )
-"""For models that bring no template. A base model goes on with the user's turn after its answer,
-so `PLAIN_STOP` ends it there."""
+"""For models without a template. A base model continues with the user's turn after its answer, so
+`PLAIN_STOP` ends it there."""
 PLAIN_STOP: Final = ("\nUser:",)
 
 
@@ -51,7 +51,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt. Raises InvalidRequest when the template refuses these messages."""
+        """The prompt. Raises InvalidRequest when the template rejects these messages."""
         try:
             return self._template.render(
                 **{
@@ -63,7 +63,7 @@ class ChatTemplate:
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
             raise InvalidRequest(
-                f"the model's chat template refuses these messages: {error}", param="messages"
+                f"messages: the model's chat template rejects them: {error}", param="messages"
             ) from error
 
 

@@ -43,7 +43,7 @@ def build_gguf_tokenizer(file: GgufFile) -> Tokenizer:
     family = file.text("tokenizer.ggml.model")
     tokens = [str(token) for token in file.array("tokenizer.ggml.tokens")]
     if not tokens:
-        raise ModelLoadError(f"{file.path} holds no vocabulary")
+        raise ModelLoadError(f"{file.path} has no vocabulary")
     if family == "llama":
         is_gemma = file.text("general.architecture").startswith("gemma")
         tokenizer = _build_gemma(tokens) if is_gemma else _build_llama(file, tokens)
@@ -51,7 +51,8 @@ def build_gguf_tokenizer(file: GgufFile) -> Tokenizer:
         tokenizer = _build_byte_level(file, tokens)
     else:
         raise ModelLoadError(
-            f"{file.path} has a tokenizer of family {family!r}; 'llama' and 'gpt2' are known"
+            f"{file.path} has a tokenizer of family {family!r}, but only 'llama' and 'gpt2' are "
+            "supported"
         )
     _add_special_tokens(tokenizer, file, tokens)
     return tokenizer

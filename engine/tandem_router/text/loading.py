@@ -47,7 +47,9 @@ def load_directory(path: Path) -> TextModel:
     """A directory in the Hugging Face form: tokenizer.json, tokenizer_config.json, templates."""
     file = path / "tokenizer.json"
     if not file.exists():
-        raise ModelLoadError(f"{path} has no tokenizer.json: convert the model's tokenizer to it")
+        raise ModelLoadError(
+            f"{path} has no tokenizer.json: convert the model's tokenizer to that form"
+        )
     config = _read_json(path / "tokenizer_config.json")
     special = {
         name: text for name in _SPECIAL_NAMES if (text := _token_text(config.get(name))) is not None
@@ -105,7 +107,7 @@ def _open_tokenizer(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for whatever is wrong
-        raise ModelLoadError(f"{path} is no tokenizer that can be read: {error}") from error
+        raise ModelLoadError(f"{path} can't be read as a tokenizer: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -114,14 +116,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelLoadError(f"{path} is no valid JSON: {error}") from error
+        raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ModelLoadError(f"{path} holds no JSON object")
+        raise ModelLoadError(f"{path} does not hold a JSON object")
     return value
 
 
 def _token_text(value: Any) -> str | None:
-    """A special token's text: a string, or an object with `content`."""
+    """A special token's text, written as a string or as an object with `content`."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None

@@ -11,7 +11,7 @@ OFFLOAD_CHARACTERS: Final = 8192
 
 
 class TextModel:
-    """Prompts for one model. Long ones are tokenized in a thread, so that streams go on."""
+    """Prompts for one model. Long ones are tokenized in a thread, so that streams keep moving."""
 
     def __init__(self, tokenizer: TextTokenizer, template: ChatTemplate) -> None:
         self.tokenizer = tokenizer
@@ -37,7 +37,7 @@ class TextModel:
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Token ids of a conversation. Raises InvalidRequest when the template refuses it."""
+        """Token ids of a conversation. Raises InvalidRequest when the template rejects it."""
         size = sum(len(message["content"]) for message in messages)
         if size < OFFLOAD_CHARACTERS:
             return self._encode_chat(messages, add_generation_prompt, variables)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 class StopMatcher:
-    """Passes text on until a stop string shows; holds back what may be the beginning of one.
+    """Passes text on until a stop string appears; holds back what may be the start of one.
 
     `feed` returns (text that is safe to show, True once a stop string was found). The stop string
     itself and everything after it is never returned.
@@ -18,7 +18,7 @@ class StopMatcher:
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, bool]:
-        """Take new text; once True was returned, the matcher must not be fed any more."""
+        """Take new text; after True was returned, the matcher must not be fed again."""
         text = self._held + text
         first = min((at for stop in self._stops if (at := text.find(stop)) >= 0), default=-1)
         if first >= 0:
@@ -36,7 +36,7 @@ class StopMatcher:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `stop`."""
+    """Length of the longest end of `text` that is a proper start of `stop`."""
     for length in range(min(len(stop) - 1, len(text)), 0, -1):
         if text.endswith(stop[:length]):
             return length

@@ -35,7 +35,7 @@ class TextTokenizer(ABC):
 
     @abstractmethod
     def piece(self, token: int) -> bytes:
-        """The bytes that one token stands for, special tokens written out."""
+        """The bytes that one token stands for; special tokens are spelled out."""
 
     @abstractmethod
     def detokenizer(

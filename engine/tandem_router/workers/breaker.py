@@ -47,7 +47,7 @@ class CircuitBreaker:
             self._trial = False
 
     def on_abandoned(self) -> None:
-        """The trial ended without a verdict (client left, worker full): try another."""
+        """The trial ended without a verdict (the client left, or the worker was full)."""
         self._trial = False
 
     def on_failure(self, now: float) -> None:

@@ -10,7 +10,7 @@ from tandem_wire.messages import Welcome
 
 
 class Fleet:
-    """Keeps one link per known worker; whoever places requests hears of every change."""
+    """Keeps one link per known worker; placement is notified of every change."""
 
     def __init__(self, config: RouterConfig) -> None:
         self._config = config
@@ -63,7 +63,7 @@ class Fleet:
         ]
 
     def has_decode_worker(self) -> bool:
-        """True while some decode-capable worker is connected, be it full or failing."""
+        """True while some decode-capable worker is connected, even if it is full or failing."""
         return any(
             link.is_connected and link.role in ("decode", "both") and not link.is_draining
             for link in self._links.values()

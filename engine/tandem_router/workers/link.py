@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 
 class Attempt(Protocol):
-    """What runs on a worker; called back from the connection's reader, so it must not block."""
+    """What runs on a worker. The connection's reader calls it back, so it must not block."""
 
     def on_item(self, item: StepItem, now: float) -> None:
         """New tokens or the end; after an item with `finish` nothing more comes."""

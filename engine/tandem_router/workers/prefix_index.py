@@ -1,4 +1,4 @@
-"""Which prefix-cache blocks a worker holds, as its KvEvents tell."""
+"""Which prefix-cache blocks a worker holds, according to its KvEvents."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from tandem_wire.messages import KvEvents
 
 
 class PrefixIndex:
-    """The set of block hashes of one worker; forgets all when an event was missed."""
+    """The block hashes of one worker; all are forgotten when an event was missed."""
 
     __slots__ = ("_blocks", "_next_sequence")
 
@@ -18,7 +18,7 @@ class PrefixIndex:
         return len(self._blocks)
 
     def apply(self, events: KvEvents) -> None:
-        """Follow the worker's cache; a gap in the sequence makes the index start anew."""
+        """Follow the worker's cache; after a gap in the sequence the index starts from nothing."""
         gap = self._next_sequence is not None and events.sequence != self._next_sequence
         if events.cleared or gap:
             self._blocks.clear()
@@ -27,7 +27,7 @@ class PrefixIndex:
         self._blocks.update(events.stored)
 
     def clear(self) -> None:
-        """The worker was started anew."""
+        """Forget everything: the worker has restarted."""
         self._blocks.clear()
         self._next_sequence = None
 

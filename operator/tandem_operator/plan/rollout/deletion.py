@@ -11,7 +11,7 @@ DELETE_DRAIN_SECONDS = 10
 """The streams of a deleted service may run for this time before their workers are stopped."""
 DELETE_GRACE_SECONDS = 5
 DELETE_LIMIT_SECONDS = 25
-"""After this time the finalizer is removed anyway: pods that remain are deleted with their owner."""
+"""After this time the finalizer is removed: pods that remain are deleted with their owner."""
 
 
 def plan_deletion(

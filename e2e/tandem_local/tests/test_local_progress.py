@@ -6,8 +6,7 @@ import io
 
 from rich.console import Console
 
-from tandem_local.display import shown_progress
-from tandem_local.progress import ProgressEvent
+from tandem_local.progress import ProgressEvent, shown_progress
 
 
 def test_plain_output_has_a_line_per_step_and_tenth() -> None:

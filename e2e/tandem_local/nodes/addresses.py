@@ -1,7 +1,7 @@
-"""Address ranges: one /16 per cluster, so that several stand side by side.
+"""Address ranges: one /16 per cluster, so that several clusters can stand side by side.
 
-Of 10.X.0.0/16 the lower half is for pods (one /24 per node), 10.X.128.0/18 for Services, and
-10.X.255.0/24 is the fabric that joins nodes and host.
+The lower half of 10.X.0.0/16 is for pods (one /24 per node), 10.X.128.0/18 is for Services, and
+10.X.255.0/24 is the fabric, the network that joins nodes and host.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from ipaddress import IPv4Address, IPv4Network
 
 from tandem_local.errors import RequirementError
 
-# Away from what kubeadm, kind, k3s and Docker take by default.
+# Away from the ranges that kubeadm, kind, k3s and Docker use by default.
 CANDIDATES = tuple(IPv4Network(f"10.{second}.0.0/16") for second in range(200, 244))
 
 
 @dataclass(frozen=True)
 class AddressPlan:
-    """Every address of a cluster follows from its /16."""
+    """The addresses of a cluster; all of them follow from its /16."""
 
     base: IPv4Network
 
@@ -46,22 +46,22 @@ class AddressPlan:
 
     @property
     def api_service(self) -> IPv4Address:
-        """ClusterIP of the Service `kubernetes`."""
+        """The ClusterIP of the Service `kubernetes`."""
         return self.services[1]
 
     @property
     def dns(self) -> IPv4Address:
-        """ClusterIP of the cluster's DNS."""
+        """The ClusterIP of the cluster's DNS server."""
         return self.services[10]
 
     @property
     def api(self) -> IPv4Address:
-        """Where the API server listens: the first node."""
+        """The address at which the API server listens: the first node's."""
         return self.node(0)
 
     @property
     def api_url(self) -> str:
-        """The API server's address as clients write it."""
+        """The API server's URL."""
         return f"https://{self.api}:6443"
 
     def node(self, index: int) -> IPv4Address:
@@ -77,7 +77,7 @@ class AddressPlan:
         return self.pod_subnet(index)[1]
 
     def to_json(self) -> str:
-        """Serialise."""
+        """The plan as JSON."""
         return json.dumps({"base": str(self.base)})
 
     @classmethod
@@ -89,9 +89,9 @@ class AddressPlan:
 def choose_plan(taken: Iterable[IPv4Network], cluster: str = "") -> AddressPlan:
     """The first candidate that overlaps with nothing in `taken`.
 
-    Where the search begins depends on the cluster, so that two which start at the same moment with
-    caches of their own, and so can't know of each other yet, hardly ever choose the same.
-    Raises RequirementError where every candidate is taken.
+    Where the search begins depends on the cluster's name. Two clusters that start at the same
+    moment with separate caches can't know of each other, and so hardly ever choose the same range.
+    Raises RequirementError if every candidate is taken.
     """
     busy = [network for network in taken if network.prefixlen > 0]
     first = zlib.crc32(cluster.encode()) % len(CANDIDATES) if cluster else 0
@@ -99,6 +99,6 @@ def choose_plan(taken: Iterable[IPv4Network], cluster: str = "") -> AddressPlan:
         if not any(candidate.overlaps(network) for network in busy):
             return AddressPlan(candidate)
     raise RequirementError(
-        f"every range from {CANDIDATES[0]} to {CANDIDATES[-1]} is routed already; "
-        "remove a cluster (`tandem cluster down`) or a route"
+        f"no address range is free: each one from {CANDIDATES[0]} to {CANDIDATES[-1]} overlaps "
+        "with a route of this machine: remove a cluster (`tandem cluster down`) or a route"
     )

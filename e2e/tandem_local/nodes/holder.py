@@ -1,12 +1,12 @@
 """A node: a network and a mount namespace, held by one idle process, the *holder*.
 
-Neither has a name on the host. When the processes that live in a node are gone, so are its
-network, its mounts and its firewall rules: nothing can stay behind.
+Neither namespace has a name on the host. When the processes that live in a node are gone, so are
+its network, its mounts and its firewall rules: nothing can be left behind.
 
-The node sees the machine's own file system, with four differences that only it sees: the folders
-that every kubelet writes to are its own, kernel settings that the kubelet would change for the
-whole machine look as it wants them, and folders that only root may pass are passable, since pods
-run under other users too.
+A node sees the machine's own file system, with four differences that no one else sees: the folders
+that every kubelet writes to are its own; the kernel settings that a kubelet would change for the
+whole machine already look as it wants them; its network settings are its own, with forwarding on;
+and folders that only root may enter can be entered, because pods run as other users too.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tandem_local.errors import StartError
-from tandem_local.process import ProcessRef
+from tandem_local.machine.process import ProcessRef
 from tandem_local.spec import ImageEntry
 
 # The kubelet uses these paths whatever --root-dir says. Each node sees an empty folder of its own
-# there, so that two kubelets on one machine do not take them from each other.
+# there, so that two kubelets on one machine do not interfere.
 PRIVATE_FOLDERS = ("/var/lib/kubelet", "/var/log/containers")
 KUBELET_TUNABLES = {
     "/proc/sys/vm/overcommit_memory": "1",
@@ -42,8 +42,8 @@ NODE_SYSCTLS = {
     "net/ipv4/conf/all/send_redirects": "0",
     "net/ipv4/conf/default/send_redirects": "0",
 }
-# A folder cannot be given another mode, nor a new entry, in one namespace only. What can be had:
-# an empty file system over it, with the folder's own entries bound back one by one.
+# A folder's mode and entries cannot be changed in one namespace only. What works is an empty file
+# system mounted over it, with the folder's own entries bound back one by one.
 REFILL = """\
 refill() {
   stage=$(mktemp -d)
@@ -62,13 +62,13 @@ START_TIMEOUT_S = 30.0
 
 
 def enter(holder: int) -> list[str]:
-    """Prefix of a command that runs inside the node; it execs, so the pid is the command's."""
-    # Not `ip netns exec`: that one mounts a fresh /sys, which hides /sys/fs/cgroup.
+    """The prefix of a command that runs inside the node; it execs, so the pid is the command's."""
+    # Not `ip netns exec`, which mounts a fresh /sys that hides /sys/fs/cgroup.
     return ["nsenter", f"--target={holder}", "--net", "--mount", "--"]
 
 
 def needed_paths(images: Iterable[ImageEntry]) -> list[Path]:
-    """What a container reads to run the images: this interpreter, entry points, named folders."""
+    """What a container reads: this interpreter, and the images' entry points and folders."""
     paths = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve()}
     # Editable installs lie where the sources are.
     paths |= {Path(entry) for entry in sys.path if entry}
@@ -79,7 +79,7 @@ def needed_paths(images: Iterable[ImageEntry]) -> list[Path]:
 
 
 def closed_folders(paths: Iterable[Path]) -> list[Path]:
-    """The folders on the way to `paths` that only some users may pass, outermost first."""
+    """The folders on the way to `paths` that not every user may enter, outermost first."""
     closed = set()
     for path in paths:
         for folder in (path, *path.parents):
@@ -89,9 +89,9 @@ def closed_folders(paths: Iterable[Path]) -> list[Path]:
 
 
 def holder_script(folder: Path, closed: Sequence[Path]) -> str:
-    """What the holder runs before it idles: it furnishes the node's view of the machine."""
+    """The script of a holder: it sets up the node's view of the machine, and then idles."""
     lines = [REFILL]
-    # Passable, not listable: what lies inside keeps its own modes.
+    # They can be entered but not listed; what lies inside keeps its own mode.
     lines += [f"refill {shlex.quote(str(path))} 0711" for path in closed]
     lines += [_mask(Path(path)) for path in PRIVATE_FOLDERS]
     tunables = folder / "tunables"
@@ -110,11 +110,14 @@ def holder_script(folder: Path, closed: Sequence[Path]) -> str:
 def start_holder(
     folder: Path, closed: Sequence[Path], environment: Mapping[str, str], log: Path
 ) -> ProcessRef:
-    """Start the process that holds a node's namespaces; returns when they are furnished."""
+    """Start the process that holds a node's namespaces, and wait until they are set up.
+
+    Raises StartError if the process ends, or takes too long.
+    """
     (folder / "tunables").mkdir(parents=True, exist_ok=True)
     ready = folder / "holder.ready"
     ready.unlink(missing_ok=True)
-    # `slave`: what the host unmounts later is not pinned here, and nothing of ours goes back.
+    # `slave`: a later unmount on the host takes effect here, and no mount made here reaches it.
     argv = ["unshare", "--net", "--mount", "--propagation=slave", "sh", "-euc"]
     with log.open("ab") as output:
         child = subprocess.Popen(
@@ -130,16 +133,16 @@ def start_holder(
     while not ready.exists():
         if child.poll() is not None or time.monotonic() > deadline:
             detail = log.read_text(errors="replace").strip()[-2000:]
-            raise StartError(f"the namespaces of a node could not be made:\n{detail}")
+            raise StartError(f"a node's namespaces could not be created; {log} ends:\n{detail}")
         time.sleep(0.01)
     ref = ProcessRef.of(child.pid)
     if ref is None:
-        raise StartError(f"the holder of a node's namespaces died at once; see {log}")
+        raise StartError(f"the process that holds a node's namespaces died at once: see {log}")
     return ref
 
 
 def _mask(path: Path) -> str:
-    """Shell lines that give the node an empty `path`, made without touching the host."""
+    """Shell lines that give the node an empty folder at `path` without touching the host."""
     missing = path
     while not missing.parent.exists():
         missing = missing.parent

@@ -1,43 +1,73 @@
 """Builds the cluster's binaries from `e2e/cluster`, once per version of its sources.
 
-The result lies in the per-user cache under a key made of every source file and of the Go version,
-so a build is repeated exactly when something that goes into it has changed.
+The result is kept in the per-user cache under a key made from every source file and the Go version,
+so the build is repeated exactly when something that goes into it has changed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tandem_local.binaries import Binaries
+from tandem_local.binaries.toolchain import (
+    GO_DOWNLOADS,
+    find_go,
+    go_version,
+    required_version,
+)
 from tandem_local.errors import BuildError
 from tandem_local.folders import cache_dir, locked
 from tandem_local.progress import Progress, ProgressEvent, silent
-from tandem_local.toolchain import find_go, go_version, required_version
 
 CLUSTER_OVERRIDE = "TANDEM_CLUSTER_BINARY"
 COREDNS_OVERRIDE = "TANDEM_COREDNS_BINARY"
 SOURCE_NAMES = ("go.mod", "go.sum")
-# The order of magnitude of a cold build on two cores, told before it starts.
+# Roughly how long a cold build takes; said before it starts.
 COLD_BUILD = "about seven minutes on two cores, once"
+PROXY_REMEDY = "\nIf this machine cannot reach the Go module proxy, set GOPROXY to one that it can."
+
+
+@dataclass(frozen=True)
+class Binaries:
+    """The paths of the two binaries that a cluster runs on."""
+
+    cluster: Path
+    """The multi-call binary: etcd, the Kubernetes components, kubectl, helm and procri."""
+    coredns: Path
+    """CoreDNS."""
+
+    def to_json(self) -> str:
+        """Both paths as JSON."""
+        return json.dumps({"cluster": str(self.cluster), "coredns": str(self.coredns)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Binaries:
+        """The inverse of `to_json`."""
+        data = json.loads(text)
+        return cls(Path(data["cluster"]), Path(data["coredns"]))
 
 
 def find_binaries(progress: Progress = silent) -> Binaries:
-    """The binaries to run: those that the environment names, else built (or cached) ones.
+    """The binaries to run: those that the environment names, or else ones built here (or cached).
 
-    Raises BuildError where the sources are missing or the build fails.
+    Raises BuildError if the sources are missing or the build fails.
     """
     named = os.environ.get(CLUSTER_OVERRIDE), os.environ.get(COREDNS_OVERRIDE)
     if named[0] and named[1]:
         for variable, value in zip((CLUSTER_OVERRIDE, COREDNS_OVERRIDE), named, strict=True):
             if not os.access(value or "", os.X_OK):
-                raise BuildError(f"{variable}={value}: no such executable file")
+                raise BuildError(
+                    f"{variable} is {value}, which is not an executable file: "
+                    "correct the path, or unset the variable to have the binary built"
+                )
         return Binaries(Path(named[0]).absolute(), Path(named[1]).absolute())
     built = build(source_dir(), progress)
     return Binaries(
@@ -47,26 +77,28 @@ def find_binaries(progress: Progress = silent) -> Binaries:
 
 
 def source_dir() -> Path:
-    """The Go sources beside this package.
+    """The Go sources, which lie beside this package.
 
-    Raises BuildError where this package was installed without them.
+    Raises BuildError if this package was installed without them.
     """
-    folder = Path(__file__).resolve().parent.parent / "cluster"
+    folder = Path(__file__).resolve().parents[2] / "cluster"
     if not (folder / "go.mod").is_file():
         raise BuildError(
-            f"the sources of the embedded cluster are not at {folder}: a wheel does not hold "
-            "them.\nInstall from a clone of the repository (`make install`), or set "
-            f"{CLUSTER_OVERRIDE} and {COREDNS_OVERRIDE} to binaries that were built from one."
+            f"the Go sources of the embedded cluster are not at {folder}: a wheel does not "
+            "contain them.\nInstall from a clone of the repository (`make install`), or set "
+            f"{CLUSTER_OVERRIDE} and {COREDNS_OVERRIDE} to binaries built from one."
         )
     return folder
 
 
 def build(sources: Path, progress: Progress = silent) -> Binaries:
-    """Build both binaries into the cache, unless they are there."""
+    """Build both binaries into the cache, unless they are there already."""
     go = find_go(required_version(sources / "go.mod"))
     version = go_version(go)
     if version is None:
-        raise BuildError(f"{go} does not run")
+        raise BuildError(
+            f"`{go} env GOVERSION` fails: repair this Go, or install another from {GO_DOWNLOADS}"
+        )
     target = cache_dir() / "bin" / source_key(sources, version)
     binaries = Binaries(target / "tandem-cluster", target / "coredns")
     if binaries.cluster.exists() and binaries.coredns.exists():
@@ -83,7 +115,7 @@ def build(sources: Path, progress: Progress = silent) -> Binaries:
 
 
 def source_key(sources: Path, version: Sequence[int]) -> str:
-    """Hash of every Go source (tests left out), of the module files and of the Go version."""
+    """A hash of every Go source except tests, of the module files, and of the Go version."""
     digest = hashlib.sha256(".".join(map(str, version)).encode())
     for path in sorted(sources.rglob("*")):
         is_source = path.suffix == ".go" and not path.name.endswith("_test.go")
@@ -94,9 +126,9 @@ def source_key(sources: Path, version: Sequence[int]) -> str:
 
 
 def linker_flags(go_mod: str) -> str:
-    """`-ldflags` that tell the binary which Kubernetes and Helm it holds.
+    """The `-ldflags` that tell the binary which versions of Kubernetes and Helm it contains.
 
-    Without them every component says `v0.0.0-master`, which Helm's `kubeVersion` refuses.
+    Without them every component reports `v0.0.0-master`, which a chart's `kubeVersion` refuses.
     """
     flags = ["-s", "-w"]
     kubernetes = re.search(r"^\s*k8s\.io/kubernetes (v(\d+)\.(\d+)\S*)", go_mod, re.MULTILINE)
@@ -178,9 +210,9 @@ def _go(
 ) -> None:
     """Run a Go command and report each line of its output as one unit done.
 
-    Packages that Go's own cache holds are not named, so a warm build ends before `total`.
+    Go does not name the packages that it has cached, so a warm build ends before `total`.
     """
-    # The build must leave the machine usable: it takes minutes.
+    # The build takes minutes, and the machine must stay usable.
     nice = ["nice"] if shutil.which("nice") else []
     with subprocess.Popen(
         [*nice, str(go), *arguments],
@@ -199,9 +231,10 @@ def _go(
                 lines.append(line.rstrip())
                 progress(ProgressEvent(stage, message, len(lines), total))
         except BaseException:
-            # Ctrl-C, or a progress callback that fails, must not leave a compiler running.
+            # Neither Ctrl-C nor a failing progress callback may leave a compiler running.
             child.kill()
             raise
     if child.returncode != 0:
         tail = "\n".join(lines[-20:])
-        raise BuildError(f"`go {' '.join(arguments[:2])}` failed in {module}:\n{tail}")
+        remedy = PROXY_REMEDY if stage == "download" else ""
+        raise BuildError(f"`go {' '.join(arguments[:2])}` failed in {module}:\n{tail}{remedy}")

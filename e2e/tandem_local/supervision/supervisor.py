@@ -1,8 +1,9 @@
-"""The process that keeps a cluster running: ``python -m tandem_local.supervisor FOLDER``.
+"""The process that keeps a cluster running.
 
-It detaches from whoever started it, makes the nodes' namespaces, starts the components in order,
-starts again those that die, keeps extended resources on the nodes, and writes what it knows to
-``state.json``. SIGTERM ends the cluster; so does the disappearance of its folder.
+``python -m tandem_local.supervision.supervisor FOLDER`` starts it. It detaches from its caller,
+makes the nodes' namespaces, starts the components in order, restarts those that die, keeps the
+extended resources on the nodes, and writes what it knows to ``state.json``. SIGTERM ends the
+cluster; so does the removal of its folder.
 """
 
 from __future__ import annotations
@@ -20,32 +21,34 @@ from types import FrameType
 
 import httpx
 
-from tandem_local import network, teardown
-from tandem_local.addresses import AddressPlan
-from tandem_local.api import ApiClient
-from tandem_local.binaries import Binaries
-from tandem_local.bootstrap import bootstrap_objects, reconcile_node
-from tandem_local.certs import Pki
-from tandem_local.components import DNS_READY_PORT, Component, build_components, environment
+from tandem_local.binaries.build import Binaries
+from tandem_local.components.command_lines import Component, build_components, environment
+from tandem_local.components.configuration import DNS_READY_PORT
+from tandem_local.components.credentials import Pki
 from tandem_local.errors import LocalError, StartError
 from tandem_local.folders import ClusterFolder
-from tandem_local.holder import closed_folders, enter, needed_paths, start_holder
-from tandem_local.process import ProcessRef
+from tandem_local.machine.process import ProcessRef
+from tandem_local.nodes import network
+from tandem_local.nodes.addresses import AddressPlan
+from tandem_local.nodes.holder import closed_folders, enter, needed_paths, start_holder
 from tandem_local.spec import ClusterSpec
-from tandem_local.state import ClusterState, ComponentState, Phase
+from tandem_local.supervision import teardown
+from tandem_local.supervision.api import ApiClient
+from tandem_local.supervision.bootstrap import bootstrap_objects, reconcile_node
+from tandem_local.supervision.state import ClusterState, ComponentState, Phase
 
 TICK_S = 0.1
 NODE_CHECK_S = 1.0
-# Back-off of a component that dies again and again.
+# The back-off of a component that keeps dying.
 FIRST_DELAY_S, LONGEST_DELAY_S, STEADY_S = 0.2, 5.0, 30.0
 
 
 class Stop(Exception):
-    """The supervisor was told to end the cluster."""
+    """The supervisor has been told to end the cluster."""
 
 
 class Watched:
-    """One component: its process, and when it may start again."""
+    """One component: its process, and when it may be restarted."""
 
     def __init__(self, component: Component, state: ComponentState, prefix: list[str]) -> None:
         self.component = component
@@ -73,7 +76,7 @@ class Watched:
         self.state.process = ProcessRef.of(self._child.pid)
 
     def tend(self, folder: ClusterFolder) -> bool:
-        """Notice the process's end and start it again when its time has come.
+        """Notice that the process has ended, and restart it when its back-off is over.
 
         Returns whether anything changed.
         """
@@ -97,7 +100,7 @@ class Watched:
 
 
 class Supervisor:
-    """Runs one cluster, from the folder that `LocalCluster.up` has prepared."""
+    """Runs one cluster from the folder that `LocalCluster.up` has prepared."""
 
     def __init__(self, folder: ClusterFolder) -> None:
         self.folder = folder
@@ -117,7 +120,7 @@ class Supervisor:
     def run(self) -> int:
         """Run until told to stop; returns the exit status."""
         self._catch_signals()
-        self._say("making the nodes' namespaces")
+        self._say("creating the nodes' namespaces")
         status = 0
         try:
             self._make_nodes()
@@ -169,8 +172,8 @@ class Supervisor:
             try:
                 self._reconcile_nodes()
             except httpx.HTTPError as error:
-                # The API server is being restarted, or is slow: the next check comes soon.
-                print(f"checking the nodes: {error}", file=sys.stderr, flush=True)
+                # The API server is restarting or slow, and the next check comes soon.
+                print(f"the nodes could not be checked: {error}", file=sys.stderr, flush=True)
             next_check = time.monotonic() + NODE_CHECK_S
 
     def _reconcile_nodes(self) -> bool:
@@ -200,7 +203,7 @@ class Supervisor:
         self._write()
 
     def _wait(self, what: str, condition: Callable[[], bool]) -> None:
-        """Tick until `condition` holds; `up` is the one that loses patience."""
+        """Tick until `condition` holds, however long it takes: the time limit is `up`'s."""
         self._say(f"waiting for {what}")
         while not self._holds(condition):
             self._tick(TICK_S)
@@ -209,13 +212,13 @@ class Supervisor:
         try:
             return condition()
         except httpx.HTTPError as error:
-            print(f"not yet: {error}", file=sys.stderr, flush=True)
+            print(f"still waiting: {error}", file=sys.stderr, flush=True)
             return False
 
     def _tick(self, wait_s: float) -> None:
-        """Sleep until something happens, at most `wait_s`; tend every component.
+        """Sleep until something happens, for at most `wait_s`, and tend every component.
 
-        Raises Stop when the cluster should end, StartError when a node's holder has died.
+        Raises Stop when the cluster is to end, and StartError when a node's holder has died.
         """
         pause = TICK_S if any(w.state.process is None for w in self._watched) else wait_s
         readable, _, _ = select.select([self._wake[0]], [], [], pause)
@@ -225,7 +228,10 @@ class Supervisor:
             raise Stop
         for node, holder in self.state.holders.items():
             if not holder.alive():
-                raise StartError(f"the process that held {node}'s namespaces is dead")
+                raise StartError(
+                    f"the process that held the namespaces of {node} has died: "
+                    "start the cluster again"
+                )
         changes = [watched.tend(self.folder) for watched in self._watched]
         if any(changes):
             self._write()
@@ -253,10 +259,10 @@ class Supervisor:
 
 
 def detach(log: Path) -> None:
-    """Leave the caller's session and terminal; output goes to `log`.
+    """Leave the caller's session and terminal; from now on, output goes to `log`.
 
-    Two forks: the survivor is nobody's child and no session leader, so it neither becomes a
-    zombie of a caller that never waits nor gets a terminal back.
+    After two forks the survivor is neither the caller's child nor a session leader, so it can
+    neither become a zombie of a caller that never waits nor acquire a terminal again.
     """
     if os.fork():
         os._exit(0)
@@ -271,7 +277,7 @@ def detach(log: Path) -> None:
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the supervisor of the cluster in the folder that the command line names."""
     folder = ClusterFolder(Path(sys.argv[1]))
     folder.logs.mkdir(parents=True, exist_ok=True)
     detach(folder.logs / "supervisor.log")

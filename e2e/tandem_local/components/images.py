@@ -1,4 +1,4 @@
-"""The image table: which image names exist on the embedded cluster, and what they run."""
+"""The image table: which image names exist in the embedded cluster, and what each one runs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from tandem_local.components import SEARCH_PATH
+from tandem_local.components.command_lines import SEARCH_PATH
 from tandem_local.folders import cache_dir
 from tandem_local.spec import ImageEntry
 
 REGISTRY = "ghcr.io/tandem-inference"
 SHELL_IMAGE = "tandem.local/shell"
-# Image name and the console script that is its entry point, as in the Dockerfile.
+# Each image, and the console script that is its entry point, as in the Dockerfile.
 ENTRYPOINTS = {
     "tandem-operator": "tandem-operator",
     "tandem-router": "tandem-router",
@@ -21,7 +21,7 @@ ENTRYPOINTS = {
 }
 # The USER of those images, as in the Dockerfile.
 IMAGE_USER = 65532
-# Where models lie and how they are fetched: a user's own cache serves the pods too.
+# Where models lie and how they are fetched: the user's own cache serves the pods too.
 PASSED_ON = (
     "HF_HOME",
     "HF_HUB_CACHE",
@@ -35,7 +35,7 @@ PASSED_ON = (
 def default_images(python_bin_dir: Path) -> tuple[ImageEntry, ...]:
     """The project's own images, run from an installed environment, and a shell for tests.
 
-    `python_bin_dir` is the folder of the console scripts, e.g. ``.venv/bin``.
+    `python_bin_dir` is the folder of the console scripts, such as ``.venv/bin``.
     """
     bin_dir = python_bin_dir.absolute()
     environment = {
@@ -48,12 +48,12 @@ def default_images(python_bin_dir: Path) -> tuple[ImageEntry, ...]:
         "OMP_NUM_THREADS": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
     }
     environment |= {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
-    # Pods run as users of their own, and share what they unpack: a folder like /tmp.
+    # Pods run under various users and share what they unpack, so this folder is like /tmp.
     shared = cache_dir() / "pods"
     shared.mkdir(parents=True, exist_ok=True)
     shared.chmod(0o1777)
     environment["TANDEM_CACHE_DIR"] = str(shared)
-    # They can't write beside the installed modules; compiling torch's anew doubles a start.
+    # They can't write beside the installed modules, and compiling torch again doubles a start.
     environment["PYTHONPYCACHEPREFIX"] = str(shared / "bytecode")
     project = tuple(
         ImageEntry(f"{REGISTRY}/{image}:*", (str(bin_dir / script),), environment, user=IMAGE_USER)
@@ -63,20 +63,20 @@ def default_images(python_bin_dir: Path) -> tuple[ImageEntry, ...]:
 
 
 def write_images(path: Path, images: Iterable[ImageEntry]) -> None:
-    """Write the table in one step; procri reads it anew at each use."""
+    """Write the table in one step; procri reads it again at each use."""
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps({"images": [image.to_table() for image in images]}, indent=2))
     os.replace(fresh, path)
 
 
 def read_images(path: Path) -> tuple[ImageEntry, ...]:
-    """The table as it is."""
+    """The entries of the table at `path`."""
     entries = json.loads(path.read_text())["images"]
     return tuple(ImageEntry.from_table(entry) for entry in entries)
 
 
 def merge_images(old: Iterable[ImageEntry], new: Iterable[ImageEntry]) -> tuple[ImageEntry, ...]:
-    """`old` with `new` added; an entry of the same name is replaced."""
+    """`old` and `new` together; a new entry replaces an old one of the same name."""
     merged = {image.name: image for image in old}
     merged.update({image.name: image for image in new})
     return tuple(merged.values())

@@ -1,7 +1,7 @@
-"""Processes that outlive the Python process which started them.
+"""Processes that outlive the Python process that started them.
 
-A pid alone says little, since the kernel uses it again: a process is known by its pid *and* by
-the moment of its start.
+A pid alone says little, because the kernel reuses it: a process is identified by its pid *and* its
+start time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class ProcessRef:
-    """A process, unmistakably."""
+    """One process, which no other can be mistaken for."""
 
     pid: int
     start: int
@@ -26,18 +26,18 @@ class ProcessRef:
 
     @classmethod
     def of(cls, pid: int) -> ProcessRef | None:
-        """The living process with that pid; None if there is none or it is a zombie."""
+        """The living process with this pid; None if there is none, or only a zombie."""
         stat = _stat(pid)
         if stat is None or stat[0] in "ZX":
             return None
         return cls(pid, stat[1])
 
     def alive(self) -> bool:
-        """Whether it still runs (a zombie does not)."""
+        """Whether it is still running (a zombie is not)."""
         return ProcessRef.of(self.pid) == self
 
     def signal(self, number: int) -> bool:
-        """Send a signal; False if the process is gone."""
+        """Send it a signal; False if the process is gone."""
         if not self.alive():
             return False
         try:
@@ -47,7 +47,7 @@ class ProcessRef:
         return True
 
     def rss_bytes(self) -> int:
-        """Resident memory; 0 if it is gone."""
+        """Its resident memory; 0 if it is gone."""
         try:
             text = (PROC / str(self.pid) / "status").read_text()
         except OSError:
@@ -58,7 +58,7 @@ class ProcessRef:
         return 0
 
     def to_data(self) -> dict[str, int]:
-        """As JSON data."""
+        """The process as JSON data."""
         return {"pid": self.pid, "start": self.start}
 
     @classmethod
@@ -68,12 +68,12 @@ class ProcessRef:
 
 
 def boot_id() -> str:
-    """Identity of this boot of the machine: what was recorded under another one is gone."""
+    """The identity of this boot; every process recorded under another one is gone."""
     return (PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
 def end(refs: Iterable[ProcessRef], *, grace_s: float) -> list[ProcessRef]:
-    """SIGTERM, wait up to `grace_s` seconds, SIGKILL; returns those that would not die."""
+    """SIGTERM, then SIGKILL after up to `grace_s` seconds; returns the processes that survived."""
     living = [ref for ref in refs if ref.alive()]
     if grace_s > 0:
         for ref in living:
@@ -85,7 +85,7 @@ def end(refs: Iterable[ProcessRef], *, grace_s: float) -> list[ProcessRef]:
 
 
 def wait_gone(refs: Iterable[ProcessRef], *, timeout_s: float) -> list[ProcessRef]:
-    """Wait for the end of all; returns those that still live when the time is over."""
+    """Wait until all have ended; returns those that are still alive when the time is up."""
     deadline = time.monotonic() + timeout_s
     living = [ref for ref in refs if ref.alive()]
     while living and time.monotonic() < deadline:
@@ -95,7 +95,7 @@ def wait_gone(refs: Iterable[ProcessRef], *, timeout_s: float) -> list[ProcessRe
 
 
 def all_pids() -> Iterator[int]:
-    """Every pid of the machine."""
+    """Every pid on the machine."""
     for entry in os.listdir(PROC):
         if entry.isdigit():
             yield int(entry)
@@ -118,7 +118,7 @@ def marked(variable: str, value: str) -> list[ProcessRef]:
 
 
 def namespace(pid: int | str, kind: str) -> str | None:
-    """Identity of a process's namespace (`net`, `mnt`…); None if the process is gone."""
+    """The identity of a process's namespace (`net`, `mnt`…); None if the process is gone."""
     try:
         return os.readlink(PROC / str(pid) / "ns" / kind)
     except OSError:
@@ -126,7 +126,7 @@ def namespace(pid: int | str, kind: str) -> str | None:
 
 
 def members(namespaces: set[str], kinds: Iterable[str] = ("net", "mnt")) -> list[ProcessRef]:
-    """The processes that live in one of the namespaces."""
+    """The processes that live in any of the namespaces."""
     found = []
     for pid in all_pids():
         if any(namespace(pid, kind) in namespaces for kind in kinds):
@@ -141,6 +141,6 @@ def _stat(pid: int) -> tuple[str, int] | None:
         text = (PROC / str(pid) / "stat").read_text()
     except OSError:
         return None
-    # The second field is the name in parentheses, which may itself hold any character.
+    # The second field is the name in parentheses, and that may contain any character.
     fields = text[text.rindex(")") + 2 :].split()
     return fields[0], int(fields[19])

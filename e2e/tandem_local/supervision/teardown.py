@@ -1,7 +1,7 @@
 """The end of a cluster, whatever state it is in.
 
-The supervisor ends its own cluster with this when told to; `up` and `down` run it over what a
-crashed supervisor has left. Every step can be repeated.
+A supervisor that is told to stop ends its own cluster this way; `up` and `down` do the same with
+what a crashed supervisor has left behind. Every step can be repeated.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tandem_local import network
-from tandem_local.components import MARKER
+from tandem_local.components.command_lines import MARKER
 from tandem_local.errors import LocalError
 from tandem_local.folders import ClusterFolder
-from tandem_local.process import ProcessRef, end, marked, members, namespace
-from tandem_local.state import ClusterState
+from tandem_local.machine.process import ProcessRef, end, marked, members, namespace
+from tandem_local.nodes import network
+from tandem_local.supervision.state import ClusterState
 
-# procri ends its containers when it is told to end; the rest holds nothing that is worth a wait.
+# procri ends its containers when it is told to stop; nothing else is worth waiting for.
 PROCRI_GRACE_S = 5.0
 
 
 def end_processes(folder: ClusterFolder, state: ClusterState | None) -> None:
-    """End every process of the cluster, containers included, and its host link.
+    """End every process of the cluster, including containers, and remove its link to the host.
 
-    Raises LocalError, naming them, where processes survive SIGKILL.
+    Raises LocalError, with their pids, if processes survive SIGKILL.
     """
     survivors: list[ProcessRef] = []
     namespaces: set[str] = set()
@@ -39,11 +39,11 @@ def end_processes(folder: ClusterFolder, state: ClusterState | None) -> None:
                     identity = namespace(holder.pid, kind)
                     if identity is not None and identity != namespace("self", kind):
                         namespaces.add(identity)
-        # The kubelets first, or they would start again what is ended after them.
+        # The kubelets first: they would restart what is ended before them.
         survivors += end(_running(state, {"kubelet"}), grace_s=0)
         survivors += end(_running(state, {"procri"}), grace_s=PROCRI_GRACE_S)
         survivors += end(state.processes(), grace_s=0)
-    # What no record names: started a moment before the supervisor died, or left by a dead procri.
+    # Processes that no record names: started just before the supervisor died, or left by procri.
     survivors += end(container_processes(folder), grace_s=0)
     survivors += end(marked(MARKER, str(folder.root)), grace_s=0)
     if namespaces:
@@ -52,11 +52,14 @@ def end_processes(folder: ClusterFolder, state: ClusterState | None) -> None:
     left = [ref for ref in survivors if ref.alive()]
     if left:
         pids = ", ".join(str(ref.pid) for ref in left)
-        raise LocalError(f"processes of cluster {folder.name} do not end: {pids}")
+        raise LocalError(
+            f"processes of cluster {folder.name} survive SIGKILL: {pids}. "
+            "When they are gone, run `tandem cluster down` again"
+        )
 
 
 def remove_files(folder: ClusterFolder) -> None:
-    """Remove the cluster's folder; a mount that is still below it is undone first."""
+    """Remove the cluster's folder, after unmounting whatever is still mounted below it."""
     for point in mounts_below(folder.root):
         subprocess.run(["umount", "--lazy", str(point)], check=True, capture_output=True)
     if folder.root.exists():
@@ -64,10 +67,10 @@ def remove_files(folder: ClusterFolder) -> None:
 
 
 def mounts_below(root: Path) -> list[Path]:
-    """The mount points of this process's view at or below `root`, innermost first."""
+    """The mount points at or below `root` that this process sees, innermost first."""
     points = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        # Blanks and backslashes in a path are written as octal escapes.
+        # Spaces and backslashes in a path are written as octal escapes.
         point = Path(line.split()[4].encode().decode("unicode_escape"))
         if point == root or root in point.parents:
             points.append(point)
@@ -75,10 +78,10 @@ def mounts_below(root: Path) -> list[Path]:
 
 
 def container_processes(folder: ClusterFolder) -> list[ProcessRef]:
-    """First processes of the containers that procri's records name and that are this cluster's.
+    """The first process of each container that procri's records name.
 
-    A record's pid may belong to another process by now: it counts only where the process lives
-    in another mount namespace than this one, with the cluster's folder in its mount table.
+    A recorded pid may belong to another process by now. It counts only if the process lives in a
+    mount namespace other than this one and has the cluster's folder in its mount table.
     """
     found = []
     for record in container_records(folder):
@@ -90,12 +93,12 @@ def container_processes(folder: ClusterFolder) -> list[ProcessRef]:
 
 
 def container_records(folder: ClusterFolder) -> Iterable[dict[str, Any]]:
-    """procri's records of every node, one per container."""
+    """procri's records on all nodes, one per container."""
     for path in sorted(folder.root.glob("n*/procri/containers/*.json")):
         try:
             yield json.loads(path.read_text())
         except (FileNotFoundError, json.JSONDecodeError):
-            # Removed, or being written, at this moment.
+            # It is being removed or written at this moment.
             continue
 
 

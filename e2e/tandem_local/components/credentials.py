@@ -1,12 +1,13 @@
-"""The cluster's own certificates, made anew for every cluster.
+"""The certificates of a cluster, new for every cluster, and the kubeconfigs that carry them.
 
-Three authorities: one for Kubernetes; one for etcd, so that no Kubernetes client certificate
-opens it; one for the API server as a proxy, so that no client can claim to be somebody else.
-Names and groups are those that Kubernetes' own RBAC bootstrap policy expects.
+There are three authorities: one for Kubernetes; one for etcd, so that no Kubernetes client
+certificate opens it; and one for the API server as a proxy, so that no client can pretend to be
+another. Names and groups are those that Kubernetes' own RBAC bootstrap policy expects.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,21 +15,22 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
 
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tandem_local.addresses import AddressPlan
+from tandem_local.nodes.addresses import AddressPlan
 
 LIFETIME = timedelta(days=365)
-# A machine whose clock was set back a little must still accept them.
+# A machine whose clock is a little behind must still accept them.
 LEEWAY = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A certificate and its key, as files."""
+    """The files of a certificate and its key."""
 
     cert: Path
     key: Path
@@ -36,7 +38,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Subject:
-    """Who a certificate is for."""
+    """Whom a certificate is for."""
 
     name: str
     groups: tuple[str, ...] = ()
@@ -65,7 +67,7 @@ class Authority:
         _write_pair(self.pair, self._key, self._cert)
 
     def issue(self, file_name: str, subject: Subject) -> Pair:
-        """Make a certificate beside the authority's own."""
+        """Issue a certificate; its files lie beside the authority's own."""
         key = ec.generate_private_key(ec.SECP256R1())
         groups = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, g) for g in subject.groups]
         name = x509.Name([*groups, x509.NameAttribute(NameOID.COMMON_NAME, subject.name)])
@@ -97,13 +99,13 @@ class Authority:
 
 @dataclass(frozen=True)
 class Pki:
-    """Every certificate of a cluster; all files lie in one folder."""
+    """Every certificate of a cluster. All files lie in one folder."""
 
     folder: Path
     nodes: tuple[str, ...] = field(default=())
 
     def pair(self, name: str) -> Pair:
-        """The certificate and key of that file name, e.g. ``apiserver``."""
+        """The certificate and key with this file name, such as ``apiserver``."""
         return pair_of(self.folder, name)
 
     @property
@@ -118,17 +120,17 @@ class Pki:
 
     @property
     def front_proxy_ca(self) -> Pair:
-        """The authority of the API server as a client of aggregated APIs."""
+        """The authority that vouches for the API server as a client of aggregated APIs."""
         return self.pair("front-proxy-ca")
 
     @property
     def service_accounts(self) -> Pair:
-        """Public key (as `cert`) and private key that sign service-account tokens."""
+        """The key pair that signs service-account tokens; `cert` is the public key."""
         return Pair(self.folder / "sa.pub", self.folder / "sa.key")
 
 
 def build_pki(folder: Path, plan: AddressPlan, nodes: Sequence[str]) -> Pki:
-    """Make both authorities and every certificate that the cluster's components use."""
+    """Create the authorities and every certificate that the cluster's components use."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     etcd = Authority("etcd-ca", folder)
     local = IPv4Address("127.0.0.1")
@@ -177,8 +179,36 @@ def build_pki(folder: Path, plan: AddressPlan, nodes: Sequence[str]) -> Pki:
 
 
 def pair_of(folder: Path, name: str) -> Pair:
-    """File names of a certificate and its key."""
+    """The paths of a certificate and its key."""
     return Pair(folder / f"{name}.crt", folder / f"{name}.key")
+
+
+def write_kubeconfig(path: Path, *, cluster: str, server: str, ca: Path, client: Pair) -> None:
+    """Write a kubeconfig with everything embedded, so that the file can be copied anywhere."""
+    document = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [
+            {
+                "name": cluster,
+                "cluster": {"server": server, "certificate-authority-data": _encode(ca)},
+            }
+        ],
+        "users": [
+            {
+                "name": cluster,
+                "user": {
+                    "client-certificate-data": _encode(client.cert),
+                    "client-key-data": _encode(client.key),
+                },
+            }
+        ],
+        "contexts": [{"name": cluster, "context": {"cluster": cluster, "user": cluster}}],
+        "current-context": cluster,
+    }
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        yaml.safe_dump(document, file, sort_keys=False)
 
 
 def _builder(
@@ -234,3 +264,7 @@ def _write_private(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
+
+
+def _encode(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()

@@ -11,7 +11,7 @@ from pathlib import Path
 from tandem_local.errors import RequirementError, RootRequired
 from tandem_local.progress import Progress, ProgressEvent
 
-# Command and the Debian package that has it.
+# Each command, and the Debian package that contains it.
 COMMANDS = {
     "ip": "iproute2",
     "nft": "nftables",
@@ -23,14 +23,14 @@ ADMIN_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def check_machine(progress: Progress) -> None:
-    """Raise RequirementError where the embedded cluster cannot run here.
+    """Raise RequirementError if the embedded cluster cannot run on this machine.
 
-    On Debian and its kin missing commands are installed, with a line that says so.
+    Where apt-get exists, missing commands are installed, and `progress` says so.
     """
     if sys.platform != "linux":
         raise RequirementError(
-            "the embedded cluster needs Linux; name an existing cluster with --kubeconfig, "
-            "or run `tandem serve MODEL`"
+            f"the embedded cluster needs Linux, and this is {sys.platform}: name an existing "
+            "cluster with --kubeconfig FILE, or run `tandem serve MODEL`, without Kubernetes"
         )
     if os.geteuid() != 0:
         raise RootRequired
@@ -44,14 +44,14 @@ def check_machine(progress: Progress) -> None:
         missing = missing_commands()
     if missing:
         raise RequirementError(
-            f"missing: {', '.join(missing)}. Install them, e.g. "
-            f"`apt-get install {' '.join(packages)}` or "
+            f"the embedded cluster needs commands that PATH lacks: {', '.join(missing)}. "
+            f"Install them, for example with `apt-get install {' '.join(packages)}` or "
             f"`dnf install {' '.join(packages)}`"
         )
 
 
 def missing_commands() -> list[str]:
-    """The commands that are not in PATH, the administrator's folders included."""
+    """The commands that are neither in PATH nor in the administrator's folders."""
     path = f"{os.environ.get('PATH', os.defpath)}:{ADMIN_PATH}"
     return [command for command in COMMANDS if shutil.which(command, path=path) is None]
 
@@ -59,18 +59,21 @@ def missing_commands() -> list[str]:
 def _apt_install(packages: list[str]) -> None:
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     install = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
-    # A fresh container image has no package lists, and old lists name files that are gone.
+    # A fresh container image has no package lists, and stale lists name files that are gone.
     has_lists = any(Path("/var/lib/apt/lists").glob("*_Packages*"))
     if has_lists and not _failure(install, environment):
         return
     for command in (["apt-get", "update"], install):
         failure = _failure(command, environment)
         if failure:
-            raise RequirementError(f"`{' '.join(command)}` failed:\n{failure[-2000:]}")
+            raise RequirementError(
+                f"{' and '.join(packages)} could not be installed: `{' '.join(command)}` failed:\n"
+                f"{failure[-2000:]}\nInstall them by hand and try again."
+            )
 
 
 def _failure(command: list[str], environment: dict[str, str]) -> str:
-    """What a command complained of; empty when it did its work."""
+    """What a command complained about; empty if it succeeded."""
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, timeout=600
     )

@@ -1,19 +1,19 @@
-"""Objects that the cluster holds from the start, and what is kept true about its nodes."""
+"""The objects that a cluster has from the start, and what is kept true of its nodes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from tandem_local.addresses import AddressPlan
-from tandem_local.api import ApiClient
+from tandem_local.nodes.addresses import AddressPlan
 from tandem_local.spec import NodeSpec
+from tandem_local.supervision.api import ApiClient
 
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 
 
 def bootstrap_objects(plan: AddressPlan) -> list[tuple[str, dict[str, Any]]]:
-    """Collection path and object: rights of kubelet client and CoreDNS, and the DNS Service."""
+    """(collection path, object): the rights of kubelet client and CoreDNS, and the DNS Service."""
     return [
         (
             f"{RBAC}/clusterrolebindings",
@@ -56,10 +56,10 @@ def bootstrap_objects(plan: AddressPlan) -> list[tuple[str, dict[str, Any]]]:
 
 
 def reconcile_node(api: ApiClient, spec: NodeSpec, pod_subnet: str) -> bool:
-    """Bring labels, pod range and extended resources to what the spec says.
+    """Make a node's labels, pod range and extended resources match the spec.
 
-    Returns whether the node is Ready and offers all of it. The kubelet sets extended resources
-    to 0 when it registers anew, so this runs as long as the cluster does.
+    Returns whether the node is Ready and already matched. A kubelet that registers again sets
+    extended resources to 0, so this runs for as long as the cluster does.
     """
     path = f"/api/v1/nodes/{spec.name}"
     node = api.get(path)
@@ -77,7 +77,7 @@ def reconcile_node(api: ApiClient, spec: NodeSpec, pod_subnet: str) -> bool:
 def missing_metadata(
     node: Mapping[str, Any], spec: NodeSpec, pod_subnet: str
 ) -> dict[str, Any] | None:
-    """Merge patch that gives the node its labels and pod range; None if it has them."""
+    """The merge patch that gives the node its labels and pod range; None if it has them."""
     have = node["metadata"].get("labels") or {}
     labels = {key: value for key, value in spec.labels.items() if have.get(key) != value}
     patch: dict[str, Any] = {}
@@ -89,7 +89,7 @@ def missing_metadata(
 
 
 def missing_resources(node: Mapping[str, Any], spec: NodeSpec) -> dict[str, str]:
-    """The extended resources of which the node's status does not say what the spec says."""
+    """The extended resources whose amounts in the node's status differ from the spec."""
     status = node.get("status") or {}
     return {
         name: amount
@@ -99,7 +99,7 @@ def missing_resources(node: Mapping[str, Any], spec: NodeSpec) -> dict[str, str]
 
 
 def is_ready(node: Mapping[str, Any]) -> bool:
-    """Whether the Node object's Ready condition is true."""
+    """Whether the Node object's condition Ready is true."""
     conditions = (node.get("status") or {}).get("conditions") or []
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 

@@ -1,8 +1,8 @@
 """The network between the nodes' namespaces and the host.
 
-The first node carries a bridge, the *fabric*, to which the other nodes and the host are joined by
-veths. Every node has a second bridge for its pods, and a route to the pods of every other node.
-The host has routes to pods and Services, so it reaches both as a pod would.
+The first node has a bridge, the *fabric*, to which veths connect the other nodes and the host.
+Every node has a second bridge for its pods, and a route to the pods of every other node. The host
+has routes to pods and Services, so it reaches both as a pod would.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from tandem_local.addresses import AddressPlan
 from tandem_local.errors import LocalError
+from tandem_local.nodes.addresses import AddressPlan
 
 POD_BRIDGE = "pods"
 FABRIC = "fabric"
 
 
 def host_link(folder: Path) -> str:
-    """Name of the veth on the host (at most 15 characters) of the cluster in `folder`."""
+    """The name (at most 15 characters) of the host's veth for the cluster in `folder`."""
     return "tdm" + hashlib.sha256(os.fsencode(folder)).hexdigest()[:10]
 
 
 def host_networks() -> list[IPv4Network]:
-    """Every IPv4 range that the host routes or has an address in, default routes left out."""
+    """Every IPv4 range that the host has a route to or an address in, except default routes."""
     routes = json.loads(_ip("-j", "-4", "route", "show", "table", "all") or "[]")
     networks = []
     for route in routes:
@@ -38,14 +38,8 @@ def host_networks() -> list[IPv4Network]:
     return networks
 
 
-def enter(holder: int) -> list[str]:
-    """Prefix of a command that runs inside the node; it execs, so the pid is the command's."""
-    # Not `ip netns exec`: that one mounts a fresh /sys, which hides /sys/fs/cgroup.
-    return ["nsenter", f"--target={holder}", "--net", "--mount", "--"]
-
-
 def connect(folder: Path, plan: AddressPlan, holders: Sequence[int]) -> None:
-    """Join the nodes to each other and to the host. The host's firewall is not touched."""
+    """Connect the nodes to each other and to the host. The host's firewall is not touched."""
     first = holders[0]
     for index, holder in enumerate(holders):
         subnet = plan.pod_subnet(index)
@@ -58,11 +52,11 @@ def connect(folder: Path, plan: AddressPlan, holders: Sequence[int]) -> None:
         batch += [
             f"addr add {plan.node(index)}/{plan.fabric.prefixlen} dev {FABRIC}",
             f"link set {FABRIC} up",
-            # A bridge without a fixed address takes its lowest port's: pods would lose it.
+            # A bridge without a fixed MAC takes that of its lowest port: pods would lose it.
             f"link add {POD_BRIDGE} address {_mac(1, index)} type bridge",
             f"addr add {plan.pod_gateway(index)}/{subnet.prefixlen} dev {POD_BRIDGE}",
             f"link set {POD_BRIDGE} up",
-            # kube-proxy rewrites what goes to a Service, but only once the kernel has a route.
+            # kube-proxy rewrites packets to a Service, but only if the kernel has a route.
             f"route add {plan.services} dev {FABRIC}",
         ]
         batch += [
@@ -93,7 +87,7 @@ def disconnect(folder: Path) -> None:
     try:
         _ip("link", "delete", link)
     except LocalError:
-        # The end of the first node's namespace removes it too, at the same moment perhaps.
+        # The end of the first node's namespace removes it too, perhaps at this very moment.
         if Path("/sys/class/net", link).exists():
             raise
 
@@ -116,5 +110,6 @@ def _run(argv: Sequence[str], text: str | None = None) -> str:
         argv, input=text, capture_output=True, text=True, check=False, timeout=60, env=os.environ
     )
     if done.returncode != 0:
-        raise LocalError(f"`{' '.join(argv)}` failed: {done.stderr.strip()}\n{text or ''}")
+        given = f"\nIts input was:\n{text}" if text else ""
+        raise LocalError(f"`{' '.join(argv)}` failed: {done.stderr.strip()}{given}")
     return done.stdout

@@ -1,9 +1,23 @@
-"""Every worker in turn."""
+"""Policies that look at loads alone, or at nothing."""
 
+import random
 from collections.abc import Sequence
 
-from tandem_router.policy.base import Placement, Policy
+from tandem_router.policy.base import Placement, Policy, lacks_room
 from tandem_router.workers.link import WorkerLink
+
+
+class LeastLoaded(Policy):
+    """Room first, then the fewest sequences; ties are broken at random.
+
+    Chance matters: several routers with the same view would else all pick the same worker.
+    """
+
+    def choose_decode(self, candidates: Sequence[WorkerLink], placement: Placement) -> WorkerLink:
+        return min(
+            candidates,
+            key=lambda link: (lacks_room(link, placement), link.num_load, random.random()),
+        )
 
 
 class RoundRobin(Policy):

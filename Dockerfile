@@ -1,9 +1,9 @@
-# Three images from one file: operator and router without torch, engine with it.
+# Three images from one file: operator and router without torch, the engine with it.
 #   docker build --target operator -t ghcr.io/tandem-inference/tandem-operator:0.1.0 .
 #   docker build --target router   -t ghcr.io/tandem-inference/tandem-router:0.1.0 .
 #   docker build --target engine   -t ghcr.io/tandem-inference/tandem-engine:0.1.0 .
-# The engine runs on any base with a CUDA driver mounted by the container toolkit; torch brings its
-# own CUDA libraries. ENGINE_EXTRAS chooses the transports, e.g. "engine,gpu,nixl".
+# The engine needs no CUDA base image: the container toolkit mounts the driver, and torch brings its
+# own CUDA libraries. ENGINE_EXTRAS chooses the transports, for example "engine,gpu,nixl".
 ARG BASE=python:3.12-slim
 ARG ENGINE_BASE=${BASE}
 

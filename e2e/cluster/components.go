@@ -25,7 +25,7 @@ import (
 	"github.com/tandem-inference/tandem/e2e/cluster/procri"
 )
 
-// components maps a name to what runs it; the value returned is the exit status.
+// components maps a component's name to the function that runs it and returns the exit status.
 var components map[string]func() int
 
 // The map is filled here because a composite literal would refer to itself through usage.
@@ -44,7 +44,7 @@ func init() {
 	}
 }
 
-// run wraps a component that is one cobra command, started as its own binary starts it.
+// run wraps a component that is one cobra command, and starts it as its own binary would.
 func run(command func() *cobra.Command) func() int {
 	return func() int { return cli.Run(command()) }
 }
@@ -62,7 +62,7 @@ func runKubectl() int {
 }
 
 func runHelm() int {
-	// Field managers are otherwise named after this binary.
+	// Otherwise the field manager would be named after this binary.
 	helmkube.ManagedFieldsManager = "helm"
 	command, err := helmcmd.NewRootCmd(os.Stdout, os.Args[1:], helmcmd.SetupLogging)
 	if err != nil {

@@ -1,6 +1,6 @@
-// Command tandem-cluster is a whole Kubernetes node and control plane in one file. It links the official etcd, Kubernetes and Helm
-// modules and runs the one that its first argument names, or that the name of the link it was started by names. The only part written
-// here is procri, the container runtime that runs containers as plain processes of this machine.
+// Command tandem-cluster is a whole Kubernetes control plane and node in one file. It links the official etcd, Kubernetes and Helm
+// modules and runs the one named by its first argument, or by the link that started it. The only part written here is procri, the
+// container runtime that runs containers as plain processes of this machine.
 package main
 
 import (
@@ -15,10 +15,10 @@ import (
 	_ "k8s.io/component-base/metrics/prometheus/version"
 )
 
-// name is what the binary is called when no link chooses a component.
+// name is the name of the binary when no link chooses a component.
 const name = "tandem-cluster"
 
-// usageExit is the exit status for a call that names no component.
+// usageExit is the exit status of a call that names no component.
 const usageExit = 2
 
 func main() {

@@ -1,13 +1,16 @@
 """One machine, no GPU: the embedded cluster and what runs on it.
 
-`LocalCluster.up` starts a real Kubernetes cluster on this machine; see docs in `cluster.py`.
-`ExternalCluster` has the same surface for a cluster that a kubeconfig names.
+`LocalCluster.up` starts a real Kubernetes cluster on this machine. Its steps are the folders: it
+checks the machine (`machine`), builds the binaries (`binaries`), writes what the components need
+(`components`), and leaves a supervisor behind (`supervision`), which makes the nodes (`nodes`) and
+keeps everything running. `ExternalCluster` offers the same commands for a cluster that a kubeconfig
+names.
 """
 
-from tandem_local.build import find_binaries
-from tandem_local.client import Cluster
+from tandem_local.binaries.build import find_binaries
+from tandem_local.client import Cluster, ExternalCluster
 from tandem_local.cluster import ClusterAddresses, LocalCluster
-from tandem_local.display import shown_progress
+from tandem_local.components.images import default_images
 from tandem_local.errors import (
     BuildError,
     ClusterNotFound,
@@ -18,11 +21,9 @@ from tandem_local.errors import (
     SpecError,
     StartError,
 )
-from tandem_local.external import ExternalCluster
-from tandem_local.images import default_images
-from tandem_local.progress import Progress, ProgressEvent
+from tandem_local.progress import Progress, ProgressEvent, shown_progress
 from tandem_local.spec import ClusterSpec, ImageEntry, NodeSpec
-from tandem_local.status import ClusterStatus, ComponentStatus, NodeStatus
+from tandem_local.supervision.state import ClusterStatus, ComponentStatus, NodeStatus
 
 __all__ = [
     "BuildError",

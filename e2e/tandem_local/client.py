@@ -1,19 +1,24 @@
-"""kubectl and helm against one cluster, embedded or not."""
+"""kubectl and helm for one cluster, whether it is the embedded one or an existing one."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from tandem_local.errors import CommandError
+from tandem_local.binaries.build import find_binaries
+from tandem_local.errors import CommandError, RequirementError
 from tandem_local.folders import cache_dir
+from tandem_local.progress import Progress, silent
+
+KUBECONFIG = "TANDEM_KUBECONFIG"
 
 
 class Cluster(Protocol):
-    """What every cluster offers, the embedded one and one that a kubeconfig names."""
+    """What every cluster offers: the embedded one, and one that a kubeconfig names."""
 
     @property
     def kubeconfig(self) -> Path:
@@ -26,7 +31,7 @@ class Cluster(Protocol):
         check: bool = True,
         timeout: float = 60,
     ) -> subprocess.CompletedProcess[str]:
-        """Run kubectl; CommandError where it fails and `check` is set."""
+        """Run kubectl. Raises CommandError if it fails and `check` is set."""
 
     def helm(
         self,
@@ -35,16 +40,16 @@ class Cluster(Protocol):
         check: bool = True,
         timeout: float = 300,
     ) -> subprocess.CompletedProcess[str]:
-        """Run helm; CommandError where it fails and `check` is set."""
+        """Run helm. Raises CommandError if it fails and `check` is set."""
 
     def kubectl_argv(self, *args: str) -> list[str]:
-        """The command line, for a caller that runs it by itself (streams, terminals)."""
+        """kubectl's command line, for a caller that runs it by itself (streams, terminals)."""
 
     def helm_argv(self, *args: str) -> list[str]:
-        """As `kubectl_argv`, for helm."""
+        """helm's command line, for a caller that runs it by itself (streams, terminals)."""
 
     def environment(self) -> dict[str, str]:
-        """The environment for `kubectl_argv` and `helm_argv`."""
+        """The environment in which to run `kubectl_argv` and `helm_argv`."""
 
 
 class Commands:
@@ -61,15 +66,15 @@ class Commands:
         return self._kubeconfig
 
     def kubectl_argv(self, *args: str) -> list[str]:
-        """The command line, for a caller that runs it by itself (streams, terminals)."""
+        """kubectl's command line, for a caller that runs it by itself (streams, terminals)."""
         return [*self._kubectl, *args]
 
     def helm_argv(self, *args: str) -> list[str]:
-        """As `kubectl_argv`, for helm."""
+        """helm's command line, for a caller that runs it by itself (streams, terminals)."""
         return [*self._helm, *args]
 
     def environment(self) -> dict[str, str]:
-        """The environment for `kubectl_argv` and `helm_argv`."""
+        """The environment in which to run `kubectl_argv` and `helm_argv`."""
         helm = cache_dir() / "helm"
         return os.environ | {
             "KUBECONFIG": str(self._kubeconfig),
@@ -86,7 +91,7 @@ class Commands:
         check: bool = True,
         timeout: float = 60,
     ) -> subprocess.CompletedProcess[str]:
-        """Run kubectl; CommandError where it fails and `check` is set."""
+        """Run kubectl. Raises CommandError if it fails and `check` is set."""
         return self._run(self.kubectl_argv(*args), "kubectl", args, input, check, timeout)
 
     def helm(
@@ -96,7 +101,7 @@ class Commands:
         check: bool = True,
         timeout: float = 300,
     ) -> subprocess.CompletedProcess[str]:
-        """Run helm; CommandError where it fails and `check` is set."""
+        """Run helm. Raises CommandError if it fails and `check` is set."""
         return self._run(self.helm_argv(*args), "helm", args, input, check, timeout)
 
     def _run(
@@ -108,7 +113,7 @@ class Commands:
         check: bool,
         timeout: float,
     ) -> subprocess.CompletedProcess[str]:
-        # Without any input the command must not wait for the terminal.
+        # A command that is given no input must not wait for the terminal.
         done = subprocess.run(
             argv,
             input=text or "",
@@ -121,3 +126,30 @@ class Commands:
         if check and done.returncode != 0:
             raise CommandError([name, *args], done.returncode, done.stdout, done.stderr)
         return done
+
+
+class ExternalCluster(Commands):
+    """A cluster that exists already: kind, k3s, a real one.
+
+    kubectl and helm come from PATH, or else from the embedded cluster's binary.
+    """
+
+    def __init__(self, kubeconfig: Path, progress: Progress = silent) -> None:
+        kubeconfig = kubeconfig.expanduser().absolute()
+        if not kubeconfig.is_file():
+            raise RequirementError(
+                f"no kubeconfig at {kubeconfig}: correct --kubeconfig or {KUBECONFIG}"
+            )
+        kubectl, helm = shutil.which("kubectl"), shutil.which("helm")
+        multi = None if kubectl and helm else str(find_binaries(progress).cluster)
+        super().__init__(
+            kubeconfig,
+            [kubectl] if kubectl else [str(multi), "kubectl"],
+            [helm] if helm else [str(multi), "helm"],
+        )
+
+    @classmethod
+    def from_environment(cls, progress: Progress = silent) -> ExternalCluster | None:
+        """The cluster that ``TANDEM_KUBECONFIG`` names; None if it is not set."""
+        named = os.environ.get(KUBECONFIG)
+        return cls(Path(named), progress) if named else None

@@ -1,4 +1,4 @@
-"""LocalCluster: start, find, inspect, disturb and remove an embedded cluster."""
+"""An embedded cluster: start, find, inspect, disturb and remove it."""
 
 from __future__ import annotations
 
@@ -12,31 +12,36 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from tandem_local import network, teardown
-from tandem_local.addresses import AddressPlan, choose_plan
-from tandem_local.binaries import Binaries
-from tandem_local.build import find_binaries
+from tandem_local.binaries.build import Binaries, find_binaries
 from tandem_local.client import Commands
-from tandem_local.components import prepare
+from tandem_local.components.configuration import prepare
+from tandem_local.components.images import merge_images, read_images, write_images
 from tandem_local.errors import ClusterNotFound, LocalError, SpecError, StartError
 from tandem_local.folders import ClusterFolder, cache_dir, clusters_dir, locked
-from tandem_local.images import merge_images, read_images, write_images
-from tandem_local.process import ProcessRef, end
+from tandem_local.machine.process import ProcessRef, end
+from tandem_local.machine.requirements import check_machine
+from tandem_local.nodes import network
+from tandem_local.nodes.addresses import AddressPlan, choose_plan
 from tandem_local.progress import Progress, ProgressEvent, silent
-from tandem_local.requirements import check_machine
 from tandem_local.spec import ClusterSpec, ImageEntry
-from tandem_local.state import ClusterState, Phase
-from tandem_local.status import ClusterStatus, ComponentStatus, NodeStatus
+from tandem_local.supervision import teardown
+from tandem_local.supervision.state import (
+    ClusterState,
+    ClusterStatus,
+    ComponentStatus,
+    NodeStatus,
+    Phase,
+)
 
 READY_TIMEOUT_S = 180.0
-# The supervisor ends kubelets, containers and the rest, which takes procri's grace and a little.
+# The supervisor ends the kubelets, the containers and the rest: procri's grace, and a little more.
 STOP_TIMEOUT_S = 30.0
 LOG_TAIL_LINES = 15
 
 
 @dataclass(frozen=True)
 class ClusterAddresses:
-    """Facts about the cluster's network."""
+    """The addresses of one cluster's network."""
 
     pods: IPv4Network
     services: IPv4Network
@@ -46,7 +51,7 @@ class ClusterAddresses:
 
 
 class LocalCluster(Commands):
-    """A running embedded cluster; several processes may hold one of these for the same cluster."""
+    """A running embedded cluster. Several processes may hold an object for the same cluster."""
 
     def __init__(self, folder: ClusterFolder) -> None:
         self._folder = folder
@@ -65,8 +70,8 @@ class LocalCluster(Commands):
     ) -> LocalCluster:
         """Start the cluster and return when it is Ready.
 
-        A live cluster of that name and of the same nodes is taken as it is, with the spec's
-        images added to its table; the remains of a crashed one are removed first.
+        A live cluster with the same name and the same nodes is used as it is, and the spec's
+        images are added to its table. The remains of a crashed cluster are removed first.
         Raises RequirementError, BuildError, SpecError or StartError; each says what to do.
         """
         check_machine(progress)
@@ -79,10 +84,10 @@ class LocalCluster(Commands):
                 cluster._wait_ready(progress, timeout_s)
                 return cluster
             if folder.root.exists():
-                progress(ProgressEvent("start", f"removing what is left of {spec.name}"))
+                progress(ProgressEvent("start", f"removing the remains of {spec.name}"))
                 _remove(folder)
             binaries = find_binaries(progress)
-            progress(ProgressEvent("start", "making certificates and configuration"))
+            progress(ProgressEvent("start", "writing certificates and configuration"))
             _prepare(spec, folder, binaries)
             _launch(folder)
             cluster = cls(folder)
@@ -91,7 +96,7 @@ class LocalCluster(Commands):
 
     @classmethod
     def find(cls, name: str) -> LocalCluster:
-        """The live cluster of that name; ClusterNotFound where there is none."""
+        """The live cluster with that name. Raises ClusterNotFound if there is none."""
         folder = ClusterFolder.of(name)
         state = ClusterState.read(folder.state)
         if state is None or not _is_live(state):
@@ -100,7 +105,7 @@ class LocalCluster(Commands):
 
     @classmethod
     def all(cls) -> list[LocalCluster]:
-        """Every live cluster of this user, by name."""
+        """Every live cluster of this user, sorted by name."""
         found = []
         for path in sorted(clusters_dir().glob("*/state.json")):
             state = ClusterState.read(path)
@@ -110,7 +115,7 @@ class LocalCluster(Commands):
 
     @staticmethod
     def remove(name: str) -> bool:
-        """Remove the cluster of that name, live or crashed; False where there is nothing."""
+        """Remove the cluster with that name, live or crashed; False if there was none."""
         folder = ClusterFolder.of(name)
         with locked(folder.lock):
             if not folder.root.exists():
@@ -123,9 +128,9 @@ class LocalCluster(Commands):
         self.remove(self.name)
 
     def environment(self) -> dict[str, str]:
-        """The environment for `kubectl_argv` and `helm_argv`."""
+        """The environment in which to run `kubectl_argv` and `helm_argv`."""
         environment = super().environment()
-        # A proxy of the machine has no way into the cluster's network.
+        # The machine's proxy has no route into the cluster's network.
         for name in ("NO_PROXY", "no_proxy"):
             known = environment.get(name)
             environment[name] = f"{known},{self._plan.base}" if known else str(self._plan.base)
@@ -138,17 +143,17 @@ class LocalCluster(Commands):
 
     @property
     def addresses(self) -> ClusterAddresses:
-        """Ranges of pods and Services, address of the DNS, the host as pods see it."""
+        """The ranges of pods and Services, the DNS server's address, the host as pods see it."""
         plan = self._plan
         return ClusterAddresses(plan.pods, plan.services, plan.dns, plan.host)
 
     @property
     def logs(self) -> Path:
-        """The folder with one log per component."""
+        """The folder that holds one log per component."""
         return self._folder.logs
 
     def status(self) -> ClusterStatus:
-        """How the cluster and each of its processes are."""
+        """The state of the cluster and of each of its processes."""
         state = self._state()
         return ClusterStatus(
             name=self.name,
@@ -180,20 +185,24 @@ class LocalCluster(Commands):
         )
 
     def kill(self, component: str, node: str | None = None) -> int:
-        """SIGKILL one component; the supervisor starts it again. Returns the pid that died.
+        """Kill one component with SIGKILL and return its pid; the supervisor restarts it.
 
-        Raises LocalError where there is none of that name (on that node), or it is down now.
+        Raises LocalError if there is no such component (on that node), or if it is down now.
         """
         found = self._state().find(component, node)
         if found is None:
             known = sorted({c.name for c in self._state().components})
-            raise LocalError(f"no component {component!r} (on {node}); known: {', '.join(known)}")
+            place = f"node {node} of cluster {self.name}" if node else f"cluster {self.name}"
+            raise LocalError(f"{place} has no component {component!r}: use {', '.join(known)}")
         if found.process is None or not found.process.signal(signal.SIGKILL):
-            raise LocalError(f"{component} on {found.node} is not running at this moment")
+            raise LocalError(
+                f"{component} on node {found.node} is not running: it is about to be restarted, "
+                "try again"
+            )
         return found.process.pid
 
     def container_pids(self, namespace: str, pod: str, container: str | None = None) -> list[int]:
-        """Host pids of the first processes of a pod's running containers."""
+        """The pids, on the host, of the first process of each running container of a pod."""
         pids = []
         for record in teardown.container_records(self._folder):
             if (record["namespace"], record["pod"]) != (namespace, pod):
@@ -206,7 +215,7 @@ class LocalCluster(Commands):
         return pids
 
     def add_image(self, *images: ImageEntry) -> None:
-        """Add to the image table, or replace entries of the same name; takes effect at once."""
+        """Add to the image table, replacing entries of the same name; takes effect at once."""
         table = self._folder.images
         with locked(table.with_suffix(".lock")):
             write_images(table, merge_images(read_images(table), images))
@@ -220,8 +229,8 @@ class LocalCluster(Commands):
     def _adopt(self, spec: ClusterSpec) -> None:
         if spec.nodes != self.spec.nodes:
             raise SpecError(
-                f"cluster {self.name} runs with other nodes; remove it first "
-                "(`tandem cluster down`) or choose another name"
+                f"cluster {self.name} is already running with different nodes: "
+                "remove it first with `tandem cluster down`, or choose another name"
             )
         self.add_image(*spec.images)
 
@@ -236,22 +245,26 @@ class LocalCluster(Commands):
             if state is not None and state.message != said:
                 said = state.message
                 progress(ProgressEvent("start", said))
-            ended = state is not None and not state.supervisor.alive()
-            if ended or time.monotonic() > deadline:
-                raise self._start_error(state, timeout_s)
+            if state is not None and not state.supervisor.alive():
+                raise self._start_error(state, "failed to start")
+            if time.monotonic() > deadline:
+                raise self._start_error(state, f"was not Ready after {timeout_s:.0f} s")
             time.sleep(0.05)
 
-    def _start_error(self, state: ClusterState | None, timeout_s: float) -> StartError:
-        what = state.message if state is not None else "the supervisor did not start"
-        text = f"cluster {self.name} did not become Ready: {what} (after at most {timeout_s:.0f} s)"
+    def _start_error(self, state: ClusterState | None, what: str) -> StartError:
+        why = state.message if state is not None else "its supervisor reported nothing"
+        text = f"cluster {self.name} {what}: {why}"
+        text += (
+            f"\nEvery log is in {self.logs} until the next start; the likely ones end like this."
+        )
         for log in self._suspects(state):
             text += f"\n\n{log}:\n" + tail(log, LOG_TAIL_LINES)
-        # Nothing may go on running; the logs stay for whoever looks, until the next `up`.
+        # Nothing may keep running. The logs stay until the next `up`, for whoever looks.
         _stop(self._folder)
         return StartError(text)
 
     def _suspects(self, state: ClusterState | None) -> Iterable[Path]:
-        """Logs worth reading: of what died, else of what is waited for, and the supervisor's."""
+        """The logs worth reading: of what died or else of what is awaited, and the supervisor's."""
         names = []
         if state is not None:
             names = [f"{c.name}-{c.node}" for c in state.components if c.exit_code is not None]
@@ -273,7 +286,7 @@ def _is_live(state: ClusterState) -> bool:
 
 
 def _prepare(spec: ClusterSpec, folder: ClusterFolder, binaries: Binaries) -> None:
-    # One at a time, or two clusters that start together would take the same range.
+    # One at a time: two clusters that start together would otherwise take the same range.
     with locked(cache_dir() / "locks" / "addresses"):
         taken = network.host_networks()
         for path in clusters_dir().glob("*/addresses.json"):
@@ -289,16 +302,16 @@ def _prepare(spec: ClusterSpec, folder: ClusterFolder, binaries: Binaries) -> No
 
 def _launch(folder: ClusterFolder) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tandem_local.supervisor", str(folder.root)],
+        [sys.executable, "-m", "tandem_local.supervision.supervisor", str(folder.root)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
-        # The package may be importable only by way of this process's own path.
+        # This package may be importable only through this process's own path.
         env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
     if done.returncode != 0:
-        raise StartError(f"the supervisor did not start:\n{done.stderr}")
+        raise StartError(f"the supervisor of cluster {folder.name} did not start:\n{done.stderr}")
 
 
 def _stop(folder: ClusterFolder) -> None:

@@ -1,13 +1,13 @@
 """What can go wrong with the embedded cluster.
 
 LocalError
-├── RequirementError   the machine lacks something; the message names the remedy
+├── RequirementError   the machine lacks something that the message names, with the remedy
 │   └── RootRequired
 ├── BuildError         the cluster's binaries could not be built
-├── SpecError          the wanted cluster is not one that can be (also a ValueError)
-├── ClusterNotFound    no cluster of that name runs
-├── StartError         it did not come up in time; holds the log of the culprit
-└── CommandError       kubectl or helm ended with a status other than 0
+├── SpecError          a cluster cannot be as specified (also a ValueError)
+├── ClusterNotFound    no cluster of that name is running
+├── StartError         the cluster did not become Ready; holds the end of the relevant logs
+└── CommandError       kubectl or helm exited with a status other than 0
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 
 class LocalError(Exception):
-    """Base of everything that this package raises on purpose."""
+    """The base of every error that this package raises on purpose."""
 
 
 class RequirementError(LocalError):
@@ -24,27 +24,27 @@ class RequirementError(LocalError):
 
 
 class RootRequired(RequirementError):
-    """The embedded cluster makes namespaces, which takes root."""
+    """The embedded cluster creates namespaces, for which it needs root."""
 
     def __init__(self) -> None:
         super().__init__(
-            "the embedded cluster needs root, since every node is a network namespace.\n"
-            "Run the same command with sudo, or take one of the two other ways:\n"
-            "  an existing cluster   --kubeconfig FILE (or TANDEM_KUBECONFIG=FILE)\n"
-            "  no Kubernetes at all  tandem serve MODEL"
+            "the embedded cluster needs root, because every node is a network namespace.\n"
+            "Run the same command with sudo, or do without the embedded cluster:\n"
+            "  use an existing cluster   --kubeconfig FILE (or TANDEM_KUBECONFIG=FILE)\n"
+            "  use no Kubernetes at all  tandem serve MODEL"
         )
 
 
 class BuildError(LocalError):
-    """The Go toolchain is missing or the build failed."""
+    """The Go toolchain is missing, or the build failed."""
 
 
 class SpecError(LocalError, ValueError):
-    """A cluster specification that cannot be met."""
+    """A cluster cannot be as specified."""
 
 
 class ClusterNotFound(LocalError):
-    """There is no running cluster of that name."""
+    """No cluster of that name is running."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
@@ -63,7 +63,7 @@ class CommandError(LocalError):
     def __init__(self, argv: Sequence[str], returncode: int, stdout: str, stderr: str) -> None:
         command = " ".join(argv)
         detail = (stderr or stdout).strip()
-        super().__init__(f"`{command}` ended with status {returncode}: {detail}")
+        super().__init__(f"`{command}` exited with status {returncode}: {detail}")
         self.argv = list(argv)
         self.returncode = returncode
         self.stdout = stdout

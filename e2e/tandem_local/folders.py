@@ -1,4 +1,4 @@
-"""Where things lie: the per-user cache, and the folder of one cluster."""
+"""Where files lie: in the per-user cache, and in the folder of one cluster."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# sun_path holds 108 bytes, the closing NUL among them.
+# sun_path holds 108 bytes, including the closing NUL.
 MAX_SOCKET_PATH = 107
 
 
 def cache_dir() -> Path:
-    """The per-user cache: ``$TANDEM_CACHE_DIR``, else ``~/.cache/tandem``."""
+    """The per-user cache: ``$TANDEM_CACHE_DIR``, or else ``~/.cache/tandem``."""
     named = os.environ.get("TANDEM_CACHE_DIR")
     if named:
         return Path(named).absolute()
@@ -24,14 +24,14 @@ def cache_dir() -> Path:
 
 
 def clusters_dir() -> Path:
-    """The parent of every cluster's folder: ``$TANDEM_STATE_DIR``, else in the cache."""
+    """The parent of every cluster's folder: ``$TANDEM_STATE_DIR``, or else in the cache."""
     named = os.environ.get("TANDEM_STATE_DIR")
     return Path(named).absolute() if named else cache_dir() / "clusters"
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path` (made if absent), across processes."""
+    """Hold an exclusive lock on `path` across processes; the file is created if absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -54,7 +54,7 @@ class NodeFolder:
 
     @property
     def procri(self) -> Path:
-        """procri's own folder, container records included."""
+        """procri's own folder, which includes its container records."""
         return self.root / "procri"
 
     @property
@@ -64,13 +64,13 @@ class NodeFolder:
 
     @property
     def config(self) -> Path:
-        """Configuration files of kubelet and kube-proxy."""
+        """The configuration files of kubelet and kube-proxy."""
         return self.root / "config"
 
 
 @dataclass(frozen=True)
 class ClusterFolder:
-    """The files of one cluster; nothing of it lies anywhere else."""
+    """The files of one cluster, which has none anywhere else."""
 
     root: Path
 
@@ -91,17 +91,17 @@ class ClusterFolder:
 
     @property
     def plan(self) -> Path:
-        """Its address range."""
+        """Its address plan."""
         return self.root / "addresses.json"
 
     @property
     def state(self) -> Path:
-        """What the supervisor last wrote."""
+        """The state that the supervisor last wrote."""
         return self.root / "state.json"
 
     @property
     def binaries(self) -> Path:
-        """Which binaries it runs on."""
+        """The paths of the binaries that it runs on."""
         return self.root / "binaries.json"
 
     @property
@@ -121,7 +121,7 @@ class ClusterFolder:
 
     @property
     def config(self) -> Path:
-        """Configuration files of the control plane."""
+        """The configuration files of the control plane."""
         return self.root / "config"
 
     @property
@@ -137,11 +137,11 @@ class ClusterFolder:
     @property
     def lock(self) -> Path:
         """Held while the cluster is started or removed; outlives the folder itself."""
-        # In the cache even where TANDEM_STATE_DIR is not: nothing stays outside it.
+        # In the cache even if TANDEM_STATE_DIR is elsewhere: nothing is left behind there.
         digest = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
         return cache_dir() / "locks" / f"{self.name}-{digest}"
 
     def node(self, index: int) -> NodeFolder:
-        """The folder of the node with that index."""
-        # Short, since the CRI socket lies in it.
+        """The folder of the node with this index."""
+        # Short, because the path of the CRI socket contains it.
         return NodeFolder(self.root / f"n{index}")

@@ -1,4 +1,4 @@
-"""What a cluster should be: its nodes, their extended resources, the images it knows."""
+"""What a cluster should be: its nodes, their extended resources, and its images."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class NodeSpec:
     """One node of the cluster."""
 
     name: str
-    """Name of the Node object."""
+    """The name of the Node object."""
     resources: Mapping[str, str] = field(default_factory=dict)
     """Extended resources to advertise, e.g. ``{"nvidia.com/gpu": "8"}``."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Labels of the Node object."""
+    """The labels of the Node object."""
 
     def __post_init__(self) -> None:
         _check_label("node name", self.name)
         for resource in self.resources:
             if "/" not in resource:
                 raise SpecError(
-                    f"node {self.name}: {resource!r} is no extended resource; "
-                    "name it with its domain, e.g. nvidia.com/gpu"
+                    f"node {self.name}: {resource!r} is not the name of an extended resource: "
+                    "put its domain in front, as in nvidia.com/gpu"
                 )
 
 
@@ -40,18 +40,18 @@ class ImageEntry:
     """An image name and what runs when a container of that image starts."""
 
     name: str
-    """Full name with tag; the tag ``*`` stands for any."""
+    """The full name with its tag; the tag ``*`` stands for any tag."""
     entrypoint: tuple[str, ...] = ()
-    """Command of the image; empty: the pod's own command runs as it is."""
+    """The image's entry point; if empty, the pod's own command runs as it is."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Environment of the image; the pod's own variables come on top."""
+    """The image's environment; the pod's own variables override it."""
     working_dir: str = "/"
-    """Directory in which the container starts."""
+    """The directory in which the container starts."""
     user: int | None = None
-    """Uid that the image's USER names; None: root, as in an image without one."""
+    """The uid of the image's USER; None is root, as in an image without one."""
 
     def to_table(self) -> dict[str, Any]:
-        """The entry as procri reads it."""
+        """The entry in the form that procri reads."""
         entry: dict[str, Any] = {
             "name": self.name,
             "entrypoint": list(self.entrypoint),
@@ -76,27 +76,27 @@ class ImageEntry:
 
 @dataclass(frozen=True)
 class ClusterSpec:
-    """A cluster: a name, one or several nodes, an image table."""
+    """A cluster: a name, one or more nodes, an image table."""
 
     name: str = "tandem"
-    """Name of the cluster; one machine can hold several of different names."""
+    """The cluster's name; one machine can hold several clusters of different names."""
     nodes: tuple[NodeSpec, ...] = field(default_factory=lambda: (NodeSpec("node-0"),))
     """The nodes; the first one also hosts the control plane."""
     images: tuple[ImageEntry, ...] = ()
-    """The images that exist; any other name is ErrImagePull."""
+    """The images that exist; any other name ends in ErrImagePull."""
 
     def __post_init__(self) -> None:
         _check_label("cluster name", self.name)
         names = [node.name for node in self.nodes]
         if not names:
-            raise SpecError("a cluster has at least one node")
+            raise SpecError("nodes is empty: a cluster needs at least one")
         if len(names) > MAX_NODES:
-            raise SpecError(f"{len(names)} nodes wanted, {MAX_NODES} is the most")
+            raise SpecError(f"nodes has {len(names)} entries: a cluster has at most {MAX_NODES}")
         if len(set(names)) != len(names):
-            raise SpecError(f"two nodes of one name among {', '.join(names)}")
+            raise SpecError(f"two nodes have the same name among {', '.join(names)}: rename one")
 
     def to_json(self) -> str:
-        """Serialise, nodes and images included."""
+        """The whole specification as JSON."""
         return json.dumps(
             {
                 "name": self.name,
@@ -123,6 +123,6 @@ class ClusterSpec:
 def _check_label(what: str, name: str) -> None:
     if not _DNS_LABEL.fullmatch(name):
         raise SpecError(
-            f"{what} {name!r}: use 1 to 40 lower-case letters, digits and hyphens, "
+            f"{what} {name!r} is not valid: use 1 to 40 lower-case letters, digits and hyphens, "
             "beginning and ending with a letter or a digit"
         )

@@ -26,12 +26,12 @@ from tandem_local import (
 from tandem_local.folders import clusters_dir
 
 ROOT = Path(__file__).resolve().parents[2]
-# Two sessions on one machine must not share a cluster that one of them disturbs.
+# Two sessions on one machine must not share a cluster: one of them may disturb it.
 CLUSTER_NAME = os.environ.get("TANDEM_TEST_CLUSTER", f"e2e-{os.getpid()}")
 
 
 def say(event: ProgressEvent) -> None:
-    """Progress that pytest shows where a start fails."""
+    """Progress that pytest shows if a start fails."""
     if event.done is None:
         print(f"{event.stage}: {event.message}")
 
@@ -63,7 +63,7 @@ def local_cluster() -> Iterator[LocalCluster]:
 
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest) -> Cluster:
-    """The cluster that TANDEM_KUBECONFIG names, else the embedded one."""
+    """The cluster that TANDEM_KUBECONFIG names, or else the embedded one."""
     named = ExternalCluster.from_environment()
     if named is not None:
         return named

@@ -38,7 +38,7 @@ def http_server(port: int) -> str:
 
 
 def service(name: str, port: int) -> str:
-    """A Service for the pods that carry its name as label."""
+    """A Service for the pods that carry its name as a label."""
     return json.dumps(
         {
             "apiVersion": "v1",
@@ -50,8 +50,8 @@ def service(name: str, port: int) -> str:
 
 
 def eventually(what: str, condition: Callable[[], bool], *, timeout_s: float = 60) -> None:
-    """Wait until `condition` holds; AssertionError with `what` when the time is over."""
+    """Wait until `condition` holds. Raises AssertionError with `what` when the time is up."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}"
+        assert time.monotonic() < deadline, f"not true after {timeout_s:.0f} s: {what}"
         time.sleep(0.1)

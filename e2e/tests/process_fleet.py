@@ -34,7 +34,7 @@ class Process:
     child: subprocess.Popen[bytes]
 
     def said(self, event: str) -> dict[str, Any] | None:
-        """The JSON line with this event, once there is one. AssertionError when it ended."""
+        """The JSON line with this event, once there is one. AssertionError if the process ends."""
         text = self.log.read_text()
         assert self.child.poll() is None, f"{self.log.name} ended: {text[-2000:]}"
         for line in text.splitlines():
@@ -45,7 +45,7 @@ class Process:
         return None
 
     def stop(self) -> int:
-        """Ask it to end; its exit code. Killed when it doesn't."""
+        """Ask the process to end, or kill it if it doesn't; returns its exit code."""
         self.child.terminate()
         try:
             return self.child.wait(timeout=60)
@@ -93,7 +93,7 @@ class Fleet:
         both = {
             name: self._start(
                 *(name, "tandem_engine.main", *ports, "--role", role),
-                # A loaded machine's pauses are no failures here.
+                # A pause of a loaded machine is not a failure here.
                 *("--local-prefill-tokens", "0", "--lease-seconds", "60", *self.worker_flags),
             )
             for name, role in (("p", "prefill"), ("d", "decode"))
@@ -115,14 +115,14 @@ class Fleet:
         return [worker["connected"] for worker in state["workers"]] == [True, True]
 
     def state_of(self, name: str) -> dict[str, Any]:
-        """A worker's own account of itself."""
+        """A worker's report of its own state."""
         body: dict[str, Any] = httpx.get(f"{self.workers[name]}/state").json()
         return body
 
 
 @contextlib.contextmanager
 def running_fleet(folder: Path, model: str, *worker_flags: str) -> Iterator[Fleet]:
-    """A fleet for the length of a block. Everything must end with exit code 0 afterwards."""
+    """A fleet for the duration of a block; afterwards every process must exit with code 0."""
     fleet = Fleet(folder, model, worker_flags)
     try:
         fleet.start()

@@ -1,4 +1,4 @@
-"""An InferenceService under test: apply, wait, look, delete, all through the real kubectl."""
+"""An InferenceService under test: apply, wait, read, delete, all through the real kubectl."""
 
 import json
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def mock_manifest(
             "prefill": {"replicas": prefill},
             "decode": {"replicas": decode},
             "router": {"replicas": 1},
-            # The test cluster's RDMA devices are only a number on a node.
+            # The test cluster's RDMA devices are no more than a number on a node.
             "rdma": {"mode": "None"},
             "kvTransfer": {
                 "localPrefillTokens": 0,
@@ -51,7 +51,7 @@ class Service:
 
     @classmethod
     def apply(cls, cluster: Any, manifest: dict[str, Any], namespace: str = "default") -> "Service":
-        """kubectl apply; AssertionError with kubectl's words when it is refused."""
+        """kubectl apply. Raises AssertionError with kubectl's message if it is refused."""
         service = cls(cluster, manifest["metadata"]["name"], namespace)
         done = cluster.kubectl(
             "apply", "-n", namespace, "-f", "-", input=json.dumps(manifest), check=False
@@ -64,7 +64,7 @@ class Service:
     def running(
         cls, cluster: Any, manifest: dict[str, Any], seconds: float = 240
     ) -> "Iterator[Service]":
-        """A service that is Ready; deleted at the end, also when it never became Ready.
+        """A service that is Ready; deleted at the end, even if it never became Ready.
 
         Nobody waits for the end of the deletion: that it leaves nothing is a test of its own.
         """
@@ -75,19 +75,19 @@ class Service:
             service.kubectl("delete", "tisvc", service.name, "--wait=false")
 
     def kubectl(self, *arguments: str, check: bool = True, timeout: float = 60) -> str:
-        """kubectl in the service's namespace; its standard output."""
+        """The standard output of kubectl, run in the service's namespace."""
         done = self.cluster.kubectl("-n", self.namespace, *arguments, check=check, timeout=timeout)
         output: str = done.stdout
         return output
 
     def get(self, kind: str = "tisvc", name: str = "") -> dict[str, Any]:
-        """An object as a dict; {} when it doesn't exist."""
+        """An object as a dict; {} if it doesn't exist."""
         text = self.kubectl("get", kind, name or self.name, "-o", "json", "--ignore-not-found")
         found: dict[str, Any] = json.loads(text) if text.strip() else {}
         return found
 
     def condition(self, kind: str) -> dict[str, Any]:
-        """A condition of the service by type; {} when it is not set yet."""
+        """A condition of the service by its type; {} if it is not set yet."""
         conditions = self.get().get("status", {}).get("conditions", [])
         return next((c for c in conditions if c["type"] == kind), {})
 
@@ -97,7 +97,7 @@ class Service:
         return next((p for p in pools if p["role"] == role), {})
 
     def wait_ready(self, seconds: float = 180) -> "Service":
-        """Until Ready is True for the current generation; shows the status when it never is."""
+        """Wait until Ready is True for the current generation; show the status if it never is."""
 
         def ready() -> bool:
             seen = self.get()
@@ -115,7 +115,7 @@ class Service:
         return self
 
     def wait_pool(self, role: str, ready: int, seconds: float = 120) -> None:
-        """Until the pool has exactly `ready` Ready workers, none starting and none draining."""
+        """Wait until the pool has exactly `ready` Ready workers, and none starting or draining."""
 
         def settled() -> bool:
             pods = self.pods(role.lower())
@@ -124,7 +124,7 @@ class Service:
         wait_for(f"{self.name} {role} has {ready} ready workers", settled, seconds)
 
     def pods(self, role: str = "") -> list[dict[str, Any]]:
-        """Live pods of a role (`prefill`, `decode`, `router`; all when empty)."""
+        """The live pods of a role (`prefill`, `decode`, `router`; all if empty)."""
         selector = f"tandem.dev/service={self.name}" + (f",tandem.dev/role={role}" if role else "")
         items: list[dict[str, Any]] = json.loads(
             self.kubectl("get", "pods", "-l", selector, "-o", "json")
@@ -132,7 +132,7 @@ class Service:
         return items
 
     def pod_names(self, role: str) -> list[str]:
-        """Names of the pods of a role, sorted."""
+        """The names of a role's pods, sorted."""
         return sorted(pod["metadata"]["name"] for pod in self.pods(role))
 
     @property
@@ -147,7 +147,7 @@ class Service:
         return state
 
     def leaked_blocks(self) -> dict[str, int]:
-        """Leaked blocks by worker, from each one's own ledger."""
+        """The leaked blocks of each worker, from its own ledger."""
         workers = [p for p in self.pods() if p["metadata"]["labels"]["tandem.dev/role"] != "router"]
         return {
             p["metadata"]["name"]: self.worker_state(p)["ledger"]["leaked"]
@@ -161,7 +161,7 @@ class Service:
             "delete", "tisvc", self.name, "--ignore-not-found", f"--timeout={seconds:.0f}s",
             timeout=seconds + 10,
         )  # fmt: skip
-        # After an API server's death the garbage collector first has to find its feet again.
+        # After an API server's death the garbage collector needs time to recover.
         wait_for(f"{self.name} leaves no pods", lambda: not self.pods(), seconds)
 
 

@@ -1,4 +1,4 @@
-"""Many streaming completions at once, and what became of each."""
+"""Many streaming completions at once, and how each one ended."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ class Stream:
 async def run_stream(
     client: httpx.AsyncClient, url: str, body: dict[str, Any], retries: int = 0
 ) -> Stream:
-    """One completion; `retries` > 0 starts again from the beginning when the connection breaks."""
+    """One completion, begun again up to `retries` times if the connection breaks."""
     for attempt in range(retries + 1):
         stream = Stream(body["prompt"], retries=attempt)
         last = time.monotonic()

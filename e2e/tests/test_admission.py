@@ -1,4 +1,4 @@
-"""What the API server refuses and takes: the CRDs' rules, tried with kubectl on a real one."""
+"""What the API server refuses and accepts: the CRDs' rules, tried with kubectl on a real one."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def test_examples_are_taken(tandem: Any, path: Path) -> None:
     ],
 )
 def test_pools_keep_their_identity(tandem: Any, patch: str, words: str) -> None:
-    # The operator removes a pool without a service, so each try makes its own.
+    # The operator removes a pool without a service, so each attempt creates its own.
     tandem.kubectl("apply", "-f", "-", input=POOL)
     try:
         done = tandem.kubectl(

@@ -85,7 +85,7 @@ def outputs(services: tuple[Service, Service]) -> Service:
 
 @contextmanager
 def load(service: Service, streams: int, prompt_tokens: int, max_tokens: int) -> Iterator[None]:
-    """So many streams at any time, each prompt a new one; all must have ended well in the end."""
+    """Keep this many streams running, each with a new prompt; all must end well."""
     stop = threading.Event()
     seen: list[Stream] = []
     url = service.url
@@ -115,13 +115,13 @@ def decisions(service: Service) -> list[dict[str, Any]]:
 
 
 def grown(service: Service, how: str = "Start") -> set[str]:
-    """The pools that the policy has raised (or advised to raise) lately."""
+    """The pools that the policy has recently raised, or advised to raise."""
     taken = (item for item in decisions(service) if item["how"] == how)
     return {item["pool"] for item in taken if item["to"] > item["from"]}
 
 
 def slowest_ttft(service: Service) -> int:
-    """Milliseconds to the first token, as status tells; 0 before the first measurement."""
+    """The milliseconds to the first token, from status; 0 before the first measurement."""
     slo: dict[str, int] = service.get()["status"].get("slo") or {}
     return slo.get("ttftMilliseconds") or 0
 
@@ -131,7 +131,7 @@ def is_stale(service: Service) -> bool:
 
 
 def stale_seconds(service: Service) -> float:
-    """For how long the metrics have been stale; AssertionError when they are not."""
+    """How long the metrics have been stale. Raises AssertionError if they are not."""
     condition = service.condition("MetricsStale")
     assert condition["status"] == "True"
     since = datetime.fromisoformat(condition["lastTransitionTime"])
@@ -154,7 +154,7 @@ def stopped_router(service: Service) -> Iterator[None]:
 def test_long_prompts_raise_prefill_alone(prompts: Service) -> None:
     with load(prompts, streams=6, prompt_tokens=2000, max_tokens=4):
         wait_for("prefill grows", lambda: prompts.pool("Prefill")["ready"] >= 2, 120)
-        wait_for("a slow TTFT is told", lambda: slowest_ttft(prompts) > 1000, 60)
+        wait_for("status shows the slow TTFT", lambda: slowest_ttft(prompts) > 1000, 60)
     assert grown(prompts) == {"Prefill"}
     assert prompts.pool("Decode")["desired"] == 1
     newest = decisions(prompts)[0]
@@ -225,7 +225,7 @@ def test_little_load_brings_both_pools_to_their_minimum(prompts: Service, output
 
 def test_advisory_only_says_so(outputs: Service) -> None:
     apply_policy(outputs.cluster, "Advisory")
-    # The write of before takes effect now, and nobody else changes anything.
+    # The earlier write takes effect now, and nothing else changes anything.
     outputs.wait_pool("Prefill", 2)
     assert outputs.pool("Prefill")["scaledBy"] == "External"
     with load(outputs, streams=24, prompt_tokens=24, max_tokens=60):

@@ -38,7 +38,7 @@ def chaos(tandem: Any) -> Iterator[Service]:
 
 
 def bodies(model: str) -> list[dict[str, Any]]:
-    """100 requests of different prompts and lengths; every other one samples with a seed."""
+    """100 requests with different prompts and lengths; every other one samples with a seed."""
     return [
         completion(
             model,
@@ -136,7 +136,7 @@ def test_a_worker_is_killed(chaos: Service, undisturbed: list[Stream], role: str
 
 
 def test_a_router_is_killed(chaos: Service, undisturbed: list[Stream]) -> None:
-    """The client's own connection dies with a router, so here alone clients may retry."""
+    """A client's own connection dies with its router, so only here may clients retry."""
     victim = chaos.pod_names("router")[0]
     before = num_restarts(chaos, victim)
     streams = run_while(chaos, lambda: kill_pod(chaos, victim), retries=20)

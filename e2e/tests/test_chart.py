@@ -27,7 +27,7 @@ def test_lint(tandem: Any, path: Path) -> None:
 @values
 def test_the_api_server_takes_what_is_rendered(tandem: Any, path: Path) -> None:
     documents = render(tandem, "-f", str(path))
-    # CRDs of others, and those that the installed release owns.
+    # The CRDs of other projects, and those that the installed release owns.
     skipped = {"ServiceMonitor", "CustomResourceDefinition"}
     known = [document for document in documents if document["kind"] not in skipped]
     for document in known:

@@ -20,7 +20,7 @@ from tandem_local import (
     StartError,
     default_images,
 )
-from tandem_local.process import namespace
+from tandem_local.machine.process import namespace
 
 from .conftest import say
 from .manifest import eventually, http_server, pod
@@ -122,7 +122,7 @@ def test_up_takes_a_live_cluster_and_cleans_a_crashed_one(name: str) -> None:
     again = LocalCluster.up(spec, say)
     assert again.status().supervisor_pid == first.status().supervisor_pid
     assert name in [cluster.name for cluster in LocalCluster.all()]
-    with pytest.raises(SpecError, match="other nodes"):
+    with pytest.raises(SpecError, match="already running with different nodes"):
         LocalCluster.up(ClusterSpec(name, (NodeSpec("other"),)), say)
 
     first.kubectl("apply", "-f", "-", input=pod("p", "sleep 900 & sleep 901"))
@@ -132,7 +132,7 @@ def test_up_takes_a_live_cluster_and_cleans_a_crashed_one(name: str) -> None:
     kill(first.status().supervisor_pid)
     with pytest.raises(ClusterNotFound):
         LocalCluster.find(name)
-    assert all(Path(f"/proc/{pid}").exists() for pid in orphans), "nobody ended them"
+    assert all(Path(f"/proc/{pid}").exists() for pid in orphans), "nothing has ended them"
 
     second = LocalCluster.up(spec, say)
     assert not any(Path(f"/proc/{pid}").exists() for pid in orphans)

@@ -1,4 +1,4 @@
-"""Components are killed one by one; the cluster mends itself and the pods live on."""
+"""Components are killed one by one; the cluster recovers and the pods keep running."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ WAVES = (1, 2, 5, 9, 16)  # prompts that are sent at once; 33 in all
 
 @dataclass(frozen=True)
 class Answer:
-    """What the router said about one prompt."""
+    """The router's answer to one prompt."""
 
     prompt: list[int]
     tokens: list[int]
@@ -63,7 +63,7 @@ async def ask(client: httpx.AsyncClient, model: str, prompt: list[int]) -> Answe
 
 
 async def ask_in_waves(fleet: Fleet, model: str, prompts: list[list[int]]) -> list[Answer]:
-    """Each wave at once, one wave after the other; no failover anywhere."""
+    """Send one wave after the other, each all at once; there is no failover anywhere."""
     answers: list[Answer] = []
     async with httpx.AsyncClient(base_url=fleet.url, timeout=600) as client:
         for size in WAVES:
@@ -140,7 +140,7 @@ TINY = {
 
 
 def save_tokenizer(directory: Path) -> None:
-    """The router wants a tokenizer; these prompts are ids, so that any will do."""
+    """The router needs a tokenizer, but these prompts are ids, so any tokenizer will do."""
     words = {f"t{number}": number for number in range(VOCAB)}
     tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "t0")).save(
         str(directory / "tokenizer.json")

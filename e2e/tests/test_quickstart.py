@@ -159,7 +159,7 @@ def test_aggregated_and_disaggregated_agree(quickstart: Service, model: str) -> 
         for prompt in prompts:
             body = {
                 **{"model": model, "prompt": prompt, "max_tokens": 12, "temperature": 0},
-                # The one must not reuse the other's cached pages.
+                # Neither may reuse the other's cached blocks.
                 **{"return_token_ids": True, "ignore_eos": True, "cache_salt": salt},
             }
             reply = httpx.post(f"{url}/v1/completions", json=body, timeout=120).json()
@@ -173,7 +173,7 @@ def test_aggregated_and_disaggregated_agree(quickstart: Service, model: str) -> 
 
 
 class aggregated_router:  # noqa: N801
-    """A router of our own that knows one decode worker only, so it must prefill by itself."""
+    """A separate router that knows only one decode worker, which must then prefill by itself."""
 
     def __init__(self, pod: dict[str, Any], model: str) -> None:
         with socket.socket() as probe:

@@ -115,7 +115,7 @@ def test_rights_and_devices_inside(wired: dict[str, Service], mode: str) -> None
         assert mode != "plain" or rights == 0
         assert " /dev/shm tmpfs " in seen
         assert mode != "plugin" or "size=65536k" in seen
-        # Any container of the embedded cluster sees the machine's /dev: only its presence tells.
+        # Every container of the embedded cluster sees the machine's /dev, so look at the volumes.
         paths = [volume.get("hostPath", {}).get("path") for volume in pod["spec"]["volumes"]]
         assert (str(DEVICES) in paths) == (mode == "hostpath")
         assert mode != "hostpath" or f" {DEVICES} " in seen
@@ -126,7 +126,7 @@ def test_status_names_the_choice(wired: dict[str, Service], mode: str) -> None:
     transport = wired[mode].get()["status"]["transport"]
     assert transport["wiring"] == WIRING[mode]
     verified = wired[mode].condition("TransportVerified")
-    # The devices of the test cluster are numbers only, and the operator must not be fooled.
+    # The test cluster's devices are only numbers, and the operator must not be fooled.
     assert verified["status"] == ("True" if mode == "plain" else "False")
     assert mode == "plain" or "in spite of RDMA" in verified["message"]
 

@@ -1,4 +1,4 @@
-"""Traps of this repository's layout, and what its checks must cover."""
+"""Traps in this repository's layout, and what its checks must cover."""
 
 import re
 import subprocess

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 REQUESTS = [(f"/v1/{path}", body, status, param) for path, body, status, param in BAD]
 REQUESTS += [("/generate", body, status, param) for body, status, param in BAD_GENERATE]
-# Streams that would take minutes: what ends sooner was cancelled.
+# Streams that would take minutes: one that ends sooner was cancelled.
 LONG = {"model": "mock", "max_tokens": 3000, "ignore_eos": True}
 AT_REST = {"running": 0, "waiting": 0, "leases": 0, "owned": 0, "leased": 0, "leaked": 0}
 
@@ -92,7 +92,7 @@ def test_clients_that_leave(mock: Service, http: httpx.Client) -> None:
         body = {**LONG, "max_tokens": 500, "prompt": f"{index} " + "long " * 600}
         with contextlib.suppress(httpx.ReadTimeout):
             await client.post("/v1/completions", json=body, timeout=0.1 + index / 10)
-            raise AssertionError("it was answered, so nobody left")
+            raise AssertionError("the request was answered: the client never left")
 
     async def everybody_leaves() -> None:
         limits = httpx.Limits(max_connections=100)
@@ -111,7 +111,7 @@ def test_clients_that_leave(mock: Service, http: httpx.Client) -> None:
 
 
 def at_rest(service: Service) -> bool:
-    """Whether no worker holds a request, a lease or a block for one."""
+    """Whether no worker holds a request, nor a lease or a block for one."""
     workers = [p for p in service.pods() if p["metadata"]["labels"]["tandem.dev/role"] != "router"]
     assert len(workers) == 2
     assert all(map(is_ready, workers))
@@ -129,6 +129,6 @@ def at_rest(service: Service) -> bool:
 
 
 def inflight(http: httpx.Client) -> float:
-    """Requests that the router works on."""
+    """The number of requests that the router is working on."""
     lines = http.get("/metrics").text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith("tandem_inflight{"))

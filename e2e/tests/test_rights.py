@@ -119,20 +119,20 @@ def test_a_standby_is_passive_and_takes_over(guarded: Service, operator: Service
 
 
 def die(operator: Service, pod: str) -> None:
-    """SIGKILL, so that the lease isn't given back, and no restart in the same pod."""
+    """Kill the pod with SIGKILL, so that it neither gives the lease back nor restarts in place."""
     for pid in operator.cluster.container_pids(NAMESPACE, pod):
         os.kill(pid, signal.SIGKILL)
     operator.kubectl("delete", "pod", pod, "--grace-period=0", "--force", "--wait=false")
 
 
 def holder(operator: Service) -> str:
-    """The pod that leads."""
+    """The pod of the leader."""
     path = "jsonpath={.spec.holderIdentity}"
     return operator.kubectl("get", "lease", "tandem-operator", "-o", path).strip()
 
 
 def passes(address: str) -> float:
-    """Reconcile passes that a replica has made, from its own metrics."""
+    """The number of reconcile passes of a replica, from its own metrics."""
     text = httpx.get(f"http://{address}:9090/metrics", timeout=10).text
     counts = re.findall(r"^tandem_operator_reconcile_seconds_count\{.*\} (\S+)$", text, re.M)
     return sum(map(float, counts))

@@ -8,12 +8,12 @@ T = TypeVar("T")
 
 
 def wait_for(what: str, probe: Callable[[], T | None], seconds: float = 60.0) -> T:
-    """Poll `probe` until it returns something true; AssertionError with its last value if never."""
+    """Poll `probe` until its value is true. AssertionError with the last one if it never is."""
     deadline = time.monotonic() + seconds
     while True:
         value = probe()
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {seconds:.0f} s; last seen: {value!r}")
+            raise AssertionError(f"{what}: not true after {seconds:.0f} s; last value: {value!r}")
         time.sleep(0.2)

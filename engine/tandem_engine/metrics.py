@@ -142,7 +142,7 @@ for _name, _help, *_labels in (
     ("kv_internal_errors_total", "Fetches that a fault of this worker ended"),
 ):
     _counter(_name, _help, *_labels)
-KV_SESSIONS: Final = _gauge("kv_sessions", "Open sessions with other workers", "backend", "side")
+_gauge("kv_sessions", "Open sessions with other workers", "backend", "side")
 LEASES: Final = _gauge("leases", "Fetches and pushes that are not finished")
 
 # --- the worker -----------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Compiling many kernels at the same time.
 
-Triton compiles a kernel when it is first launched, and the program waits. A large program first
-runs once with `collect_kernels`, which launches nothing, and then has the kernels that it came by
-compiled by threads: most of a compilation happens outside Python's lock.
+Triton compiles a kernel at its first launch, while the program waits. So a large program first runs
+once under `collect_kernels`, which launches nothing, and then compiles the kernels it met in
+threads: most of a compilation happens outside Python's lock.
 """
 
 import logging
@@ -29,9 +29,9 @@ class UncompiledKernel:
     specialization: str
 
     def compile(self) -> Any:
-        """Compile it for the current device and build what launches it, or find both in a cache.
+        """Compile it for the current device and build its launcher, or find both in a cache.
 
-        Threads may do this at the same time, but what they give must not be launched: see `load`.
+        Threads may do this at the same time. The result must be passed to `load` before its launch.
         """
         kernel = self.function.preload(self.specialization)
         driver.active.launcher_cls(kernel.src, kernel.metadata)
@@ -39,22 +39,22 @@ class UncompiledKernel:
 
 
 def load(kernel: Any) -> None:
-    """Load a compiled kernel, and what launches it, for the current device.
+    """Load a compiled kernel and its launcher for the current device.
 
-    One at a time: launchers are extension modules that all have one name, and Python gives a
-    thread that loads one the functions of another's when the two loads overlap.
+    Only one at a time: all launchers are extension modules of the same name, and when two threads'
+    loads overlap, Python can give one thread the functions of the other's module.
     """
     _ = kernel.run
 
 
 @contextmanager
 def collect_kernels() -> Iterator[list[UncompiledKernel]]:
-    """Launch no kernels, but note those that would have to be compiled.
+    """Launch no kernels, but collect those that would have to be compiled.
 
-    So what they should have written keeps whatever was there. In this block all threads' launches
-    are taken. Triton's interpreter compiles nothing: its kernels run.
+    Outputs therefore keep their old contents. The block affects the launches of all threads.
+    Triton's interpreter compiles nothing, so its kernels do run.
     """
-    # Compiled ones must not run either: they may read what the others have not written.
+    # Compiled kernels must not run either: they may read what the others have not written.
     global _collecting
     found: dict[tuple[int, str], UncompiledKernel] = {}
 
@@ -80,14 +80,14 @@ def collect_kernels() -> Iterator[list[UncompiledKernel]]:
 
 
 def is_collecting() -> bool:
-    """Whether kernels are only noted at the moment."""
+    """Whether kernels are being collected instead of launched."""
     return _collecting
 
 
 def compile_all(kernels: Sequence[UncompiledKernel], num_threads: int) -> None:
-    """Compile all of them for the current device, so many at a time.
+    """Compile all kernels for the current device, `num_threads` at a time.
 
-    Those that fail are logged, and left to their first launch, which raises what is wrong.
+    A kernel that fails is logged and left to its first launch, which raises the error.
     """
     device = torch.cuda.current_device()
     with ThreadPoolExecutor(num_threads, "compile", torch.cuda.set_device, (device,)) as pool:
@@ -96,4 +96,8 @@ def compile_all(kernels: Sequence[UncompiledKernel], num_threads: int) -> None:
         try:
             load(result.result())
         except Exception as error:  # whatever Triton, its compilers or the driver raise
-            log.warning("%s was not compiled ahead: %r", kernel.function.__name__, error)
+            log.warning(
+                "%s could not be compiled in advance: %r",
+                kernel.function.__name__,
+                error,
+            )

@@ -1,16 +1,25 @@
-"""Launching a Triton kernel with half of the host's work.
+"""Launching kernels: whether those in Gluon can be, and how with half of the host's work.
 
 `kernel[grid](...)` binds the arguments to names, asks each for its type and alignment, and prints
-the options, to find code that was compiled before. A launcher finds it by a short key.
+the options to find code that was compiled before. A launcher finds it by a short key.
 """
 
 from typing import Any, Final
 
 import torch
 import triton
+from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from tandem_kernels.compilation import is_collecting
+
+KNOWS_GLUON: Final = hasattr(gl, "thread_barrier")
+"""Whether the installed Triton has the Gluon that our kernels are written in.
+
+Gluon is Triton's language for kernels that are scheduled by hand, and its names change with the
+version. Ours is that of Triton 3.6, which the extra `gpu` installs. With any other version the
+plain Triton kernels take over; they are slower.
+"""
 
 _MOST_KNOWN: Final = 4096
 
@@ -24,16 +33,16 @@ class Launcher:
         self._known: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
 
     def __call__(self, grid: tuple[int, int, int], *args: Any, **options: Any) -> None:
-        """As `kernel[grid](*args, **options)`.
+        """Launch the kernel, as `kernel[grid](*args, **options)` does.
 
         Args:
-            args: tensors, all of the current device, descriptors of such, and numbers.
-            options: constants and launch options, at one place of the program in one order.
+            args: tensors on the current device, descriptors of such tensors, and numbers.
+            options: constants and launch options; each call site must keep to one order.
         """
         if not self._compiled or is_collecting():
             self._kernel[grid](*args, **options)
             return
-        # More than Triton specialises by: all numbers, and of a tensor what its pointer is like.
+        # More than Triton specialises by: every number, and each tensor's type and alignment.
         key = (
             torch.cuda.current_device(),
             *[_kind(arg) for arg in args],

@@ -1,5 +1,5 @@
-// Command coredns is the official CoreDNS with the few plugins that the embedded cluster's DNS needs. It is a module of its own because
-// CoreDNS wants later etcd and Kubernetes modules than those that the cluster's binary is made of.
+// Command coredns is the official CoreDNS with the few plugins that the embedded cluster's DNS needs. It is a separate module because
+// CoreDNS requires later etcd and Kubernetes modules than the cluster's binary is built from.
 package main
 
 import (

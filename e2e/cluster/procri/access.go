@@ -9,14 +9,14 @@ import (
 	"syscall"
 )
 
-// searchBit lets everybody pass through a folder.
+// searchBit is the permission of everybody to pass through a folder.
 const searchBit = 0o001
 
-// closedFolders lists the folders on the way to an image's files that a user can't pass through, parents first.
+// closedFolders lists the folders on the way to an image's files that not every user can pass through, parents first.
 //
-// In a real image everything is readable to the image's user. Here the files are the machine's, and often lie in somebody's home (the
-// interpreter of a virtual environment, a cache), which only its owner may enter. Containers see such folders opened; what
-// is in them keeps its own permissions.
+// In a real image, everything is readable for the image's user. Here the files are the machine's, and often lie in somebody's home (the
+// interpreter of a virtual environment, a cache), which only its owner may enter. Containers see such folders opened, while what is in
+// them keeps its own permissions.
 func closedFolders(user uint32, image Image) []string {
 	if user == 0 {
 		return nil
@@ -38,7 +38,7 @@ func closedFolders(user uint32, image Image) []string {
 	return closed
 }
 
-// paths lists the files and folders of the machine that an image names, with what links among them lead to.
+// paths lists the machine's files and folders that an image names, and the targets of links among them.
 func (i Image) paths() []string {
 	named := []string{i.WorkingDir}
 	if len(i.Entrypoint) > 0 {
@@ -65,11 +65,11 @@ func (i Image) paths() []string {
 	return paths
 }
 
-// interpreter is what the first line of a script names; empty if it is none.
+// interpreter returns the program that the first line of a script names; empty if the file is not a script.
 func interpreter(path string) string {
 	file, err := os.Open(path)
 	if err != nil {
-		return "" // the container's start will say so
+		return "" // the container's start will report it
 	}
 	defer func() { _ = file.Close() }() // read only
 	line, err := bufio.NewReader(file).ReadString('\n')

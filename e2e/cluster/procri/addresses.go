@@ -11,7 +11,7 @@ import (
 	"sync"
 )
 
-// lastFile remembers the last address given out, so that the next pod does not get the address of one that has just gone.
+// lastFile records the last address given out, so that the next pod does not get the address of one that has just ended.
 const lastFile = "last"
 
 // addresses gives out the addresses of the pod subnet. Each one in use is a file that holds the id of its sandbox.
@@ -21,7 +21,7 @@ type addresses struct {
 	mu     sync.Mutex
 }
 
-// newAddresses takes every address as free: no sandbox outlives its procri.
+// newAddresses treats every address as free, because no sandbox outlives its procri.
 func newAddresses(folder string, subnet *net.IPNet) (*addresses, error) {
 	if subnet.IP.To4() == nil {
 		return nil, fmt.Errorf("pod subnet %s: only IPv4 is supported", subnet)
@@ -63,7 +63,7 @@ func (a *addresses) take(sandbox string) (net.IP, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	ones, bits := a.subnet.Mask.Size()
-	// Without the network's own address, the gateway's and the broadcast address.
+	// All but the network's own address, the gateway's and the broadcast address.
 	const first = 2
 	count := uint32(1)<<(bits-ones) - first - 1
 	start := uint32(0)
@@ -86,7 +86,7 @@ func (a *addresses) take(sandbox string) (net.IP, error) {
 		}
 		return address, os.WriteFile(filepath.Join(a.folder, lastFile), []byte(address.String()), 0o644)
 	}
-	return nil, fmt.Errorf("no free address in %s", a.subnet)
+	return nil, fmt.Errorf("pod subnet %s has no free address", a.subnet)
 }
 
 func (a *addresses) last() (uint32, bool) {
@@ -101,7 +101,7 @@ func (a *addresses) last() (uint32, bool) {
 	return binary.BigEndian.Uint32(address) - binary.BigEndian.Uint32(a.subnet.IP.To4()), true
 }
 
-// release frees an address; one that is free already stays so.
+// release frees an address. Freeing one twice is harmless.
 func (a *addresses) release(address net.IP) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -17,19 +17,19 @@ var capabilityNames = []string{
 	"WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE",
 }
 
-// defaultCapabilities are those that a container has unless it says otherwise, in every common runtime.
+// defaultCapabilities are those that a container has by default, as in every common runtime.
 var defaultCapabilities = []string{
 	"CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
 	"NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
 }
 
-// ipcLock lets a process lock as much memory as it wants.
+// ipcLock is the capability to lock any amount of memory.
 const ipcLock = "IPC_LOCK"
 
 // everyCapability is the mask that drops none.
 const everyCapability = ^uint64(0)
 
-// capabilityNumber accepts a name with or without `CAP_`, in any case.
+// capabilityNumber accepts a name with or without `CAP_`, in upper or lower case.
 func capabilityNumber(name string) (int, error) {
 	plain := strings.TrimPrefix(strings.ToUpper(name), "CAP_")
 	number := slices.Index(capabilityNames, plain)
@@ -39,7 +39,7 @@ func capabilityNumber(name string) (int, error) {
 	return number, nil
 }
 
-// boundingSet is the mask of what a container's processes can have.
+// boundingSet is the mask of the capabilities that a container's processes can have.
 func boundingSet(wanted *runtimeapi.Capability, privileged bool) (uint64, error) {
 	if privileged {
 		return everyCapability, nil
@@ -87,7 +87,7 @@ func boundingSet(wanted *runtimeapi.Capability, privileged bool) (uint64, error)
 	return mask, nil
 }
 
-// holds says whether a mask has a capability.
+// holds reports whether a mask has a capability.
 func holds(mask uint64, name string) bool {
 	number, err := capabilityNumber(name)
 	return err == nil && mask&(1<<number) != 0

@@ -20,7 +20,7 @@ func Command() *cobra.Command {
 		Args:         cobra.NoArgs,
 		SilenceUsage: true,
 		RunE: func(command *cobra.Command, _ []string) error {
-			// See onOwnThread: a pod's namespaces must never get hold of the main thread.
+			// The main thread must never enter a pod's namespaces: see onOwnThread.
 			runtime.LockOSThread()
 			logs.InitLogs()
 			defer logs.FlushLogs()

@@ -16,14 +16,14 @@ import (
 	"github.com/tandem-inference/tandem/e2e/cluster/procri/shim"
 )
 
-// Reasons in a container's status, the ones that other runtimes give.
+// The reasons in a container's status, the same as in other runtimes.
 const (
 	reasonCompleted = "Completed"
 	reasonError     = "Error"
 	reasonNoStart   = "StartError"
 )
 
-// drainTimeout bounds the wait for the end of output that a process outside the container keeps open.
+// drainTimeout bounds the wait for the end of an output that a process outside the container keeps open.
 const drainTimeout = 2 * time.Second
 
 // container is one container, from its creation to its removal.
@@ -54,11 +54,11 @@ type container struct {
 	log      *logFile
 	stdout   *output
 	stderr   *output
-	// stopping says that nothing may start the container any more.
+	// stopping is true once nothing may start the container.
 	stopping bool
 }
 
-// containerRecord is what the record file holds.
+// containerRecord is the content of the record file.
 type containerRecord struct {
 	ID        string `json:"id"`
 	PID       int    `json:"pid"`
@@ -70,7 +70,7 @@ type containerRecord struct {
 	ExitCode  int    `json:"exitCode"`
 }
 
-// logPath is where the kubelet looks for the container's log; empty if nowhere.
+// logPath is the path at which the kubelet looks for the container's log; empty if it does not look.
 func (c *container) logPath() string {
 	folder := c.sandbox.config.GetLogDirectory()
 	if folder == "" || c.config.GetLogPath() == "" {
@@ -96,7 +96,7 @@ func (c *container) save() error {
 	return replaceFile(c.record, data)
 }
 
-// replaceFile writes a file so that readers see the old or the new content, never a part.
+// replaceFile writes a file so that readers see the old content or the new, never a part.
 func replaceFile(path string, data []byte) error {
 	temporary := path + ".new"
 	if err := os.WriteFile(temporary, data, 0o644); err != nil {
@@ -105,7 +105,7 @@ func replaceFile(path string, data []byte) error {
 	return os.Rename(temporary, path)
 }
 
-// start runs the main process. A container that can't start counts as ended, as with other runtimes.
+// start runs the main process. A container that can't start counts as ended, as in other runtimes.
 func (c *container) start() error {
 	c.starting.Lock()
 	defer c.starting.Unlock()
@@ -178,7 +178,7 @@ func (c *container) launch() (err error) {
 	return nil
 }
 
-// follow carries the output until the container ends and then notes how it ended.
+// follow carries the output until the container ends, and then records how it ended.
 func (c *container) follow() {
 	var copies sync.WaitGroup
 	copies.Go(func() { c.stdout.copy(c.streams.output) })
@@ -207,7 +207,7 @@ func (c *container) follow() {
 	c.finish(code, reason, "")
 }
 
-// finish notes the end; mu must be held.
+// finish records the end; mu must be held.
 func (c *container) finish(code int, reason, message string) {
 	c.state, c.finished = runtimeapi.ContainerState_CONTAINER_EXITED, time.Now()
 	c.exitCode, c.reason, c.message = code, reason, message
@@ -232,7 +232,7 @@ func (c *container) stop(grace time.Duration) {
 	c.mu.Lock()
 	c.stopping = true
 	c.mu.Unlock()
-	// A start that is under way ends first, so that there is something to stop.
+	// Wait for a start that is under way, so that there is something to stop.
 	c.starting.Lock()
 	defer c.starting.Unlock()
 	main, err := c.running()
@@ -251,7 +251,7 @@ func (c *container) stop(grace time.Duration) {
 	<-c.ended
 }
 
-// stopSignal translates CRI's name of a signal.
+// stopSignal translates CRI's name for a signal.
 func stopSignal(wanted runtimeapi.Signal) unix.Signal {
 	name := wanted.String()
 	if number := unix.SignalNum(name); number != 0 {
@@ -260,7 +260,7 @@ func stopSignal(wanted runtimeapi.Signal) unix.Signal {
 	return unix.SIGTERM
 }
 
-// remove kills the container if it runs and forgets its files.
+// remove kills the container if it is running, and deletes its files.
 func (c *container) remove() error {
 	c.stop(0)
 	err := os.Remove(c.record)

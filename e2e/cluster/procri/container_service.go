@@ -27,7 +27,7 @@ func (r *runtimeService) CreateContainer(
 	config := request.GetConfig()
 	image, name, err := r.images.find(config.GetImage().GetImage())
 	if errors.Is(err, errNoImage) && config.GetImage().GetUserSpecifiedImage() != "" {
-		// The id was given out by an earlier procri.
+		// An earlier procri gave out this id.
 		image, name, err = r.images.find(config.GetImage().GetUserSpecifiedImage())
 	}
 	if errors.Is(err, errNoImage) {
@@ -144,7 +144,7 @@ func (r *runtimeService) ContainerStatus(
 	return &runtimeapi.ContainerStatusResponse{Status: c.describe(), Info: info}, nil
 }
 
-// describe is the container as CRI sees it.
+// describe returns the container as CRI sees it.
 func (c *container) describe() *runtimeapi.ContainerStatus {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -177,7 +177,7 @@ func (c *container) groups() []int64 {
 	return groups
 }
 
-// UpdateContainerResources notes the new resources: procri enforces none.
+// UpdateContainerResources records the new resources, but procri enforces none.
 func (r *runtimeService) UpdateContainerResources(
 	_ context.Context, request *runtimeapi.UpdateContainerResourcesRequest,
 ) (*runtimeapi.UpdateContainerResourcesResponse, error) {
@@ -228,7 +228,7 @@ func (r *runtimeService) ExecSync(
 	return &runtimeapi.ExecSyncResponse{Stdout: stdout, Stderr: stderr, ExitCode: int32(code)}, nil
 }
 
-// Exec answers with the address at which the streaming server waits for the client.
+// Exec returns the URL at which the streaming server waits for the client.
 func (r *runtimeService) Exec(_ context.Context, request *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
 	c, err := r.container(request.GetContainerId())
 	if err != nil {
@@ -240,7 +240,7 @@ func (r *runtimeService) Exec(_ context.Context, request *runtimeapi.ExecRequest
 	return r.streaming.GetExec(request)
 }
 
-// Attach answers with the address at which the streaming server waits for the client.
+// Attach returns the URL at which the streaming server waits for the client.
 func (r *runtimeService) Attach(_ context.Context, request *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
 	c, err := r.container(request.GetContainerId())
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/tandem-inference/tandem/e2e/cluster/procri/shim"
 )
 
-// execOutputLimit bounds in bytes what ExecSync returns of each stream; more is read and dropped.
+// execOutputLimit bounds, in bytes, what ExecSync returns of each stream; anything more is read and dropped.
 const execOutputLimit = 16 << 20
 
 // spawn starts one more process in a running container.
@@ -48,7 +48,7 @@ func (c *container) execSync(ctx context.Context, command []string) (stdout, std
 	return output.Bytes(), failure.Bytes(), code, err
 }
 
-// waitOrKill returns the exit code, and the context's error if that was what ended the process.
+// waitOrKill returns the exit code, and the context's error if the context ended the process.
 func (c *child) waitOrKill(ctx context.Context) (int, error) {
 	exited := make(chan int, 1)
 	go func() { exited <- c.wait() }()
@@ -61,7 +61,7 @@ func (c *child) waitOrKill(ctx context.Context) (int, error) {
 	}
 }
 
-// drain waits for the end of what a process wrote; what its own children keep open holds nobody up for long.
+// drain waits for the end of what a process wrote, but not for long if the process's children keep it open.
 func (s *stdio) drain(copies *sync.WaitGroup) {
 	deadline := time.Now().Add(drainTimeout)
 	for _, file := range []*os.File{s.output, s.failure} {
@@ -81,12 +81,12 @@ func (b *limitedBuffer) readFrom(file *os.File) {
 		count, err := file.Read(chunk)
 		b.Write(chunk[:min(count, execOutputLimit-b.Len())])
 		if err != nil {
-			return // the end of the stream, or of the patience with it
+			return // the stream has ended, or the deadline has passed
 		}
 	}
 }
 
-// exitError is how streaming reports an exit status other than 0; it is a k8s.io/utils/exec.ExitError.
+// exitError is a k8s.io/utils/exec.ExitError, with which streaming reports an exit status other than 0.
 type exitError int
 
 var errExit = errors.New("command ended with an error")

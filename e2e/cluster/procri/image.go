@@ -13,7 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// errNoImage reports a name that the table does not hold.
+// errNoImage reports a name that is not in the table.
 var errNoImage = errors.New("image not found")
 
 // anyTag at the end of a table name stands for every tag and digest.
@@ -21,15 +21,15 @@ const anyTag = ":*"
 
 // Image is one entry of the image table.
 type Image struct {
-	// Name is what pods call the image; it may end in `:*`.
+	// Name is the name that pods use; it may end in `:*`.
 	Name string `json:"name"`
-	// Entrypoint is what runs unless the pod names a command; empty, the pod must name one.
+	// Entrypoint runs unless the pod names a command; if it is empty, the pod must name one.
 	Entrypoint []string `json:"entrypoint"`
-	// Env are the image's variables.
+	// Env is the image's environment.
 	Env map[string]string `json:"env"`
-	// WorkingDir is where processes start unless the pod says so; empty stands for the root.
+	// WorkingDir is where processes start unless the pod says otherwise; empty stands for the root.
 	WorkingDir string `json:"workingDir"`
-	// User is the number of the user that processes run as unless the pod says so.
+	// User is the number of the user that processes run as unless the pod says otherwise.
 	User int64 `json:"user"`
 }
 
@@ -37,7 +37,7 @@ type Image struct {
 type imageTable struct {
 	path string
 	mu   sync.Mutex
-	// names maps ids that were given out to the full names that they stand for.
+	// names maps the ids given out to the full names that they stand for.
 	names map[string]string
 }
 
@@ -59,7 +59,7 @@ func (t *imageTable) load() ([]Image, error) {
 	return table.Images, nil
 }
 
-// find returns the entry for a name or an id, and the full name.
+// find returns the entry for a name or an id, and its full name.
 func (t *imageTable) find(reference string) (Image, string, error) {
 	images, err := t.load()
 	if err != nil {
@@ -80,7 +80,7 @@ func (t *imageTable) find(reference string) (Image, string, error) {
 	return Image{}, "", fmt.Errorf("%w: %s is not in %s", errNoImage, reference, t.path)
 }
 
-// list returns the full names of the images that are known: those without a pattern, and those asked for since the start.
+// list returns the full names of the known images: those without a pattern, and those asked for since the start.
 func (t *imageTable) list() (map[string]Image, error) {
 	images, err := t.load()
 	if err != nil {
@@ -114,13 +114,13 @@ func (i Image) matches(name string) bool {
 	return found && (rest == "" || rest[0] == '@' || rest[0] == ':' && !strings.Contains(rest, "/"))
 }
 
-// imageID is stable over changes of the entry, so that a container that was asked for before one can be made after it.
+// imageID stays the same when the entry changes, so that a container asked for before a change can be created after it.
 func imageID(name string) string {
 	sum := sha256.Sum256([]byte(name))
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// describe is the image as CRI sees it. The kubelet takes an image without a size for a broken one.
+// describe returns the image as CRI sees it. The kubelet considers an image without a size broken.
 func (i Image) describe(name string) *runtimeapi.Image {
 	image := &runtimeapi.Image{
 		Id: imageID(name), Size: 1, Uid: &runtimeapi.Int64Value{Value: i.User}, Spec: &runtimeapi.ImageSpec{Image: name}, Pinned: true,

@@ -17,7 +17,7 @@ import (
 type imageService struct {
 	runtimeapi.UnimplementedImageServiceServer
 	images *imageTable
-	// mountpoint is the mount that holds procri's files.
+	// mountpoint is the mount that procri's files are on.
 	mountpoint string
 }
 
@@ -39,7 +39,7 @@ func (s *imageService) ListImages(
 	return response, nil
 }
 
-// ImageStatus answers with no image for one that is not there.
+// ImageStatus answers without an image if there is none of that name.
 func (s *imageService) ImageStatus(
 	_ context.Context, request *runtimeapi.ImageStatusRequest,
 ) (*runtimeapi.ImageStatusResponse, error) {

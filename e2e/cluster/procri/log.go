@@ -17,7 +17,7 @@ const (
 	stderrStream = "stderr"
 )
 
-// logFile is a container's log in the format of CRI: `time stream tag text`, tag F for the end of a line, P for a part before it.
+// logFile is a container's log in CRI's format: `time stream tag text`, with tag F for the end of a line and P for a part before it.
 type logFile struct {
 	path string
 	mu   sync.Mutex
@@ -32,7 +32,7 @@ func openLog(path string) (*logFile, error) {
 	return l, l.reopen()
 }
 
-// reopen goes on in a new file after the old one was moved away.
+// reopen continues in a new file after the old one was moved away.
 func (l *logFile) reopen() error {
 	file, err := os.OpenFile(l.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
 	if err != nil {

@@ -9,17 +9,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// namespaces are the namespaces that the containers of a pod share. They exist as long as these descriptors, or processes in them.
+// namespaces are the namespaces that the containers of a pod share. They exist as long as these descriptors or processes in them do.
 // A nil file stands for the namespace that procri itself is in, the node's.
 type namespaces struct {
 	network *os.File
 	ipc     *os.File
 	uts     *os.File
-	// pid is what containers join instead of having their own.
+	// pid is the namespace that containers join instead of having their own.
 	pid *os.File
 }
 
-// newNamespaces makes the namespaces that flags (CLONE_NEW…) name.
+// newNamespaces creates the namespaces that flags (CLONE_NEW…) name.
 func newNamespaces(flags int, hostname string) (*namespaces, error) {
 	n := &namespaces{}
 	err := onOwnThread(func() error {
@@ -53,7 +53,7 @@ func newNamespaces(flags int, hostname string) (*namespaces, error) {
 	return n, nil
 }
 
-// do runs a function on a thread that is in the namespaces; processes that it starts are in them too.
+// do runs a function on a thread in the namespaces; processes that the function starts are in them too.
 func (n *namespaces) do(f func() error) error {
 	return onOwnThread(func() error {
 		for _, file := range []*os.File{n.network, n.ipc, n.uts, n.pid} {
@@ -79,8 +79,8 @@ func (n *namespaces) close() error {
 	return errors.Join(failures...)
 }
 
-// onOwnThread runs a function on a thread that ends with it. The function may change what belongs to a thread; since the goroutine ends
-// locked, Go throws the thread away. (The main thread can't be thrown away: Command keeps it to itself.)
+// onOwnThread runs a function on a thread that ends with it. The function may change the state of its thread: because the goroutine ends
+// while locked to it, Go discards the thread. (The main thread can't be discarded, so Command keeps it for itself.)
 func onOwnThread(f func() error) error {
 	result := make(chan error, 1)
 	go func() {

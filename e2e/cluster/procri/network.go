@@ -14,7 +14,7 @@ import (
 // podInterface is the interface's name in the pod.
 const podInterface = "eth0"
 
-// linkDigits is how much of a sandbox id the name of its link has; Linux allows 15 letters.
+// linkDigits is the number of a sandbox id's digits in the name of its link; Linux allows 15 characters.
 const linkDigits = 11
 
 // network connects pods to the node's bridge.
@@ -65,7 +65,7 @@ func (n *network) configure(address net.IP) error {
 		return fmt.Errorf("%s: %w", podInterface, err)
 	}
 	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: n.gateway}); err != nil {
-		return fmt.Errorf("default route by %s: %w", n.gateway, err)
+		return fmt.Errorf("default route via %s: %w", n.gateway, err)
 	}
 	return nil
 }
@@ -81,7 +81,7 @@ func loopbackUp() error {
 	return nil
 }
 
-// disconnect removes a sandbox's link at once; the kernel would do so some time after the namespace's end.
+// disconnect removes a sandbox's link at once; the kernel would take some time to do so after the namespace's end.
 func (n *network) disconnect(sandbox string) error {
 	link, err := netlink.LinkByName(linkName(sandbox))
 	if _, missing := err.(netlink.LinkNotFoundError); missing {
@@ -96,7 +96,7 @@ func (n *network) disconnect(sandbox string) error {
 	return nil
 }
 
-// ready says why the node can't take pods; nil if it can.
+// ready returns the reason why the node can't take pods, or nil if it can.
 func (n *network) ready() error {
 	link, err := netlink.LinkByName(n.bridge)
 	if err != nil {
@@ -108,7 +108,7 @@ func (n *network) ready() error {
 	return nil
 }
 
-// podSysctls are set in every pod with a network of its own, as other runtimes do: no process there needs privileges for low ports.
+// podSysctls are set in every pod that has its own network, as in other runtimes: no process there needs privileges for low ports.
 var podSysctls = map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}
 
 // setSysctls writes kernel parameters in the namespaces; those of the network and IPC namespace are the calling thread's own.
@@ -130,7 +130,7 @@ func (n *namespaces) dial(port int32) (net.Conn, error) {
 	err := n.do(func() error {
 		var failure error
 		for _, host := range []string{"127.0.0.1", "::1"} {
-			// One numeric address is dialled by the calling thread itself, the one that is in the namespace.
+			// A single numeric address is dialled by the calling thread itself, which is in the namespace.
 			connection, failure = net.Dial("tcp", net.JoinHostPort(host, fmt.Sprint(port)))
 			if failure == nil {
 				return nil
@@ -141,7 +141,7 @@ func (n *namespaces) dial(port int32) (net.Conn, error) {
 	return connection, err
 }
 
-// namespaceFlags says which namespaces a sandbox gets of its own.
+// namespaceFlags returns the namespaces that a sandbox gets of its own.
 func namespaceFlags(hostNetwork, hostIPC bool) int {
 	flags := 0
 	if !hostNetwork {

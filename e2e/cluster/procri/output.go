@@ -14,7 +14,7 @@ import (
 type output struct {
 	stream string
 	log    *logFile
-	// line is what was read of a line whose end was not.
+	// line is the beginning of a line whose end has not been read yet.
 	line []byte
 
 	mu       sync.Mutex
@@ -35,7 +35,7 @@ func (o *output) copy(from *os.File) {
 			o.split(buffer[:count])
 		}
 		if err != nil {
-			// The end of a pipe is EOF, that of a terminal EIO, and a deadline means that nobody waits any longer.
+			// A pipe ends with EOF and a terminal with EIO; a deadline means that no one is waiting.
 			break
 		}
 	}
@@ -45,7 +45,7 @@ func (o *output) copy(from *os.File) {
 	}
 }
 
-// split writes whole lines, and what is longer than the limit in parts.
+// split writes whole lines; a line longer than the limit is written in parts.
 func (o *output) split(data []byte) {
 	for len(data) > 0 {
 		end := bytes.IndexByte(data, '\n')
@@ -68,7 +68,7 @@ func (o *output) split(data []byte) {
 
 func (o *output) write(text []byte, partial bool) {
 	if err := o.log.write(time.Now(), o.stream, text, partial); err != nil {
-		klog.ErrorS(err, "Container output is lost", "log", o.log.path)
+		klog.ErrorS(err, "Container output was lost", "log", o.log.path)
 	}
 }
 
@@ -82,7 +82,7 @@ func (o *output) publish(data []byte) {
 	}
 }
 
-// watch copies what comes from now on to a writer, until the function it returns is called.
+// watch copies new output to a writer until the function that it returns is called.
 func (o *output) watch(writer io.Writer) (leave func()) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

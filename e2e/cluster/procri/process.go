@@ -30,20 +30,20 @@ type shimProcess struct {
 	waiting map[uint32]chan reply
 }
 
-// reply is a shim's reply and the process number that came with it, in procri's PID namespace.
+// reply is a shim's reply, with the process number that came with it, in procri's PID namespace.
 type reply struct {
 	shim.Reply
 	pid int
 }
 
-// startShim starts a shim in the namespaces, with a mount namespace and, if ownPID, a PID namespace of its own.
+// startShim starts a shim in the namespaces, with its own mount namespace and, if ownPID, its own PID namespace.
 func startShim(ns *namespaces, ownPID bool) (*shimProcess, error) {
 	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("socket pair: %w", err)
 	}
 	theirs := os.NewFile(uintptr(ends[1]), "shim")
-	defer func() { _ = theirs.Close() }() // the shim has its copy
+	defer func() { _ = theirs.Close() }() // the shim has its own copy
 	socket, err := connection(ends[0])
 	if err != nil {
 		return nil, err
@@ -101,7 +101,7 @@ func (s *shimProcess) read() {
 		s.mu.Unlock()
 	}
 	_ = s.socket.Close() // which ends a shim that has not ended yet
-	_ = s.command.Wait() // how the shim itself ended says nothing
+	_ = s.command.Wait() // how the shim itself ended does not matter
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, channel := range s.waiting {
@@ -132,7 +132,7 @@ func (s *shimProcess) send(message shim.Message, files ...*os.File) error {
 		return err
 	}
 	if len(data) > shim.MessageLimit {
-		return fmt.Errorf("%w: its %d bytes are more than %d", errConfig, len(data), shim.MessageLimit)
+		return fmt.Errorf("%w: it has %d bytes, and at most %d are allowed", errConfig, len(data), shim.MessageLimit)
 	}
 	var rights []byte
 	if len(files) > 0 {
@@ -186,7 +186,7 @@ func (s *shimProcess) run(message shim.Message, files []*os.File) (*child, error
 	return c, nil
 }
 
-// wait returns the exit code. A process whose shim has ended first was killed.
+// wait returns the exit code. A process whose shim ended first was killed.
 func (c *child) wait() int {
 	defer c.forget()
 	received, open := <-c.replies
@@ -202,16 +202,16 @@ func (c *child) forget() {
 	delete(c.shim.waiting, c.id)
 }
 
-// signal sends a signal to the process, or to its group if it is not the main one. One that has ended needs none.
+// signal sends a signal to the process, or to its group if it is not the main one. A process that has ended needs none.
 func (c *child) signal(number unix.Signal) {
 	_ = c.shim.send(shim.Message{Kind: shim.Signal, ID: c.id, Signal: int(number)}) // fails when the container has ended
 }
 
-// kill ends every process of the container and waits for that.
+// kill ends every process of the container and waits until they are gone.
 func (s *shimProcess) kill() {
 	_ = s.send(shim.Message{Kind: shim.Kill}) // fails when it has ended
 	if s.command.SysProcAttr.Cloneflags&syscall.CLONE_NEWPID != 0 {
-		// A shim that was stopped does not read; process 1 takes the others along in any case.
+		// A stopped shim does not read; in any case process 1 takes the others along.
 		_ = s.command.Process.Kill() // fails when it has ended
 	}
 	<-s.ended

@@ -16,7 +16,7 @@ import (
 	"github.com/tandem-inference/tandem/e2e/cluster/procri/shim"
 )
 
-// shmSize is the size of a pod's /dev/shm, as common runtimes have it.
+// shmSize is the size of a pod's /dev/shm, the same as in common runtimes.
 const shmSize = "64m"
 
 // sandbox is one pod: namespaces, an address and a few files. Its containers are kept by the runtime.
@@ -26,10 +26,10 @@ type sandbox struct {
 	handler string
 	created time.Time
 	folder  string
-	// mountpoint is the mount that holds procri's files.
+	// mountpoint is the mount that procri's files are on.
 	mountpoint string
 	namespaces *namespaces
-	// address is nil where the pod uses the node's network.
+	// address is nil if the pod uses the node's network.
 	address net.IP
 	// pause is process 1 of a PID namespace that the pod's containers share; nil if they don't.
 	pause *shimProcess
@@ -50,7 +50,7 @@ func (s *sandbox) hostNetwork() bool {
 
 func (s *sandbox) hostIPC() bool { return s.options().GetIpc() == runtimeapi.NamespaceMode_NODE }
 
-// hostname is the pod's host name, or the node's where the pod uses the node's network.
+// hostname is the pod's host name, or the node's if the pod uses the node's network.
 func (s *sandbox) hostname() string {
 	if name := s.config.GetHostname(); name != "" {
 		return name
@@ -62,7 +62,7 @@ func (s *sandbox) hostname() string {
 	return unix.ByteSliceToString(names.Nodename[:])
 }
 
-// open makes the namespaces and the files. What it made is taken down by close, also after an error.
+// open creates the namespaces and the files. close takes them down, also after an error.
 func (s *sandbox) open(network *network, addresses *addresses, fallbackDNS string) error {
 	flags := namespaceFlags(s.hostNetwork(), s.hostIPC())
 	var err error
@@ -87,7 +87,7 @@ func (s *sandbox) open(network *network, addresses *addresses, fallbackDNS strin
 		return err
 	}
 	if s.options().GetPid() == runtimeapi.NamespaceMode_POD {
-		// It never gets a start message: it only reaps, until the sandbox ends.
+		// It never gets a start message, so it only reaps until the sandbox ends.
 		if s.pause, err = startShim(s.namespaces, true); err != nil {
 			return err
 		}
@@ -95,7 +95,7 @@ func (s *sandbox) open(network *network, addresses *addresses, fallbackDNS strin
 	return nil
 }
 
-// writeFiles makes the files and the shared memory that containers see in place of the machine's.
+// writeFiles creates the files and the shared memory that containers see instead of the machine's.
 func (s *sandbox) writeFiles(fallbackDNS string) error {
 	if err := os.MkdirAll(s.folder, 0o755); err != nil {
 		return err
@@ -141,7 +141,7 @@ func resolvConf(dns *runtimeapi.DNSConfig, fallback string) string {
 	return text.String()
 }
 
-// mounts lists what every container of the pod sees in place of the machine's.
+// mounts lists what every container of the pod sees instead of the machine's files.
 func (s *sandbox) mounts() []shim.Mount {
 	mounts := []shim.Mount{{Source: s.file("resolv.conf"), Target: "/etc/resolv.conf"}}
 	if !s.hostNetwork() {
@@ -182,14 +182,14 @@ func (s *sandbox) selectPID(c *container, ns *namespaces) (own bool, err error) 
 	return false, err
 }
 
-// ready says whether containers can start in the sandbox.
+// ready reports whether containers can start in the sandbox.
 func (s *sandbox) ready() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.state == runtimeapi.PodSandboxState_SANDBOX_READY
 }
 
-// retire keeps containers from starting in the sandbox from now on.
+// retire prevents containers from starting in the sandbox from now on.
 func (s *sandbox) retire() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -219,7 +219,7 @@ func (s *sandbox) close(network *network, addresses *addresses) error {
 	return errors.Join(failures...)
 }
 
-// unmount detaches a mount; a path that is none, or is not there, needs nothing.
+// unmount detaches a mount. A path that is not a mount, or does not exist, is no error.
 func unmount(path string) error {
 	err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, os.ErrNotExist) {

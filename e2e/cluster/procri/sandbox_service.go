@@ -26,7 +26,7 @@ func (r *runtimeService) RunPodSandbox(
 	}
 	for _, port := range config.GetPortMappings() {
 		if port.GetHostPort() != 0 {
-			return nil, status.Errorf(codes.InvalidArgument, "host port %d: not supported here, use a Service", port.GetHostPort())
+			return nil, status.Errorf(codes.InvalidArgument, "host port %d is not supported here: use a Service", port.GetHostPort())
 		}
 	}
 	users := config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
@@ -55,7 +55,7 @@ func (r *runtimeService) RunPodSandbox(
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: s.id}, nil
 }
 
-// StopPodSandbox kills what still runs; the kubelet has stopped the containers with grace before.
+// StopPodSandbox kills whatever is still running; the kubelet has given the containers their grace before.
 func (r *runtimeService) StopPodSandbox(
 	_ context.Context, request *runtimeapi.StopPodSandboxRequest,
 ) (*runtimeapi.StopPodSandboxResponse, error) {
@@ -148,7 +148,7 @@ func (r *runtimeService) ListPodSandbox(
 	return response, nil
 }
 
-// allSandboxes lists the sandboxes, the oldest first.
+// allSandboxes lists the sandboxes, oldest first.
 func (r *runtimeService) allSandboxes() []*sandbox {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -169,7 +169,7 @@ func (s *sandbox) describe() *runtimeapi.PodSandbox {
 	}
 }
 
-// PortForward answers with the address at which the streaming server waits for the client.
+// PortForward returns the URL at which the streaming server waits for the client.
 func (r *runtimeService) PortForward(
 	_ context.Context, request *runtimeapi.PortForwardRequest,
 ) (*runtimeapi.PortForwardResponse, error) {

@@ -27,25 +27,25 @@ const (
 )
 
 const (
-	// messageLimit is the kubelet's limit for CRI messages in bytes.
+	// messageLimit is the kubelet's limit for CRI messages, in bytes.
 	messageLimit = 16 << 20
-	// closeGrace is how long containers have to end when procri is asked to.
+	// closeGrace is how long containers have to end when procri is asked to end.
 	closeGrace = 2 * time.Second
 )
 
-// Config is what the command line says.
+// Config is the configuration that the command line gives.
 type Config struct {
 	// Socket is the path of the unix socket that the kubelet connects to.
 	Socket string
-	// Root is the folder for everything that procri writes.
+	// Root is the folder below which procri writes everything.
 	Root string
 	// Images is the path of the image table.
 	Images string
 	// Bridge is the name of the node's bridge, which has the first address of PodCIDR.
 	Bridge string
-	// PodCIDR is the subnet that pods get addresses from.
+	// PodCIDR is the subnet from which pods get their addresses.
 	PodCIDR string
-	// StreamingAddress is the address and port for the streams of exec, attach and port-forward; the kubelet connects to it.
+	// StreamingAddress is the address and port, for the kubelet to connect to, of the streams of exec, attach and port-forward.
 	StreamingAddress string
 	// DNS is the name server of pods whose configuration names none.
 	DNS string
@@ -59,7 +59,7 @@ func Serve(ctx context.Context, config Config) error {
 	}
 	streamListener, err := net.Listen("tcp", config.StreamingAddress)
 	if err != nil {
-		return fmt.Errorf("streaming: %w", err)
+		return fmt.Errorf("streaming server: %w", err)
 	}
 	streamConfig := streaming.DefaultConfig
 	streamConfig.Addr = streamListener.Addr().String()
@@ -92,13 +92,13 @@ func Serve(ctx context.Context, config Config) error {
 func newServices(config Config) (*runtimeService, *imageService, error) {
 	_, subnet, err := net.ParseCIDR(config.PodCIDR)
 	if err != nil {
-		return nil, nil, fmt.Errorf("pod subnet: %w", err)
+		return nil, nil, fmt.Errorf("--pod-cidr: %w", err)
 	}
 	if config.Root, err = filepath.Abs(config.Root); err != nil {
 		return nil, nil, err
 	}
 	if err := clean(config.Root); err != nil {
-		return nil, nil, fmt.Errorf("leftovers: %w", err)
+		return nil, nil, fmt.Errorf("clean up after an earlier procri: %w", err)
 	}
 	for _, folder := range []string{sandboxFolder, recordFolder, rootFolder} {
 		if err := os.MkdirAll(filepath.Join(config.Root, folder), 0o755); err != nil {
@@ -122,7 +122,7 @@ func newServices(config Config) (*runtimeService, *imageService, error) {
 	return service, &imageService{images: images, mountpoint: mountpoint}, nil
 }
 
-// clean removes mounts, sandbox files and records of a procri that has ended. Its processes and namespaces have ended with it.
+// clean removes the mounts, sandbox files and records of a procri that has ended. Its processes and namespaces ended with it.
 func clean(root string) error {
 	sandboxes, err := filepath.Glob(filepath.Join(root, sandboxFolder, "*"))
 	if err != nil {
@@ -142,10 +142,10 @@ func clean(root string) error {
 	return errors.Join(failures...)
 }
 
-// listenUnix replaces the socket of a procri that has ended, but not that of one that lives.
+// listenUnix replaces the socket of a procri that has ended, but not of one that is alive.
 func listenUnix(path string) (net.Listener, error) {
 	if probe, err := net.Dial("unix", path); err == nil {
-		return nil, errors.Join(fmt.Errorf("%s: another runtime serves there", path), probe.Close())
+		return nil, errors.Join(fmt.Errorf("%s: another runtime is serving on this socket", path), probe.Close())
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
@@ -153,7 +153,7 @@ func listenUnix(path string) (net.Listener, error) {
 	return net.Listen("unix", path)
 }
 
-// mountpointOf finds the mount that holds a folder.
+// mountpointOf finds the mount that a folder is on.
 func mountpointOf(folder string) (string, error) {
 	data, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {

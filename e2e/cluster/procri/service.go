@@ -15,15 +15,15 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming"
 )
 
-// Names and versions that the runtime gives of itself.
+// The names and versions that the runtime reports of itself.
 const (
 	runtimeName    = "procri"
 	runtimeVersion = "0.1.0"
 	criVersion     = "v1"
 )
 
-// runtimeService is the runtime half of CRI. Methods that are not here answer Unimplemented: checkpoints, metrics and the event
-// stream, without which the kubelet does.
+// runtimeService is the runtime half of CRI. Methods that are not here answer Unimplemented: checkpoints, metrics and the event stream,
+// which the kubelet can do without.
 type runtimeService struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
 	images     *imageTable
@@ -37,7 +37,7 @@ type runtimeService struct {
 	mu         sync.Mutex
 	sandboxes  map[string]*sandbox
 	containers map[string]*container
-	// closing says that procri is about to end.
+	// closing is true once procri is about to end.
 	closing bool
 }
 
@@ -116,14 +116,14 @@ func (r *runtimeService) RuntimeConfig(
 	return &runtimeapi.RuntimeConfigResponse{Linux: linux}, nil
 }
 
-// UpdateRuntimeConfig accepts the pod subnet that the control plane gave the node; the one of the command line counts.
+// UpdateRuntimeConfig accepts the pod subnet that the control plane gave the node, but the one on the command line counts.
 func (r *runtimeService) UpdateRuntimeConfig(
 	context.Context, *runtimeapi.UpdateRuntimeConfigRequest,
 ) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
 	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
 }
 
-// verbose is the Info of a status answer: one JSON document, as other runtimes give it.
+// verbose is the Info of a status response: one JSON document, as in other runtimes.
 func verbose(wanted bool, info map[string]any) (map[string]string, error) {
 	if !wanted {
 		return nil, nil
@@ -135,7 +135,7 @@ func verbose(wanted bool, info map[string]any) (map[string]string, error) {
 	return map[string]string{"info": string(data)}, nil
 }
 
-// matches says whether labels have everything that a selector asks for.
+// matches reports whether labels have everything that a selector asks for.
 func matches(labels, selector map[string]string) bool {
 	for name, value := range selector {
 		if labels[name] != value {
@@ -145,7 +145,7 @@ func matches(labels, selector map[string]string) bool {
 	return true
 }
 
-// close ends every container, then every sandbox, and lets nothing new begin.
+// close ends every container, then every sandbox, and prevents new ones from starting.
 func (r *runtimeService) close(grace time.Duration) []error {
 	r.mu.Lock()
 	r.closing = true

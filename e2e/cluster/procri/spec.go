@@ -20,13 +20,13 @@ import (
 const (
 	// defaultPath is the PATH of a container whose image and pod name none.
 	defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-	// defaultMemlock is how much memory a container may lock, as common runtimes have it.
+	// defaultMemlock is how much memory a container may lock, the same as in common runtimes.
 	defaultMemlock = 8 << 20
 	// unlimited is the kernel's RLIM_INFINITY.
 	unlimited = math.MaxUint64
 )
 
-// errConfig is the root of what can be wrong with a container's configuration.
+// errConfig is the root of the errors in a container's configuration.
 var errConfig = errors.New("invalid container configuration")
 
 // buildSpec translates a container's configuration. The pod adds its host name and mounts (its resolv.conf and the like).
@@ -66,7 +66,7 @@ func buildSpec(
 	return spec, nil
 }
 
-// buildProcess translates what runs, as whom, where and with which environment.
+// buildProcess translates what runs, as which user, where, and with which environment.
 func buildProcess(config *runtimeapi.ContainerConfig, image Image, hostname string) (*shim.Process, error) {
 	command := config.GetCommand()
 	if len(command) == 0 {
@@ -74,7 +74,7 @@ func buildProcess(config *runtimeapi.ContainerConfig, image Image, hostname stri
 	}
 	arguments := slices.Concat(command, config.GetArgs())
 	if len(arguments) == 0 {
-		return nil, fmt.Errorf("%w: neither the pod nor the image names a command", errConfig)
+		return nil, fmt.Errorf("%w: neither the pod nor the image names a command: set the container's command", errConfig)
 	}
 	process := &shim.Process{Args: arguments, Dir: config.GetWorkingDir(), Terminal: config.GetTty()}
 	if process.Dir == "" {
@@ -102,7 +102,7 @@ func buildProcess(config *runtimeapi.ContainerConfig, image Image, hostname stri
 	return process, nil
 }
 
-// setUser fills in the process's user and groups and returns the user's home. Names and groups are the machine's.
+// setUser sets the process's user and groups, and returns the user's home. Names and groups are the machine's.
 func setUser(
 	process *shim.Process, security *runtimeapi.LinuxContainerSecurityContext, image Image,
 ) (home string, err error) {
@@ -117,7 +117,7 @@ func setUser(
 		}
 		account = named
 	}
-	// A number that no account has is as good as any; it has no groups and no home.
+	// A number without an account is as good as any, but has no groups and no home.
 	if known, err := user.LookupId(account.Uid); err == nil {
 		account = known
 	}
@@ -153,7 +153,7 @@ func setUser(
 	return account.HomeDir, nil
 }
 
-// buildEnv is the whole environment: nothing of procri's own goes into it.
+// buildEnv returns the whole environment, which contains nothing of procri's own.
 func buildEnv(config *runtimeapi.ContainerConfig, image Image, defaults map[string]string) []string {
 	variables := maps.Clone(defaults)
 	if config.GetTty() {
@@ -171,7 +171,7 @@ func buildEnv(config *runtimeapi.ContainerConfig, image Image, defaults map[stri
 	return env
 }
 
-// buildMounts lists the mounts so that none hides another that was made before it.
+// buildMounts lists the mounts in an order in which none hides an earlier one.
 func buildMounts(config *runtimeapi.ContainerConfig, podMounts []shim.Mount) ([]shim.Mount, error) {
 	mounts := slices.Clone(podMounts)
 	for _, wanted := range config.GetMounts() {
@@ -212,7 +212,7 @@ func buildMounts(config *runtimeapi.ContainerConfig, podMounts []shim.Mount) ([]
 	return kept, nil
 }
 
-// resolveSource follows the links of a path of the machine. A folder that is missing is made, as other runtimes do for host paths.
+// resolveSource follows the links in a path on the machine. A missing folder is created, as in other runtimes for host paths.
 func resolveSource(path string) (string, error) {
 	resolved, err := filepath.EvalSymlinks(path)
 	if errors.Is(err, os.ErrNotExist) {

@@ -11,7 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// clockTick is the unit of CPU times in /proc, 100 per second on every Linux.
+// clockTick is the unit of CPU times in /proc: 100 per second on every Linux.
 const clockTick = uint64(time.Second / 100)
 
 // Positions in /proc/<pid>/stat, counted from the field after the name.
@@ -41,13 +41,13 @@ func (u *usage) add(other usage) {
 	u.processes += other.processes
 }
 
-// processTable is one look at /proc.
+// processTable is a snapshot of /proc.
 type processTable struct {
 	children map[int][]int
 	usage    map[int]usage
 }
 
-// readProcesses looks at every process of the machine that procri can see. One that ends meanwhile is left out.
+// readProcesses reads every process that procri can see. One that ends meanwhile is left out.
 func readProcesses() (processTable, error) {
 	table := processTable{children: map[int][]int{}, usage: map[int]usage{}}
 	paths, err := filepath.Glob("/proc/[0-9]*/stat")
@@ -73,7 +73,7 @@ func readProcesses() (processTable, error) {
 }
 
 func parseStat(data []byte) (parent int, used usage, ok bool) {
-	// The name before the last parenthesis may hold anything.
+	// The name before the last parenthesis may contain anything.
 	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
 	if len(fields) <= statResident {
 		return 0, usage{}, false
@@ -90,14 +90,14 @@ func parseStat(data []byte) (parent int, used usage, ok bool) {
 		majorFaults:   number(statMajorFaults),
 		processes:     1,
 	}
-	// User and system time, and those of children that were waited for.
+	// User and system time, and the times of children that were waited for.
 	for position := statUserTime; position < statWaitedTimes; position++ {
 		used.cpuNanoseconds += number(position) * clockTick
 	}
 	return int(number(statParent)), used, ok
 }
 
-// below sums up what runs below a process; the shim itself is not the container's.
+// below sums up the usage of everything below a process; the shim itself does not belong to the container.
 func (t processTable) below(shim int) usage {
 	var total usage
 	for _, pid := range t.children[shim] {
@@ -106,7 +106,7 @@ func (t processTable) below(shim int) usage {
 	return total
 }
 
-// tree sums up what a process and everything below it uses.
+// tree sums up the usage of a process and of everything below it.
 func (t processTable) tree(root int) usage {
 	total := t.usage[root]
 	for _, pid := range t.children[root] {
@@ -115,7 +115,7 @@ func (t processTable) tree(root int) usage {
 	return total
 }
 
-// stats is what a container uses now; nil if it doesn't run.
+// stats returns what a container uses now; nil if it isn't running.
 func (c *container) stats(table processTable) *runtimeapi.ContainerStats {
 	main, err := c.running()
 	if err != nil {

@@ -22,7 +22,7 @@ func (r *runtimeService) ContainerStats(
 	}
 	used := c.stats(table)
 	if used == nil {
-		return nil, status.Errorf(codes.NotFound, "container %s does not run", c.id)
+		return nil, status.Errorf(codes.NotFound, "container %s is not running", c.id)
 	}
 	return &runtimeapi.ContainerStatsResponse{Stats: used}, nil
 }

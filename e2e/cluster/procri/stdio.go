@@ -62,7 +62,7 @@ func (s *stdio) open(input bool) error {
 	return nil
 }
 
-// pipe returns two blocking ends, as processes expect them; os.Pipe's are not.
+// pipe returns two blocking ends, as processes expect; those of os.Pipe do not block.
 func pipe() (reader, writer *os.File, err error) {
 	ends := make([]int, 2)
 	if err := unix.Pipe2(ends, unix.O_CLOEXEC); err != nil {
@@ -71,7 +71,7 @@ func pipe() (reader, writer *os.File, err error) {
 	return os.NewFile(uintptr(ends[0]), "reader"), os.NewFile(uintptr(ends[1]), "writer"), nil
 }
 
-// pollable makes a file one that can be closed while it is read.
+// pollable makes a file closable while it is being read.
 func pollable(file *os.File) (*os.File, error) {
 	descriptor, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err = errors.Join(err, file.Close()); err != nil {

@@ -123,7 +123,7 @@ func (s *streams) PortForward(_ context.Context, sandboxID string, port int32, s
 		}
 	}()
 	pump(stream, connection)
-	// The pod has said everything; what the client still sends has no reader.
+	// The pod has sent everything, and no one reads what the client still sends.
 	return stream.Close()
 }
 
@@ -149,7 +149,7 @@ func (s *stdio) follow(ctx context.Context, resize <-chan remotecommand.Terminal
 				continue
 			}
 			if err := s.resize(size.Width, size.Height); err != nil {
-				klog.V(2).InfoS("Terminal keeps its size", "err", err)
+				klog.V(2).InfoS("Terminal could not be resized", "err", err)
 			}
 		}
 	}
@@ -165,7 +165,7 @@ func pump(to io.Writer, from io.Reader) {
 	}
 }
 
-// copyInput hides the file's ReadFrom: splicing from a stream that is no file would be in vain.
+// copyInput hides the file's ReadFrom, because splicing works only from a file.
 func copyInput(to io.Writer, from io.Reader) {
 	pump(struct{ io.Writer }{to}, from)
 }

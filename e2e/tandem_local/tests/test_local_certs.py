@@ -15,9 +15,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from cryptography.x509.oid import NameOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from tandem_local.addresses import AddressPlan
-from tandem_local.certs import Pki, build_pki
-from tandem_local.kubeconfig import write_kubeconfig
+from tandem_local.components.credentials import Pki, build_pki, write_kubeconfig
+from tandem_local.nodes.addresses import AddressPlan
 
 PLAN = AddressPlan(IPv4Network("10.201.0.0/16"))
 NODES = ("node-0", "node-1")

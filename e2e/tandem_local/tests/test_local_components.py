@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tandem_local import network
-from tandem_local.addresses import AddressPlan
-from tandem_local.binaries import Binaries
-from tandem_local.bootstrap import (
+from tandem_local.binaries.build import Binaries
+from tandem_local.components.command_lines import MARKER, build_components, environment
+from tandem_local.components.configuration import prepare
+from tandem_local.components.images import default_images, merge_images, read_images, write_images
+from tandem_local.errors import SpecError
+from tandem_local.folders import ClusterFolder
+from tandem_local.machine.process import ProcessRef
+from tandem_local.nodes import network
+from tandem_local.nodes.addresses import AddressPlan
+from tandem_local.nodes.holder import closed_folders, holder_script, needed_paths
+from tandem_local.spec import ClusterSpec, ImageEntry, NodeSpec
+from tandem_local.supervision.bootstrap import (
     bootstrap_objects,
     is_ready,
     missing_metadata,
     missing_resources,
 )
-from tandem_local.components import MARKER, build_components, environment, prepare
-from tandem_local.errors import SpecError
-from tandem_local.folders import ClusterFolder
-from tandem_local.holder import closed_folders, holder_script, needed_paths
-from tandem_local.images import default_images, merge_images, read_images, write_images
-from tandem_local.process import ProcessRef
-from tandem_local.spec import ClusterSpec, ImageEntry, NodeSpec
-from tandem_local.state import ClusterState, ComponentState, Phase
+from tandem_local.supervision.state import ClusterState, ComponentState, Phase
 
 PLAN = AddressPlan(IPv4Network("10.210.0.0/16"))
 SPEC = ClusterSpec(
@@ -43,7 +46,7 @@ BINARIES = Binaries(Path("/b/tandem-cluster"), Path("/b/coredns"))
 
 @pytest.fixture
 def folder() -> ClusterFolder:
-    # Not below tmp_path, whose length no Unix socket bears.
+    # Not below tmp_path, which is too long for a Unix socket.
     return ClusterFolder(Path("/c/two"))
 
 
@@ -52,20 +55,28 @@ def test_spec_survives_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "message"),
     [
-        lambda: ClusterSpec("Upper"),
-        lambda: ClusterSpec("../up"),
-        lambda: ClusterSpec("a", ()),
-        lambda: ClusterSpec("a", (NodeSpec("n"), NodeSpec("n"))),
-        lambda: ClusterSpec("a", tuple(NodeSpec(f"n{i}") for i in range(101))),
-        lambda: NodeSpec("node_0"),
-        lambda: NodeSpec("n", {"gpu": "1"}),
+        (lambda: ClusterSpec("Upper"), "cluster name 'Upper' is not valid: use 1 to 40"),
+        (lambda: ClusterSpec("../up"), "cluster name '../up' is not valid: use 1 to 40"),
+        (lambda: ClusterSpec("a", ()), "nodes is empty: a cluster needs at least one"),
+        (
+            lambda: ClusterSpec("a", (NodeSpec("n"), NodeSpec("n"))),
+            "two nodes have the same name among n, n: rename one",
+        ),
+        (
+            lambda: ClusterSpec("a", tuple(NodeSpec(f"n{i}") for i in range(101))),
+            "nodes has 101 entries: a cluster has at most 100",
+        ),
+        (lambda: NodeSpec("node_0"), "node name 'node_0' is not valid: use 1 to 40"),
+        (
+            lambda: NodeSpec("n", {"gpu": "1"}),
+            "node n: 'gpu' is not the name of an extended resource: put its domain in front",
+        ),
     ],
 )
-def test_impossible_specs_are_refused(make: object) -> None:
-    assert callable(make)
-    with pytest.raises(SpecError):
+def test_impossible_specs_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(message)):
         make()
 
 
@@ -101,7 +112,7 @@ def test_the_api_server_authorizes_by_node_and_rbac(folder: ClusterFolder) -> No
 def test_prepared_files_agree_with_the_command_lines(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("tandem_local.components.MAX_SOCKET_PATH", 4096)
+    monkeypatch.setattr("tandem_local.components.configuration.MAX_SOCKET_PATH", 4096)
     folder = ClusterFolder(tmp_path / "two")
     folder.root.mkdir()
     prepare(SPEC, PLAN, folder)
@@ -122,7 +133,7 @@ def test_prepared_files_agree_with_the_command_lines(
 
 def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
     folder = ClusterFolder(tmp_path / ("x" * 120))
-    with pytest.raises(SpecError, match="TANDEM_STATE_DIR"):
+    with pytest.raises(SpecError, match=r"Unix socket.*: set TANDEM_STATE_DIR to a shorter path"):
         prepare(SPEC, PLAN, folder)
 
 
@@ -169,7 +180,7 @@ def test_link_names_fit_the_kernel_and_differ() -> None:
     assert all(len(name) <= 15 for name in names)
 
 
-def test_default_images_run_the_consoles_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_images_run_the_console_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", "/models")
     images = {image.name: image for image in default_images(Path("/v/bin"))}
     engine = images["ghcr.io/tandem-inference/tandem-engine:*"]
@@ -231,7 +242,7 @@ def test_resources_are_patched_until_both_parts_say_so() -> None:
 
 
 def test_labels_and_pod_range_are_given_once() -> None:
-    fresh = {"metadata": {}, "spec": {}, "status": {}}
+    fresh: dict[str, object] = {"metadata": {}, "spec": {}, "status": {}}
     assert missing_metadata(fresh, SPEC.nodes[0], "10.0.0.0/24") == {
         "metadata": {"labels": {"zone": "a"}},
         "spec": {"podCIDR": "10.0.0.0/24", "podCIDRs": ["10.0.0.0/24"]},

@@ -1,4 +1,4 @@
-"""Processes are known by pid and start time: a recycled pid is never touched."""
+"""A process is known by its pid and start time: a recycled pid is never touched."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from tandem_local.process import ProcessRef, end, marked, members, namespace, wait_gone
+from tandem_local.machine.process import ProcessRef, end, marked, members, namespace, wait_gone
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_zombie_is_dead(sleeper: subprocess.Popen[bytes]) -> None:
     ref = ref_of(sleeper)
     sleeper.kill()
     assert wait_gone([ref], timeout_s=10) == []
-    assert sleeper.returncode is None, "nobody has waited for it yet"
+    assert sleeper.returncode is None, "no one has waited for it yet"
     assert not ref.alive()
     assert ProcessRef.of(sleeper.pid) is None
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tandem_local.build import source_dir
-from tandem_local.toolchain import find_go, required_version
+from tandem_local.binaries.build import source_dir
+from tandem_local.binaries.toolchain import find_go, required_version
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1500)]
 

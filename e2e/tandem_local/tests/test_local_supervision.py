@@ -1,4 +1,4 @@
-"""Restarts with a back-off, what a crash leaves to find, and what the machine must have."""
+"""Restarts with a back-off, what a crash leaves behind, and what the machine must have."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tandem_local import ClusterSpec, ExternalCluster, LocalCluster, requirements, supervisor
-from tandem_local.addresses import AddressPlan
-from tandem_local.binaries import Binaries
+from tandem_local import ClusterSpec, ExternalCluster, LocalCluster
+from tandem_local.binaries.build import Binaries
 from tandem_local.client import Cluster, Commands
-from tandem_local.components import MARKER, Component
+from tandem_local.components.command_lines import MARKER, Component
 from tandem_local.errors import (
     ClusterNotFound,
     CommandError,
@@ -24,11 +23,19 @@ from tandem_local.errors import (
     RootRequired,
 )
 from tandem_local.folders import MAX_SOCKET_PATH, ClusterFolder, cache_dir, clusters_dir, locked
-from tandem_local.process import ProcessRef, marked
+from tandem_local.machine import requirements
+from tandem_local.machine.process import ProcessRef, marked
+from tandem_local.nodes.addresses import AddressPlan
 from tandem_local.progress import silent
-from tandem_local.state import ClusterState, ComponentState
-from tandem_local.supervisor import Watched
-from tandem_local.teardown import container_records, end_processes, mounts_below, remove_files
+from tandem_local.supervision import supervisor
+from tandem_local.supervision.state import ClusterState, ComponentState
+from tandem_local.supervision.supervisor import Watched
+from tandem_local.supervision.teardown import (
+    container_records,
+    end_processes,
+    mounts_below,
+    remove_files,
+)
 
 
 @pytest.fixture
@@ -61,6 +68,8 @@ def test_a_dead_component_starts_again(folder: ClusterFolder) -> None:
     assert watched.state.exit_code == -9
     second = watched.state.process
     assert second is not None
+    # The kernel shows a new program's environment a moment after Popen returns.
+    until(lambda: second in marked(MARKER, str(folder.root)))
     end_processes(folder, None)
     assert not second.alive(), "found by its marker alone"
 
@@ -166,13 +175,13 @@ def test_missing_commands_are_named_with_their_package(monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(requirements, "ADMIN_PATH", "/nowhere")
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(RequirementError, match=r"apt-get install .*nftables"):
+    with pytest.raises(RequirementError, match=r"PATH lacks: ip, nft.*apt-get install .*nftables"):
         requirements.check_machine(silent)
 
 
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """kubectl and helm that print what they were given."""
+    """A folder in PATH with a kubectl and a helm that print what they are given."""
     folder = tmp_path / "tools"
     folder.mkdir()
     for name in ("kubectl", "helm"):
@@ -194,7 +203,9 @@ def test_an_existing_cluster_is_used_by_its_kubeconfig(
     monkeypatch.delenv("TANDEM_KUBECONFIG", raising=False)
     assert ExternalCluster.from_environment() is None
     monkeypatch.setenv("TANDEM_KUBECONFIG", str(kubeconfig))
-    with pytest.raises(RequirementError, match="no kubeconfig"):
+    with pytest.raises(
+        RequirementError, match=r"no kubeconfig at .*/kc: correct --kubeconfig or TANDEM_KUBECONFIG"
+    ):
         ExternalCluster.from_environment()
     kubeconfig.write_text("")
     cluster: Cluster | None = ExternalCluster.from_environment()
@@ -209,7 +220,7 @@ def test_an_existing_cluster_is_used_by_its_kubeconfig(
 
 def test_a_failed_command_says_what_it_said(tools: Path, tmp_path: Path) -> None:
     commands = Commands(tmp_path / "kc", ["kubectl"], ["helm"])
-    with pytest.raises(CommandError, match=r"`kubectl fail` ended with status 4: no") as caught:
+    with pytest.raises(CommandError, match=r"`kubectl fail` exited with status 4: no") as caught:
         commands.kubectl("fail")
     assert caught.value.returncode == 4
     assert commands.kubectl("fail", check=False).returncode == 4

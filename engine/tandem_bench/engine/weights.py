@@ -24,7 +24,8 @@ from tandem_bench.options import option
 from tandem_bench.shapes import named_config
 from tandem_engine.models.parameters import Parameter, build_parameters
 from tandem_engine.models.shard import WHOLE, Shard
-from tandem_engine.spec.model import ModelSpec, build_spec
+from tandem_engine.spec.families import build_spec
+from tandem_engine.spec.model import ModelSpec
 from tandem_engine.startup import boot_seconds, process_start
 from tandem_engine.weights.loading import WeightFiles, load_parameters
 from tandem_engine.weights.parameter_file import write_parameters

@@ -16,7 +16,8 @@ from tandem_bench.kernels.suite import STAGES, choose_stages
 from tandem_bench.options import parse_pairs
 from tandem_bench.shapes import SHAPES, model_uri, write_shape
 from tandem_engine.models.parameters import build_parameters
-from tandem_engine.spec.model import ModelSpec, build_spec
+from tandem_engine.spec.families import build_spec
+from tandem_engine.spec.model import ModelSpec
 from tandem_wire.model_config import read_model_facts
 
 

@@ -1,4 +1,4 @@
-"""What a model needs of attention, whatever computes it."""
+"""What a model asks of attention, whatever computes it."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Several tokens of one sequence: rows [row, row + num_tokens) of the step's flat tensors.
+    """Consecutive tokens of one sequence: rows [row, row + num_tokens) of the step's flat tensors.
 
     Their positions begin at `start`.
     """
@@ -22,13 +22,13 @@ class Chunk:
 class StepTensors:
     """One step's tokens, flat: first one row per decoding sequence, then the chunks' rows.
 
-    Legend: T rows, B decoding sequences (padding included), C chunks, M blocks of the longest.
+    Legend: T rows, B decoding sequences (padding included), C chunks, M blocks of the longest one.
     """
 
     token_ids: torch.Tensor  # [T] int64
     positions: torch.Tensor  # [T] int64
     slot_blocks: torch.Tensor  # [T] int64: the block that takes the token's KV; -1 for padding
-    slot_offsets: torch.Tensor  # [T] int64: its place in that block's page
+    slot_offsets: torch.Tensor  # [T] int64: the token's place in that block
     decode_tables: torch.Tensor  # [B, M] integers; past a sequence's end any block that exists
     decode_lengths: torch.Tensor  # [B] integers: positions that exist, this token's included
     chunks: tuple[Chunk, ...]  # [C]
@@ -36,13 +36,13 @@ class StepTensors:
 
     @property
     def num_decodes(self) -> int:
-        """B."""
+        """Number of decoding sequences, B."""
         return int(self.decode_lengths.shape[0])
 
 
 @dataclass(frozen=True, slots=True)
 class HeadNorms:
-    """RMS norms of each query and key head, before the positions are applied."""
+    """RMS norms of each query and key head, applied before the rotation."""
 
     query: torch.Tensor  # [D]
     key: torch.Tensor  # [D]
@@ -59,7 +59,7 @@ class AttentionBackend(ABC):
 
     @abstractmethod
     def plan(self, step: StepTensors) -> None:
-        """Prepare what the layers of this step share."""
+        """Prepare what all layers of this step share."""
 
     @abstractmethod
     def store(
@@ -71,7 +71,7 @@ class AttentionBackend(ABC):
     ) -> torch.Tensor:
         """Norm and rotate, and store the step's KV of one layer.
 
-        Of the step it depends on the slots alone, so that a CUDA graph can hold it.
+        It depends on the step's slots alone, so that a CUDA graph can hold it.
 
         Args:
             qkv: [T, (H + 2 K) · D], the fused projection's output; may be changed.
@@ -88,9 +88,9 @@ class AttentionBackend(ABC):
         """Attend causally within the layer's window.
 
         Args:
-            query: [T, H, D], of `store`.
+            query: [T, H, D], from `store`.
             out: [T, H · D]; rows that belong to no decode and no chunk are left as they are.
 
         Returns:
-            [T, H · D]: `out` where it is given.
+            attn_output [T, H · D], which is `out` where that is given.
         """

@@ -1,4 +1,4 @@
-"""What a model with latent attention needs, whatever computes it."""
+"""What a model asks of latent attention, whatever computes it."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from tandem_engine.attention.backend import StepTensors
 
 @dataclass(frozen=True, slots=True)
 class LatentWeights:
-    """Of one layer: the latents' norm, and what keys and values are made with."""
+    """One layer's: of the latents' norm, and of the projection to keys and values."""
 
     norm: torch.Tensor  # [R]
-    up_projection: torch.Tensor  # [H · (C + V), R]: of each head the keys' rows, then the values'
+    up_projection: torch.Tensor  # [H · (C + V), R]: each head's rows of keys, then of values
     epsilon: float
 
 
 class LatentBackend(ABC):
     """Writes a step's latents into the pages and attends over them.
 
-    Legend: T tokens, H heads, R rank of the latent, P size of the rotated part, C of the part that
-    is not rotated, V of the values.
+    Legend: T tokens, H heads, R rank of the latent, P size of a query's rotated part, C size of the
+    part that is not rotated, V size of a head's values.
 
     The runner owns the KV cache and lends it for the backend's lifetime. For each step it calls
     `plan` once, then `attend` once per layer, in order, from one thread.
@@ -29,7 +29,7 @@ class LatentBackend(ABC):
 
     @abstractmethod
     def plan(self, step: StepTensors) -> None:
-        """Prepare what the layers of this step share."""
+        """Prepare what all layers of this step share."""
 
     @abstractmethod
     def attend(
@@ -50,5 +50,5 @@ class LatentBackend(ABC):
             out: [T, H · V]; rows that belong to no decode and no chunk are left as they are.
 
         Returns:
-            [T, H · V]: `out` where it is given.
+            attn_output [T, H · V], which is `out` where that is given.
         """

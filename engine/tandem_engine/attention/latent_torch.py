@@ -1,16 +1,18 @@
-"""Latent attention by the torch reference ops: the CPU's backend, and the truth for the GPU's."""
+"""Latent attention by the reference ops in torch: the CPU's backend, which the GPU's must match."""
 
 import torch
 
 from tandem_engine.attention.backend import StepTensors
 from tandem_engine.attention.latent_backend import LatentBackend, LatentWeights
-from tandem_engine.attention.torch_backend import join_rows
+from tandem_engine.attention.torch_backend import join_outputs
 from tandem_engine.spec.model import ModelSpec
 from tandem_kernels.mla import decode_attention, extend_attention, rope_and_write
 
 
 class TorchLatentAttention(LatentBackend):
-    """Decodes with the projections absorbed into queries and outputs; chunks are projected up.
+    """Decodes over the latents, the projections absorbed into queries and outputs.
+
+    For chunks the latents are projected up to keys and values first.
 
     Args:
         kv_cache: [layers, 1, N, 1, page, R + P].
@@ -48,17 +50,17 @@ class TorchLatentAttention(LatentBackend):
             weights.epsilon,
             self._latent.interleaved,
         )
-        found = []
+        outputs = []  # each [*, H, V]
         count = step.num_decodes
         if count:
-            found.append(
+            outputs.append(
                 self._decode(step, query[:count, :, :nope], rotated[:count], cache, weights)
             )
         if step.chunks:
             query = torch.cat((query[..., :nope], rotated), dim=-1)
         for chunk, table in zip(step.chunks, step.chunk_tables, strict=True):
             rows = query[chunk.row : chunk.row + chunk.num_tokens]
-            found.append(
+            outputs.append(
                 extend_attention(
                     rows,
                     cache,
@@ -68,7 +70,7 @@ class TorchLatentAttention(LatentBackend):
                     self._scale,
                 )
             )
-        return join_rows(found, out)
+        return join_outputs(outputs, out)
 
     def _decode(
         self,
@@ -78,13 +80,13 @@ class TorchLatentAttention(LatentBackend):
         cache: torch.Tensor,
         weights: LatentWeights,
     ) -> torch.Tensor:
-        """[B, H, C] and [B, H, P] → [B, H, V]."""
+        """Both parts of the queries, [B, H, C] and [B, H, P] → attn_output [B, H, V]."""
         nope = self._latent.nope_dim
         heads = weights.up_projection.view(query.shape[1], -1, self._latent.rank)  # [H, C + V, R]
         absorbed = torch.bmm(query.transpose(0, 1), heads[:, :nope]).transpose(0, 1)  # [B, H, R]
-        found = self._attend_latents(step, absorbed, rotated, cache)  # [B, H, R]
-        values = torch.bmm(found.transpose(0, 1), heads[:, nope:].transpose(1, 2))
-        return values.transpose(0, 1)
+        latents = self._attend_latents(step, absorbed, rotated, cache)  # [B, H, R]
+        attn_output = torch.bmm(latents.transpose(0, 1), heads[:, nope:].transpose(1, 2))
+        return attn_output.transpose(0, 1)
 
     def _attend_latents(
         self,
@@ -93,6 +95,6 @@ class TorchLatentAttention(LatentBackend):
         rotated: torch.Tensor,
         cache: torch.Tensor,
     ) -> torch.Tensor:
-        """The latent that each head attended to, [B, H, R]."""
+        """Absorbed [B, H, R], rotated queries [B, H, P] → each head's mean of latents [B, H, R]."""
         tables, lengths = step.decode_tables, step.decode_lengths
         return decode_attention(absorbed, rotated, cache, tables, lengths, self._scale)

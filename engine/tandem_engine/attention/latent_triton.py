@@ -1,4 +1,4 @@
-"""Latent attention by the Triton kernels: the GPU's backend."""
+"""Latent attention by the Triton kernels, on a GPU."""
 
 from dataclasses import replace
 
@@ -13,10 +13,10 @@ from tandem_kernels.overlap import is_supported
 
 
 class TritonLatentAttention(TorchLatentAttention):
-    """As its base, with split-KV decoding over the pages themselves.
+    """`TorchLatentAttention` with split-KV decoding over the pages themselves.
 
-    A step's `decode_tables` and `decode_lengths` must be int32 views of long-lived buffers, the
-    same for every step of one size: their plans are made once, and CUDA graphs keep them.
+    A step's `decode_tables` and `decode_lengths` must be int32 views of long-lived buffers, and
+    steps of one size must share them: a size's plan is made once, and CUDA graphs keep it.
     """
 
     def __init__(self, spec: ModelSpec, kv_cache: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Attention by the torch reference ops: the CPU's backend, and the truth for all others."""
+"""Attention by the reference ops in torch: the CPU's backend, which all others must agree with."""
 
 import torch
 
@@ -36,7 +36,7 @@ class TorchAttention(AttentionBackend):
         """Block tables [B, M'] and mask [B, M' · P] of the pages that a window reaches."""
         tables, lengths = step.decode_tables, step.decode_lengths[:, None]
         width = tables.shape[1]
-        first = torch.zeros_like(lengths)  # the first block that is in reach
+        first = torch.zeros_like(lengths)  # the first block within reach
         if window is not None:
             first = (lengths - window).clamp(min=0) // self._page
             reach = (window + self._page - 2) // self._page + 1
@@ -63,8 +63,7 @@ class TorchAttention(AttentionBackend):
     ) -> torch.Tensor:
         step = self._step
         assert step is not None, "plan() comes before store()"
-        slots = (step.slot_blocks, step.slot_offsets)
-        return rotate_and_store(self._spec, qkv, angles, norms, *self._caches[layer], *slots)
+        return rotate_and_store(self._spec, qkv, angles, norms, self._caches[layer], step)
 
     def attend(
         self, layer: int, query: torch.Tensor, out: torch.Tensor | None = None
@@ -74,14 +73,14 @@ class TorchAttention(AttentionBackend):
         keys, values = self._caches[layer]
         scale, softcap = self._spec.attention_scale, self._spec.attention_softcap
         window = self._windows[layer]
-        found = []
+        outputs = []  # each [*, H, D]
         if step.num_decodes:
             tables, mask = self._decode[window]
             rows = query[: step.num_decodes]
-            found.append(decode_attention(rows, keys, values, tables, mask, scale, softcap))
+            outputs.append(decode_attention(rows, keys, values, tables, mask, scale, softcap))
         for chunk, table in zip(step.chunks, step.chunk_tables, strict=True):
             rows = query[chunk.row : chunk.row + chunk.num_tokens]
-            found.append(
+            outputs.append(
                 extend_attention(
                     rows,
                     keys,
@@ -93,17 +92,17 @@ class TorchAttention(AttentionBackend):
                     softcap,
                 )
             )
-        return join_rows(found, out)
+        return join_outputs(outputs, out)
 
 
-def join_rows(found: list[torch.Tensor], out: torch.Tensor | None) -> torch.Tensor:
-    """Rows [*, H, D] one after the other, [T, H · D]; at the start of `out` where it is given."""
-    if out is not None and not found:
+def join_outputs(outputs: list[torch.Tensor], out: torch.Tensor | None) -> torch.Tensor:
+    """Outputs [*, H, D] one after the other: attn_output [T, H · D], in `out` where it is given."""
+    if out is not None and not outputs:
         return out
-    rows = (found[0] if len(found) == 1 else torch.cat(found)).flatten(1)
+    attn_output = (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).flatten(1)
     if out is None:
-        return rows
-    out[: rows.shape[0]] = rows
+        return attn_output
+    out[: attn_output.shape[0]] = attn_output
     return out
 
 
@@ -112,11 +111,13 @@ def rotate_and_store(
     qkv: torch.Tensor,
     angles: tuple[torch.Tensor, torch.Tensor],
     norms: HeadNorms | None,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    blocks: torch.Tensor,
-    offsets: torch.Tensor,
+    cache: tuple[torch.Tensor, torch.Tensor],
+    step: StepTensors,
 ) -> torch.Tensor:
-    """Queries [T, H, D]; keys and values go into the pages [N, K, P, D]."""
+    """QKV [T, (H + 2 K) · D] → queries [T, H, D]. Keys and values go to `cache`, [N, K, P, D] each.
+
+    Of the step only the slots are read.
+    """
+    slots = (step.slot_blocks, step.slot_offsets)
     weights = () if norms is None else (norms.query, norms.key, norms.epsilon, norms.in_float32)
-    return rope_and_write(qkv, spec.num_heads, *angles, keys, values, blocks, offsets, *weights)
+    return rope_and_write(qkv, spec.num_heads, *angles, *cache, *slots, *weights)

@@ -1,4 +1,4 @@
-"""Attention on a GPU: by the Triton kernels, and on Hopper by the Gluon one for prompts."""
+"""Attention on a GPU by the Triton kernels; prompts on Hopper by the one in Gluon."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import torch
 
 from tandem_engine.attention.backend import AttentionBackend, Chunk, HeadNorms, StepTensors
 from tandem_engine.attention.torch_backend import rotate_and_store
+from tandem_engine.device import upload
 from tandem_engine.spec.model import ModelSpec
-from tandem_engine.upload import upload
 from tandem_kernels.attention.decode_kernel import paged_decode
 from tandem_kernels.attention.extend_kernel import paged_extend
 from tandem_kernels.attention.hopper_extend import (
@@ -26,7 +26,7 @@ from tandem_kernels.overlap import is_supported
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A step's chunks, whose rows follow each other: one launch in each layer."""
+    """A step's chunks for `paged_extend`. Their rows are consecutive: one launch per layer."""
 
     rows: slice
     tables: torch.Tensor  # [C, M] int32
@@ -37,18 +37,18 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _HopperRun:
-    """The same for `hopper_extend`."""
+    """A step's chunks for `hopper_extend`, in one launch per layer too."""
 
     rows: slice
     tables: torch.Tensor  # [C, M] int32
-    tiles: torch.Tensor  # of rows: see `plan_tiles`
+    tiles: torch.Tensor  # tiles of rows, as `plan_tiles` makes them
 
 
 class TritonAttention(AttentionBackend):
-    """Decodes by split-KV over the step's own lengths; chunks by tiles of rows.
+    """Decodes with split-KV over the step's own lengths; chunks in tiles of rows.
 
-    A step's `decode_tables` and `decode_lengths` must be int32 views of long-lived buffers, the
-    same for every step of one size: their plans are made once, and CUDA graphs keep them.
+    A step's `decode_tables` and `decode_lengths` must be int32 views of long-lived buffers, and
+    steps of one size must share them: a size's plan is made once, and CUDA graphs keep it.
 
     Args:
         kv_cache: [layers, 2, N, K, P, D].
@@ -103,8 +103,7 @@ class TritonAttention(AttentionBackend):
     ) -> torch.Tensor:
         step = self._step
         assert step is not None, "plan() comes before store()"
-        slots = (step.slot_blocks, step.slot_offsets)
-        return rotate_and_store(self._spec, qkv, angles, norms, *self._caches[layer], *slots)
+        return rotate_and_store(self._spec, qkv, angles, norms, self._caches[layer], step)
 
     def attend(
         self, layer: int, query: torch.Tensor, out: torch.Tensor | None = None
@@ -139,7 +138,7 @@ class TritonAttention(AttentionBackend):
         return out
 
     def _plan_chunks(self, chunks: Sequence[Chunk], tables: torch.Tensor) -> _Run | _HopperRun:
-        """One launch's metadata on the device."""
+        """What a launch needs to know of the chunks, on the device."""
         device, tables = tables.device, tables.int()
         sizes = [chunk.num_tokens for chunk in chunks]
         rows = slice(chunks[0].row, chunks[0].row + sum(sizes))

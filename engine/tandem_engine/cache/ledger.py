@@ -31,9 +31,9 @@ class BlockLedger:
 
     The core thread alone calls it. `check` states the invariants.
 
-    A cached block is evicted when a fresh one is needed and none is free. `on_evict` is then called
-    with it, once, before anything is written over it; what is called takes the block out of the
-    index, which is all that it does unless something else is put in its place.
+    A cached block is evicted when a fresh one is needed and none is free. `on_evict` is called with
+    it first, while its content is still there, and must take it out of the index. By default that
+    is all that happens.
     """
 
     def __init__(self, num_blocks: int, page_size: int) -> None:

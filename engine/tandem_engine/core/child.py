@@ -1,6 +1,5 @@
 """The core process: `python -m tandem_engine.core.child FD [BEGAN]`, started by `CoreProcess`."""
 
-import importlib
 import logging
 import os
 import signal
@@ -9,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 
@@ -72,15 +71,16 @@ class Pipe:
 def load_worker_runner(
     config: WorkerConfig, startup: Startup, fail: Callable[[str], None] | None = None
 ) -> Runner:
-    """The mock, or the real runner; torch is imported only for the latter.
+    """The mock or the real runner; torch is imported only for the real one.
 
-    `fail` is called when a runner can't go on and none of its calls can say so.
+    `fail` is called when the runner can't go on and no call is there to raise it.
     """
     if config.is_mock:
         return load_mock_runner(config)
     startup("importing", 0.0)
-    module = importlib.import_module("tandem_engine.load.runner")
-    return cast(Runner, module.load_runner(config, startup, fail))
+    from tandem_engine.load.runner import load_runner
+
+    return load_runner(config, startup, fail)
 
 
 class Relay:

@@ -43,7 +43,7 @@ from tandem_wire.hashing import compatibility_hash
 from tandem_wire.messages import PROTOCOL, Cancel, KvEvents
 
 STATS_SECONDS: Final = 0.5
-"""Interval of load reports; WorkerState promises one a second at least."""
+"""Interval of load reports; WorkerState promises at least one a second."""
 IDLE_SECONDS: Final = 0.1
 """Longest sleep without work, so that deadlines are swept on time."""
 

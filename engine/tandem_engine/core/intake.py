@@ -1,4 +1,4 @@
-"""Turns messages into requests, or into typed refusals at once."""
+"""Turns each message into a request, or into a typed refusal at once."""
 
 import itertools
 from collections.abc import Callable

@@ -91,7 +91,7 @@ class CoreProcess:
         return self._process.pid
 
     def send(self, message: ToCore) -> None:
-        """Send a frame; returns at once. Frames to a dead core are dropped: iteration tells."""
+        """Send a frame; returns at once. Frames to a dead core are dropped; iterating tells."""
         if not self._writer.is_closing():
             self._writer.write(pack_frame(self._encoder.encode(message)))
 
@@ -109,7 +109,7 @@ class CoreProcess:
             raise CoreDiedError(f"the core process ended by itself ({_describe(code)})")
 
     async def close(self, grace_seconds: float = 5.0) -> int:
-        """Make the core give everything back and end, or kill it after the grace; its exit code."""
+        """Have the core give everything back and end, or kill it after the grace; its exit code."""
         self._closing = True
         self.send(Shutdown())
         try:

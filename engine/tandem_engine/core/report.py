@@ -9,7 +9,7 @@ from tandem_wire.messages import WorkerState
 
 
 def queued_prompt_tokens(scheduler: Scheduler) -> int:
-    """Prompt tokens that wait for, or are in, prefill on this worker.
+    """Prompt tokens that this worker has still to compute.
 
     Requests that will ask a prefill worker don't count: their prompts are that worker's work.
     """

@@ -1,1 +1,1 @@
-"""From a configuration to a runner: the top floor of what owns tensors."""
+"""From a worker's configuration to its runner: the engine's top floor below the core."""

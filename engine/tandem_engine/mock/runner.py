@@ -12,7 +12,6 @@ from tandem_engine.mock.latency import MockProfile, parse_profile
 from tandem_engine.step import Batch, BatchItem, Runner, SampledTokens
 from tandem_wire.messages import SamplingParams, TokenLogprobs
 
-BOS_TOKEN: Final = 256
 EOS_TOKEN: Final = 257
 FIRST_PRINTABLE: Final = 32
 NUM_PRINTABLE: Final = 95

@@ -1,4 +1,4 @@
-"""What the ranks of one model tell each other while they compute."""
+"""How the ranks of one model add up and exchange what they compute."""
 
 import logging
 import os
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 
 class Collective:
-    """One rank's place in its group. This one is alone in it: everything is there already.
+    """One rank's place in its group. In this class it is alone: every operation is done already.
 
-    Ranks run the same operations in the same order, on tensors of the same shapes.
+    All ranks call the same operations in the same order, on tensors of the same shapes.
     """
 
     def __init__(self, shard: Shard = WHOLE) -> None:
@@ -29,20 +29,20 @@ class Collective:
 
     @property
     def is_alone(self) -> bool:
-        """Whether there is nobody to talk to."""
+        """Whether this is the only rank."""
         return self.shard.world_size == 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the rank that samples and that the scheduler talks to."""
+        """Whether this is the rank that samples, in the scheduler's process."""
         return self.shard.rank == 0
 
     def add(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum over all ranks, in place."""
+        """Sum x over all ranks, in place; returns x."""
         return x
 
     def add_norm(self, x: torch.Tensor, norm: AddNorm) -> torch.Tensor:
-        """The norm of the sum of x [T, C] over all ranks and the residual. x is used up."""
+        """residual += x [T, C] summed over all ranks; returns the norm of it. Overwrites x."""
         return add_rms_norm(
             self.add(x), norm.residual, norm.weight, norm.epsilon, norm.weight_in_float32
         )
@@ -50,24 +50,24 @@ class Collective:
     def gather(self, x: torch.Tensor, width: int, out: torch.Tensor | None = None) -> torch.Tensor:
         """The ranks' columns x [R, w] side by side, the first `width` of them: [R, width].
 
-        Written to `out` where it is given; who is alone has done that already.
+        They go to `out` where it is given. Of a single rank, `x` must be `out` then.
         """
         return x
 
     def share(self, x: torch.Tensor) -> None:
-        """The first rank's values to all others, in place."""
+        """Copy the first rank's x to all others, in place."""
 
     def least(self, number: int) -> int:
-        """The smallest of the ranks' numbers."""
+        """The smallest of all ranks' numbers."""
         return number
 
     def close(self) -> None:
-        """Leave the group; all ranks do so at about the same time."""
+        """Leave the group. All ranks must do so at about the same time."""
 
     def abort(self, release: Callable[[], None] | None = None) -> None:
-        """Leave a group of which a rank is gone: what still waits for it ends, with no result.
+        """Leave a group that has lost a rank: what still waits for that rank ends without a result.
 
-        `release` lets go of CUDA graphs: a communicator doesn't end before those that use it.
+        `release` drops CUDA graphs: a communicator can't end before the graphs that use it.
         """
         if release is not None:
             release()
@@ -78,10 +78,10 @@ _ABORT_SECONDS: Final = 5.0
 
 
 class GroupCollective(Collective):
-    """Ranks in processes of their own, through torch.distributed's default group.
+    """Ranks in processes of their own, which meet in torch.distributed's default group.
 
     Args:
-        peers: takes the small sums, where the ranks' GPUs see each other's memory.
+        peers: adds up small messages, where the ranks' GPUs see each other's memory.
     """
 
     def __init__(self, shard: Shard, device: torch.device, peers: PeerMemory | None = None) -> None:
@@ -103,13 +103,13 @@ class GroupCollective(Collective):
     def gather(self, x: torch.Tensor, width: int, out: torch.Tensor | None = None) -> torch.Tensor:
         rows, columns = x.shape
         ranks = self.shard.world_size
-        found = torch.empty((ranks * rows, columns), dtype=x.dtype, device=x.device)
-        torch.distributed.all_gather_into_tensor(found, x.contiguous())
+        gathered = torch.empty((ranks * rows, columns), dtype=x.dtype, device=x.device)
+        torch.distributed.all_gather_into_tensor(gathered, x.contiguous())
         if out is None:
             out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
-        for rank, part in enumerate(found.view(ranks, rows, columns)):
+        for rank, part in enumerate(gathered.view(ranks, rows, columns)):
             start = rank * columns
-            # The last ranks' columns may be padding, some or all of them.
+            # Some or all of the last ranks' columns may be padding.
             if (size := min(columns, width - start)) > 0:
                 out[:, start : start + size].copy_(part[:, :size])
         return out
@@ -118,9 +118,9 @@ class GroupCollective(Collective):
         torch.distributed.broadcast(x, src=0)
 
     def least(self, number: int) -> int:
-        found = torch.tensor([number], dtype=torch.int64, device=self._device)
-        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
-        return int(found.item())
+        smallest = torch.tensor([number], dtype=torch.int64, device=self._device)
+        torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
+        return int(smallest.item())
 
     def close(self) -> None:
         self._peers = None
@@ -130,20 +130,22 @@ class GroupCollective(Collective):
         if self._device.type == "cpu":
             torch.distributed.destroy_process_group()
             return
-        # Nothing may hold up who has a failure to tell, and libraries have been known to.
+        # A failure is to be reported, which no library may hold up. Some have been known to.
         thread = threading.Thread(target=self._abort_device, name="abort", daemon=True)
         thread.start()
-        thread.join(_ABORT_SECONDS / 10)  # what runs ends, and the graphs with it
+        thread.join(_ABORT_SECONDS / 10)  # running steps end, and with them the graphs
         super().abort(release)
         thread.join(_ABORT_SECONDS)
         if thread.is_alive():
-            log.error("the group of ranks can't be left: %s is lost to this process", self._device)
+            log.error(
+                "can't leave the group of ranks: this process can't use %s again", self._device
+            )
 
     def _abort_device(self) -> None:
         torch.cuda.set_device(self._device)
         if self._peers is not None:
             self._peers.abort()
-        # Destroying the group would flush it first, which takes all ranks.
+        # Destroying the group would flush it first, for which all ranks are needed.
         _abort_process_group()
         self._peers = None
 
@@ -151,17 +153,17 @@ class GroupCollective(Collective):
 def join_group(
     shard: Shard, store: str, device: torch.device, hidden_size: int, dtype: torch.dtype
 ) -> Collective:
-    """Meet the other ranks of this machine: NCCL between GPUs, Gloo between CPUs.
+    """Meet the other ranks of this machine, through NCCL between GPUs and Gloo between CPUs.
 
-    Returns when all of them have come. What they will add up are rows of `hidden_size` elements.
+    Returns when all ranks are there. They will add up rows of `hidden_size` elements.
 
     Args:
-        store: path of a file that doesn't exist yet, the same for all ranks.
+        store: path of a file that doesn't exist yet. All ranks must name the same one.
     """
     if shard == WHOLE:
         return ALONE
     on_gpu = device.type == "cuda"
-    # All ranks are on this host: whatever network it has is not for them.
+    # All ranks are on this host, so they use no other network.
     os.environ.setdefault("NCCL_SOCKET_IFNAME" if on_gpu else "GLOO_SOCKET_IFNAME", "lo")
     torch.distributed.init_process_group(
         "nccl" if on_gpu else "gloo",

@@ -1,7 +1,7 @@
-"""The decoder that all families share; what differs comes from `ModelSpec`.
+"""The decoder that all families share. Their differences come from `ModelSpec`.
 
 The sum that layers add to (`residual`) is carried beside what they compute (`x`), so that adding
-and the next norm are one operation.
+and the norm that follows are one operation.
 
 Legend: T tokens of the step (all sequences, flat), R rows of it whose logits are wanted, C hidden
 size, H query heads, K KV heads, D head dimension, V vocabulary.
@@ -11,63 +11,34 @@ from copy import copy
 
 import torch
 
-from tandem_engine.attention.backend import AttentionBackend, HeadNorms, StepTensors
+from tandem_engine.attention.backend import StepTensors
 from tandem_engine.models.collective import ALONE, Collective
-from tandem_engine.models.layer_attention import Angles, Backend, LayerAttention, Projected
+from tandem_engine.models.layer_attention import (
+    Angles,
+    Backend,
+    HeadAttention,
+    LatentAttention,
+    LayerAttention,
+    Projected,
+)
 from tandem_engine.models.layers import (
     Embedding,
     GatedMlp,
-    Linear,
     Norm,
     Parameters,
     PartialLinear,
 )
-from tandem_engine.models.mla import LatentAttention
 from tandem_engine.models.moe import MoeMlp
 from tandem_engine.models.rope import RotaryAngles
 from tandem_engine.spec.model import ModelSpec
 from tandem_kernels.linear import wide_linear
 
 
-class HeadAttention(LayerAttention):
-    """Queries, keys and values of all heads by one projection."""
-
-    def __init__(self, spec: ModelSpec, parameters: Parameters, number: int) -> None:
-        prefix = f"layers.{number}"
-        self.number = number
-        self.qkv = Linear(parameters, f"{prefix}.qkv")
-        self.norms = _head_norms(spec, parameters, prefix)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """The one projection's."""
-        return (self.qkv.weight.shape[0],)
-
-    def project(
-        self, x: torch.Tensor, angles: Angles, attention: Backend, out: Projected | None = None
-    ) -> Projected:
-        """[T, C] → queries [T, H, D]; KV of the tokens goes to the pages."""
-        assert isinstance(attention, AttentionBackend)
-        qkv = self.qkv(x, None if out is None else out[0])
-        return (attention.store(self.number, qkv, angles, self.norms),)
-
-    def attend(
-        self,
-        projected: Projected,
-        angles: Angles,
-        attention: Backend,
-        out: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Queries [T, H, D] → [T, H · D]."""
-        assert isinstance(attention, AttentionBackend)
-        return attention.attend(self.number, projected[0], out)
-
-
 class DecoderLayer:
-    """Attention and MLP with their norms, except the norm that comes first.
+    """Attention and MLP with their norms, except for the norm before attention.
 
     Args:
-        next_norm: the first one of the next layer, or the model's last.
+        next_norm: the norm before the next layer's attention, or the model's last norm.
     """
 
     def __init__(
@@ -111,22 +82,22 @@ class DecoderLayer:
         attention: Backend,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """→ [T, H · D], before the output projection."""
+        """What `project` returned → attn_output [T, H · D], before the output projection."""
         return self.attention.attend(projected, angles[self.rope], attention, out)
 
-    def feed_forward(self, found: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """What attention found [T, H · D] → what the next layer starts from [T, C].
+    def feed_forward(self, attn_output: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """attn_output [T, H · D] → what the next layer starts from, [T, C].
 
-        `residual` takes up what attention and the MLP add.
+        Attention and the MLP are added to `residual`, in place.
         """
-        x = self.output(found)
+        x = self.output(attn_output)
         x = self._add(x, self.after_attention_norm, residual, self.mlp_norm)
         return self._add(self.mlp(x), self.after_mlp_norm, residual, self.next_norm)
 
     def _add(
         self, part: torch.Tensor, after: Norm | None, residual: torch.Tensor, norm: Norm
     ) -> torch.Tensor:
-        """residual += the sum of all ranks' parts, normed first where a norm comes `after` them."""
+        """residual += the sum of all ranks' parts, through the norm `after` where there is one."""
         if after is None:
             return norm.add(part, residual, self.collective)
         return norm.add(after(self.collective.add(part)), residual, ALONE)
@@ -141,21 +112,13 @@ def _mlp(
     return GatedMlp(spec, parameters, prefix, collective)
 
 
-def _head_norms(spec: ModelSpec, parameters: Parameters, prefix: str) -> HeadNorms | None:
-    if not spec.qk_norm:
-        return None
-    query = parameters[f"{prefix}.query_norm.weight"]
-    key = parameters[f"{prefix}.key_norm.weight"]
-    return HeadNorms(query, key, spec.norm_epsilon, spec.norm_in_float32)
-
-
 class Decoder:
-    """A whole model. It owns no tensors: the parameters are lent by the runner.
+    """A whole model. It owns no parameters: the runner lends them.
 
     Args:
-        spec: of what this rank computes: its own heads.
-        parameters: by the names of `parameters.py`, this rank's slices; `rope_factors` is optional.
-        collective: through which ranks add up and gather what each has a part of.
+        spec: of what this rank computes, which is its own heads.
+        parameters: this rank's slices by the names of `parameters.py`; `rope_factors` is optional.
+        collective: adds up and gathers what each rank has a part of.
     """
 
     def __init__(
@@ -183,8 +146,7 @@ class Decoder:
     def abridged(self) -> "Decoder":
         """This model with one layer of each kind, the last layer among them.
 
-        Its steps take all the kernels that the whole model's steps take; their results mean
-        nothing.
+        Its steps use all the kernels that the whole model's steps use. Their results mean nothing.
         """
         kinds = {
             (self.spec.layers[layer.number], self.spec.is_sparse(layer.number)): layer
@@ -197,42 +159,42 @@ class Decoder:
     def forward(
         self, step: StepTensors, attention: Backend, rows: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Hidden states after the final norm, [T, C], or [R, C] of `rows` [R] alone.
+        """Hidden states after the final norm: [T, C], or with `rows` [R] only theirs, [R, C].
 
-        Every token's KV is stored. What only concerns rows that nobody wants is left out.
+        Every token's KV is stored. The last layer's MLP is computed for `rows` alone.
         """
         attention.plan(step)
         residual, angles = self.enter(step.token_ids, step.positions)
         x = self.start(residual)
         for layer in self.layers[:-1]:
-            found = layer.attend(layer.project(x, angles, attention), angles, attention)
-            x = layer.feed_forward(found, residual)
+            attn_output = layer.attend(layer.project(x, angles, attention), angles, attention)
+            x = layer.feed_forward(attn_output, residual)
         last = self.layers[-1]
-        found = last.attend(last.project(x, angles, attention), angles, attention)
-        return self.leave(found, residual, rows)
+        attn_output = last.attend(last.project(x, angles, attention), angles, attention)
+        return self.leave(attn_output, residual, rows)
 
     def enter(
         self, token_ids: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, list[Angles]]:
-        """What the layers add to, [T, C], and each rope's angles, for ids and positions [T]."""
+        """Ids and positions [T] → residual to which layers add [T, C], each rope's angles."""
         residual = self.embedding(token_ids).to(self.residual_dtype)
         if self.spec.embedding_scale != 1.0:
             residual = residual * self.spec.embedding_scale
         return residual, [rope.at(positions, self.dtype) for rope in self.ropes]
 
     def start(self, residual: torch.Tensor) -> torch.Tensor:
-        """What the first layer computes from, [T, C]."""
+        """Residual → what the first layer starts from, [T, C]."""
         return self.first_norm(residual).to(self.dtype)
 
     def leave(
-        self, found: torch.Tensor, residual: torch.Tensor, rows: torch.Tensor | None
+        self, attn_output: torch.Tensor, residual: torch.Tensor, rows: torch.Tensor | None
     ) -> torch.Tensor:
-        """The last layer's end: `forward`'s result; `residual` may be changed."""
+        """From the last layer's attn_output to the result of `forward`. May change `residual`."""
         if rows is not None:
-            found, residual = found[rows], residual[rows]
+            attn_output, residual = attn_output[rows], residual[rows]
             if not rows.shape[0]:
                 return residual
-        return self.layers[-1].feed_forward(found, residual)
+        return self.layers[-1].feed_forward(attn_output, residual)
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """[R, C] → [R, V] float32, into `out` where it is given."""

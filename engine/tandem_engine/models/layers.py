@@ -1,4 +1,4 @@
-"""The pieces that decoder layers are made of. They own no tensors: parameters are lent by name."""
+"""The pieces of a decoder layer. They own no parameters: those are lent to them by name."""
 
 from collections.abc import Mapping
 
@@ -26,9 +26,9 @@ class Linear:
 
 
 class PartialLinear:
-    """A rank's part of x Wᵀ + b: it has some columns of W, and of x. The caller adds them up.
+    """A rank's part of x Wᵀ + b, from its columns of W and x. The caller adds up all ranks' parts.
 
-    The first rank's part has the bias.
+    The first rank's part includes the bias.
     """
 
     def __init__(self, parameters: Parameters, name: str, collective: Collective) -> None:
@@ -41,7 +41,7 @@ class PartialLinear:
 
 
 class Embedding:
-    """Rows of a vocabulary of which each rank has some."""
+    """Rows of the vocabulary, which is divided among the ranks."""
 
     def __init__(self, weight: torch.Tensor, collective: Collective) -> None:
         self.weight = weight  # [V / ranks, C]
@@ -54,8 +54,8 @@ class Embedding:
             return functional.embedding(ids, self.weight)
         places = ids - self.start
         missing = (places < 0) | (places >= self.weight.shape[0])
-        found = functional.embedding(places.masked_fill_(missing, 0), self.weight)
-        return self.collective.add(found.masked_fill_(missing[:, None], 0))
+        own = functional.embedding(places.masked_fill_(missing, 0), self.weight)
+        return self.collective.add(own.masked_fill_(missing[:, None], 0))
 
 
 class Norm:
@@ -70,13 +70,13 @@ class Norm:
         return rms_norm(x, self.weight, self.epsilon, self.in_float32)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor, collective: Collective) -> torch.Tensor:
-        """residual += the ranks' sum of x, in place; the norm of that, in x's dtype. Uses x up."""
+        """residual += x summed over all ranks; returns its norm in x's dtype. Overwrites x."""
         norm = AddNorm(residual, self.weight, self.epsilon, self.in_float32)
         return collective.add_norm(x, norm)
 
 
 class GatedMlp:
-    """act(x Gᵀ) · (x Uᵀ), and a rank's part of down again."""
+    """A rank's part of (act(x Gᵀ) · (x Uᵀ)) Dᵀ: gate, up and down."""
 
     def __init__(
         self, spec: ModelSpec, parameters: Parameters, prefix: str, collective: Collective

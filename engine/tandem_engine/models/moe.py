@@ -1,4 +1,4 @@
-"""The mixture of experts that takes a dense MLP's place in a sparse layer."""
+"""The mixture of experts, in a sparse layer in place of the dense MLP."""
 
 import torch
 
@@ -11,9 +11,9 @@ from tandem_kernels.moe import Routing, fused_moe
 
 
 class MoeMlp:
-    """Σ over a token's experts, plus the experts that every token uses.
+    """The sum over a token's experts, plus the experts that every token uses.
 
-    A rank has a part of every expert, so what it finds is a part of the sum.
+    A rank has a part of every expert, so its result is a part of that sum.
 
     Legend: E experts, C hidden size, I an expert's intermediate size.
     """
@@ -42,17 +42,17 @@ class MoeMlp:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, C] → a rank's part of [T, C]."""
         logits = linear(x, self.router)  # [T, E]
-        found = fused_moe(x, logits, self.gate_up, self.down, self.routing, self.bias, self.gelu)
+        routed = fused_moe(x, logits, self.gate_up, self.down, self.routing, self.bias, self.gelu)
         if self.shared is None:
-            return found
+            return routed
         shared = self.shared(x)
         if self.shared_gate is not None:
             shared = torch.sigmoid(self.shared_gate(x)) * shared
-        return found + shared
+        return routed + shared
 
 
 def build_routing(moe: MoeSpec) -> Routing:
-    """The kernels' form of the rule."""
+    """The routing rule in the kernels' form."""
     return Routing(
         moe.top_k,
         moe.scoring,

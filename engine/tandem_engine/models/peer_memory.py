@@ -1,4 +1,4 @@
-"""Memory of every rank's GPU that all ranks of a group can write to."""
+"""Memory on every rank's GPU that all ranks of a group can write to."""
 
 import inspect
 import logging
@@ -12,18 +12,19 @@ from tandem_engine.models.shard import Shard
 from tandem_kernels.peer_sum import AddNorm, Layout, sum_ranks
 
 _MOST_BYTES: Final = 4 << 20
-"""That a rank sends for one sum: to each of the others all it has, which NCCL's ring does not.
+"""Most bytes that a rank sends for one sum. It sends each other rank the whole message; NCCL's ring
+does not.
 
 Measured on two H200 at up to 2 MiB, where NCCL takes 2.6 times as long with the norm that follows.
 """
 _LONGEST_ROW: Final = 16384
-"""Elements that one program's registers hold."""
+"""Most elements of a row: what the registers of one program hold."""
 
 log = logging.getLogger(__name__)
 
 
 class PeerMemory:
-    """Sums over ranks through mailboxes, for messages that fit: see `tandem_kernels.peer_sum`.
+    """Sums over ranks through mailboxes, for messages that fit (`tandem_kernels.peer_sum`).
 
     Args:
         boxes: every rank's mailbox, as this rank's GPU sees it.
@@ -36,12 +37,12 @@ class PeerMemory:
         device = boxes[rank].device
         self._turns = torch.zeros(layout.most_rows, dtype=torch.int64, device=device)
         self._addresses = torch.tensor([box.data_ptr() for box in boxes], device=device)
-        # For `abort`, when allocating might wait for what it is to end.
+        # Made now for `abort`: an allocation there might wait for the sums that it is to end.
         self._raised = torch.full((layout.slots,), 0x7F, dtype=torch.uint8, pin_memory=True)
         self._stream = torch.cuda.Stream(device)
 
     def takes(self, x: torch.Tensor) -> bool:
-        """Whether x is a message for it; all ranks find the same."""
+        """Whether x fits. All ranks get the same answer."""
         layout = self._layout
         return (
             x.dtype == layout.dtype
@@ -52,11 +53,11 @@ class PeerMemory:
         )
 
     def sum(self, x: torch.Tensor, norm: AddNorm | None = None) -> torch.Tensor:
-        """The sum over ranks of x [R, C], in place; with `norm` the norm that follows, new."""
+        """Sum x [R, C] over ranks, in place; with `norm`, return the norm of it, a new tensor."""
         return sum_ranks(x, self._addresses, self._turns, self._rank, self._layout, norm)
 
     def abort(self) -> None:
-        """Have every sum end that waits for a peer, with whatever was in the mailbox."""
+        """End every sum that waits for a peer, with whatever is in the mailbox."""
         flags = self._boxes[self._rank][: self._layout.slots]
         with torch.cuda.stream(self._stream):
             flags.copy_(self._raised, non_blocking=True)
@@ -66,9 +67,9 @@ class PeerMemory:
 def open_peer_memory(
     shard: Shard, size: int, dtype: torch.dtype, device: torch.device
 ) -> PeerMemory | None:
-    """Exchange mailboxes for rows of `size` elements. All ranks do so at the same time.
+    """Exchange mailboxes for rows of `size` elements. All ranks must do so at the same time.
 
-    None, on all of them, where a GPU can't write to another one's memory: that is logged.
+    Returns None on every rank, and logs why, where a GPU can't write to another GPU's memory.
     """
     row_bytes = (shard.world_size - 1) * size * dtype.itemsize
     layout = Layout(shard.world_size, max(1, _MOST_BYTES // row_bytes), size, dtype)
@@ -78,16 +79,18 @@ def open_peer_memory(
     torch.distributed.all_gather_object(handles, _share(own, shard, size))
     boxes = _map_all(handles, own, shard)
     mapped = torch.tensor([boxes is not None], device=device, dtype=torch.int32)
-    # Nobody writes before all are ready to be written to.
+    # No rank writes before every mailbox is ready.
     torch.distributed.all_reduce(mapped, torch.distributed.ReduceOp.MIN)
     if boxes is None or not mapped.item():
-        log.warning("the ranks' GPUs don't share memory: NCCL adds up small messages too")
+        log.warning(
+            "the ranks' GPUs can't share memory, so NCCL adds up small messages too (slower)"
+        )
         return None
     return PeerMemory(shard.rank, layout, boxes)
 
 
 def _share(box: torch.Tensor, shard: Shard, size: int) -> tuple[Any, ...] | None:
-    """What lets other processes map a mailbox; None if they can't."""
+    """The handle by which other processes map a mailbox; None if they can't."""
     index = box.device.index
     others = [rank for rank in range(shard.world_size) if rank != index]
     if size > _LONGEST_ROW or not all(
@@ -96,8 +99,8 @@ def _share(box: torch.Tensor, shard: Shard, size: int) -> tuple[Any, ...] | None
         return None
     try:
         handle: tuple[Any, ...] = reduce_tensor(box)[1]
-    except RuntimeError as error:  # of CUDA, or of an allocator that can't share
-        log.warning("a mailbox can't be shared: %s", error)
+    except RuntimeError as error:  # from CUDA, or from an allocator that can't share
+        log.warning("can't share this rank's mailbox: %s", error)
         return None
     return handle
 
@@ -105,7 +108,7 @@ def _share(box: torch.Tensor, shard: Shard, size: int) -> tuple[Any, ...] | None
 def _map_all(
     handles: list[tuple[Any, ...] | None], own: torch.Tensor, shard: Shard
 ) -> list[torch.Tensor] | None:
-    """Every rank's mailbox; None if one can't be had."""
+    """Every rank's mailbox; None if one can't be shared or mapped."""
     boxes = []
     for rank, handle in enumerate(handles):
         if rank == shard.rank:
@@ -116,7 +119,7 @@ def _map_all(
         try:
             boxes.append(_map(handle, own.device))
         except RuntimeError as error:
-            log.warning("rank %d's mailbox can't be mapped: %s", rank, error)
+            log.warning("can't map the mailbox of rank %d: %s", rank, error)
             return None
     return boxes
 
@@ -126,5 +129,5 @@ def _map(handle: tuple[Any, ...], device: torch.device) -> torch.Tensor:
     call = inspect.signature(rebuild_cuda_tensor).bind(*handle)
     call.arguments["storage_device"] = device.index
     call.arguments["event_sync_required"] = False  # its zeros were there before it was shared
-    found: torch.Tensor = rebuild_cuda_tensor(*call.args)
-    return found
+    mapped: torch.Tensor = rebuild_cuda_tensor(*call.args)
+    return mapped

@@ -1,4 +1,4 @@
-"""Angles of the rotary embedding for a step's positions."""
+"""Cosines and sines of the rotary embedding for a step's positions."""
 
 import torch
 
@@ -9,8 +9,8 @@ class RotaryAngles:
     """Cosines and sines by position, for one rope of a model.
 
     Args:
-        max_position: positions that a sequence may have.
-        factors: [head_dim / 2] divisors of the frequencies that replace the spec's scaling.
+        max_position: most positions of a sequence.
+        factors: [head_dim / 2] divisors of the frequencies, in place of the spec's scaling.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class RotaryAngles:
         if not positions.is_cuda:
             return self._compute(positions, dtype)
         if self._tables is None:
-            # Looking up is one launch per table and step; computing takes five.
+            # A lookup is one launch per table and step; computing them would take five.
             every = torch.arange(self._max_position, device=positions.device)
             self._tables = self._compute(every, dtype)
         cos, sin = self._tables

@@ -1,7 +1,7 @@
 """Which slice of each parameter one rank of a tensor-parallel group holds.
 
-The scheme is Megatron-LM's (arXiv 1909.08053, section 3): what feeds an activation is cut along its
-rows, what takes it back to the hidden size along its columns, the embedding along the vocabulary.
+The scheme is Megatron-LM's (arXiv 1909.08053, section 3): a projection from the hidden size is cut
+along its rows, one back to the hidden size along its columns, the embedding along the vocabulary.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class Shard:
         assert 0 <= self.rank < self.world_size
 
     def kv_heads(self, count: int) -> range:
-        """Which of a model's KV heads this rank has; with more ranks than heads some share one."""
+        """This rank's part of a model's KV heads; with more ranks than heads, several share one."""
         if count >= self.world_size:
             size = count // self.world_size
             return range(self.rank * size, (self.rank + 1) * size)
@@ -42,8 +42,8 @@ WHOLE: Final = Shard()
 class Cut:
     """A rank's slice [start, stop) of a part, along `dimension` of it.
 
-    `size` is the room for it in the rank's parameter: more than the slice has where the vocabulary
-    doesn't divide evenly; zeros fill the rest.
+    `size` is its room in the rank's parameter. That is more than the slice where the vocabulary
+    doesn't divide evenly, and zeros fill the rest.
     """
 
     dimension: int
@@ -56,7 +56,7 @@ def cut_part(parameter: Parameter, index: int, shard: Shard) -> Cut:
     """The slice of `parameter.parts[index]` that a rank holds.
 
     Raises:
-        ConfigError: the part can't be divided among that many ranks.
+        ConfigError: the part can't be divided among this many ranks.
     """
     shape = parameter.part_shapes[index]
     dimension = len(shape) - 1 if parameter.split == "columns" else 0
@@ -77,15 +77,15 @@ def cut_part(parameter: Parameter, index: int, shard: Shard) -> Cut:
         start = shard.rank * units // ranks * size
         return Cut(dimension, start, start + size, size)
     raise ConfigError(
-        f"{parameter.parts[index]} ({units} units) can't be divided among {ranks} ranks; "
-        "use a degree of tensor parallelism that divides the model's heads and MLP"
+        f"{parameter.parts[index]} of {units} units can't be divided among {ranks} ranks; "
+        "use a --tensor-parallel that divides the model's heads and MLP"
     )
 
 
 def part_room(
     parameter: Parameter, shard: Shard, tensor: torch.Tensor
 ) -> Iterator[tuple[Cut, torch.Tensor]]:
-    """Each part's cut, and its room in a rank's `tensor` for the parameter: a contiguous view."""
+    """Each part's cut, and its room in a rank's `tensor` of the parameter, a contiguous view."""
     flat, at = tensor.view(-1), 0
     for index, shape in enumerate(parameter.part_shapes):
         cut = cut_part(parameter, index, shard)
@@ -97,7 +97,7 @@ def part_room(
 
 
 def sharded_shape(parameter: Parameter, shard: Shard) -> tuple[int, ...]:
-    """Shape of a rank's slice of a whole parameter, its parts joined."""
+    """Shape of a rank's slice of a parameter, its parts joined."""
     if parameter.split is None or shard == WHOLE:
         return parameter.shape
     sizes = [cut_part(parameter, index, shard).size for index in range(len(parameter.parts))]
@@ -107,16 +107,17 @@ def sharded_shape(parameter: Parameter, shard: Shard) -> tuple[int, ...]:
 
 
 def shard_spec(spec: ModelSpec, shard: Shard) -> ModelSpec:
-    """What one rank computes with: the model with its own heads alone.
+    """The spec that one rank computes by: that of the model, but with the rank's own heads alone.
 
     Raises:
-        ConfigError: the heads can't be divided among that many ranks.
+        ConfigError: the heads can't be divided among this many ranks.
     """
     heads, kv_heads, ranks = spec.num_heads, spec.num_kv_heads, shard.world_size
     if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
         raise ConfigError(
-            f"--tensor-parallel {ranks}: {heads} query and {kv_heads} KV heads can't be divided "
-            "among so many ranks; use a number that divides both, or a multiple of the KV heads"
+            f"--tensor-parallel is {ranks}, but there are {heads} query and {kv_heads} KV heads; "
+            "use a number that divides both, or one that divides the query heads and is a multiple "
+            "of the KV heads"
         )
     own = len(shard.kv_heads(kv_heads))
     return replace(spec, num_heads=heads // ranks, num_kv_heads=own)

@@ -18,18 +18,20 @@ from tandem_engine.parallel.rank_process import RankProcess
 from tandem_engine.parallel.shared_file import SharedFile
 
 Fail = Callable[[str], None]
-"""Called from any thread, with the reason, when a worker can't go on and can't say so by itself."""
+"""Called from any thread, with the reason, when a worker can't go on and no call can report it."""
 
 _GRACE_SECONDS: Final = 1.0
-"""How long after a rank's death the thread that runs the steps may take to notice by itself."""
+"""Seconds after a rank's death in which a step may still fail and report it."""
 _NOTICE_SECONDS: Final = 3.0
+"""Seconds that a failed step waits to learn whether a rank's death is the cause."""
 _END_SECONDS: Final = 5.0
+"""Seconds that ranks may take to end when told to."""
 
 log = logging.getLogger(__name__)
 
 
 def end_process(message: str) -> None:
-    """The `Fail` of a runner that nobody watches: what hangs in a GPU's call can't be interrupted.
+    """Log the reason and end the process: the default `Fail`. A hanging GPU call ends no other way.
 
     Never returns.
     """
@@ -40,11 +42,15 @@ def end_process(message: str) -> None:
 class RankGroup:
     """Processes of ranks 1 and up. A rank that ends unasked ends the worker, within seconds.
 
+    Args:
+        module: what their processes run.
+        fail: called when a rank died while no call could report it; None: this process ends.
+
     Raises:
-        RankDiedError: from any call, once that has happened.
+        RankDiedError: from any call after that.
     """
 
-    def __init__(self, config: WorkerConfig, fail: Fail | None = None) -> None:
+    def __init__(self, config: WorkerConfig, module: str, fail: Fail | None = None) -> None:
         self._fail = fail or end_process
         self._failure = ""
         self._failed = threading.Event()
@@ -59,20 +65,20 @@ class RankGroup:
         try:
             for rank in range(1, config.tensor_parallel):
                 start = RankStart(config, rank, self.store)
-                self.ranks.append(RankProcess(start, shared, self._on_death))
+                self.ranks.append(RankProcess(module, start, shared, self._on_death))
         except BaseException:
             self.close(grace_seconds=0.0)
             raise
 
     def wait_ready(self, num_blocks: int) -> None:
-        """Wait until all are loaded; each must have that many blocks."""
+        """Wait until all ranks are loaded. Each must have `num_blocks` blocks."""
         for rank in self.ranks:
             found = rank.wait_ready().num_blocks
             assert found == num_blocks, "ranks agree about their caches"
 
     @property
     def is_broken(self) -> bool:
-        """Whether a rank is gone, so that what waits for it would wait for ever."""
+        """Whether a rank is gone. Whatever waits for it would wait forever."""
         return not all(rank.is_alive for rank in self.ranks)
 
     def send(self, step: RankStep) -> None:
@@ -88,13 +94,13 @@ class RankGroup:
             raise RankDiedError(self._failure)
 
     def cause_of(self, error: Exception) -> Exception:
-        """What to raise for an error that the death of a rank may have brought about."""
+        """The error to raise in place of `error`, which the death of a rank may have caused."""
         if isinstance(error, RuntimeError | RankDiedError) and self._failed.wait(_NOTICE_SECONDS):
             return RankDiedError(self._failure)
         return error
 
     def stop(self) -> None:
-        """Tell the ranks to end, and expect it of them; a failure is still one."""
+        """Tell the ranks to end. An end is expected from now on; a failure is still reported."""
         self._stopping.set()
         frame = pack_frame(msgspec.msgpack.encode(RankStop()))
         for rank in self.ranks:
@@ -104,7 +110,7 @@ class RankGroup:
                 log.debug("%s", error)  # it has ended already
 
     def close(self, *, grace_seconds: float = _END_SECONDS) -> None:
-        """Wait for the ranks' ends, after `stop` or because something failed."""
+        """Wait until the ranks have ended, after `stop` or after a failure."""
         self._closing.set()
         for rank in self.ranks:
             rank.close(grace_seconds)
@@ -117,6 +123,6 @@ class RankGroup:
             return
         self._failure = account
         self._failed.set()
-        # A step that fails by itself ends the worker in order; one that hangs can't.
+        # A step that fails ends the worker in an orderly way; a step that hangs can't.
         if not self._closing.wait(_GRACE_SECONDS):
             self._fail(account)

@@ -1,4 +1,4 @@
-"""The pages of a worker whose ranks have some heads each, as the hand-off sees them: whole."""
+"""Whole pages, as the hand-off sees them, of a worker whose ranks have some heads each."""
 
 import threading
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _Bytes = npt.NDArray[np.uint8]
 
 @dataclass(slots=True)
 class StepCount:
-    """Numbers of the last steps; they count from 1."""
+    """Numbers of the last step launched and the last finished. Steps count from 1."""
 
     launched: int = 0
     finished: int = 0
@@ -29,7 +29,7 @@ class StepCount:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A rank that works on its heads, in its part of a shared file."""
+    """A request to one rank to move its heads through its part of a shared file."""
 
     process: RankProcess
     connection: socket
@@ -53,13 +53,13 @@ class _Asked:
 class ParallelKVStore(KVStore):
     """Gathers every rank's heads into pages, and scatters them.
 
-    The layout is that of a worker of one rank, so both can exchange pages. Ranks pack and unpack
-    their own heads at the same time, through memory that they share; NCCL, which the steps use, has
-    no part in it. One export and one import run at a time.
+    The layout is that of a worker of one rank, so that workers of any size can exchange pages.
+    Ranks pack and unpack their own heads at the same time, through memory that they share and not
+    through NCCL, which the steps use. One export and one import run at a time.
 
     Args:
         own: the first rank's pages.
-        heads: of each rank; several may have the same ones.
+        heads: of each rank; several ranks may have the same ones.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class ParallelKVStore(KVStore):
         self._group = group
         self._steps = steps
         self._reserved: dict[int, int] = {}
-        """By block, the last step that may write for a sequence that had it before."""
+        """By block: the last step that may write to it for the sequence that had it before."""
         self._export_lock, self._import_lock = threading.Lock(), threading.Lock()
         self._head_bytes = layout.page_bytes // layout.num_kv_heads
 
@@ -109,7 +109,7 @@ class ParallelKVStore(KVStore):
     def import_blocks(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
         shape = self._shape(blocks, layers)
         if data.nbytes != prod(shape):
-            raise ValueError(f"{data.nbytes} bytes for pages of {prod(shape)} bytes")
+            raise ValueError(f"got {data.nbytes} bytes for pages of {prod(shape)} bytes")
         pages = np.frombuffer(data, np.uint8).reshape(shape)
         with self._import_lock:
             asked = self._plan(self._group.imports, len(pages), exporting=False)
@@ -124,12 +124,12 @@ class ParallelKVStore(KVStore):
                 rank.process.answer(rank.connection)
 
     def _shape(self, blocks: Sequence[int], layers: range) -> tuple[int, int, int]:
-        """Pages, heads, bytes of a head."""
+        """Number of pages, heads of a page, bytes of a head."""
         pages = len(layers) * self.layout.num_planes * len(blocks)
         return pages, self.layout.num_kv_heads, self._head_bytes
 
     def _plan(self, file: SharedFile, num_pages: int, *, exporting: bool) -> list[_Asked]:
-        """The ranks that take part: for an export, one for all heads beyond our own."""
+        """The ranks to ask: all for an import, one per head that isn't our own for an export."""
         chosen = []
         covered = self._heads[0].stop
         for process in self._group.ranks:
@@ -137,7 +137,7 @@ class ParallelKVStore(KVStore):
             if not exporting or heads.start >= covered:
                 chosen.append((process, heads))
                 covered = max(covered, heads.stop)
-        shape = (num_pages, len(self._heads[0]), self._head_bytes)  # the same for all
+        shape = (num_pages, len(self._heads[0]), self._head_bytes)  # every rank has as many heads
         room = file.first(len(chosen) * prod(shape)).reshape(len(chosen), *shape)
         return [
             _Asked(process, process.exports if exporting else process.imports, heads, part)

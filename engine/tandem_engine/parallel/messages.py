@@ -1,7 +1,7 @@
 """Frames between the first rank and each of the others (MessagePack over socket pairs).
 
-Three connections each: steps, which the rank takes in order, and pages to export and to import,
-which it serves beside them.
+Each rank has three connections: one for steps, which it runs in order, one for pages to export and
+one for pages to import, which it serves at the same time.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,10 @@ from tandem_engine.config import WorkerConfig
 
 
 class RankStart(msgspec.Struct, frozen=True, tag="start"):
-    """The first frame. `store`: the file by which the ranks find each other."""
+    """What a rank is started with: the first frame to its process.
+
+    `store` is the file by which ranks find each other; empty for the only rank of a worker.
+    """
 
     config: WorkerConfig
     rank: int
@@ -20,15 +23,15 @@ class RankStart(msgspec.Struct, frozen=True, tag="start"):
 
 
 class RankReady(msgspec.Struct, frozen=True, tag="ready"):
-    """The rank's answer once everything is loaded."""
+    """The rank's answer to its start, once everything is loaded."""
 
     num_blocks: int
 
 
 class RankItem(msgspec.Struct, frozen=True, array_like=True):
-    """A `BatchItem`, without what only sampling needs.
+    """A `BatchItem` without what only sampling needs.
 
-    Its block table is the first `known` entries that it had in the step before, then `blocks`.
+    Its block table is the first `known` entries of its table in the step before, then `blocks`.
     """
 
     rid: str
@@ -41,20 +44,20 @@ class RankItem(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RankStep(msgspec.Struct, frozen=True, tag="step"):
-    """A `Batch`."""
+    """A `Batch` to launch."""
 
     items: list[RankItem]
     copies: list[tuple[int, int]]
 
 
 class RankStop(msgspec.Struct, frozen=True, tag="stop"):
-    """The last frame: give everything back and end."""
+    """The last frame: free everything and end."""
 
 
 class PageRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Write pages to the shared file, or take them from it: bytes [at, at + num_bytes).
+    """Write pages to the shared file, or read them from it, at bytes [at, at + num_bytes).
 
-    `step` must have run before (steps count from 1).
+    The rank waits until `step` has run (steps count from 1).
     """
 
     step: int
@@ -66,7 +69,7 @@ class PageRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PageReply(msgspec.Struct, frozen=True):
-    """Done, unless there was an error."""
+    """The answer to a `PageRequest`; `error` is empty if it is done."""
 
     error: str = ""
 

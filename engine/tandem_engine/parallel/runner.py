@@ -1,4 +1,4 @@
-"""The runner of a worker that is divided among ranks: what the core of the first one calls."""
+"""The runner of a worker that is divided among ranks, for the core of the first rank."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from tandem_engine.step import Batch, PendingStep, Runner, SampledTokens
 
 @dataclass(frozen=True, slots=True)
 class _ParallelStep(PendingStep):
-    """A step that all ranks were told to launch."""
+    """A step that every rank launches."""
 
     number: int
     inner: PendingStep
@@ -27,12 +27,12 @@ class _ParallelStep(PendingStep):
 
 
 class ParallelRunner(Runner):
-    """Tells every rank of each step, then launches it on its own.
+    """Sends each step to every other rank, then launches it on the first.
 
     Args:
-        inner: the first rank's runner; it has some heads, and samples for all.
+        inner: the first rank's runner, which has some of the heads and samples for all.
         kv: the pages of all ranks.
-        steps: counts for `kv`.
+        steps: the steps that this runner launched, counted for `kv`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Host memory that all ranks of a worker see."""
+"""Host memory that all ranks of a worker share."""
 
 import mmap
 import os
@@ -8,10 +8,10 @@ import numpy.typing as npt
 
 
 class SharedFile:
-    """A file without a name that grows as it is needed; one user at a time.
+    """A file without a name that grows as needed, for one user at a time.
 
     Args:
-        descriptor: of the same file in another process; None: make one.
+        descriptor: the file that another process made; None: make a new one.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
@@ -20,15 +20,15 @@ class SharedFile:
         self._bytes: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def first(self, num_bytes: int) -> npt.NDArray[np.uint8]:
-        """The first `num_bytes` of it. Only the process that made it can make it larger."""
+        """The first `num_bytes` of the file. Only the process that made it can make it larger."""
         if num_bytes > len(self._bytes):
             if self._owned:
                 os.ftruncate(self.descriptor, num_bytes)
-            # An older mapping goes with the last array that views it.
+            # An older mapping ends with the last array that views it.
             self._bytes = np.frombuffer(mmap.mmap(self.descriptor, num_bytes), np.uint8)
         return self._bytes[:num_bytes]
 
     def close(self) -> None:
-        """Forget it."""
+        """Close the descriptor. Arrays that were handed out stay valid."""
         self._bytes = np.empty(0, np.uint8)
         os.close(self.descriptor)

@@ -1,4 +1,4 @@
-"""Batches on their way to the other ranks: block tables travel as what has been added to them."""
+"""Batches on their way to the other ranks. Of a block table, only what was added to it travels."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -8,17 +8,17 @@ from tandem_engine.step import Batch, BatchItem
 from tandem_wire.messages import SamplingParams
 
 _UNUSED: Final = SamplingParams(max_tokens=1, temperature=0.0)
-"""Only the first rank samples."""
+"""Parameters for the other ranks, which never sample."""
 
 
 class StepEncoder:
-    """The sender. It remembers the tables of the step before, as the decoder does."""
+    """The sender. Like the decoder, it remembers the tables of the step before."""
 
     def __init__(self) -> None:
         self._sent: dict[str, tuple[Sequence[int], int]] = {}
 
     def encode(self, batch: Batch) -> RankStep:
-        """The frame for every rank. A table only grows as long as it is the same object."""
+        """The frame for every rank. As long as a table is the same object, it has only grown."""
         sent: dict[str, tuple[Sequence[int], int]] = {}
         items = []
         for item in batch.items:
@@ -36,17 +36,17 @@ class StepEncoder:
 
 
 class StepDecoder:
-    """The receiver, which sees every frame in order."""
+    """The receiver, which gets every frame in order."""
 
     def __init__(self) -> None:
         self._tables: dict[str, list[int]] = {}
 
     def decode(self, step: RankStep) -> Batch:
-        """The batch that was sent."""
+        """The batch that a frame stands for."""
         tables: dict[str, list[int]] = {}
         items = []
         for item in step.items:
-            table: list[int] = []  # a new object tells the runner that it is another table
+            table: list[int] = []  # a new object, by which the runner knows that the table is new
             if item.known:
                 table = self._tables[item.rid]
                 del table[item.known :]

@@ -1,1 +1,1 @@
-"""Runners: what turns a batch of token positions into the next tokens, and owns every tensor."""
+"""Runners: they turn a batch of token positions into the next tokens, and own every tensor."""

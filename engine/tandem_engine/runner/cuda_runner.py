@@ -1,4 +1,4 @@
-"""The GPU's runner: decode steps from CUDA graphs, sampled tokens that stay on the device."""
+"""The GPU's runner: decode steps are CUDA graphs, and sampled tokens stay on the device."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ import torch
 
 from tandem_engine.attention.latent_triton import TritonLatentAttention
 from tandem_engine.attention.triton_backend import TritonAttention
+from tandem_engine.device import upload
 from tandem_engine.models.collective import ALONE, Collective
 from tandem_engine.models.decoder import Decoder
 from tandem_engine.runner.decode_graphs import DecodeGraphs, padded_sizes
@@ -20,22 +21,21 @@ from tandem_engine.runner.step_input import Split, add_chunks, last_rows_of, spl
 from tandem_engine.sampling.sampler import Choice, Sampler
 from tandem_engine.spec.model import ModelSpec
 from tandem_engine.step import Batch, BatchItem, PendingStep, Runner, SampledTokens
-from tandem_engine.upload import upload
 from tandem_kernels.compilation import collect_kernels, compile_all
 from tandem_kernels.sampling import argmax
 
 log = logging.getLogger(__name__)
 
 _END_SIZES: Final = (1, 8, 64)
-"""Rows whose logits are wanted of a step with prompts are padded to these, or to the most."""
+"""The rows of a step with prompts whose logits are wanted are padded to these, or to the most."""
 
 
 @dataclass(frozen=True, slots=True)
 class _LaunchedStep(PendingStep):
-    """Results on their way to the host."""
+    """A step whose results are on their way to the host."""
 
     items: list[BatchItem]
-    rows: list[int]  # places in `items` of the choice's rows
+    rows: list[int]  # places in `items` of the rows in `choice`
     choice: Choice | None
     done: torch.cuda.Event
 
@@ -50,17 +50,33 @@ class _LaunchedStep(PendingStep):
         return results
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CudaOptions:
+    """How a runner runs its model.
+
+    Args:
+        eos_token_ids: they end a generation.
+        max_model_len: tokens of the longest sequence.
+        max_running: most sequences that decode at once.
+        prompt_rows: tokens of the largest step with prompts that is made of CUDA graphs.
+        graphs: whether decode steps are CUDA graphs, and the steps that `prompt_rows` allows.
+    """
+
+    eos_token_ids: tuple[int, ...]
+    max_model_len: int
+    max_running: int
+    prompt_rows: int = 0
+    graphs: bool = True
+
+
 class CudaRunner(Runner):
     """Runs a decoder over paged KV on one GPU.
 
     Args:
         parameters: by the names of `models/parameters.py`, on the device; never written to.
         kv: owned by the runner from here on.
-        max_running: most sequences that decode at once.
-        prompt_rows: tokens of the largest step with prompts that is made of CUDA graphs.
-        graphs: whether decode steps are CUDA graphs, and those that `prompt_rows` allows.
-        collective: owned too. Every rank is given the same batches; the first one samples, and the
-            others have no results.
+        collective: owned by the runner too. Every rank is given the same batches; the first one
+            samples, and the others have no results.
     """
 
     kv: DeviceKVStore
@@ -71,18 +87,15 @@ class CudaRunner(Runner):
         spec: ModelSpec,
         parameters: dict[str, torch.Tensor],
         kv: DeviceKVStore,
-        eos_token_ids: Sequence[int],
-        max_model_len: int,
-        max_running: int,
-        *,
-        prompt_rows: int = 0,
-        graphs: bool = True,
+        options: CudaOptions,
         collective: Collective = ALONE,
     ) -> None:
+        max_running, graphs = options.max_running, options.graphs
         self.spec = spec
         self.vocab_size = spec.vocab_size
-        self.eos_token_ids = tuple(eos_token_ids)
-        self.max_model_len = max_model_len
+        self.eos_token_ids = options.eos_token_ids
+        self.max_model_len = options.max_model_len
+        self.max_running = max_running
         self.num_blocks = kv.cache.shape[2]
         self.kv = kv
         self._page = kv.layout.page_size
@@ -95,7 +108,7 @@ class CudaRunner(Runner):
         else:
             self._attention = TritonLatentAttention(spec, kv.cache)
         self._sampler = Sampler(self.eos_token_ids)
-        max_blocks = -(-max_model_len // self._page)
+        max_blocks = -(-self.max_model_len // self._page)
         self._slots = DecodeSlots(max_running, max_blocks, self._page, self._device)
         self._logits = torch.empty(
             (max_running, spec.vocab_size), dtype=torch.float32, device=self._device
@@ -103,27 +116,27 @@ class CudaRunner(Runner):
         pool = torch.cuda.graph_pool_handle()
         sizes = padded_sizes(max_running)
         self._graphs = DecodeGraphs(self._decode, sizes, pool, enabled=graphs)
-        self._prompts = PromptSlots(prompt_rows, max_running, self._page, self._device)
+        self._prompts = PromptSlots(options.prompt_rows, max_running, self._page, self._device)
         recorder = CudaRecorder(pool)
-        self._pieces = PieceGraphs(self._model, self._attention, prompt_rows, recorder)
+        self._pieces = PieceGraphs(self._model, self._attention, options.prompt_rows, recorder)
         ends = [size for size in _END_SIZES if size < max_running] + [max_running]
         self._ends = DecodeGraphs(self._end, ends, pool, enabled=graphs)
         self._captures = graphs
 
     @property
     def prompt_sizes(self) -> list[int]:
-        """Numbers of tokens that steps with prompts are padded to."""
+        """The numbers of tokens that steps with prompts are padded to."""
         return self._pieces.sizes
 
     @property
     def num_graphs(self) -> int:
-        """Graphs of a whole step's kernels, once all are captured."""
+        """Number of graphs, each as large as a whole step's, once all are captured."""
         return len(self._graphs.sizes) + len(self._pieces.sizes)
 
     def compile_steps(self, batches: Sequence[Batch]) -> None:
-        """Compile what these batches and decodes of any number take, all of it at the same time.
+        """Compile, in parallel, the kernels of these batches and of any number of decodes.
 
-        For a runner without graphs. No batch may ask for logprobs: its tokens aren't computed.
+        The runner must have no graphs. No batch may ask for logprobs: tokens aren't computed.
         """
         assert not self._captures, "graphs would lack the kernels"
         whole, self._model = self._model, self._model.abridged()
@@ -141,37 +154,37 @@ class CudaRunner(Runner):
         compile_all(kernels, num_threads)
 
     def capture_graphs(self, progress: Callable[[float], None]) -> None:
-        """Capture the graphs of all batch sizes now rather than when they are first needed."""
+        """Capture the graphs of decode steps of every size now, not when they are first needed."""
         with torch.inference_mode():
             self._slots.stage([])
             self._graphs.capture_all(progress)
 
     def capture_pieces(self) -> None:
-        """The same for steps with prompts."""
+        """Capture the graphs of steps with prompts of every size now."""
         if not self._captures:
             return
         with torch.inference_mode():
-            # Larger ones first: the smaller ones fit into the memory of theirs.
+            # Larger ones first: the smaller ones reuse their memory.
             for size in reversed(self._pieces.sizes):
                 self._pieces.run(self._prompts.fill(self._slots, 0, [], size), 0)
             if self._pieces.sizes:
                 self._ends.capture_all(lambda _: None)
 
     def _decode(self, size: int) -> None:
-        """A step of `size` rows: staged inputs → logits, and the most likely tokens."""
+        """A decode step of `size` rows: staged inputs → logits and the most likely tokens."""
         hidden = self._model.forward(self._slots.fill(size), self._attention)
         logits = self._model.logits(hidden, out=self._logits[:size])
         argmax(logits, out=self._slots.sampled[:size])
 
     def _end(self, size: int) -> None:
-        """The end of a step of pieces for `size` rows of it: logits, and the most likely tokens."""
+        """End a step in pieces, for `size` of its rows: logits and the most likely tokens."""
         pieces, rows = self._pieces, self._prompts.wanted[:size]
-        hidden = self._model.leave(pieces.found, pieces.residual, rows)
+        hidden = self._model.leave(pieces.attn_output, pieces.residual, rows)
         logits = self._model.logits(hidden, out=self._logits[:size])
         argmax(logits, out=self._slots.sampled[:size])
 
     def time_decode_graph(self, count: int, repeats: int = 20) -> float:
-        """Seconds that the GPU needs for the last step of `count` decodes, over and over."""
+        """Seconds per step when the GPU repeats the last step of `count` decodes."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         size = self._graphs.size_for(count)
         with torch.inference_mode():
@@ -190,7 +203,7 @@ class CudaRunner(Runner):
         for source, destination in batch.copies:
             self.kv.copy_block(source, destination)
         items = batch.items
-        # Prompts of which one token is left count as decodes, and nothing bounds their number.
+        # Prompts with one token left count as decodes, and nothing bounds their number.
         split = split_batch(items, self._slots.max_rows)
         choice = None
         if items and not split.chunks:
@@ -218,7 +231,7 @@ class CudaRunner(Runner):
         return choice
 
     def _run_mixed(self, items: list[BatchItem], split: Split, sampled: list[int]) -> Choice | None:
-        """Prompt chunks, with decodes beside them: not from one graph."""
+        """A step with prompt chunks and perhaps decodes: in graphs of pieces if they fit."""
         self._slots.stage([items[index] for index in split.decodes])
         size = self._graphs.size_for(len(split.decodes)) if split.decodes else 0
         chunks = [items[index] for index in split.chunks]
@@ -241,7 +254,7 @@ class CudaRunner(Runner):
         return self._sampler.choose(logits, [items[index] for index in sampled], tokens)
 
     def _run_whole(self, size: int, chunks: list[BatchItem], wanted: list[int]) -> torch.Tensor:
-        """A step of `size` decodes and these chunks without graphs: logits of the wanted rows."""
+        """A step of `size` decodes and these chunks without graphs → logits of the wanted rows."""
         step = add_chunks(self._slots.fill(size), chunks, self._page)
         rows = upload(wanted, torch.int64, self._device)
         hidden = self._model.forward(step, self._attention, rows)
@@ -249,7 +262,7 @@ class CudaRunner(Runner):
 
     def close(self) -> None:
         torch.cuda.synchronize()
-        # Communicators outlive the graphs that use them.
+        # The graphs use communicators, so they must go first.
         self._clear_graphs()
         self._collective.close()
 

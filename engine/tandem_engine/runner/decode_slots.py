@@ -1,4 +1,4 @@
-"""What a GPU's decode steps read, in device memory at addresses that never change."""
+"""The inputs of a GPU's decode steps, in device memory at addresses that never change."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -11,14 +11,14 @@ from tandem_engine.step import BatchItem
 from tandem_kernels.decode_inputs import DecodeInputs, fill_inputs
 
 _MOST_ROW_COPIES: Final = 8
-"""More block tables than this are copied in one piece, changed or not."""
+"""If more block tables than this have changed, all are copied in one piece."""
 
 
 class DecodeSlots:
     """One row per decoding sequence, `max_rows` at most, written by the host before each step.
 
     Per sequence and step the host sends two numbers, and the block table when it has changed; a
-    kernel makes the rest of them. CUDA graphs and attention plans hold views of these tensors.
+    kernel makes the other inputs. CUDA graphs and attention plans hold views of these tensors.
 
     Args:
         max_blocks: entries of the longest block table.
@@ -30,7 +30,7 @@ class DecodeSlots:
 
         self.max_rows = max_rows
         self.sampled = rows(torch.int64)
-        """Tokens of the last step, one per row."""
+        """Tokens that the last step sampled, one per row."""
         self._page = page
         self._tables = torch.zeros((max_rows, max_blocks), dtype=torch.int32, device=device)
         self._staged = torch.zeros((2, max_rows), dtype=torch.int32, device=device)
@@ -49,8 +49,8 @@ class DecodeSlots:
         self._copied = torch.cuda.Event()
 
     def stage(self, items: Sequence[BatchItem]) -> None:
-        """Send the rows of the next step. Call before `fill`, on the stream of the steps."""
-        # The copies of the step before read the same host memory.
+        """Send the rows of the next step. Call it before `fill`, on the steps' stream."""
+        # The copies for the step before may still read this host memory.
         self._copied.synchronize()
         self._staged_view[1] = -1
         count = len(items)
@@ -63,7 +63,7 @@ class DecodeSlots:
         self._copied.record()
 
     def _changed_rows(self, items: Sequence[BatchItem]) -> list[int]:
-        """Update the host's block tables; the rows that differ from what the device has."""
+        """Update the host's block tables; returns the rows that the device doesn't have yet."""
         changed = []
         for row, item in enumerate(items):
             table = item.block_table
@@ -83,11 +83,11 @@ class DecodeSlots:
             self._tables[row].copy_(self._host_tables[row], non_blocking=True)
 
     def fill(self, size: int, rows: torch.Tensor | None = None) -> StepTensors:
-        """A step of `size` rows over what `stage` sent; rows without a sequence are padding.
+        """A step of `size` rows of what `stage` sent; rows without a sequence are padding.
 
         Args:
-            rows: [4, T] int64: ids, positions, blocks and offsets of a step that has other rows
-                behind these. They are written here instead, and are the result's.
+            rows: [4, T] int64: ids, positions, blocks and offsets of a step with further rows after
+                these. This step's are written to it, and the result's tensors are views of it.
         """
         whole, tables = self._inputs.first(size), self._tables[:size]
         if rows is not None:

@@ -9,15 +9,15 @@ from typing import Final
 import numpy as np
 import torch
 
+from tandem_engine.device import upload
 from tandem_engine.step import KVStore
-from tandem_engine.upload import upload
 from tandem_kernels.transfer import pack, unpack
 from tandem_wire.handoff import KVLayout
 
 _STREAMS: Final = 2
-"""Exports, and imports, at a time."""
+"""Exports at a time, and imports at a time."""
 _PORTABLE: Final = 1
-"""cudaHostRegisterPortable: locked for every device."""
+"""cudaHostRegisterPortable: the memory is locked for every device."""
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class DeviceKVStore(KVStore):
     wait for one.
     """
 
-    write_bytes = 8 << 20  # a copy to the host takes longer then than its launch
+    write_bytes = 8 << 20  # so large that a copy to the host takes longer than its launch
 
     def __init__(
         self, layout: KVLayout, num_blocks: int, dtype: torch.dtype, device: torch.device
@@ -53,20 +53,20 @@ class DeviceKVStore(KVStore):
                 streams.put(torch.cuda.Stream(device, priority=-1))
         self._steps = torch.cuda.Event()
         self._last_use: dict[int, torch.cuda.Event] = {}
-        # Compiles now what the first request that moves would wait for. Other streams must not see
-        # the cache before it is zero.
+        # Compiled now, or the first request that moves would wait for it. Other streams must not
+        # see the cache before it is zero.
         torch.cuda.synchronize(device)
         self.import_blocks([0], range(1), self.export_blocks([0], range(1)))
 
     def steps_until(self, event: torch.cuda.Event) -> None:
-        """The event after the last step that was launched."""
+        """Learn of the event after the last step that was launched."""
         self._steps = event
 
     def reserve(self, blocks: Sequence[int]) -> None:
         self._last_use.update(dict.fromkeys(blocks, self._steps))
 
     def settle(self, blocks: Sequence[int]) -> None:
-        # Nobody waits for an event that was not recorded.
+        # Waiting for an event that was never recorded returns at once.
         self._last_use.update(dict.fromkeys(blocks, torch.cuda.Event()))
 
     def export_blocks(self, blocks: Sequence[int], layers: range) -> memoryview:
@@ -101,17 +101,24 @@ class DeviceKVStore(KVStore):
             stream.synchronize()
 
     def pin(self, buffer: memoryview) -> Callable[[], None]:
-        """Lock it, so that the device reads and writes it without a copy in between.
+        """Lock memory, so that the device reads and writes it without a copy in between.
 
-        It is as right without: a system that allows a process little locked memory is slower.
+        Where the system doesn't let a process lock that much, transfers are slower but correct.
         """
         runtime, address = torch.cuda.cudart(), np.frombuffer(buffer, np.uint8).ctypes.data
         with torch.cuda.device(self._device):
             result = runtime.cudaHostRegister(address, buffer.nbytes, _PORTABLE)
         if int(result):
-            log.warning("%d bytes of shared memory can't be locked: %s", buffer.nbytes, result)
+            log.warning(
+                "can't lock %d bytes of shared memory (%s), so KV transfers are slower; "
+                "raise the limit of locked memory (ulimit -l)",
+                buffer.nbytes,
+                result,
+            )
             with suppress(RuntimeError):
-                torch.zeros(1, device=self._device)  # takes the error, or a later call would
+                torch.zeros(
+                    1, device=self._device
+                )  # clears the error, or a later call would raise it
             return super().pin(buffer)
 
         def unpin() -> None:
@@ -123,10 +130,10 @@ class DeviceKVStore(KVStore):
     def _stream(
         self, streams: "queue.SimpleQueue[torch.cuda.Stream]"
     ) -> Iterator[torch.cuda.Stream]:
-        """One of `streams`, the current one meanwhile; waits until one is free."""
+        """One of `streams` as the current stream; waits until one is free."""
         stream = streams.get()
         try:
-            # A thread's current device is the first one until it says otherwise.
+            # A thread's current device is the first one unless it is set.
             with torch.cuda.device(self._device), torch.cuda.stream(stream):
                 yield stream
         finally:
@@ -138,7 +145,7 @@ class DeviceKVStore(KVStore):
     def _check_size(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
         expected = self._num_bytes(blocks, layers)
         if data.nbytes != expected:
-            raise ValueError(f"{data.nbytes} bytes for pages of {expected} bytes")
+            raise ValueError(f"got {data.nbytes} bytes for pages of {expected} bytes")
 
     def _numbers(self, blocks: Sequence[int]) -> torch.Tensor:
         return upload(blocks, torch.int64, self._device)

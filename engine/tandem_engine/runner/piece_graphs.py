@@ -1,7 +1,7 @@
 """Steps with prompts as CUDA graphs of what lies between the layers' attentions.
 
-Attention itself depends on how many sequences there are and how long they are, and is launched as
-ever; everything else depends on the number of tokens alone, and that is padded to a few sizes.
+Attention depends on how many sequences there are and how long they are, and is launched without a
+graph. Everything else depends on the number of tokens alone, which is padded to a few sizes.
 """
 
 import logging
@@ -24,13 +24,13 @@ _HOST_BOUND: Final = 2 * 10**11
 """Tokens times weights of a layer up to which the host takes longer to launch a layer (0.85 ms on
 the benchmarks' machine) than an H100 takes to compute it."""
 _SMALLEST: Final = 64
-"""A step of fewer tokens takes as long: that of reading the weights."""
+"""Tokens. Fewer take just as long, which is the time to read the weights."""
 _STEP: Final = 128
-"""cuBLAS computes tiles of 128 rows anyway."""
+"""Tokens between sizes: cuBLAS computes tiles of 128 rows anyway."""
 
 
 def count_weights(spec: ModelSpec, parameters: Parameters) -> int:
-    """Weights of a layer, on average, that a token is multiplied with."""
+    """Weights that a token is multiplied with in a layer, on average."""
     count = 0
     for name, parameter in parameters.items():
         if name.startswith("layers."):
@@ -42,38 +42,38 @@ def count_weights(spec: ModelSpec, parameters: Parameters) -> int:
 
 
 def most_rows(layer_weights: int, budget: int) -> int:
-    """Tokens of the largest step that is worth it, of at most `budget`."""
+    """Tokens of the largest step for which graphs are worth it, at most `budget`."""
     worth = -(-_HOST_BOUND // layer_weights // _STEP) * _STEP
     return min(worth, budget) // 16 * 16
 
 
 def piece_sizes(most: int) -> list[int]:
-    """Numbers of tokens that steps with prompts are padded to; none for `most` 0."""
+    """Numbers of tokens that steps with prompts are padded to, up to `most`; none if that is 0."""
     sizes = [_SMALLEST]
     size = _STEP
     while size < most:
         sizes.append(size)
-        # An eighth of the power of two that is reached.
+        # An eighth of the next power of two.
         size += max(_STEP, (1 << size.bit_length()) // 8)
     return [size for size in sizes if size < most] + ([most] if most else [])
 
 
 class Graph(Protocol):
-    """What was captured."""
+    """A captured function."""
 
     def replay(self) -> None:
-        """Run it."""
+        """Run it again, on the same memory."""
 
 
 class Recorder(Protocol):
-    """Captures a function on a device: what to replay, and what the function returned."""
+    """Captures functions on a device."""
 
     def __call__(self, run: Callable[[], Any], /) -> tuple[Graph, Any]:
-        """The function's results keep their addresses; replays write to them."""
+        """The graph, and what `run` returned: tensors that every replay writes to."""
 
 
 class CudaRecorder:
-    """Records CUDA graphs that share one memory pool. Nothing runs meanwhile."""
+    """Records CUDA graphs that share one memory pool. Recording runs nothing."""
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
@@ -83,7 +83,7 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            # The hand-off's threads use the device meanwhile.
+            # The hand-off's threads use the device at the same time.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 found = run()
@@ -95,7 +95,7 @@ class CudaRecorder:
 
 @dataclass(frozen=True, slots=True)
 class _Pieces:
-    """Of one padded size: each layer's graph up to its attention, and what that reads."""
+    """Of one padded size: each layer's graph up to its attention, and what attention reads."""
 
     graphs: list[Graph]
     projected: list[Projected]
@@ -105,11 +105,11 @@ class _Pieces:
 class PieceGraphs:
     """Graphs by padded number of tokens, captured when first needed or all at once.
 
-    What goes from one piece to the next is in tensors that all sizes share.
+    What passes from one piece to the next is in tensors that all sizes share.
 
     Args:
-        most: tokens of the largest step; 0 for none.
-        record: how to capture.
+        most: tokens of the largest step; 0: there are no graphs.
+        record: captures a piece.
     """
 
     def __init__(self, model: Decoder, attention: Backend, most: int, record: Recorder) -> None:
@@ -123,9 +123,9 @@ class PieceGraphs:
             return torch.zeros((most, width), dtype=dtype, device=device)
 
         self.residual = rows(model.spec.hidden_size, model.residual_dtype)
-        """What layers add to, [most, C], after `run` without what the last layer adds."""
-        self.found = rows(first.output.weight.shape[1])
-        """What a layer attended to, [most, H · D]: after `run` the last one."""
+        """The sum that layers add to, [most, C]: after `run` without the last layer's part."""
+        self.attn_output = rows(first.output.weight.shape[1])
+        """A layer's attention, [most, H · D]: after `run` that of the last layer."""
         self._products = tuple(rows(width) for width in first.attention.widths)
         self._pieces: dict[int, _Pieces] = {}
 
@@ -135,7 +135,7 @@ class PieceGraphs:
         return self.sizes[place] if place < len(self.sizes) else None
 
     def run(self, step: StepTensors, count: int) -> None:
-        """A step of one of `sizes`, up to the last layer's attention; see `found` and `residual`.
+        """A step of one of `sizes` up to the last layer's attention: `attn_output`, `residual`.
 
         Every step of one size must have its ids, positions and slots at the same addresses.
 
@@ -144,42 +144,42 @@ class PieceGraphs:
         """
         size = step.token_ids.shape[0]
         self._attention.plan(step)
-        found = self.found[:size]
-        # What no attention writes must stay finite: experts are chosen by it.
-        found[count:].zero_()
+        attn_output = self.attn_output[:size]
+        # Attention leaves the padding alone, which must stay finite: experts are chosen by it.
+        attn_output[count:].zero_()
         if size in self._pieces:
-            self._replay(self._pieces[size], found)
+            self._replay(self._pieces[size], attn_output)
         else:
-            self._run(step, found)
+            self._run(step, attn_output)
             self._pieces[size] = self._capture(step)
 
     def clear(self) -> None:
-        """Forget all graphs; those that are needed again are captured again."""
+        """Forget all graphs; a size that is needed again is captured again."""
         self._pieces.clear()
 
-    def _replay(self, pieces: _Pieces, found: torch.Tensor) -> None:
+    def _replay(self, pieces: _Pieces, attn_output: torch.Tensor) -> None:
         layers = zip(self._model.layers, pieces.graphs, pieces.projected, strict=True)
         for layer, graph, projected in layers:
             graph.replay()
-            layer.attend(projected, pieces.angles, self._attention, found)
+            layer.attend(projected, pieces.angles, self._attention, attn_output)
 
-    def _run(self, step: StepTensors, found: torch.Tensor) -> None:
-        """Compiles and loads kernels, and has libraries make their workspaces."""
+    def _run(self, step: StepTensors, attn_output: torch.Tensor) -> None:
+        """The step without graphs, in which kernels are loaded and libraries make workspaces."""
         angles, projected = self._enter(step)
-        self._model.layers[0].attend(projected, angles, self._attention, found)
+        self._model.layers[0].attend(projected, angles, self._attention, attn_output)
         for number, layer in enumerate(self._model.layers[1:], 1):
-            projected = self._cross(number, found, angles)
-            layer.attend(projected, angles, self._attention, found)
+            projected = self._cross(number, attn_output, angles)
+            layer.attend(projected, angles, self._attention, attn_output)
 
     def _capture(self, step: StepTensors) -> _Pieces:
         size = step.token_ids.shape[0]
-        found = self.found[:size]
+        attn_output = self.attn_output[:size]
         graph, (angles, projected) = self._record(lambda: self._enter(step))
         pieces = _Pieces([graph], [projected], angles)
         for number in range(1, len(self._model.layers)):
 
             def cross(number: int = number) -> Projected:
-                return self._cross(number, found, angles)
+                return self._cross(number, attn_output, angles)
 
             graph, projected = self._record(cross)
             pieces.graphs.append(graph)
@@ -194,10 +194,10 @@ class PieceGraphs:
         residual = self.residual[:size].copy_(made)
         return angles, self._project(0, self._model.start(residual), angles)
 
-    def _cross(self, number: int, found: torch.Tensor, angles: list[Angles]) -> Projected:
+    def _cross(self, number: int, attn_output: torch.Tensor, angles: list[Angles]) -> Projected:
         """From the attention of the layer before to the attention of layer `number`."""
         before = self._model.layers[number - 1]
-        x = before.feed_forward(found, self.residual[: found.shape[0]])
+        x = before.feed_forward(attn_output, self.residual[: attn_output.shape[0]])
         return self._project(number, x, angles)
 
     def _project(self, number: int, x: torch.Tensor, angles: list[Angles]) -> Projected:

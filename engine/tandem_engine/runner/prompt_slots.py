@@ -1,4 +1,4 @@
-"""What a GPU's steps with prompts read, in device memory at addresses that never change."""
+"""The inputs of a GPU's steps with prompts, in device memory at addresses that never change."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,19 +19,19 @@ class PromptSlots:
 
     Args:
         most: rows of the largest size.
-        most_wanted: rows whose logits are wanted.
+        most_wanted: most rows whose logits are wanted.
     """
 
     def __init__(self, most: int, most_wanted: int, page: int, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
         self._page = page
-        # A multiple of 16 bytes, for the kernels that read what comes after it.
+        # Rounded up to 16 bytes, on which kernels want what comes after it to be aligned.
         self._first = -(-most_wanted // 2) * 2
         self._numbers = torch.zeros(self._first + 4 * most, dtype=torch.int64, device=device)
         self._host = torch.zeros_like(self._numbers, device="cpu", pin_memory=on_gpu)
         self._view: np.ndarray = self._host.numpy()
         self.wanted = self._numbers[:most_wanted]
-        """Rows of the step whose logits are wanted, then any that exist."""
+        """Rows of the step whose logits are wanted; the rest of it is padding that names row 0."""
         self._copied = torch.cuda.Event() if on_gpu else None
 
     def fill(
@@ -42,10 +42,10 @@ class PromptSlots:
         size: int,
         wanted: Sequence[int] = (),
     ) -> StepTensors:
-        """A step of `size` rows.
+        """A step of `size` rows: decodes, chunks, padding.
 
         Args:
-            num_decodes: rows, padding among them, of what was staged in `decodes`.
+            num_decodes: rows of what was staged in `decodes`, its padding included.
             items: the chunks.
             wanted: rows whose logits are wanted.
         """
@@ -62,7 +62,7 @@ class PromptSlots:
         self._numbers[:end].copy_(self._host[:end], non_blocking=True)
         if self._copied is not None:
             self._copied.record()
-        # After the copy, which wrote something to the decodes' rows too.
+        # After the copy, which overwrites the decodes' rows.
         step = decodes.fill(num_decodes, self._numbers[self._first : end].view(4, size))
         chunks, tables = place_chunks(items, num_decodes, self._page, self._numbers.device)
         return replace(step, chunks=chunks, chunk_tables=tables)

@@ -1,4 +1,4 @@
-"""From a batch of sequences to a step's flat tensors."""
+"""The flat tensors of a step, from a batch of sequences."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from tandem_engine.attention.backend import Chunk, StepTensors
+from tandem_engine.device import upload
 from tandem_engine.step import BatchItem
-from tandem_engine.upload import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,21 +22,21 @@ class StepInput:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Places in a batch of the items of one token, and of the chunks."""
+    """Places in a batch: of its decodes (items of one token), and of its chunks."""
 
     decodes: list[int]
     chunks: list[int]
 
 
 def split_batch(items: Sequence[BatchItem], most_decodes: int | None = None) -> Split:
-    """Which items are decodes, and which are chunks; past `most_decodes` a token is a chunk too."""
+    """Tell decodes from chunks. Items of one token past `most_decodes` are chunks as well."""
     decodes = [index for index, item in enumerate(items) if len(item.tokens) == 1][:most_decodes]
     chosen = set(decodes)
     return Split(decodes, [index for index in range(len(items)) if index not in chosen])
 
 
 def build_step(items: Sequence[BatchItem], page_size: int, device: torch.device) -> StepInput:
-    """Lay the items out flat: those of one token first, then the chunks."""
+    """Lay the items out flat: the decodes first, then the chunks."""
     split = split_batch(items)
     decodes = [items[index] for index in split.decodes]
     tables, lengths = _decode_tables(decodes, page_size)
@@ -63,12 +63,12 @@ def build_step(items: Sequence[BatchItem], page_size: int, device: torch.device)
 
 
 def last_rows_of(items: Sequence[BatchItem], first: int) -> list[int]:
-    """The flat row of each chunk's last token, where the chunks begin at row `first`."""
+    """The flat row of each chunk's last token; the chunks begin at row `first`."""
     return [first + end - 1 for end in itertools.accumulate(len(item.tokens) for item in items)]
 
 
 def add_chunks(decodes: StepTensors, items: Sequence[BatchItem], page_size: int) -> StepTensors:
-    """The step with these chunks behind its decodes."""
+    """The step of these decodes with chunks behind them."""
     if not items:
         return decodes
     device = decodes.token_ids.device
@@ -94,7 +94,7 @@ def add_chunks(decodes: StepTensors, items: Sequence[BatchItem], page_size: int)
 
 
 def write_rows(items: Sequence[BatchItem], page_size: int, rows: np.ndarray) -> None:
-    """Ids, positions, blocks and offsets of the chunks' tokens into rows [4, T]."""
+    """Write the ids, positions, blocks and offsets of the chunks' tokens to rows [4, T]."""
     row = 0
     for item in items:
         span = rows[:, row : row + len(item.tokens)]
@@ -109,7 +109,7 @@ def write_rows(items: Sequence[BatchItem], page_size: int, rows: np.ndarray) -> 
 def place_chunks(
     items: Sequence[BatchItem], first: int, page_size: int, device: torch.device
 ) -> tuple[tuple[Chunk, ...], torch.Tensor]:
-    """The chunks, from row `first` on, and their block tables [C, M]."""
+    """The chunks, which begin at row `first`, and their block tables [C, M] in one upload."""
     widths = [-(-item.end // page_size) for item in items]
     tables = np.zeros((len(items), max(widths, default=0)), np.int64)
     chunks = []

@@ -1,20 +1,20 @@
-"""The CPU's runner: weights, KV tensors, and one forward pass per step."""
+"""The CPU's runner: one forward pass per step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
+from tandem_engine.attention.latent_torch import TorchLatentAttention
+from tandem_engine.attention.torch_backend import TorchAttention
+from tandem_engine.device import upload
 from tandem_engine.models.collective import ALONE, Collective
 from tandem_engine.models.decoder import Decoder
 from tandem_engine.models.layer_attention import Backend
-from tandem_engine.runner.kv_pages import HostKVStore
+from tandem_engine.runner.host_kv import HostKVStore
 from tandem_engine.runner.step_input import build_step
 from tandem_engine.sampling.sampler import Sampler
 from tandem_engine.spec.model import ModelSpec
 from tandem_engine.step import Batch, Runner, SampledTokens
-from tandem_engine.upload import upload
-
-MakeBackend = Callable[[ModelSpec, torch.Tensor], Backend]
 
 
 class TorchRunner(Runner):
@@ -23,7 +23,8 @@ class TorchRunner(Runner):
     Args:
         parameters: by the names of `models/parameters.py`; never written to.
         kv: owned by the runner from here on.
-        collective: owned too. Every rank is given the same batches; the first one samples.
+        collective: owned by the runner too. Every rank is given the same batches; the first one
+            samples, and the others have no results.
     """
 
     kv: HostKVStore
@@ -33,7 +34,7 @@ class TorchRunner(Runner):
         spec: ModelSpec,
         parameters: dict[str, torch.Tensor],
         kv: HostKVStore,
-        make_backend: MakeBackend,
+        *,
         eos_token_ids: Sequence[int],
         max_model_len: int,
         collective: Collective = ALONE,
@@ -45,7 +46,8 @@ class TorchRunner(Runner):
         self.kv = kv
         self._collective = collective
         self._model = Decoder(spec, parameters, collective)
-        self._attention = make_backend(spec, kv.cache)
+        backend = TorchAttention if spec.latent is None else TorchLatentAttention
+        self._attention: Backend = backend(spec, kv.cache)
         self._sampler = Sampler(self.eos_token_ids)
         self._device = kv.cache.device
 

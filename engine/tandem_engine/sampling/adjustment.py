@@ -1,7 +1,7 @@
-"""What a request's parameters do to its logits before anything is drawn.
+"""What a request's parameters do to its logits before a token is drawn.
 
-In this order, as in vLLM: tokens that may not come yet (min_tokens), logit_bias, repetition
-penalty, frequency and presence penalty.
+The order is vLLM's: tokens that are forbidden until min_tokens, logit_bias, repetition penalty,
+frequency and presence penalty.
 """
 
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from tandem_engine.device import upload
 from tandem_engine.sampling.seen_tokens import SeenTokens
 from tandem_engine.step import BatchItem, has_penalties
-from tandem_engine.upload import upload
 from tandem_kernels.sampling import penalize
 from tandem_wire.messages import SamplingParams
 
 
 def is_adjusted(item: BatchItem) -> bool:
-    """Whether anything here applies to the item."""
+    """Whether an item's logits are adjusted at all."""
     params = item.params
     forced = bool(params.logit_bias) or item.output_position < params.min_tokens
     return forced or has_penalties(params)
@@ -26,7 +26,7 @@ def is_adjusted(item: BatchItem) -> bool:
 def adjust_logits(
     logits: torch.Tensor, items: Sequence[BatchItem], eos_token_ids: Sequence[int]
 ) -> None:
-    """Change `logits` [B, V] in place, one row per item."""
+    """Adjust `logits` [B, V] in place, one row per item."""
     vocab = logits.shape[1]
     for row, item in enumerate(items):
         if is_adjusted(item):
@@ -36,7 +36,7 @@ def adjust_logits(
 def adjust_batch(
     logits: torch.Tensor, items: Sequence[BatchItem], eos_token_ids: Sequence[int], seen: SeenTokens
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `adjust_logits` does, for all rows at once and without waiting for the device.
+    """Adjust logits [B, V] as `adjust_logits` does, all rows at once, without waiting for the GPU.
 
     Returns:
         New logits [B, V] float32, and their argmax [B] int64.
@@ -60,7 +60,7 @@ def adjust_batch(
         if biased:
             flat[upload(biased, torch.int64, device)] += upload(biases, torch.float32, device)
     factors = upload(_penalties([item.params for item in items]), torch.float32, device)
-    slots = seen.update(items)  # the table may be another one afterwards
+    slots = seen.update(items)  # may replace the table
     repetition, frequency, presence = factors[:, : len(items)]
     return penalize(logits, seen.table, slots, repetition, frequency, presence)
 
@@ -68,7 +68,7 @@ def adjust_batch(
 def _penalties(params: list[SamplingParams]) -> torch.Tensor:
     """[3, B or a little more] on the host: repetition, frequency, presence.
 
-    Each starts at a multiple of 16 bytes: Triton compiles a kernel anew for every alignment.
+    Each starts at a multiple of 16 bytes: Triton compiles a kernel again for every alignment.
     """
     columns = ("repetition_penalty", "frequency_penalty", "presence_penalty")
     host = torch.zeros((3, -(-len(params) // 4) * 4))

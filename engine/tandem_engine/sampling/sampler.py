@@ -6,20 +6,20 @@ from typing import Final
 
 import torch
 
+from tandem_engine.device import download, upload
 from tandem_engine.sampling.adjustment import adjust_batch, adjust_logits, is_adjusted
 from tandem_engine.sampling.seen_tokens import SeenTokens
 from tandem_engine.step import BatchItem, SampledTokens
-from tandem_engine.upload import upload
 from tandem_kernels.sampling import argmax, draw
 from tandem_wire.messages import TokenLogprobs
 
 _GREEDY_BELOW: Final = 1e-5
-"""Temperatures under this are taken as 0: dividing by them would overflow."""
+"""Temperatures below this count as 0, since dividing by them would overflow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Logprobs:
-    """Of the rows that asked for them; [r] rows, k the most that any of them wants."""
+    """Logprobs of the r rows that ask for them; k is the most that any of them wants."""
 
     rows: tuple[int, ...]
     chosen: torch.Tensor  # [r] float32
@@ -29,19 +29,22 @@ class Logprobs:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A step's tokens where they were sampled: nothing has waited for the device yet."""
+    """A step's tokens on the device where they were sampled. Nothing has waited for it yet."""
 
     tokens: torch.Tensor  # [R] int64
     logprobs: Logprobs | None
 
     def to_host(self) -> "Choice":
-        """Copies in pinned memory, complete once the current stream has come this far."""
+        """Copies in pinned host memory, complete once the current stream has come this far."""
         found = self.logprobs
         if found is not None:
             found = Logprobs(
-                found.rows, _pinned(found.chosen), _pinned(found.top_values), _pinned(found.top_ids)
+                found.rows,
+                download(found.chosen),
+                download(found.top_values),
+                download(found.top_ids),
             )
-        return Choice(_pinned(self.tokens), found)
+        return Choice(download(self.tokens), found)
 
     def read(self, items: Sequence[BatchItem]) -> list[SampledTokens]:
         """The tokens, in the order of `items`, on the host."""
@@ -56,17 +59,12 @@ class Choice:
         return sampled
 
 
-def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
-
-
 class Sampler:
     """Chooses tokens. A token depends on the logits, the item and its seed alone."""
 
     def __init__(self, eos_token_ids: Sequence[int]) -> None:
         self._eos_token_ids = tuple(eos_token_ids)
-        self._seen: SeenTokens | None = None  # on a GPU, once somebody wants penalties
+        self._seen: SeenTokens | None = None  # on a GPU, from the first penalty on
 
     def sample(self, logits: torch.Tensor, items: Sequence[BatchItem]) -> list[SampledTokens]:
         """One token per item, waiting for it; see `choose`."""
@@ -84,7 +82,7 @@ class Sampler:
 
         Args:
             logits: [B, V], any float type; left as they are.
-            greedy: [B] int64, their argmax if that is known; overwritten by the chosen tokens.
+            greedy: [B] int64, their argmax if it is known; overwritten by the chosen tokens.
         """
         wanting = [row for row, item in enumerate(items) if item.params.logprobs is not None]
         scores = logits
@@ -144,7 +142,7 @@ def _columns(
 ) -> torch.Tensor:
     """[columns, B] in one transfer."""
     count = len(values[0])
-    # Each starts at a multiple of 16 bytes: Triton compiles a kernel anew for every alignment.
+    # Each starts at a multiple of 16 bytes: Triton compiles a kernel again for every alignment.
     host = torch.zeros((len(values), -(-count // 4) * 4), dtype=dtype)
     host[:, :count] = torch.tensor(values, dtype=dtype)
     return upload(host, dtype, device)[:, :count]

@@ -1,4 +1,4 @@
-"""Which tokens each sequence has had, on the device: penalties would else need them every step."""
+"""The tokens that each sequence has had, on the device, so that no step has to send them again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from tandem_engine.device import upload
 from tandem_engine.step import BatchItem, has_penalties
-from tandem_engine.upload import upload
 
 
 @dataclass(slots=True)
@@ -21,14 +21,14 @@ class _Sequence:
 
 @dataclass(slots=True)
 class _Changes:
-    """What a step adds to the table; no place twice."""
+    """What a step adds to the table. No place comes twice."""
 
     cleared: list[int] = field(default_factory=list)  # slots
     places: list[int] = field(default_factory=list)  # in the table's flat order
     marks: list[int] = field(default_factory=list)
 
     def add(self, start: int, tokens: Sequence[int], vocab: int, mark: int, most: int) -> None:
-        """`mark` for each of the first `most` times that a token occurs in its vocabulary."""
+        """Add `mark` for each of a token's first `most` occurrences; `vocab` bounds the tokens."""
         unique, times = np.unique(np.asarray(tokens, np.int64), return_counts=True)
         inside = unique < vocab
         self.places += (start + unique[inside]).tolist()
@@ -36,19 +36,19 @@ class _Changes:
 
 
 class SeenTokens:
-    """A table [slots, V] int32 that `penalize` reads, kept up with the sequences that need it.
+    """A table [slots, V] int32 that `penalize` reads, with a row per sequence that needs one.
 
     It holds nothing that isn't in the items too: a sequence whose row was given away gets a new
-    one. So nobody has to say when a sequence ends.
+    one. So no one has to report the end of a sequence.
     """
 
     def __init__(self, vocab: int, device: torch.device) -> None:
         self.table = torch.zeros((8, vocab), dtype=torch.int32, device=device)
-        self._sequences: dict[str, _Sequence] = {}  # the one used longest ago first
+        self._sequences: dict[str, _Sequence] = {}  # least recently used first
         self._free = list(range(8))
 
     def update(self, items: Sequence[BatchItem]) -> torch.Tensor:
-        """The items' rows of the table [B] int32, or -1, once their latest tokens are in it."""
+        """Add the items' latest tokens; returns their rows of the table [B] int32, or -1."""
         wanting = [item for item in items if has_penalties(item.params)]
         self._make_room(wanting)
         prompts, outputs = _Changes(), _Changes()
@@ -73,7 +73,7 @@ class SeenTokens:
         return upload(slots, torch.int32, self.table.device)
 
     def _make_room(self, items: Sequence[BatchItem]) -> None:
-        """A row for each of `items`, from those of sequences that are not among them."""
+        """Give each of `items` a row, if need be that of a sequence that is not among them."""
         missing: list[str] = []
         for item in items:
             known = self._sequences.pop(item.rid, None)

@@ -41,7 +41,7 @@ class Outbox:
         self.item(request.router, item)
 
     def item(self, router: int, item: StepItem) -> None:
-        """Any other news of a request."""
+        """Any other news about a request."""
         items = self._items.get(router)
         if items is None:
             self._items[router] = [item]

@@ -42,7 +42,7 @@ class OpenRequests:
             heapq.heappush(self._deadlines, (request.deadline, request.arrival, request))
 
     def remove(self, request: Request) -> None:
-        """Strike out a request that ends."""
+        """Take out a request that ends."""
         del self._tables[request.kind][request.key]
 
     def overdue(self, now: float) -> Iterator[Request]:
@@ -97,13 +97,13 @@ class Running:
         return len(self.prefilling) + len(self.decoding)
 
     def start_prefill(self, request: Request, now: float) -> None:
-        """A request with blocks computes what they lack."""
+        """Enter a request with blocks: the KV of its prompt is to be computed."""
         request.state = State.PREFILL
         request.prefill_start = now
         insort(self.prefilling, request, key=_sort_key)
 
     def start_decode(self, request: Request) -> None:
-        """A request whose prompt is computed, here or elsewhere, generates tokens."""
+        """Enter a request whose prompt is computed, here or elsewhere: it generates tokens."""
         if request.state is State.PREFILL:
             self.prefilling.remove(request)
         request.state = State.DECODE
@@ -114,7 +114,7 @@ class Running:
         (self.prefilling if request.state is State.PREFILL else self.decoding).remove(request)
 
     def drop_ended(self) -> None:
-        """Take out every sequence that has ended in the step before."""
+        """Take out every sequence that ended in the last step."""
         self.decoding = [r for r in self.decoding if r.state is State.DECODE]
 
     def take_turns(self, share: int) -> list[Request]:

@@ -36,7 +36,7 @@ class State(Enum):
 class Fetch:
     """Where a routed request may have its prompt computed, and what came of it (D's side).
 
-    It is asked for at most once: after a failure or a preemption this worker prefills.
+    A prefill worker is asked at most once: after a failure or a preemption this worker prefills.
     """
 
     __slots__ = ("asked", "cache_salt", "num_bytes", "peers", "worker_id")
@@ -55,7 +55,7 @@ class Push:
     __slots__ = ("num_pushed",)
 
     def __init__(self, num_skip_tokens: int) -> None:
-        self.num_pushed = num_skip_tokens  # tokens whose pages the hand-off has, or D needs not
+        self.num_pushed = num_skip_tokens  # tokens whose pages the hand-off has or D has
 
 
 class Request:
@@ -194,7 +194,7 @@ class Request:
         return item
 
     def extend(self, tokens: list[int]) -> Finish:
-        """Add generated tokens up to the one that ends the request, if one does; why it ends."""
+        """Add generated tokens, up to the one that ends the request; why it ends, if it does."""
         for token in tokens:
             self.tokens.append(token)
             self.output.append(token)

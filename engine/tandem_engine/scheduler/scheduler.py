@@ -17,7 +17,7 @@ from tandem_wire.messages import Role, StepItem
 
 
 class Scheduler:
-    """Decides what runs in each step and keeps every request until its one end.
+    """Decides what runs in each step, and keeps every request until its end.
 
     The core thread alone calls it: `schedule`, run the batch, `finish_step`; everything else in
     between. Whoever adds a request has checked it against `Limits`.
@@ -52,7 +52,7 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
-        """Requests that hold blocks, also those whose blocks the hand-off has yet to give back."""
+        """Requests that hold blocks, including those whose blocks the hand-off still has."""
         return len(self.running) + self.transfers.num_open
 
     @property
@@ -77,7 +77,7 @@ class Scheduler:
         self._blocks.hash_prompt(request)
 
     def _preference(self, request: Request) -> int:
-        """All that a role means here: who goes first within a priority class."""
+        """Who goes first within a priority class, which is all that a role means here."""
         first = {"prefill": Kind.REMOTE, "decode": Kind.ROUTED}.get(self.role)
         return 0 if first is None or request.kind is first else 1
 
@@ -168,7 +168,7 @@ class Scheduler:
         return Batch([request.item_ahead(row) for row, request in going_on])
 
     def _can_run_ahead(self, request: Request) -> bool:
-        """Whether its next step needs no unknown token but one, and has a block for that."""
+        """Whether its next step needs only the last token unseen, and has a block to write to."""
         if has_penalties(request.params):
             return False
         has_block = len(request.blocks) * self.limits.page_size > request.num_computed + 1

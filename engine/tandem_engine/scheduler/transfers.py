@@ -46,11 +46,6 @@ class Transfers:
         return len(self._pushing)
 
     @property
-    def num_abandoned(self) -> int:
-        """Ended requests whose blocks the hand-off hasn't given back yet."""
-        return len(self._abandoned)
-
-    @property
     def num_open(self) -> int:
         """All requests whose blocks the hand-off holds or has pinned."""
         return len(self._fetching) + len(self._pushing) + len(self._abandoned)

@@ -1,4 +1,4 @@
-"""HTTP of a worker: health, readiness, metrics, state, and the operator's admin calls."""
+"""Serves a worker's HTTP: health, readiness, metrics, state, and the operator's calls."""
 
 import asyncio
 import hmac

@@ -1,4 +1,4 @@
-"""The wire port: routers' connections, and the core's frames on their way to them."""
+"""The wire port: the routers' connections, and the core's frames on their way to them."""
 
 import asyncio
 import itertools
@@ -62,7 +62,7 @@ class RouterHub:
         self._kv_sequence = 0
 
     async def open(self, host: str, port: int) -> int:
-        """Open the wire port; the port. Raises OSError."""
+        """Open the wire port; which one it is. Raises OSError."""
         decoder: msgspec.msgpack.Decoder[RouterMessage] = msgspec.msgpack.Decoder(RouterMessage)
         self._listener = await listen(host, port, decoder, self._serve)
         return self._listener.port

@@ -41,7 +41,7 @@ def print_event(event: dict[str, Any]) -> None:
 
 
 async def _serve(config: WorkerConfig, child: CoreChild) -> int:
-    async def connect(_: WorkerConfig) -> CoreProcess:
+    async def connect() -> CoreProcess:
         return await CoreProcess.connect(child)
 
     return await WorkerServer(config, connect, print_event).run()

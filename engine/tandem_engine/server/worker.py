@@ -1,4 +1,4 @@
-"""One worker's server: starts the core, carries its frames, drains, ends."""
+"""One worker's server: connects to the core, carries its frames, drains, ends."""
 
 import asyncio
 import contextlib
@@ -53,7 +53,7 @@ class CoreClient(Protocol):
         """End the core; its exit code."""
 
 
-Spawn = Callable[[WorkerConfig], Awaitable[CoreClient]]
+Connect = Callable[[], Awaitable[CoreClient]]
 
 
 class _Http(uvicorn.Server):
@@ -68,10 +68,10 @@ class WorkerServer:
     """The life of a worker process. `run` returns the exit code: 0 after a drain, 1 otherwise."""
 
     def __init__(
-        self, config: WorkerConfig, spawn: Spawn, announce: Callable[[dict[str, Any]], None]
+        self, config: WorkerConfig, connect: Connect, announce: Callable[[dict[str, Any]], None]
     ) -> None:
         self._config = config
-        self._spawn = spawn
+        self._connect = connect
         self._announce = announce
         self._core: CoreClient | None = None
         self._signals = 0
@@ -141,7 +141,7 @@ class WorkerServer:
             raise _taken("--wire-port", port, error) from None
 
     async def _run_core(self) -> None:
-        self._core = core = await self._spawn(self._config)
+        self._core = core = await self._connect()
         self._status.core_pid = core.pid
         frames = asyncio.create_task(self._read_core(core))
         stopping = asyncio.create_task(self._stop.wait())
@@ -215,7 +215,7 @@ class WorkerServer:
             self._hurry.set()
 
     async def _drain(self) -> None:
-        """Refuse new work, then wait: streams end, leases reach zero; or move what is left."""
+        """Refuse new work, wait until streams end and leases reach zero, or move what is left."""
         self._status.stopping = True
         self._hub.broadcast_state()
         if self._status.ready is None:

@@ -1,1 +1,1 @@
-"""What a model family is made of, as data."""
+"""What a model is made of, as data, and how each family's config.json says it."""

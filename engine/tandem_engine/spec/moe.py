@@ -17,15 +17,15 @@ class ExpertNames:
 
 @dataclass(frozen=True, slots=True)
 class MoeSpec:
-    """The experts of a model's sparse layers; all of them are alike.
+    """The experts of a model's sparse layers, which are all alike.
 
-    `sparse` says for each layer whether it has experts; the others keep the dense MLP. The routing
-    fields are those of `tandem_kernels.moe.Routing`.
+    `sparse` says for each layer whether it has experts; the others keep the dense MLP. The fields
+    from `scoring` to `scale` are those of `tandem_kernels.moe.Routing`.
     """
 
     num_experts: int
     intermediate_size: int
-    """Of one expert."""
+    """Size of one expert's hidden layer."""
     top_k: int
     sparse: tuple[bool, ...]
     scoring: Literal["softmax", "sigmoid"] = "softmax"
@@ -37,7 +37,7 @@ class MoeSpec:
     score_bias: bool = False
     """Whether the router adds a bias to the scores for the choice (DeepSeek-V3)."""
     shared_size: int = 0
-    """Intermediate size of the experts that every token uses, all together; 0: none."""
+    """Intermediate size of the experts that every token uses, summed; 0: there are none."""
     shared_gate: bool = False
-    """Whether a sigmoid of the token scales what the shared experts give (Qwen2-MoE)."""
+    """Whether a sigmoid of the token scales the shared experts' output (Qwen2-MoE)."""
     names: ExpertNames = ExpertNames()

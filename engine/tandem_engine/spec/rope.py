@@ -25,12 +25,12 @@ class RopeSpec:
     high_freq_factor: float = 4.0
     original_max_position: int = 8192
     amplitude: float = 1.0
-    """Factor on cosines and sines."""
+    """Factor by which cosines and sines are multiplied."""
     truncate: bool = True
     """Whether yarn's ramp begins and ends at whole pairs."""
 
     def divisor(self, frequency: float, head_dim: int) -> float:
-        """What to divide an angular frequency (radians per position) by."""
+        """The number by which an angular frequency (radians per position) is divided."""
         if self.scaling == "linear":
             return self.factor
         if self.scaling == "default":
@@ -62,12 +62,12 @@ class RopeSpec:
 
 
 def rope_spec(config: Mapping[str, Any], layer_type: str | None, theta: float) -> RopeSpec:
-    """The rope of a config.json, in transformers' new form (rope_parameters) or the old ones.
+    """The rope of a config.json, in transformers' new form (rope_parameters) or an old one.
 
     `layer_type` picks one of several ropes; `theta` is the family's default.
 
     Raises:
-        UnsupportedModelError: a scaling that is not known.
+        UnsupportedModelError: the scaling is unknown.
     """
     parameters = config.get("rope_parameters")
     if layer_type is not None and parameters is not None and layer_type in parameters:
@@ -96,7 +96,8 @@ def rope_spec(config: Mapping[str, Any], layer_type: str | None, theta: float) -
     if kind == "yarn":
         return _yarn(config, parameters, base)
     raise UnsupportedModelError(
-        f"the model scales its positions by {kind!r}", "use default, linear, llama3 or yarn scaling"
+        f"the model's config: rope_type {kind!r} is not supported",
+        "use a model with default, linear, llama3 or yarn scaling",
     )
 
 

@@ -1,6 +1,6 @@
-"""Kills one of two ranks within a step: `python -m tandem_engine.tests.killed_rank MODEL`.
+"""Kills one of two ranks during a step: `python -m tandem_engine.tests.killed_rank MODEL`.
 
-A process of its own, since what is tested may hang where no signal reaches it.
+It is a process of its own, since the code under test may hang where no signal reaches it.
 """
 
 import faulthandler
@@ -20,7 +20,7 @@ from tandem_engine.step import Batch, BatchItem, Runner
 from tandem_engine.tests.step_driver import GREEDY, Blocks, generate
 
 SECONDS: Final = 40.0
-"""After so long it says where it is."""
+"""After this long it writes where every thread is."""
 PROMPT: Final = [5, 9, 31, 7, 12]
 
 
@@ -41,7 +41,7 @@ def load(model: Path) -> Runner:
 
 
 def main() -> None:
-    """Says "closed" once the runner is closed, and ends by itself."""
+    """Print "closed" once the runner is closed, and end."""
     logging.basicConfig(level=logging.INFO)
     faulthandler.dump_traceback_later(SECONDS)
     runner = load(Path(sys.argv[1]))
@@ -50,7 +50,7 @@ def main() -> None:
     rank = runner.group.ranks[0]
     os.kill(rank.pid, signal.SIGSTOP)
     blocks = Blocks(runner, 16).take(len(PROMPT) + 1)
-    # A decode step, from a graph: what is launched without one may wait itself.
+    # A decode step, since it is a graph: launching a step without one may itself wait.
     runner.launch(Batch([BatchItem("r", PROMPT[:1], len(PROMPT), blocks, True, GREEDY)]))
     os.kill(rank.pid, signal.SIGKILL)
     while rank.is_alive:

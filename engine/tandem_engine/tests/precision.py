@@ -1,4 +1,4 @@
-"""How exact a runner's bfloat16 is, measured by what it makes of `transformers`' own model."""
+"""How exact a runner is in bfloat16, beside transformers with the same model."""
 
 import torch
 from transformers import PreTrainedModel
@@ -14,10 +14,10 @@ LENGTH = 150
 
 
 class Bfloat16Error:
-    """The error of `transformers` in the log probabilities of 31 tokens in a row.
+    """The error of transformers in bfloat16, in the log probabilities of 31 consecutive tokens.
 
     Args:
-        model: in float32; bfloat16 from then on.
+        model: in float32. It is bfloat16 afterwards.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -27,15 +27,15 @@ class Bfloat16Error:
         self.theirs = rms(self._logprobs(model) - self.exact)
 
     def check(self, runner: Runner, chunk: int) -> None:
-        """A runner's may not be much more."""
+        """Assert that a runner's error is not much larger."""
         ours = rms(forced_logprobs(runner, self.tokens, PROMPT, chunk) - self.exact)
         print(f"error {ours:.4f}, transformers {self.theirs:.4f}")
         assert ours <= 1.25 * self.theirs
 
     @torch.inference_mode()
     def _logprobs(self, model: PreTrainedModel) -> torch.Tensor:
-        logits = model(torch.tensor([self.tokens])).logits[0, PROMPT - 1 :]
-        return logits.float().log_softmax(-1)
+        logits: torch.Tensor = model(torch.tensor([self.tokens])).logits
+        return logits[0, PROMPT - 1 :].float().log_softmax(-1)
 
 
 def forced_logprobs(runner: Runner, tokens: list[int], prompt: int, chunk: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
 
 from tandem_engine.models.parameters import build_parameters
-from tandem_engine.spec.model import build_spec
+from tandem_engine.spec.families import build_spec
 from tandem_engine.weights.loading import WeightFiles, load_parameters
 from tandem_wire.disk_cache import default_cache_dir
 from tandem_wire.gguf_file import read_gguf
@@ -28,10 +28,11 @@ it thickens. The committee will meet on Tuesday, 14 March, at 10:30 in room 2B. 
 
 @cache
 def token_ids(text: str) -> tuple[int, ...]:
-    """Ids of `text` by longest match: not what the model was trained with, but words it knows."""
+    """Ids of `text` by longest match: not the model's own tokenization, but words that it knows."""
     pieces = read_gguf(resolve_model(MODEL).path).array("tokenizer.ggml.tokens")
     ids = {piece: number for number, piece in enumerate(pieces)}
-    rest, found = text.replace("\n", " ").replace(" ", "▁"), []
+    rest = text.replace("\n", " ").replace(" ", "▁")
+    found: list[int] = []
     while rest:
         size = next(size for size in range(min(24, len(rest)), 0, -1) if rest[:size] in ids)
         found.append(ids[rest[:size]])
@@ -40,13 +41,13 @@ def token_ids(text: str) -> tuple[int, ...]:
 
 
 def prompt_of(num_tokens: int, start: int = 0) -> list[int]:
-    """BOS and `num_tokens` - 1 tokens of the text, from a place in it on."""
+    """BOS and `num_tokens` - 1 tokens of the text from token `start` on."""
     ids = token_ids(TEXT)
     return [BOS, *(ids[(start + n) % len(ids)] for n in range(num_tokens - 1))]
 
 
 def transformers_gemma() -> PreTrainedModel:
-    """transformers' own model on the weights that our runner uses, in float32."""
+    """transformers' own model with the weights that our runner uses, in float32."""
     path: Path = resolve_model(MODEL).path
     facts = read_model_facts(path)
     spec = build_spec(facts)
@@ -62,7 +63,7 @@ def transformers_gemma() -> PreTrainedModel:
         state |= dict(zip(parameter.parts, parts, strict=True))
     state["lm_head.weight"] = state["model.embed_tokens.weight"]
     model.load_state_dict(state, assign=True)
-    # Buffers (frequencies, the embedding's scale) are made anew: `meta` gave them no values.
+    # Buffers (frequencies, the embedding's scale) come from a new model: on `meta` they have none.
     fresh = Gemma3ForCausalLM(
         Gemma3TextConfig(
             **{**config.to_dict(), "vocab_size": 8, "pad_token_id": 0, "intermediate_size": 8}

@@ -1,7 +1,6 @@
 """The core in a process of its own, with the real hand-off between two of them."""
 
 import asyncio
-import importlib
 import os
 import signal
 import socket
@@ -227,13 +226,11 @@ def test_child_reports_a_failing_step(monkeypatch: pytest.MonkeyPatch, serve: Se
 def test_real_runner_is_imported_lazily(monkeypatch: pytest.MonkeyPatch) -> None:
     stages: list[str] = []
 
-    class Module:
-        @staticmethod
-        def load_runner(config: WorkerConfig, progress: Startup, fail: object) -> str:
-            progress("weights", 1.0)
-            return f"runner of {config.model}"
+    def load_runner(config: WorkerConfig, progress: Startup, fail: object) -> str:
+        progress("weights", 1.0)
+        return f"runner of {config.model}"
 
-    monkeypatch.setattr(importlib, "import_module", lambda name: Module)
+    monkeypatch.setattr("tandem_engine.load.runner.load_runner", load_runner)
     config = WorkerConfig(model="hf://a/b")
     startup = Startup(lambda stage, part: stages.append(stage))
     runner: Any = child.load_worker_runner(config, startup)

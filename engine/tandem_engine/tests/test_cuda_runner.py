@@ -21,6 +21,8 @@ from tandem_engine.tests.tiny_checkpoints import (
 
 pytestmark = pytest.mark.gpu
 KV_BYTES = 64 << 20
+FILTERS: list[dict[str, Any]] = [{}, {"top_p": 0.9}, {"top_k": 20}, {"min_p": 0.05}]
+ADJUSTMENTS: list[dict[str, Any]] = [{}, {"presence_penalty": 0.7}, {"min_tokens": 20}]
 
 
 def open_cuda(directory: Path, **flags: Any) -> Runner:
@@ -55,7 +57,7 @@ def test_batches_of_1_to_64(graphs: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["llama3", "gemma3", "qwen3_moe", "deepseek_v3"])
 def test_prompts_of_1_to_1100(family: str, tmp_path: Path) -> None:
-    """Steps of pieces, padded, and such as are too long for them; alone, and beside decodes."""
+    """Padded steps of pieces, and steps too long for that; alone, and beside decodes."""
     model = save_checkpoint(family, tmp_path)
     lengths = [1, 2, 17, 64, 65, 128, 129, 300, 514, 1000, 1024, 1025, 1100]
     prompts = [make_prompt(length) for length in lengths]
@@ -78,9 +80,9 @@ def test_more_single_tokens_than_rows_for_decodes(tmp_path: Path) -> None:
 
 
 def test_a_whole_engine_with_hand_off(tmp_path: Path) -> None:
-    """Two cores: more requests than places, preemption, KV that moves between GPUs' caches.
+    """Two cores, more requests than places, preemption, and KV that moves between two caches.
 
-    A prefill worker captures its graphs when it meets their sizes, with steps planned ahead.
+    A prefill worker captures a graph when it first needs its size, with steps planned ahead.
     """
     model = save_checkpoint("llama3", tmp_path)
     prompts = [make_prompt(5 + (n * 53) % 120, seed=n) for n in range(40)]
@@ -134,8 +136,7 @@ def test_sampling_draws_what_the_cpu_draws(tmp_path: Path) -> None:
         )
         for number, prompt in enumerate(prompts):
             params: dict[str, Any] = {"max_tokens": 30, "temperature": 0.8, "seed": number}
-            params |= [{}, {"top_p": 0.9}, {"top_k": 20}, {"min_p": 0.05}][number % 4]
-            params |= [{}, {"presence_penalty": 0.7}, {"min_tokens": 20}][number % 3]
+            params |= FILTERS[number % len(FILTERS)] | ADJUSTMENTS[number % len(ADJUSTMENTS)]
             params |= {"logprobs": 3} if number % 5 == 0 else {}
             fleet["a"].submit(f"r{number}", prompt, params=params)
         fleet.settle(50_000)

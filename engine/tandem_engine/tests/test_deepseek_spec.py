@@ -1,4 +1,4 @@
-"""The published DeepSeek configurations mean to us what they mean to transformers."""
+"""The published DeepSeek configurations mean the same here as in transformers."""
 
 import math
 from typing import Any
@@ -15,7 +15,8 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Rotar
 
 from tandem_engine.models.parameters import build_parameters
 from tandem_engine.models.rope import RotaryAngles
-from tandem_engine.spec.model import ModelSpec, build_spec
+from tandem_engine.spec.families import build_spec
+from tandem_engine.spec.model import ModelSpec
 from tandem_wire.model_config import ModelFacts
 
 _LATENT: dict[str, Any] = {
@@ -135,7 +136,7 @@ def test_yarn_turns_as_far_as_in_transformers(mscale: float) -> None:
     spec = _spec(config)
     angles = RotaryAngles(spec.ropes[0], spec.head_dim, spec.max_position, torch.device("cpu"))
     for ours, theirs in zip(angles.at(positions, torch.float32), expected, strict=True):
-        # A rounding of the frequency is multiplied by the position.
+        # The position multiplies a rounding error of the frequency.
         torch.testing.assert_close(ours, theirs[0, :, :32], rtol=0, atol=0.02)
         torch.testing.assert_close(ours[:4], theirs[0, :4, :32], rtol=0, atol=2e-4)
 

@@ -77,9 +77,9 @@ def test_an_import_waits_for_the_steps_before_its_blocks_were_reserved() -> None
     store.steps_until(after)
     store.import_blocks([3, 7], range(5), memoryview(data))
     assert before.query()
-    assert not after.query(), "a step that knows nothing of the blocks was waited for"
+    assert not after.query(), "the import waited for a step launched after its blocks were reserved"
     store.import_blocks([3, 8], range(5), memoryview(data))
-    assert after.query(), "a block that nobody reserved was written under a step"
+    assert after.query(), "the import did not wait for a step that may write to its block"
     later = torch.cuda.Event()
     torch.cuda._sleep(2_000_000_000)
     later.record()

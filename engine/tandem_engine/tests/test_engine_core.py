@@ -169,7 +169,8 @@ def test_cancelled_fetch_keeps_its_blocks_until_it_is_fenced() -> None:
     fleet["d"].submit("r", prompt(100), peers=("p",))
     fleet["d"].step()
     fleet["d"].core._take(Cancel("r"), 0.0)
-    assert fleet["d"].core.scheduler.transfers.num_abandoned == 1
+    transfers = fleet["d"].core.scheduler.transfers
+    assert (transfers.num_fetching, transfers.num_open) == (0, 1)
     assert fleet["d"].stats().ledger["leased"] == 13
     fleet["d"].submit("r", prompt(20))  # the name is still taken
     fleet["d"].core._take(fleet["d"].core._inbox.popleft(), 0.0)

@@ -1,4 +1,4 @@
-"""Greedy tokens equal those of transformers in float32, however a prompt is cut and batched."""
+"""Greedy tokens equal those of transformers in float32, however prompts are cut and batched."""
 
 import random
 from pathlib import Path

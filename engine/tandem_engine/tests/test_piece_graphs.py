@@ -1,4 +1,4 @@
-"""Steps with prompts in pieces, padded, against whole ones: with recorded functions for graphs."""
+"""Padded steps of pieces against whole steps, with recorded functions in place of CUDA graphs."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ MOST = 144
 
 
 def write(to: Any, values: Any) -> None:
-    """Copy nested tensors."""
+    """Copy nested tensors to others of the same shapes."""
     if isinstance(to, torch.Tensor):
         to.copy_(values)
         return
@@ -35,7 +35,7 @@ def write(to: Any, values: Any) -> None:
 
 
 class Recording:
-    """A function whose later results go where the first one's are."""
+    """A function whose later results are written to its first ones."""
 
     def __init__(self, run: Callable[[], Any]) -> None:
         self.run = run
@@ -48,7 +48,7 @@ class Recording:
 
 
 class HostDecodes:
-    """Decode rows that the host makes, in place of `DecodeSlots`."""
+    """Decode rows made on the host, in place of `DecodeSlots`."""
 
     def __init__(self, items: Sequence[BatchItem]) -> None:
         self.step = build_step(items, PAGE, torch.device("cpu")).tensors
@@ -58,8 +58,9 @@ class HostDecodes:
         flat = (self.step.token_ids, self.step.positions)
         slots = (self.step.slot_blocks, self.step.slot_offsets)
         rows[:, :size] = torch.stack((*flat, *slots))
-        tables = (self.step.decode_tables, self.step.decode_lengths)
-        return StepTensors(*rows.unbind(), *tables, chunks=(), chunk_tables=tables[0][:0])
+        ids, positions, blocks, offsets = rows.unbind()
+        tables, lengths = self.step.decode_tables, self.step.decode_lengths
+        return StepTensors(ids, positions, blocks, offsets, tables, lengths, (), tables[:0])
 
 
 def item(tokens: Sequence[int], start: int, blocks: Sequence[int]) -> BatchItem:
@@ -117,8 +118,8 @@ def test_pieces_compute_what_whole_steps_do(family: str, tmp_path: Path) -> None
     model, attention = runner._model, runner._attention
     pieces = PieceGraphs(model, attention, MOST, record)
     slots = PromptSlots(MOST, 3, PAGE, torch.device("cpu"))
-    for size in pieces.sizes:
-        pieces.run(slots.fill(cast(DecodeSlots, HostDecodes([])), 0, [], size), 0)
+    for padded in pieces.sizes:
+        pieces.run(slots.fill(cast(DecodeSlots, HostDecodes([])), 0, [], padded), 0)
     assert len(recorded) == len(pieces.sizes) * len(model.layers)
 
     tokens = make_prompt(100)
@@ -141,7 +142,7 @@ def test_pieces_compute_what_whole_steps_do(family: str, tmp_path: Path) -> None
         assert size is not None
         host = cast(DecodeSlots, HostDecodes(decodes))
         pieces.run(slots.fill(host, len(decodes), chunks, size, whole.last_rows), count)
-        found = model.leave(pieces.found, pieces.residual, slots.wanted[: len(batch)])
+        found = model.leave(pieces.attn_output, pieces.residual, slots.wanted[: len(batch)])
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(runner.kv.cache, cache, rtol=1e-4, atol=1e-4)
     assert sum(recording.replays for recording in recorded) == len(batches) * len(model.layers)

@@ -42,7 +42,7 @@ def test_decodes_run_ahead_and_give_the_same_tokens(temperature: float) -> None:
     assert num_ahead(fleet) >= 35
 
 
-def test_a_length_is_never_exceeded_and_nothing_runs_for_nobody() -> None:
+def test_a_length_is_never_exceeded_and_no_step_runs_after_it() -> None:
     fleet = make_fleet()
     fleet["a"].submit("r", PROMPT, params={"max_tokens": 10, "ignore_eos": True})
     fleet.settle()

@@ -1,4 +1,4 @@
-"""Made-up steps, and the model that they are compiled with."""
+"""Made-up steps, and the abridged model that kernels are compiled with."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What passes between the first rank and the others: batches, and memory that both see."""
+"""What passes between the first rank and the others: batches, and memory that they share."""
 
 import random
 
@@ -55,7 +55,7 @@ def test_a_long_table_is_sent_once() -> None:
     assert list(second.items[0].blocks) == [7]
     one = decoder.decode(first).items[0].block_table
     two = decoder.decode(second).items[0]
-    # The same object: the runner on the other side sends its device only what was added.
+    # The same object, so that the runner there sends its device only what was added.
     assert two.block_table is one
     assert (two.block_table, two.previous) == (table, 0)
 

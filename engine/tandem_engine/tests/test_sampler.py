@@ -42,7 +42,8 @@ def naive_kept(logits: list[float], top_k: int, top_p: float, min_p: float) -> s
     order = sorted(range(len(logits)), key=lambda token: -logits[token])
     order = order[: top_k or len(order)]
     weights = [math.exp(logits[token] - logits[order[0]]) for token in order]
-    total, mass, kept = sum(weights), 0.0, []
+    total, mass = sum(weights), 0.0
+    kept: list[int] = []
     for token, weight in zip(order, weights, strict=True):
         if top_p < 1.0 and mass >= top_p and kept:
             break
@@ -173,7 +174,7 @@ def test_logit_bias_forces_and_forbids() -> None:
 def test_no_end_before_min_tokens() -> None:
     logits = make_logits()
     logits[0, EOS], logits[0, 6] = 50.0, 40.0
-    early = {"temperature": 0.0, "min_tokens": 2, "stop_token_ids": [6, VOCAB + 1]}
+    early: dict[str, Any] = {"temperature": 0.0, "min_tokens": 2, "stop_token_ids": [6, VOCAB + 1]}
     assert choose(logits, make_item(output=[3], **early))[0] not in (EOS, 6)
     assert choose(logits, make_item(output=[3, 3], **early)) == [EOS]
     assert choose(logits, make_item(output=[3], ignore_eos=True, **early)) == [EOS]

@@ -1,4 +1,4 @@
-"""Penalties from a table of seen tokens, against those worked out from the items."""
+"""Penalties from the table of seen tokens against penalties computed from the items."""
 
 import random
 from typing import Any
@@ -43,7 +43,7 @@ def _check(items: list[BatchItem], seen: SeenTokens) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_follows_sequences_that_come_grow_and_go(seed: int) -> None:
-    """More than rows at first, in any order, some absent for a while, some starting anew."""
+    """More sequences than rows, in any order; some are absent for a while, some start anew."""
     torch.manual_seed(seed)
     chance = random.Random(seed)
     seen = SeenTokens(VOCAB, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""A model divided among processes gives the tokens and the pages of one that isn't."""
+"""A model divided among processes gives the tokens and the pages of an undivided one."""
 
 import os
 import signal
@@ -71,7 +71,9 @@ def test_two_ranks_give_transformers_tokens(family: str, tmp_path: Path) -> None
 def test_heads_that_cannot_be_divided_are_refused(tmp_path: Path) -> None:
     save_checkpoint("qwen2", tmp_path)
     with (
-        pytest.raises(ConfigError, match="--tensor-parallel 4: 6 query and 2 KV heads"),
+        pytest.raises(
+            ConfigError, match="--tensor-parallel is 4, but there are 6 query and 2 KV heads"
+        ),
         opened(tmp_path, 4),
     ):
         pass
@@ -91,7 +93,7 @@ def test_ranks_have_heads_side_by_side(count: int, ranks: int, expected: list[ra
 
 @pytest.mark.parametrize("family", ["qwen3", "deepseek_v3"])
 def test_pages_move_between_workers_of_one_and_two_ranks(family: str, tmp_path: Path) -> None:
-    """Of two heads, one each; or of one latent, which both ranks have."""
+    """With two heads, of which each rank has one, and with one latent, which both ranks have."""
     model = save_checkpoint(family, tmp_path)
     prompt = make_prompt(70)
     expected = reference_tokens(model, prompt, NUM_TOKENS)
@@ -165,7 +167,7 @@ def test_a_killed_rank_ends_the_worker_with_an_account(tmp_path: Path) -> None:
         assert isinstance(runner, ParallelRunner)
         generate(runner, [make_prompt(5)], 2)
         os.kill(runner.group.ranks[0].pid, signal.SIGKILL)
-        # Nobody runs a step: the group itself notices.
+        # No step is running: the group itself notices.
         assert failed.wait(SECONDS)
         assert "rank 1 of 2 ended (signal 9)" in accounts[0]
         with pytest.raises(RankDiedError, match="signal 9"):
@@ -196,7 +198,7 @@ async def test_a_rank_that_cannot_start_says_why(
 def test_a_rank_that_fails_to_load_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the ranks have met, and with libraries that would wait at the end of its process."""
+    """It fails after the ranks have met, with a library that would wait at exit."""
     save_checkpoint("llama", tmp_path)
     site = tmp_path / "path" / "sitecustomize.py"
     site.parent.mkdir()
@@ -225,7 +227,7 @@ def child_of(pid: int) -> int:
 
 
 async def test_workers_of_one_and_two_ranks_hand_a_prompt_over(tmp_path: Path) -> None:
-    """Core processes with the real hand-off; then a rank of one dies."""
+    """Two core processes with the real hand-off. Then a rank of one of them dies."""
     model = save_checkpoint("llama", tmp_path)
     flags: dict[str, Any] = {"host": "127.0.0.1", "bootstrap_port": 0, "local_prefill_tokens": 16}
     decode, prefill = [

@@ -1,6 +1,6 @@
 """Two and four ranks on as many GPUs: precision, graphs, batches, pages, and a whole engine.
 
-Runs with `-m gpu` where there are two GPUs, a part of it where there are four.
+Runs with `-m gpu` where there are two GPUs; some tests need four.
 """
 
 import subprocess
@@ -108,7 +108,7 @@ def test_four_ranks_of_which_two_share_a_head(family: str, tmp_path: Path) -> No
 
 
 def test_a_whole_engine(tmp_path: Path) -> None:
-    """Steps launched ahead, preemption, and sampling that one GPU does for both."""
+    """Steps planned ahead, preemption, and one GPU that samples for both."""
     model = save_checkpoint("llama3", tmp_path)
     prompts = [make_prompt(5 + (n * 53) % 120, seed=n) for n in range(40)]
     expected = [reference_tokens(model, prompt, 24) for prompt in prompts]
@@ -144,10 +144,10 @@ def test_a_whole_engine(tmp_path: Path) -> None:
 
 
 def test_a_killed_rank_doesn_t_hold_the_other_up(tmp_path: Path) -> None:
-    """Sums and NCCL's kernels that wait for it end when the runner is closed; so does Python."""
+    """Sums and NCCL kernels that wait for a killed rank end with the runner, and so does Python."""
     save_checkpoint("llama3", tmp_path)
     command = [sys.executable, "-m", killed_rank.__name__, str(tmp_path)]
-    # Not `run` with a pipe: where it hangs and is killed, that would wait for its rank as well.
+    # Not `run` with a pipe, which would wait for the child's rank too if the child is killed.
     with (tmp_path / "log").open("w+") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log)
         try:

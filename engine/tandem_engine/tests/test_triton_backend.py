@@ -1,4 +1,4 @@
-"""Which kernel a step's chunks go to, and with what, on the GPU's backend without a GPU."""
+"""Which kernel the GPU's backend gives a step's chunks to, and with what. Needs no GPU."""
 
 from types import SimpleNamespace
 from typing import Any, cast
@@ -26,7 +26,7 @@ SPEC = cast(
 
 
 class Launches:
-    """Stands in for one of the two kernels: keeps what it was given, and marks its rows."""
+    """Stands in for a kernel: keeps its arguments, and writes ones to its rows."""
 
     def __init__(self) -> None:
         self.given: list[tuple[Any, ...]] = []

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from tandem_engine.errors import ConfigError
 from tandem_engine.models.parameters import Parameter, build_parameters
 from tandem_engine.models.shard import WHOLE, Shard, cut_part, sharded_shape
-from tandem_engine.spec.model import ModelSpec, build_spec
+from tandem_engine.spec.families import build_spec
+from tandem_engine.spec.model import ModelSpec
 from tandem_engine.tests.tiny_checkpoints import make_model, save_checkpoint
 from tandem_engine.tests.tiny_gguf import write_gguf
 from tandem_engine.weights.loading import WeightFiles, load_parameters
@@ -92,7 +94,7 @@ def test_pieces_of_any_size_join_up(
 
 
 def save_one_layer(directory: Path) -> Path:
-    """A checkpoint whose every byte counts: small enough for buffers of one element."""
+    """A checkpoint small enough for buffers of one element."""
     save_checkpoint("qwen3", directory)
     config = json.loads((directory / "config.json").read_text())
     config |= {"num_hidden_layers": 1, "vocab_size": 5, "layer_types": ["full_attention"]}
@@ -111,7 +113,7 @@ def save_one_layer(directory: Path) -> Path:
 
 
 def join(parameter: Parameter, slices: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The parts of a parameter, put together again from the slices of all ranks."""
+    """The parts of a parameter, joined again from the slices of all ranks."""
     world = len(slices)
     parts, at = [], 0
     for index, shape in enumerate(parameter.part_shapes):
@@ -131,7 +133,7 @@ def join(parameter: Parameter, slices: list[torch.Tensor]) -> list[torch.Tensor]
 @pytest.mark.parametrize("world", [2, 6])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3", "deepseek_v2", "deepseek_v3"])
 def test_slices_of_all_ranks_make_the_whole(family: str, world: int, tmp_path: Path) -> None:
-    """Six query and two KV heads of an MLP of 78 columns: six ranks hold each KV head thrice."""
+    """Six query heads, two KV heads, an MLP of 78 columns: of six ranks, three share a KV head."""
     model = make_model(family)
     save_mlp(model, tmp_path)
     whole = map_all(tmp_path, torch.float32)
@@ -147,9 +149,9 @@ def test_slices_of_all_ranks_make_the_whole(family: str, world: int, tmp_path: P
         )
 
 
-def save_mlp(model: torch.nn.Module, directory: Path) -> None:
-    """Write a model with an MLP of 78 rows (of its 80), which 2 and 6 divide."""
-    model.save_pretrained(directory)  # type: ignore[operator]
+def save_mlp(model: PreTrainedModel, directory: Path) -> None:
+    """Write a model with 78 of the 80 rows of its MLP, a number that 2 and 6 divide."""
+    model.save_pretrained(directory)
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**config, "intermediate_size": 78}))
     tensors = load_file(directory / "model.safetensors")
@@ -268,12 +270,12 @@ def test_a_file_that_shrinks_under_the_reader_is_an_error(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dtype": "F4"}, "dtype F4, which is not known"),
-        ({"dtype": 3}, "dtype 3, which is not known"),
-        ({"shape": [47]}, r"of shape \(47,\) can't lie at"),
-        ({"shape": [-48]}, "can't lie at"),
+        ({"dtype": "F4"}, "unsupported dtype F4"),
+        ({"dtype": 3}, "unsupported dtype 3"),
+        ({"shape": [47]}, r"of shape \(47,\) can't be at"),
+        ({"shape": [-48]}, "can't be at"),
         ({"data_offsets": [0]}, "damaged"),
-        ({"data_offsets": [8, 4]}, "can't lie at"),
+        ({"data_offsets": [8, 4]}, "can't be at"),
         ({"shape": "large"}, "damaged"),
     ],
 )
@@ -305,7 +307,7 @@ def test_missing_tensors_and_other_shapes_are_named(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 81}))
     with pytest.raises(
-        BadModelFileError, match=r"has shape \(80, 48\), the config says \(81, 48\)"
+        BadModelFileError, match=r"has shape \(80, 48\), but the config says \(81, 48\)"
     ):
         stream_all(tmp_path, torch.float32)
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))

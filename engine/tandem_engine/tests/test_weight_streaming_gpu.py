@@ -1,4 +1,4 @@
-"""Streaming weights to a GPU: pinned buffers, streams of their own, conversions on the device."""
+"""Streaming weights to a GPU, with pinned buffers, own streams and conversions on the device."""
 
 import gc
 from pathlib import Path
@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tandem_engine.models.parameters import build_parameters
 from tandem_engine.models.shard import WHOLE, Shard
-from tandem_engine.spec.model import build_spec
+from tandem_engine.spec.families import build_spec
 from tandem_engine.tests.tiny_checkpoints import save_checkpoint
 from tandem_engine.weights.loading import WeightFiles, load_parameters
 from tandem_engine.weights.safetensors_dir import SafetensorsDirectory, find_places
@@ -34,7 +34,7 @@ def test_streamed_to_a_gpu_is_mapped(
     parameters = build_parameters(build_spec(read_model_facts(tmp_path)))
     source = SafetensorsDirectory(tmp_path)
     expected = dict(iterate_parameters(parameters, source, torch.bfloat16, shard=shard))
-    gc.collect()  # or what earlier tests left may go while weights come
+    gc.collect()  # or what earlier tests left may be freed while weights are loaded
     before = torch.cuda.memory_allocated()
     found = stream_parameters(
         parameters,

@@ -1,4 +1,4 @@
-"""Small random models of every family, written by transformers in its own form."""
+"""Small random models of every family, made and written by transformers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -68,7 +68,7 @@ def _gemma3_linear() -> PreTrainedModel:
 
 
 _EIGHT_HEADS: dict[str, Any] = {"num_attention_heads": 8, "head_dim": 8}
-"""Which four ranks can share; of the two KV heads each is on two of them."""
+"""Heads that four ranks can share; each of the two KV heads is on two ranks."""
 _EXPERTS: dict[str, Any] = {"num_experts": 7, "moe_intermediate_size": 24}
 
 
@@ -177,7 +177,7 @@ def make_model(family: str, seed: int = 0) -> PreTrainedModel:
             if "norm" in name:
                 parameter.add_(0.3 * noise)
             elif "embed_tokens" in name:
-                # Small, or a tied head answers every token with itself.
+                # Small, or a tied head would answer every token with itself.
                 parameter.copy_(0.1 * noise)
             else:
                 parameter.copy_(0.3 * noise)
@@ -195,7 +195,7 @@ def save_checkpoint(family: str, directory: Path, shard: str = "1GB") -> PreTrai
 
 
 def reference_tokens(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> list[int]:
-    """Greedy tokens of transformers, with no early end."""
+    """Greedy tokens of transformers, which never ends early here."""
     model.generation_config.eos_token_id = None
     found = model.generate(
         torch.tensor([prompt]),
@@ -211,7 +211,7 @@ def reference_tokens(model: PreTrainedModel, prompt: list[int], num_tokens: int)
 def is_greedy(model: PreTrainedModel, prompt: list[int], tokens: list[int]) -> bool:
     """Whether each token is transformers' most likely one after the prompt and those before it.
 
-    By induction that is greedy generation, in one forward pass.
+    By induction that makes them the greedy generation, in one forward pass.
     """
     ids = torch.tensor([[*prompt, *tokens[:-1]]])
     logits = model(ids, logits_to_keep=len(tokens)).logits[0]

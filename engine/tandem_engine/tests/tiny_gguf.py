@@ -1,4 +1,4 @@
-"""Writes a transformers model as GGUF the way llama.cpp's converter does."""
+"""Writes a transformers model as GGUF, as llama.cpp's converter does."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ _INNER = {
 
 
 def gguf_name(name: str, gemma: bool) -> str:
-    """llama.cpp's name for one of transformers'."""
+    """llama.cpp's name for a name of transformers."""
     outer = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     stem, _, kind = name.rpartition(".")
     if stem in outer:
@@ -52,8 +52,10 @@ def write_gguf(
     skip: str = "",
     extra: str = "",
 ) -> None:
-    """Write `model`; matrices are quantised where their rows allow. `skip` leaves out one tensor,
-    `extra` adds one that no model has."""
+    """Write `model`. Matrices are quantised where their rows allow.
+
+    `skip` names a tensor to leave out; `extra` adds one that no model has.
+    """
     config = model.config
     gemma = config.model_type == "gemma3_text"
     writer = gguf.GGUFWriter(path, _ARCHITECTURES.get(config.model_type, config.model_type))
@@ -103,7 +105,7 @@ def write_gguf(
 
 
 def round_like(model: PreTrainedModel, quantisation: gguf.GGMLQuantizationType) -> None:
-    """Give `model` the values that survive a quantisation, in place."""
+    """Round the values of `model`, in place, as a quantisation does."""
     block, _ = gguf.GGML_QUANT_SIZES[quantisation]
     with torch.no_grad():
         for value in model.parameters():

@@ -1,1 +1,1 @@
-"""From files to the parameters of a model: safetensors, GGUF, or random ones."""
+"""The parameters of a model, from safetensors or GGUF files, or random ones."""

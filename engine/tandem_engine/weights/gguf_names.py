@@ -1,4 +1,4 @@
-"""GGUF's tensor names in transformers' terms, and what llama.cpp's converter did to the tensors."""
+"""GGUF's tensor names in transformers' terms, and how llama.cpp's converter reorders tensors."""
 
 import re
 from typing import Final
@@ -31,11 +31,11 @@ _SANDWICH_NORMS: Final = {
 _BLOCK: Final = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
 ROPE_FACTORS: Final = "rope_freqs.weight"
-"""Llama 3.1's frequency divisors, written out by the converter."""
+"""Llama 3.1's frequency divisors, which the converter writes as a tensor."""
 
 
 def hugging_face_name(name: str, family: str) -> str:
-    """The name that transformers uses; `name` itself when it isn't known."""
+    """The name that transformers uses; `name` itself if it is unknown."""
     if name in _OUTER:
         return _OUTER[name]
     match = _BLOCK.fullmatch(name)
@@ -49,8 +49,8 @@ def hugging_face_name(name: str, family: str) -> str:
 def restore_halves(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
     """Undo the converter's reordering of Llama's Q and K rows.
 
-    The file has each head's rows as pairs (0, d/2, 1, d/2 + 1, …) for rotations of neighbours; we
-    rotate halves (llama.cpp, convert_hf_to_gguf.py, `LlamaModel.permute`).
+    The file has each head's rows in the order 0, d/2, 1, d/2 + 1, …, so that neighbours are
+    rotated; we rotate halves (llama.cpp, convert_hf_to_gguf.py, `LlamaModel.permute`).
     """
     half = weight.shape[0] // num_heads // 2
     pairs = weight.reshape(num_heads, half, 2, *weight.shape[1:])

@@ -1,4 +1,4 @@
-"""A GGUF file as a checkpoint: tensors dequantised on demand."""
+"""A GGUF file as a checkpoint whose tensors are dequantised on demand."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,7 @@ from tandem_wire.model_error import BadModelFileError, UnsupportedModelError
 
 
 class GgufSource(TensorSource):
-    """Tensors of one GGUF file in float32, whatever their quantisation."""
+    """Tensors of one GGUF file, in float32 whatever their quantisation."""
 
     norms_are_final = True
 
@@ -41,7 +41,7 @@ class GgufSource(TensorSource):
         return weight
 
     def rope_factors(self) -> torch.Tensor | None:
-        """Divisors of the rope's frequencies [head_dim / 2], where the file has them."""
+        """Divisors of the rope's frequencies [head_dim / 2], if the file has them."""
         return None if self._rope_factors is None else self._dequantise(self._rope_factors)
 
     def _dequantise(self, tensor: GgufTensor) -> torch.Tensor:
@@ -53,14 +53,16 @@ class GgufSource(TensorSource):
             size = int(np.prod(rows, dtype=np.int64)) * row_bytes
             raw = self._data[tensor.offset : tensor.offset + size]
             if raw.size != size or columns % block_size:
-                raise BadModelFileError(f"{tensor.name} is cut short", "download the file again")
+                raise BadModelFileError(
+                    f"tensor {tensor.name} is cut short", "download the file again"
+                )
             values = gguf.quants.dequantize(raw.reshape(*rows, row_bytes), kind)
         except (ValueError, KeyError, NotImplementedError) as error:
-            # The last is what the gguf package raises for a type that it can't dequantise.
+            # The gguf package raises NotImplementedError for a type that it can't dequantise.
             if isinstance(error, BadModelFileError):
                 raise
             raise UnsupportedModelError(
-                f"{tensor.name} has GGML type {tensor.ggml_type}: {error}",
+                f"tensor {tensor.name} has the unsupported GGML type {tensor.ggml_type}: {error}",
                 "use a file of another quantisation, such as Q4_K_M or Q8_0",
             ) from error
         return torch.from_numpy(np.array(values, dtype=np.float32).reshape(tensor.shape))

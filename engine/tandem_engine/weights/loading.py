@@ -1,4 +1,4 @@
-"""A model's parameters from its files, by the cheapest way there is."""
+"""A model's parameters from its files, in the cheapest way there is."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from tandem_wire.disk_cache import build_once
 from tandem_wire.gguf_file import read_gguf
 
 ROPE_FACTORS = "rope_factors"
-"""Extra entry of the parameters: divisors of the rope's frequencies, from GGUF files only."""
+"""An extra parameter, only of GGUF files: divisors of the rope's frequencies."""
 
 CPU: Final = torch.device("cpu")
 _CACHE_VERSION: Final = 2
@@ -29,7 +29,7 @@ _CACHE_VERSION: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
-    """Where the weights are: a directory, a GGUF file, or nowhere (random ones)."""
+    """Where the weights are: in a directory, in a GGUF file, or nowhere (random ones)."""
 
     path: Path
     format: Literal["Safetensors", "Gguf", "Dummy"]
@@ -47,18 +47,22 @@ def load_parameters(
 ) -> dict[str, torch.Tensor]:
     """All parameters of the model, or a rank's slice of each, on `device`, by our names.
 
-    On the CPU they are views of the mapped files where that is possible; to a GPU they are streamed
-    (`streaming.py`). GGUF files are dequantised once per machine and dtype, into `cache_dir`, and
+    On the CPU they are views of the mapped files where possible; to a GPU they are streamed
+    (`streaming.py`). A GGUF file is dequantised once per machine and dtype, into `cache_dir`, and
     loaded from there.
 
     Raises:
         ModelSourceError: damaged, incomplete or unsupported files.
-        ConfigError: the model can't be divided among that many ranks.
+        ConfigError: the model can't be divided among this many ranks.
     """
     parameters = build_parameters(spec)
-    if files.format == "Gguf":
-        return _load_gguf(spec, files.path, parameters, dtype, cache_dir, progress, device, shard)
     on_cpu = device.type == "cpu"
+    if files.format == "Gguf":
+        if on_cpu and shard == WHOLE:
+            return map_parameters(_dequantise(spec, files.path, dtype, cache_dir, progress))
+        advance = None if progress is None else _forwards(progress)
+        cached = _dequantise(spec, files.path, dtype, cache_dir, advance)
+        return _stream_cached(parameters, cached, dtype, device, advance, shard)
     if files.format == "Dummy":
         if not on_cpu:
             return make_random_parameters(parameters, dtype, device, shard)
@@ -73,37 +77,34 @@ def load_parameters(
     return dict(iterate_parameters(parameters, directory, dtype, progress, shard))
 
 
-def _load_gguf(
-    spec: ModelSpec,
-    path: Path,
+def _stream_cached(
     parameters: list[Parameter],
+    cached: Path,
     dtype: torch.dtype,
-    cache_dir: Path,
-    progress: Progress | None,
     device: torch.device,
+    progress: Progress | None,
     shard: Shard,
 ) -> dict[str, torch.Tensor]:
-    mapped = device.type == "cpu" and shard == WHOLE
-    advance = progress if mapped or progress is None else _forwards(progress)
-    cached = _dequantised(spec, path, parameters, dtype, cache_dir, advance)
-    if mapped:
-        return map_parameters(cached)
+    """A rank's slices of the parameters in a file of our own, which holds them whole."""
     places = read_header(cached)
-    # Our own file holds the parameters whole, with everything added that is to be added.
     parts = {
         part: place
         for parameter in parameters
         for part, place in split_fused(parameter, places[parameter.name])
     }
+    # The offsets were added when the file was written.
     final = [replace(parameter, offset=0.0) for parameter in parameters]
-    found = stream_parameters(final, parts, dtype, device, advance, shard)
+    tensors = stream_parameters(final, parts, dtype, device, progress, shard)
     if ROPE_FACTORS in places:
-        found[ROPE_FACTORS] = map_parameters(cached)[ROPE_FACTORS].to(device)
-    return found
+        tensors[ROPE_FACTORS] = map_parameters(cached)[ROPE_FACTORS].to(device)
+    return tensors
 
 
 def _forwards(progress: Progress) -> Progress:
-    """`progress` for two passes over the same bytes: it never goes back."""
+    """`progress` for two passes over the same bytes, of which the second starts at the beginning.
+
+    What it reports never goes back.
+    """
     furthest = 0.0
 
     def advance(fraction: float) -> None:
@@ -114,21 +115,17 @@ def _forwards(progress: Progress) -> Progress:
     return advance
 
 
-def _dequantised(
-    spec: ModelSpec,
-    path: Path,
-    parameters: list[Parameter],
-    dtype: torch.dtype,
-    cache_dir: Path,
-    progress: Progress | None,
+def _dequantise(
+    spec: ModelSpec, path: Path, dtype: torch.dtype, cache_dir: Path, progress: Progress | None
 ) -> Path:
-    """The cached file with the parameters of a GGUF file, made now if it isn't there."""
+    """The cached file with the parameters of a GGUF file, which is made now if it is missing."""
 
     def build(target: Path) -> None:
-        # Imported here: a warm start doesn't need to know how to dequantise.
+        # Imported here, since a warm start dequantises nothing.
         from tandem_engine.weights.gguf_source import GgufSource
 
         source = GgufSource(read_gguf(path), spec)
+        parameters = build_parameters(spec)
         layout = {
             parameter.name: (parameter.shape, parameter.dtype_in(dtype)) for parameter in parameters
         }

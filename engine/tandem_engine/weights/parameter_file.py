@@ -1,4 +1,4 @@
-"""Parameters in our own form in one safetensors file: written as a stream, read by mapping it."""
+"""Our parameters in one safetensors file, which is written as a stream and read by mapping it."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,7 +45,7 @@ def map_parameters(path: Path) -> dict[str, torch.Tensor]:
 
 
 def split_fused(parameter: Parameter, place: TensorPlace) -> Iterator[tuple[str, TensorPlace]]:
-    """Where each part lies in a parameter that was written joined."""
+    """The place of each part of a parameter, whose parts were written joined."""
     row = 0
     for part, shape in zip(parameter.parts, parameter.part_shapes, strict=True):
         yield part, place.rows(row, shape[0])

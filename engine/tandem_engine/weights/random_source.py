@@ -1,4 +1,4 @@
-"""Random weights for a config without a checkpoint: benchmarks and tests of everything else."""
+"""Random weights for a config without a checkpoint, for benchmarks and tests."""
 
 from collections.abc import Iterable, Sequence
 
@@ -43,10 +43,10 @@ def make_random_parameters(
     shard: Shard = WHOLE,
     seed: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """The same kind of weights, drawn on the device itself in `dtype`.
+    """Normal weights of spread 0.02 and norms of 1, drawn on the device itself in `dtype`.
 
-    Every worker on one kind of device draws the same ones for one seed, and ranks of one group draw
-    slices of the same ones; they aren't those that `RandomSource` gives.
+    With one seed, all workers on one kind of device draw the same weights, and the ranks of a group
+    slices of them. They differ from those of `RandomSource`.
     """
     generator = torch.Generator(device)
     found: dict[str, torch.Tensor] = {}
@@ -65,7 +65,7 @@ def make_random_parameters(
             if tuple(room.shape) == part_shape:
                 room.normal_(0.0, _SPREAD, generator=generator)
                 continue
-            # A rank draws all of it and keeps its slice: slices must not depend on their number.
+            # A rank draws the whole part and keeps its slice, or slices would depend on `shard`.
             drawn = torch.empty(part_shape, dtype=dtype, device=device)
             drawn.normal_(0.0, _SPREAD, generator=generator)
             size = cut.stop - cut.start

@@ -16,7 +16,7 @@ _TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "language_mo
 
 
 def _plain_name(name: str) -> str:
-    """The name that a text-only checkpoint would use."""
+    """The name of the tensor in a text-only checkpoint."""
     for prefix in _TEXT_PREFIXES:
         if name.startswith(prefix):
             kind = "lm_head." if prefix.endswith("lm_head.") else "model."
@@ -28,7 +28,7 @@ def find_shards(directory: Path) -> list[Path]:
     """One model.safetensors, or the shards that the index names.
 
     Raises:
-        BadModelFileError: no weights there.
+        BadModelFileError: the directory has no weights.
     """
     index = directory / "model.safetensors.index.json"
     if index.exists():
@@ -37,16 +37,17 @@ def find_shards(directory: Path) -> list[Path]:
         names = sorted(path.name for path in directory.glob("*.safetensors"))
     if not names:
         raise BadModelFileError(
-            f"{directory} holds no .safetensors file", "use format Dummy for random weights"
+            f"{directory} has no .safetensors file",
+            "download the model again, or use --format Dummy for random weights",
         )
     return [directory / name for name in names]
 
 
 def find_places(directory: Path) -> dict[str, TensorPlace]:
-    """Where each tensor of the checkpoint lies.
+    """The place of each tensor of the checkpoint.
 
     Raises:
-        BadModelFileError: no weights there, a shard is missing or damaged.
+        BadModelFileError: the directory has no weights, or a shard is missing or damaged.
     """
     return {
         _plain_name(name): place
@@ -56,10 +57,10 @@ def find_places(directory: Path) -> dict[str, TensorPlace]:
 
 
 class SafetensorsDirectory(TensorSource):
-    """The shards mapped, so a tensor is read when used.
+    """Mapped shards, so that a tensor is read when it is used.
 
     Raises:
-        BadModelFileError: no weights there, a shard is missing or damaged.
+        BadModelFileError: the directory has no weights, or a shard is missing or damaged.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -1,7 +1,7 @@
 """Where each tensor of a safetensors file lies, from its header alone.
 
 The form (huggingface.co/docs/safetensors): eight bytes with the header's length, little-endian; the
-header, a JSON object of dtype, shape and [begin, end) by name; the tensors, row-major.
+header, a JSON object with dtype, shape and [begin, end) by name; the tensors, row-major.
 """
 
 import json
@@ -33,7 +33,7 @@ _REMEDY: Final = "download the model again"
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """One tensor's bytes: `offset` counts from the start of the file."""
+    """Where one tensor's bytes are; `offset` counts from the start of the file."""
 
     path: Path
     offset: int
@@ -41,7 +41,7 @@ class TensorPlace:
     dtype: torch.dtype
 
     def rows(self, first: int, count: int) -> "TensorPlace":
-        """The place of `count` rows of it from row `first`."""
+        """The place of `count` rows of the tensor, from row `first`."""
         row_bytes = torch.Size(self.shape[1:]).numel() * self.dtype.itemsize
         shape = (count, *self.shape[1:])
         return TensorPlace(self.path, self.offset + first * row_bytes, shape, self.dtype)
@@ -51,21 +51,21 @@ def read_header(path: Path) -> dict[str, TensorPlace]:
     """Every tensor's place, checked against the size of the file.
 
     Raises:
-        BadModelFileError: no such file, not a safetensors file, cut short, or of an unknown dtype.
+        BadModelFileError: the file is missing, damaged, or has a tensor of an unknown dtype.
     """
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
-                raise BadModelFileError(f"{path} is cut short or no safetensors file", _REMEDY)
+                raise BadModelFileError(f"{path} is cut short, or no safetensors file", _REMEDY)
             header = json.loads(file.read(length))
     except (OSError, ValueError) as error:
         if isinstance(error, BadModelFileError):
             raise
         raise BadModelFileError(f"{path}: {error}", _REMEDY) from error
     if not isinstance(header, dict):
-        raise BadModelFileError(f"{path}: the header is no JSON object", _REMEDY)
+        raise BadModelFileError(f"{path}: the header is not a JSON object", _REMEDY)
     start, places = 8 + length, {}
     for name, entry in header.items():
         if name != "__metadata__":
@@ -78,19 +78,21 @@ def _read_place(path: Path, name: str, entry: Any, start: int, size: int) -> Ten
         kind, shape = entry["dtype"], tuple(int(length) for length in entry["shape"])
         begin, end = (int(offset) for offset in entry["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
-        raise BadModelFileError(f"{path}: {name}'s entry is damaged: {error}", _REMEDY) from error
+        raise BadModelFileError(
+            f"{path}: the entry of tensor {name} is damaged: {error}", _REMEDY
+        ) from error
     if kind not in _DTYPES:
         raise BadModelFileError(
-            f"{path}: {name} has dtype {kind}, which is not known",
+            f"{path}: tensor {name} has the unsupported dtype {kind}",
             "use a checkpoint in BF16, F16 or F32",
         )
     if start + end > size:
         raise BadModelFileError(
-            f"{path} is cut short: {name} ends at byte {start + end} of {size}", _REMEDY
+            f"{path} is cut short: tensor {name} ends at byte {start + end} of {size}", _REMEDY
         )
     num_bytes = torch.Size(shape).numel() * _DTYPES[kind].itemsize
     if min(begin, *shape, 0) < 0 or end - begin != num_bytes:
         raise BadModelFileError(
-            f"{path}: {name} of shape {shape} can't lie at [{begin}, {end})", _REMEDY
+            f"{path}: tensor {name} of shape {shape} can't be at [{begin}, {end})", _REMEDY
         )
     return TensorPlace(path, start + begin, shape, _DTYPES[kind])

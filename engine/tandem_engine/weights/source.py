@@ -11,7 +11,7 @@ from tandem_engine.models.shard import WHOLE, Shard, cut_part
 from tandem_wire.model_error import BadModelFileError
 
 Progress = Callable[[float], None]
-"""Called with the fraction of the bytes that is done, 0 to 1."""
+"""Called with the fraction of the bytes that are loaded, 0 to 1."""
 
 _IGNORED: Final = (
     "rotary_emb.inv_freq",  # a constant that old checkpoints carry along
@@ -24,10 +24,11 @@ _MAX_NAMED: Final = 5
 
 
 class TensorSource(ABC):
-    """Tensors of a checkpoint under their Hugging Face names. It owns the files; the caller owns
-    the tensors that it returns, which may be views of mapped files and must not be written to.
+    """Tensors of a checkpoint, under their Hugging Face names.
 
-    `norms_are_final`: norm weights already hold what a family adds to them (GGUF's of Gemma do).
+    It owns the files. The caller owns the tensors that it returns, which may be views of mapped
+    files and must not be written to. `norms_are_final`: norm weights already include what a family
+    adds to them (as Gemma's do in GGUF files).
     """
 
     norms_are_final: bool = False
@@ -42,33 +43,33 @@ class TensorSource(ABC):
 
 
 def check_names(parameters: Sequence[Parameter], names: Iterable[str]) -> None:
-    """Raise BadModelFileError unless the checkpoint holds exactly what the model needs."""
+    """Raise BadModelFileError unless the checkpoint has exactly the model's tensors."""
     wanted = {part for parameter in parameters for part in parameter.parts}
     found = set(names)
     unknown = sorted(name for name in found - wanted if not any(part in name for part in _IGNORED))
-    # A tied head may still be written out.
+    # A checkpoint may repeat a tied head.
     unknown = [name for name in unknown if name != "lm_head.weight"]
     if missing := sorted(wanted - found):
         raise BadModelFileError(
-            f"the checkpoint lacks {_listed(missing)}", "use a complete model of this family"
+            f"the checkpoint lacks {_list(missing)}", "download the model again"
         )
     if unknown:
         raise BadModelFileError(
-            f"the checkpoint holds {_listed(unknown)}, which this model has no place for",
+            f"the checkpoint has {_list(unknown)}, which the config has no place for",
             "check that config and weights belong together",
         )
 
 
-def _listed(names: list[str]) -> str:
+def _list(names: list[str]) -> str:
     more = len(names) - _MAX_NAMED
     return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def check_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
-    """Raise BadModelFileError unless a tensor of the checkpoint has the shape that fits."""
+    """Raise BadModelFileError unless a tensor of the checkpoint has the `wanted` shape."""
     if found != wanted:
         raise BadModelFileError(
-            f"{name} has shape {found}, the config says {wanted}",
+            f"tensor {name} has shape {found}, but the config says {wanted}",
             "check that config and weights belong together",
         )
 

@@ -1,8 +1,8 @@
 """Parameters from safetensors files straight into a device's memory.
 
-Several threads read pieces of the files into pinned buffers of their own and start the copies to
-the GPU on streams of their own, so that a file is read while the piece before travels. There is no
-second copy of the model anywhere; what has to be converted is converted on the device.
+Several threads each read pieces of the files into pinned buffers and start the copies to the GPU on
+a stream of their own, so that one piece is read while the one before is copied. No second copy of
+the model exists anywhere; conversions happen on the device.
 """
 
 import os
@@ -30,7 +30,7 @@ _REPORT_SECONDS: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """Host memory on the way: every thread has two buffers of `buffer_bytes`."""
+    """Host memory on the way: each thread has two buffers of `buffer_bytes`."""
 
     num_threads: int = 8
     buffer_bytes: int = 16 << 20
@@ -49,7 +49,7 @@ def stream_parameters(
 
     Raises:
         BadModelFileError: tensors are missing, unknown, of another shape, or can't be read.
-        ConfigError: the model can't be divided among that many ranks.
+        ConfigError: the model can't be divided among this many ranks.
     """
     check_names(parameters, places)
     tensors = {
@@ -63,12 +63,12 @@ def stream_parameters(
     total = max(sum(piece.num_bytes for piece in pieces), 1)
     queue = deque(pieces)
     if device.type == "cuda":
-        # The tensors' memory may still be in use by what was queued before they were made.
+        # Work queued before the tensors were made may still use their memory.
         torch.cuda.current_stream(device).synchronize()
     with ExitStack() as stack:
         files = {path: _OpenFile(path, stack) for path in sorted({piece.path for piece in pieces})}
         pool = stack.enter_context(ThreadPoolExecutor(staging.num_threads, "weights"))
-        stack.callback(queue.clear)  # whatever goes wrong here, the readers end
+        stack.callback(queue.clear)  # so that the readers end, whatever goes wrong here
         readers = [_Reader(device, buffer_bytes, files) for _ in range(staging.num_threads)]
         running = {pool.submit(reader.run, queue) for reader in readers}
         while running:
@@ -79,7 +79,7 @@ def stream_parameters(
                 progress(min(sum(reader.num_bytes for reader in readers) / total, 1.0))
     del readers
     if device.type == "cuda":
-        # The pinned buffers and the scratch of conversions; the KV cache wants that memory.
+        # Free the pinned buffers and the conversions' scratch: the KV cache wants that memory.
         torch._C._host_emptyCache()
         torch.cuda.empty_cache()
     if progress is not None:
@@ -88,7 +88,7 @@ def stream_parameters(
 
 
 class _OpenFile:
-    """A file that all readers share; `stack` closes it."""
+    """A file that all readers share. `stack` closes it."""
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         self._path = path
@@ -102,7 +102,7 @@ class _OpenFile:
     def read(self, piece: Piece, buffer: npt.NDArray[np.uint8]) -> None:
         """Fill `buffer` [num_bytes] with a piece's bytes. Raises BadModelFileError."""
         if piece.num_rows > 1:
-            # Runs too short for a system call each: only their pages of the mapped file are read.
+            # Runs too short for a system call each are copied from the mapped file.
             runs: npt.NDArray[np.uint8] = np.ndarray(
                 (piece.num_rows, piece.row_bytes),
                 np.uint8,
@@ -122,15 +122,15 @@ class _OpenFile:
                 ) from error
             if count == 0:
                 raise BadModelFileError(
-                    f"{self._path} was cut short while it was read", "download the model again"
+                    f"{self._path} was cut short while being read", "download the model again"
                 )
             done += count
 
 
 class _Reader:
-    """One thread's work. `num_bytes` of the pieces that it took so far are on their way or there.
+    """One thread's work. `num_bytes` counts the bytes that it has read so far.
 
-    Its buffers are made by the thread itself: pinning them takes as long as reading them full.
+    The thread makes its own buffers, since pinning them takes as long as filling them.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class _Reader:
         self.num_bytes = 0
 
     def run(self, queue: deque[Piece]) -> None:
-        """Take pieces until there are none; returns when the last one has arrived."""
+        """Take pieces until none are left. Returns when the last one has arrived."""
         if self._device.type == "cuda":
             self._run_on_gpu(queue)
             return

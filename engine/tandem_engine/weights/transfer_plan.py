@@ -1,4 +1,4 @@
-"""Which bytes of which file go where on the device: a load as a list of pieces of bounded size."""
+"""A load as pieces of bounded size: which bytes of which file go where on the device."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from tandem_engine.weights.source import check_shape
 class Piece:
     """`num_rows` runs of `row_bytes` bytes, `stride` bytes apart, from `offset` in a file.
 
-    They are elements of `dtype`; with `addend` added they belong into `target` (flat, contiguous,
-    of its own dtype). The piece doesn't own it.
+    They are elements of `dtype`, which go to `target` (flat, contiguous, of its own dtype) after
+    `addend` is added. The piece doesn't own `target`.
     """
 
     path: Path
@@ -32,7 +32,7 @@ class Piece:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes to be read."""
+        """Number of bytes to read."""
         return self.num_rows * self.row_bytes
 
 
@@ -49,7 +49,7 @@ def plan_pieces(
 
     Raises:
         BadModelFileError: a tensor's shape is not what the config says.
-        ConfigError: the model can't be divided so.
+        ConfigError: the model can't be divided among this many ranks.
     """
     pieces: list[Piece] = []
     for parameter in parameters:
@@ -75,7 +75,7 @@ def _plan_part(
     run = (cut.stop - cut.start) * inner
     start = place.offset + cut.start * inner
     if cut.stop - cut.start < cut.size:
-        flat[run // size * outer :].zero_()  # only the vocabulary's rows: one run
+        flat[run // size * outer :].zero_()  # only the vocabulary has padding, which is one run
     if run == stride:
         num_runs, run = 1, outer * run
     if num_runs == 1:

@@ -1,7 +1,7 @@
 """Attention over paged KV.
 
-The reference ops take any device. For CUDA tensors `extend_attention` takes the Gluon kernel where
-it suits (on Hopper) and else the paged Triton kernel; decoding there goes through
+The reference ops run on any device. For CUDA tensors `extend_attention` uses the Gluon kernel where
+it applies (on Hopper), and the paged Triton kernel elsewhere. Decoding on CUDA goes through
 `decode_kernel.paged_decode`, whose plan outlives a step.
 """
 
@@ -21,7 +21,10 @@ def extend_attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """A chunk of one sequence at [start, start + T) against all before it; see the reference."""
+    """Attention of one sequence's chunk at [start, start + T) over everything up to each row.
+
+    `reference.extend_attention` describes the arguments and the result.
+    """
     if not query.is_cuda:
         return reference.extend_attention(
             query, key_cache, value_cache, block_table, start, scale, window, softcap
@@ -30,7 +33,7 @@ def extend_attention(
     from tandem_kernels.attention.extend_kernel import paged_extend
 
     def numbers(*values: int) -> torch.Tensor:
-        # Pinned, or the copy would wait for all that the stream has to do.
+        # Pinned: otherwise the copy would wait for all the work in the stream.
         pinned = torch.tensor(values, dtype=torch.int32).pin_memory()
         return pinned.to(query.device, non_blocking=True)
 

@@ -16,7 +16,7 @@ from tandem_kernels.overlap import launch_options, wait_for_inputs
 _LOG2E = 1.4426950408889634
 
 FUSE_FROM = 128
-"""Sequences times KV heads from which on the attention kernel merges splits itself (H100)."""
+"""From this many sequences times KV heads on, the attention kernel merges splits (H100)."""
 
 
 @triton.jit
@@ -238,7 +238,7 @@ _launch_decode, _launch_combine = Launcher(decode_kernel), Launcher(combine_kern
 
 
 def combine_splits(plan: DecodePlan, out: torch.Tensor, overlap: bool) -> None:
-    """Merge what the programs of split sequences left in the plan into `out` [B, H, D]."""
+    """Merge the partial results that split sequences left in the plan into `out` [B, H, D]."""
     batch, num_heads, head_dim = out.shape
     _launch_combine(
         (batch, num_heads, 1),
@@ -275,8 +275,8 @@ def paged_decode(
 ) -> torch.Tensor:
     """One query token per sequence against its pages, as `plan` (refilled for this step) says.
 
-    Sequences of length 0 get zeros. One launch, or two without `fused`
-    (None: by what was measured).
+    Sequences of length 0 get zeros. It takes one launch, or two without `fused`. If `fused` is
+    None, measurements decide.
 
     Args:
         query: [B, H, D], heads contiguous; rows may be strided (a view of the fused QKV).
@@ -291,8 +291,8 @@ def paged_decode(
     assert key_cache.stride() == value_cache.stride()
     assert page % plan.tile == 0 or plan.tile % page == 0
     if fused is None:
-        # One program merges many splits slower than a launch of its own does, and at small batches
-        # every sequence has many; at large ones few have any.
+        # One program merges many splits more slowly than a separate launch. At small batches every
+        # sequence has many splits; at large ones few have any.
         fused = batch * num_kv_heads >= FUSE_FROM
     packed = key_cache.dtype == torch.float8_e4m3fn and query.element_size() == 2
     if stages is None:

@@ -178,9 +178,9 @@ def paged_extend(
         block_tables: [C, M] int32.
         starts: [C] int32, position of each chunk's first row: the length of its cached prefix.
         row_starts: [C + 1] int32, running sum of the chunks' numbers of rows.
-        longest: most rows that a chunk has.
-        block_m, tile: rows and keys at a time. In float32, products without the matrix units, 32
-            each: for heads of 256 a kernel with 64 each takes a minute to compile.
+        longest: the largest number of rows in a chunk.
+        block_m, tile: rows and keys at a time. The default in float32, whose products don't use
+            the matrix units, is 32 each: with 64, heads of 256 take a minute to compile.
     """
     block_m, tile = (side or (32 if query.element_size() == 4 else 64) for side in (block_m, tile))
     num_tokens, num_heads, head_dim = query.shape

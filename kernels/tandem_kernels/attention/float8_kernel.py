@@ -1,6 +1,6 @@
 """float8 values in pairs, and float16 queries to go with them.
 
-Bytes can't be transposed on their way from shared memory to the matrix units, 16-bit pairs can.
+Bytes can't be transposed on their way from shared memory to the matrix units; 16-bit pairs can.
 """
 
 import triton

@@ -9,31 +9,30 @@ import torch
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from tandem_kernels import gluon
 from tandem_kernels.attention.hopper_kernel import hopper_extend_kernel
-from tandem_kernels.launch import Launcher
+from tandem_kernels.launch import KNOWS_GLUON, Launcher
 
 _LOG2E: Final = 1.4426950408889634
 _BLOCK_M: Final = 128
 _TILES: Final = {64: 128, 128: 128, 256: 64}
-"""Keys of a tile by head dimension: as many as shared memory holds two of, and of values."""
+"""Keys per tile by head dimension: shared memory must hold two tiles of keys and two of values."""
 
 FEWEST_ROWS: Final = 65
-"""Where no chunk has more than 64, half of each tile would be empty: `extend_kernel` is faster."""
+"""If no chunk has more than 64 rows, half of each tile is empty and `extend_kernel` is faster."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageRows:
     """One layer's pages as the copy engine sees them: rows [R, D] from the lower of two addresses.
 
-    Making one costs as much as a launch, so it is kept as long as the pages are.
+    Making one costs as much as a launch, so it is kept for as long as the pages exist.
     """
 
     descriptor: Any  # a TensorDescriptor
     key_row: int
     value_row: int
     stride_row: int
-    """Rows of a block: its heads' pages one after the other."""
+    """Rows per block: the pages of its heads, one after the other."""
     page: int
 
 
@@ -43,11 +42,11 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def suits(key_cache: torch.Tensor, softcap: float | None) -> bool:
-    """Whether `describe_pages` and `extend_from_pages` can do it on this device."""
+    """Whether `describe_pages` and `extend_from_pages` can be used on this device."""
     _, num_heads, page, head_dim = key_cache.shape
     return (
         key_cache.is_cuda
-        and gluon.IS_KNOWN
+        and KNOWS_GLUON
         and softcap is None
         and head_dim in _TILES
         and page % 64 == 0
@@ -58,7 +57,7 @@ def suits(key_cache: torch.Tensor, softcap: float | None) -> bool:
 
 
 def describe_pages(key_cache: torch.Tensor, value_cache: torch.Tensor) -> PageRows:
-    """Of contiguous caches [N, K, P, D], which may lie anywhere in the same device's memory."""
+    """Describe contiguous caches [N, K, P, D], which may lie anywhere in one device's memory."""
     num_blocks, num_heads, page, head_dim = key_cache.shape
     assert key_cache.stride() == value_cache.stride()
     row_bytes = head_dim * key_cache.element_size()
@@ -74,11 +73,11 @@ def describe_pages(key_cache: torch.Tensor, value_cache: torch.Tensor) -> PageRo
 
 
 def plan_tiles(chunks: Sequence[tuple[int, int]]) -> list[int]:
-    """Tiles of rows that `chunks` of (start, rows) need, the longest first.
+    """The tiles of rows that `chunks` of (start, rows) need, the longest first.
 
     Returns:
-        five integers a tile: its chunk, its first row of that, the chunk's first row of all, its
-        rows, and the position of its first.
+        Five integers per tile: its chunk; its first row within the chunk; the chunk's first row
+        among all rows, its number of rows, and the position of its first row.
     """
     tiles: list[tuple[int, int, int, int, int]] = []
     row_start = 0
@@ -102,7 +101,9 @@ def extend_from_pages(
     window: int | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `extend_kernel.paged_extend`, for what `suits`.
+    """Several chunks at once, each against its own pages up to the row's own position.
+
+    For what `suits` accepts; the numbers are those of `extend_kernel.paged_extend`.
 
     Args:
         query: [T, H, D], heads contiguous; the chunks' rows one after the other.

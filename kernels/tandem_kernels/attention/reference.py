@@ -18,7 +18,7 @@ def write_kv(
     blocks: torch.Tensor,
     offsets: torch.Tensor,
 ) -> None:
-    """Put each token's key and value at (block, offset in its page).
+    """Write each token's key and value at (block, offset in its page).
 
     Args:
         key, value: [T, K, D].
@@ -60,7 +60,7 @@ def decode_attention(
 
 
 def _gather(cache: torch.Tensor, block_tables: torch.Tensor) -> torch.Tensor:
-    """Pages by table: [B, K, S, D]."""
+    """The pages that the tables name: [B, K, S, D]."""
     batch, width = block_tables.shape
     _, num_kv_heads, page, head_dim = cache.shape
     pages = cache.index_select(0, block_tables.reshape(-1))  # [B·M, K, P, D]
@@ -80,7 +80,7 @@ def extend_attention(
 ) -> torch.Tensor:
     """A chunk of one sequence, at positions [start, start + T), against all that came before.
 
-    The chunk's own keys and values are in the pages already. Position p sees positions
+    The chunk's own keys and values are already in the pages. Position p sees the positions
     (p - window, p], or [0, p] without a window.
 
     Args:
@@ -116,7 +116,7 @@ def _extend_tile(
     window: int | None,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Rows [start, start + T) against the keys that they may see; `base`: position of keys[0]."""
+    """Rows [start, start + T) against the keys that they may see; keys[0] is at position `base`."""
     end = start + query.shape[0]
     oldest = base if window is None else max(base, start - window + 1)
     keys = keys[:, :, oldest - base : end - base]
@@ -148,7 +148,7 @@ def _attend(
     scale: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Softmax attention with a bool mask; the score is softcap · tanh(score / softcap) if set."""
+    """Softmax attention with a bool mask; softcap makes scores softcap · tanh(score / softcap)."""
     if softcap is None:
         return functional.scaled_dot_product_attention(
             query, keys, values, attn_mask=mask, scale=scale

@@ -1,10 +1,10 @@
 """How a step's decode attention is cut into units of about equal size, on the device.
 
-Whole sequences are too few programs at small batches and too uneven at large ones. A plan cuts
-each sequence's keys into splits of at most `chunk` tiles; a split of one sequence is a unit, and
-the attention kernel's grid is (KV heads, an upper bound of units), whatever the lengths. All
-numbers stay in device memory, so one CUDA graph serves every mix of lengths. The idea is that of
-FlashInfer's and FlashMLA's schedulers.
+Whole sequences are too few programs at small batches, and too uneven at large ones. A plan cuts
+each sequence's keys into splits of at most `chunk` tiles. A split of one sequence is a unit, and
+the attention kernel's grid is (KV heads, an upper bound of the units), whatever the lengths. All
+numbers stay in device memory, so one CUDA graph serves every mix of lengths. The idea comes from
+the schedulers of FlashInfer and FlashMLA.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 UNIT_FIELDS = 5
-"""Of a unit: request (-1: none), first position, end, the request's number of units, its first."""
+"""A unit's fields: request (-1: none), first position, end, the request's units, the first one."""
 
 
 @triton.jit(do_not_specialize=["batch", "num_units", "target"])
@@ -73,7 +73,7 @@ class DecodePlan:
     Legend: B sequences, H query heads, D head dimension, U = B + target units.
     """
 
-    lengths: torch.Tensor  # [B] int32: positions that exist, the step's own included; 0 is padding
+    lengths: torch.Tensor  # [B] int32: existing positions, including the step's own; 0: padding
     block_tables: torch.Tensor  # [B, M] int32
     units: torch.Tensor  # [U, 5] int32
     requests: torch.Tensor  # [B, 2] int32: first unit, number of units
@@ -82,11 +82,11 @@ class DecodePlan:
     arrivals: torch.Tensor  # [B, K] int32, zero between launches
     window: int  # 0: none
     tile: int  # positions per tile
-    target: int  # units aimed at, beside one per sequence
+    target: int  # the number of units aimed at, beyond one per sequence
     min_tiles: int
 
     def refill(self) -> None:
-        """Plan for what `lengths` holds now. One launch; may be captured."""
+        """Make the plan for the current `lengths`, in one launch, which may be captured."""
         batch, num_units = self.lengths.shape[0], self.units.shape[0]
         block_u = 16
         plan_kernel[(triton.cdiv(num_units, block_u),)](
@@ -121,9 +121,9 @@ def make_decode_plan(
     Args:
         lengths: [B] int32.
         block_tables: [B, M] int32.
-        tile: positions per tile; a page must hold a multiple of it or the other way round.
-        programs: how many programs to aim at over all KV heads.
-        min_tiles: smallest split.
+        tile: positions per tile; must divide the page size, or be a multiple of it.
+        programs: the number of programs to aim at, over all KV heads.
+        min_tiles: the smallest split, in tiles.
     """
     batch, device = lengths.shape[0], lengths.device
     target = max(1, programs // num_kv_heads)

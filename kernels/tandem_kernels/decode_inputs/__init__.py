@@ -1,6 +1,6 @@
-"""What a decode step reads, made on the device from two numbers per sequence.
+"""The inputs of a decode step, made on the device from two numbers per sequence.
 
-Tokens that the step before sampled never visit the host on their way into the next step.
+Tokens sampled by one step go into the next without a detour through the host.
 """
 
 import torch
@@ -12,7 +12,7 @@ from tandem_kernels.decode_inputs.reference import DecodeInputs
 def fill_inputs(
     staged: torch.Tensor, sampled: torch.Tensor, tables: torch.Tensor, page: int, out: DecodeInputs
 ) -> None:
-    """Fill `out` for the rows of `staged`; see `reference.fill_inputs`."""
+    """Fill `out` for the rows of `staged`, whose layout `reference.fill_inputs` describes."""
     if staged.is_cuda:
         from tandem_kernels.decode_inputs import kernel
 

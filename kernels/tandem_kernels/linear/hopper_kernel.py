@@ -1,13 +1,13 @@
-"""x Wᵀ for few rows on Hopper, in Gluon: one wave of programs, all with as much to read.
+"""x Wᵀ for few rows on Hopper, in Gluon: one wave of programs that all read the same amount.
 
-The operands are swapped: a tile of W is the left one of the tensor cores' products and x the right
-one, so that few rows of x are little work. The units of work are pieces of BLOCK_K of the tiles'
-K, all tiles' pieces one behind the other, and each program takes one run of them (stream-K, Osama
-et al., 2023). What a tile's programs have found goes through memory: the last one to arrive sums it
-in the order of K, so that the result does not depend on who was last.
+The operands are swapped: in the tensor cores' products a tile of W is on the left and x on the
+right, so that few rows of x are little work. The tiles' K is cut into pieces of BLOCK_K, the pieces
+of all tiles are lined up, and each program takes one run of them (stream-K, Osama et al., 2023).
+The partial sums of a tile's programs go through memory: the last program to arrive adds them up in
+the order of K, so the result does not depend on which one was last.
 
-One warp has the copy engine fill a ring of stages. Weights don't depend on the kernel before: with
-PDL the ring is full of them when x is there.
+One warp makes the copy engine fill a ring of stages. Weights don't depend on the kernel before, so
+with PDL the ring is already full of them when x is there.
 """
 
 from triton.experimental import gluon

@@ -9,8 +9,7 @@ import triton
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from tandem_kernels import gluon
-from tandem_kernels.launch import Launcher
+from tandem_kernels.launch import KNOWS_GLUON, Launcher
 from tandem_kernels.linear.hopper_kernel import hopper_gemm_kernel
 from tandem_kernels.overlap import launch_options
 
@@ -20,7 +19,7 @@ _MOST_TILES: Final = 8192
 
 @dataclass(frozen=True, slots=True)
 class HopperTiles:
-    """A configuration; `block_m` is at least the rows' number, a power of 2 from 8."""
+    """A configuration; `block_m` is a power of 2, at least 8 and at least the number of rows."""
 
     block_m: int
     block_n: int
@@ -30,7 +29,7 @@ class HopperTiles:
     programs: int
 
     def fits(self) -> bool:
-        """Whether shared memory holds the stages, registers the sums, and memory the parts."""
+        """Whether the stages fit shared memory, the sums the registers, the parts their memory."""
         sums = self.block_m * self.block_n
         return (
             self.block_n % (16 * self.warps) == 0
@@ -40,9 +39,9 @@ class HopperTiles:
         )
 
     def registers(self) -> int:
-        """Of each thread at its launch: no more than needed, so that the next kernel fits beside.
+        """The registers of each thread at launch: few, so that the next kernel fits beside it.
 
-        The computing warps take over what the four that are there for the copying one leave.
+        The computing warps take over the registers that the four warps of the copying one give up.
         """
         wanted = min(240, 2 * self.block_m * self.block_n // (self.warps * 32) + 72)
         return -(-(wanted * self.warps + 24 * 4) // ((self.warps + 4) * 8)) * 8
@@ -50,20 +49,20 @@ class HopperTiles:
 
 @cache
 def _memory(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where programs leave parts and count them: 8.7 MB.
+    """The memory in which programs leave parts and count them: 8.7 MB.
 
-    All launches share it, so on one device they must be in one stream, or wait for one another.
-    Overlap is no harm: no program touches it before the launches before have ended.
+    All launches share it, so on one device they must be in one stream, or wait for each other.
+    Overlap does no harm: no program touches it before earlier launches have ended.
     """
     partial = torch.empty(_MOST_PARTIAL, dtype=torch.float32, device=device)
     return partial, torch.zeros(_MOST_TILES, dtype=torch.int32, device=device)
 
 
 def suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether `hopper_linear` can do it on this device."""
+    """Whether `hopper_linear` can be used on this device."""
     return (
         x.is_cuda
-        and gluon.IS_KNOWN
+        and KNOWS_GLUON
         and x.dtype in (torch.bfloat16, torch.float16)
         and weight.dtype == x.dtype
         and x.shape[1] % 64 == 0
@@ -85,7 +84,7 @@ def hopper_linear(
     tiles: HopperTiles,
     overlap: bool = False,
 ) -> torch.Tensor:
-    """x Wᵀ + b for what `suits`; see the reference.
+    """x Wᵀ + b, for tensors that `suits` accepts.
 
     The first call on a device must not be inside a CUDA graph: it allocates memory that stays.
 
@@ -93,8 +92,8 @@ def hopper_linear(
         x: [M, K], K contiguous.
         weight: [N, K] contiguous.
         bias: [N].
-        out: [M, N], N contiguous, of x's dtype or float32, the dtype of the sums.
-        overlap: start before the kernel that writes x has ended; see `overlap.py`.
+        out: [M, N], N contiguous, in x's dtype or in float32, which is the dtype of the sums.
+        overlap: start before the kernel that writes x has ended, as `overlap.py` explains.
     """
     num_rows, size = x.shape
     columns = weight.shape[0]

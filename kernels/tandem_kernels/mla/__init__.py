@@ -1,6 +1,6 @@
 """Multi-head latent attention over paged latents.
 
-The reference ops take any device. For CUDA tensors decoding goes through
+The reference ops run on any device. For CUDA tensors, decoding goes through
 `decode_kernel.paged_mla_decode`, whose plan outlives a step.
 """
 
@@ -10,7 +10,7 @@ from tandem_kernels.mla import reference
 from tandem_kernels.mla.reference import decode_attention, rotate
 
 _PROJECTED_ELEMENTS = 1 << 26
-"""Of one group of heads: at most this many elements of projected keys and values exist at once."""
+"""The most elements of projected keys and values that exist at once: those of one head group."""
 
 
 def rope_and_write(
@@ -25,7 +25,10 @@ def rope_and_write(
     epsilon: float,
     interleaved: bool = True,
 ) -> torch.Tensor:
-    """Rotated queries [T, H, P]; normed latents and rotated keys into the pages; see reference."""
+    """Write normed latents and rotated keys into the pages; returns rotated queries [T, H, P].
+
+    `reference.rope_and_write` describes the arguments.
+    """
     tensors = (latents, query, weight, cos, sin, cache, blocks, offsets)
     if query.is_cuda:
         from tandem_kernels.mla import write_kernel
@@ -42,7 +45,10 @@ def extend_attention(
     up_projection: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """A chunk of one sequence at [start, start + T) against all before it; see the reference."""
+    """Attention of one sequence's chunk at [start, start + T) over everything up to each row.
+
+    `reference.extend_attention` describes the arguments and the result.
+    """
     if not query.is_cuda:
         return reference.extend_attention(query, cache, block_table, start, up_projection, scale)
     from tandem_kernels.mla.extend_kernel import attend_projected

@@ -1,10 +1,10 @@
 """MLA decode over paged latents: each page is read once, as keys and as values.
 
-Split over the keys by `attention.split_plan`, with all of a program's heads in one matrix product.
-Up to 32 heads the products are transposed, so that tokens and latent dimensions, of which there are
-many, fill the 64 rows that Hopper's matrix unit wants, and the few heads are its columns. With 64
-heads or more a program takes 64 of them as rows; on Hopper `hopper_kernel` does that, where it can.
-Scores live in base 2.
+`attention.split_plan` splits the keys, and all of a program's heads are in one matrix product. Up
+to 32 heads, the products are transposed, so that tokens and latent dimensions, of which there are
+many, fill the 64 rows of Hopper's matrix unit, and the few heads are its columns. With 64 heads or
+more, a program takes 64 of them as rows; on Hopper `hopper_kernel` does that where it can. Scores
+are in base 2.
 """
 
 from typing import Literal
@@ -13,9 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
-from tandem_kernels import gluon
 from tandem_kernels.attention.decode_kernel import combine_splits
 from tandem_kernels.attention.split_plan import DecodePlan, make_decode_plan
+from tandem_kernels.launch import KNOWS_GLUON
 from tandem_kernels.overlap import launch_options, wait_for_inputs
 
 _LOG2E = 1.4426950408889634
@@ -24,7 +24,7 @@ HEADS_PER_PROGRAM = 64
 MOST_COLUMNS = 32
 
 Kind = Literal["columns", "rows", "hopper"]
-"""Heads as columns of the products, or as rows; or the kernel for Hopper."""
+"""Heads are columns of the products, or rows; or the kernel for Hopper is used."""
 
 
 @triton.jit
@@ -171,18 +171,18 @@ def make_mla_plan(
 ) -> DecodePlan:
     """A `DecodePlan` for `paged_mla_decode`: blocks of heads take the place of KV heads.
 
-    The defaults are what was fastest on an H100.
+    The defaults were the fastest on an H100.
 
     Args:
-        lengths: [B] int32; block_tables: [B, M] int32. Both are kept, and read at each refill.
-        tile: positions per tile; a page must hold a multiple of it or the other way round.
-        programs: how many fill the device once.
-        min_tiles: smallest split.
+        lengths: [B] int32; block_tables: [B, M] int32. Both are kept and read at each refill.
+        tile: positions per tile; must divide the page size, or be a multiple of it.
+        programs: the number of programs that fill the device once.
+        min_tiles: the smallest split, in tiles.
     """
     head_blocks = triton.cdiv(num_heads, HEADS_PER_PROGRAM)
     few = num_heads <= MOST_COLUMNS
     if lengths.shape[0] * head_blocks >= 0.8 * programs:
-        # Whole sequences fill the device: only what is twice as long as the others is worth a cut.
+        # Whole sequences fill the device: only one twice as long as the others is worth a cut.
         programs //= 2
     return make_decode_plan(
         lengths,
@@ -199,12 +199,12 @@ def make_mla_plan(
 def _choose_kind(
     latent_query: torch.Tensor, rope_query: torch.Tensor, cache: torch.Tensor, plan: DecodePlan
 ) -> Kind:
-    """Heads as columns where they are few; the layouts for Hopper are for DeepSeek's sizes."""
+    """Columns for few heads; the kernel for Hopper only for DeepSeek's sizes."""
     if latent_query.shape[1] <= MOST_COLUMNS:
         return "columns"
     suits_hopper = (
         latent_query.is_cuda
-        and gluon.IS_KNOWN
+        and KNOWS_GLUON
         and torch.cuda.get_device_capability(latent_query.device)[0] == 9
         and latent_query.element_size() == cache.element_size() == 2
         and latent_query.shape[1] % HEADS_PER_PROGRAM == 0
@@ -216,7 +216,7 @@ def _choose_kind(
 
 
 def _choose_stages(kind: Kind, tile: int, block_h: int, row_bytes: int, itemsize: int) -> int:
-    """Every stage holds a tile, beside the queries, in the 227 KiB of a multiprocessor."""
+    """Each stage holds a tile, and shares the 227 KiB of a multiprocessor with the queries."""
     stages = min(4, max(1, (226_000 - block_h * row_bytes) // (tile * row_bytes)))
     # Triton 3.6 gives wrong results for the transposed products without a pipeline.
     return max(2, stages) if kind == "columns" and itemsize == 2 else stages
@@ -237,14 +237,14 @@ def paged_mla_decode(
 ) -> torch.Tensor:
     """One query token per sequence over its latents, as `plan` (refilled for this step) says.
 
-    Sequences of length 0 get zeros. Two launches, whatever the lengths.
+    Sequences of length 0 get zeros. It takes two launches, whatever the lengths.
 
     Args:
         latent_query: [B, H, R], R contiguous; rope_query: [B, H, P], P contiguous.
         cache: [N, 1, G, R + P] of one layer, its pages contiguous.
         plan: from `make_mla_plan`.
         out: [B, H, R], heads contiguous.
-        kind: which kernel (None: by what was measured).
+        kind: which kernel to use; if None, measurements decide.
     """
     _, num_heads, rank = latent_query.shape
     rope, page = rope_query.shape[2], cache.shape[2]

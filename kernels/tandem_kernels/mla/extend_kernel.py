@@ -1,8 +1,8 @@
-"""Causal attention of a prompt chunk over projected-up latents.
+"""Causal attention of a prompt chunk over projected latents.
 
-FlashAttention-2 (Dao, 2023) as in `attention.extend_kernel`, with keys in two parts: each head's
-own, beside its values as the up-projection leaves them, and the rotated one that heads share.
-Nothing is concatenated.
+FlashAttention-2 (Dao, 2023) as in `attention.extend_kernel`, but with keys in two parts: each
+head's own, which lies beside its values as the up-projection leaves them, and the rotated one that
+all heads share. Nothing is concatenated.
 """
 
 import torch
@@ -134,7 +134,7 @@ def attend_projected(
     warps: int = 8,
     stages: int | None = None,
 ) -> torch.Tensor:
-    """Rows at positions [start, start + T) over all S = start + T keys up to their own.
+    """Rows at positions [start, start + T) over S = start + T keys, each up to its own position.
 
     Args:
         query: [T, H, C + P], the last dimension contiguous.
@@ -151,7 +151,7 @@ def attend_projected(
     assert query.stride(2) == projected.stride(2) == rope_keys.stride(1) == out.stride(2) == 1
     block_c, block_p, block_v = (max(16, triton.next_power_of_2(n)) for n in (nope, rope, value))
     if query.dtype == torch.float32:
-        # No matrix unit: its products are held in registers.
+        # float32 uses no matrix unit, and its products are held in registers.
         block_m, tile = min(block_m, 32), min(tile, 32)
     if stages is None:
         row_bytes = (block_c + block_p + block_v) * query.element_size()

@@ -1,9 +1,9 @@
 """MLA decode for 64 heads and more on Hopper, in Gluon: compute-bound, so scheduled by hand.
 
-What Triton's own pipeliner makes of `decode_kernel` with 64 rows has each of the two warp groups
-compute all scores, and begins to load a tile only when the one before it is done with. Here the
-warp groups share the columns of both products, and the next tile loads while this one is computed.
-The layout of a program (64 heads, 64 positions, two tiles in shared memory) is FlashMLA's.
+With 64 rows, Triton's own pipeliner compiles `decode_kernel` so that each of the two warp groups
+computes all scores, and a tile begins to load only when the one before it has been used up. Here
+the warp groups share the columns of both products, and the next tile loads while this one is
+computed. A program's layout (64 heads, 64 positions, two tiles in shared memory) is FlashMLA's.
 """
 
 from triton.experimental import gluon

@@ -1,9 +1,9 @@
 """Multi-head latent attention (DeepSeek-V2, 2024) over paged latents, in plain torch.
 
-A page holds, for each token, a latent of R numbers that every head's keys and values are linear
-in, and P numbers of a rotated key that all heads share: W = R + P. Decoding works on the latents
-themselves, with the key projection absorbed into the query and the value projection left to the
-caller; prompts project the latents up.
+For each token a page holds a latent of R numbers, of which every head's keys and values are linear
+functions, and P numbers of a rotated key that all heads share: W = R + P. Decoding works on the
+latents themselves, with the key projection absorbed into the query and the value projection left to
+the caller; prompts project the latents up.
 
 Legend: T tokens, B sequences, H query heads, R latent rank, P rotated dimensions, W = R + P,
 C head dimensions without position, V value dimensions, N blocks of the cache, G tokens per page,
@@ -19,7 +19,7 @@ from tandem_kernels.norm.reference import rms_norm
 def rotate(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
 ) -> torch.Tensor:
-    """Rotate pairs by angle i: (2i, 2i + 1) if interleaved, else (i, i + P/2); places are kept.
+    """Rotate pairs by angle i: (2i, 2i + 1) if interleaved, else (i, i + P/2), each in its place.
 
     Args:
         x: [T, ..., P].
@@ -47,11 +47,11 @@ def rope_and_write(
     epsilon: float,
     interleaved: bool = True,
 ) -> torch.Tensor:
-    """Norm each token's latent, rotate its shared key, put both into the pages; rotate the queries.
+    """Norm each token's latent, rotate its shared key, write both to the pages; rotate the queries.
 
     Args:
-        latents: [T, W] as projected: R of the latent, then P of the shared key.
-        query: [T, H, P], the queries' part that takes the position.
+        latents: [T, W], as projected: R numbers of the latent, then P of the shared key.
+        query: [T, H, P], the part of the queries that is rotated.
         weight: [R] of the latent's RMS norm.
         cos, sin: [T, P/2].
         cache: [N, 1, G, W], changed in place.
@@ -83,14 +83,14 @@ def decode_attention(
     lengths: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """One query token per sequence over its latents; the values are the latents too.
+    """One query token per sequence over its latents, which are the values as well.
 
     Args:
         latent_query: [B, H, R], the query times the head's key projection.
         rope_query: [B, H, P], rotated.
         cache: [N, 1, G, W].
         block_tables: [B, M]; padding may name any block.
-        lengths: [B], positions that exist, the step's own included; 0 gives zeros.
+        lengths: [B], the existing positions, including the step's own; 0 gives zeros.
 
     Returns:
         [B, H, R]: the attended latent of each head.
@@ -116,7 +116,7 @@ def extend_attention(
 ) -> torch.Tensor:
     """A chunk of one sequence at positions [start, start + T) against all that came before.
 
-    The chunk's own latents are in the pages already.
+    The chunk's own latents are already in the pages.
 
     Args:
         query: [T, H, C + P], rotated.

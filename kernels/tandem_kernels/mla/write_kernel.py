@@ -7,7 +7,7 @@ import triton.language as tl
 from tandem_kernels.overlap import launch_options, wait_for_inputs
 
 SMALLEST_PROMPT = 1024
-"""Tokens from which on their number fills the device without cutting each one up."""
+"""From this many tokens on, they fill the device without cutting each one into parts."""
 
 
 @triton.jit
@@ -126,10 +126,12 @@ def rope_and_write(
     whole: bool | None = None,
     overlap: bool = False,
 ) -> torch.Tensor:
-    """The reference's `rope_and_write` in one launch.
+    """Norm and write latents, rotate and write keys, and rotate queries, in one launch.
+
+    It computes what `reference.rope_and_write` does.
 
     Args:
-        latents: [T, R + P], rows may be strided (a view of a fused projection).
+        latents: [T, R + P]; rows may be strided (a view of a fused projection).
         query: [T, H, P], P contiguous and a power of two; tokens and heads may be strided.
         cos, sin: [T, P/2], contiguous.
         cache: [N, 1, G, R + P] of one layer, its pages contiguous.

@@ -9,7 +9,10 @@ from tandem_kernels.moe.routing import Routing
 def route(
     logits: torch.Tensor, routing: Routing, bias: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights [T, top_k] float32 and expert ids [T, top_k] int32; see `reference.route`."""
+    """Each token's experts: weights [T, top_k] float32 and ids [T, top_k] int32, best first.
+
+    `reference.route` describes the arguments.
+    """
     if logits.is_cuda:
         from tandem_kernels.moe import route_kernel
         from tandem_kernels.overlap import is_supported
@@ -26,7 +29,7 @@ def apply_experts(
     down: torch.Tensor,
     gelu: bool = False,
 ) -> torch.Tensor:
-    """The weighted sum of each token's experts [T, C]; see `reference.apply_experts`."""
+    """The weighted sum of each token's experts [T, C], as `reference.apply_experts` defines it."""
     if x.is_cuda:
         from tandem_kernels.moe import kernel
         from tandem_kernels.overlap import is_supported

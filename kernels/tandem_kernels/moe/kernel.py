@@ -23,7 +23,7 @@ from tandem_kernels.overlap import launch_options, wait_for_inputs
 from tandem_kernels.tuning import tuned_moe
 
 MOST_OVERLAPPED = 64
-"""Tokens up to which launches may start early: with more, a launch is little beside its work."""
+"""Launches may start early up to this many tokens: with more, the launch itself costs little."""
 
 
 @triton.jit
@@ -190,7 +190,7 @@ class ProductTiles:
     warps: int
     stages: int
     group: int = 1
-    """Blocks of pairs that are side by side in the order of programs."""
+    """The number of blocks of pairs that are neighbours in the order of programs."""
     tma: int = 0
     """1: the copy engine reads the weights (Hopper; rows of a multiple of 16 bytes)."""
 
@@ -205,7 +205,7 @@ class ExpertTiles:
 
 
 def default_tiles(tokens: int, top_k: int, num_experts: int, dtype: torch.dtype) -> ExpertTiles:
-    """What does well for most shapes where nothing was tuned."""
+    """A configuration that does well for most shapes, for those that were not tuned."""
     pairs_each = tokens * top_k / num_experts
     if dtype == torch.float32:
         # Products of float32 are done without matrix units; large tiles would not fit.
@@ -220,7 +220,7 @@ def default_tiles(tokens: int, top_k: int, num_experts: int, dtype: torch.dtype)
 
 
 def tiles_of(entry: Mapping[str, Sequence[int]]) -> ExpertTiles | VectorTiles:
-    """A configuration as `tuned/` holds it."""
+    """The configuration in an entry of a file in `tuned/`."""
     if "vector" in entry:
         return VectorTiles(*entry["vector"])
     (block_m,) = entry["block_m"]
@@ -230,7 +230,7 @@ def tiles_of(entry: Mapping[str, Sequence[int]]) -> ExpertTiles | VectorTiles:
 def tiles_for(
     tokens: int, top_k: int, gate_up: torch.Tensor, down: torch.Tensor
 ) -> ExpertTiles | VectorTiles:
-    """The tuned configuration of this device, or the default; vectors for a single token."""
+    """The tuned configuration for this device, or the default; a single token takes vectors."""
     num_experts, hidden, intermediate = down.shape
     found = None
     if down.element_size() == 2 and down.is_cuda:
@@ -253,7 +253,7 @@ def run_product(
     gelu: bool = False,
     overlap: bool = False,
 ) -> None:
-    """One launch of `expert_gemm_kernel`, for a plan that was made with `block_m`."""
+    """One launch of `expert_gemm_kernel`, for a plan made with `block_m`."""
     columns, size = out.shape[-1], x.shape[-1]
     most = plan.blocks.shape[1]
     rows = weight
@@ -288,7 +288,7 @@ def run_product(
 
 
 def sum_pairs(pairs: torch.Tensor, out: torch.Tensor, top_k: int, overlap: bool = False) -> None:
-    """out [T, C] = the sums of every `top_k` rows of pairs [T · k, C]."""
+    """Write to out [T, C] the sum of every `top_k` rows of pairs [T · k, C]."""
     tokens, size = out.shape
     block = min(1024, triton.next_power_of_2(size))
     for at in range(0, tokens, 65_535):
@@ -315,7 +315,7 @@ def run_experts(
     overlap: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Both products and the sum, for a plan that was made with `tiles.block_m`."""
+    """Both products and the sum, for a plan made with `tiles.block_m`."""
     tokens, hidden = x.shape
     top_k = plan.weights.shape[1]
     inner = torch.empty((tokens * top_k, down.shape[2]), dtype=x.dtype, device=x.device)
@@ -351,7 +351,7 @@ def apply_experts(
     out: torch.Tensor | None = None,
     tiles: ExpertTiles | VectorTiles | None = None,
 ) -> torch.Tensor:
-    """The reference's `apply_experts`, with the inner rows and each expert's row in x's dtype."""
+    """`reference.apply_experts`, with the inner rows and each expert's row rounded to x's dtype."""
     _check(x, gate_up, down)
     tokens, top_k = ids.shape
     overlap = overlap and tokens <= MOST_OVERLAPPED
@@ -376,7 +376,7 @@ def fused_moe(
     out: torch.Tensor | None = None,
     tiles: ExpertTiles | VectorTiles | None = None,
 ) -> torch.Tensor:
-    """The reference's `fused_moe`; nothing depends on values on the host."""
+    """`reference.fused_moe`, without any dependence on values on the host."""
     _check(x, gate_up, down)
     tokens = x.shape[0]
     overlap = overlap and tokens <= MOST_OVERLAPPED

@@ -21,7 +21,7 @@ from tandem_kernels.moe.routing import Routing
 from tandem_kernels.overlap import launch_options, wait_for_inputs
 
 SMALL_TILE = 2_048
-"""Most tokens times experts, both rounded up to powers of 2, that one program sorts."""
+"""The most tokens times experts, each rounded up to a power of 2, that one program sorts."""
 
 
 @triton.jit
@@ -152,7 +152,7 @@ def place_kernel(
 
 @dataclass(frozen=True, slots=True)
 class ExpertPlan:
-    """A step's pairs sorted by expert; see the module."""
+    """A step's (token, choice) pairs sorted by expert, and blocks of them of one expert each."""
 
     weights: torch.Tensor
     """[T, k] float32."""
@@ -163,7 +163,7 @@ class ExpertPlan:
 
 
 def most_blocks(tokens: int, top_k: int, num_experts: int, block_m: int) -> int:
-    """Blocks that the least favourable routing needs."""
+    """The number of blocks that the least favourable routing needs."""
     pairs = tokens * top_k
     hit = min(num_experts, pairs)
     return hit + (pairs - hit) // block_m

@@ -9,7 +9,7 @@ from tandem_kernels.moe.routing import Routing
 def route(
     logits: torch.Tensor, routing: Routing, bias: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The experts of each token and what they count.
+    """The experts of each token and their weights.
 
     Args:
         logits: [T, E].

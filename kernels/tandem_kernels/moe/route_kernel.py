@@ -119,7 +119,7 @@ def route_kernel(
 def routing_options(
     routing: Routing, bias: torch.Tensor | None, num_experts: int
 ) -> dict[str, object]:
-    """What the kernels know of the rule when they are compiled."""
+    """The rule's constants, with which the kernels are compiled."""
     assert num_experts % routing.num_groups == 0
     assert routing.top_k <= num_experts // routing.num_groups * routing.top_groups
     return {
@@ -142,7 +142,7 @@ def route(
     *,
     overlap: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The reference's `route`; of equal scores the first expert wins."""
+    """`reference.route`; among equal scores the first expert wins."""
     tokens, num_experts = logits.shape
     assert logits.stride(1) == 1
     weights = torch.empty((tokens, routing.top_k), dtype=torch.float32, device=logits.device)

@@ -1,4 +1,4 @@
-"""Experts of a single token: each weight meets one row, so products stay in registers.
+"""The experts of a single token: each weight meets one row, so products stay in registers.
 
 The expert ids say where to read, nothing is sorted, and a program of the second launch sums its
 columns over the token's experts.
@@ -102,7 +102,7 @@ def token_down_kernel(
 
 @dataclass(frozen=True, slots=True)
 class VectorTiles:
-    """A configuration for one token: of the gate-up launch, then of the down launch."""
+    """A configuration for one token: for the gate-up launch, then for the down launch."""
 
     gate_n: int = 4
     gate_k: int = 512
@@ -128,7 +128,7 @@ def token_moe(
     overlap: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`apply_experts` for x [1, C]: two launches."""
+    """`apply_experts` for x [1, C], in two launches."""
     top_k = ids.shape[1]
     _, hidden, intermediate = down.shape
     inner = torch.empty((top_k, intermediate), dtype=x.dtype, device=x.device)

@@ -12,7 +12,7 @@ def rms_norm(
         x: [..., D], any float dtype.
         weight: [D].
         weight_in_float32: apply the weight before rounding to x's dtype (Gemma) instead of after
-            (Llama); the same for float32.
+            (Llama); in float32 it makes no difference.
 
     Returns:
         [..., D] in x's dtype.
@@ -33,7 +33,7 @@ def add_rms_norm(
 ) -> torch.Tensor:
     """residual += x in place, then the norm of the sum. All [..., D]; the result in x's dtype.
 
-    The residual may be float32 whatever x is; without `weight_in_float32` it is of x's dtype.
+    The residual may be float32 whatever x's dtype; without `weight_in_float32` it has x's dtype.
     """
     residual += x
     return rms_norm(residual, weight, epsilon, weight_in_float32).to(x.dtype)

@@ -1,6 +1,6 @@
-"""Sums over ranks through memory that peers can write to: for messages that take microseconds.
+"""Sums over ranks through memory that peers can write to, for messages that take microseconds.
 
-Only GPUs have such memory; `reference.sum_ranks` says what comes out.
+Only GPUs have such memory. `reference.sum_ranks` defines the result.
 """
 
 import torch
@@ -16,13 +16,13 @@ def sum_ranks(
     layout: Layout,
     norm: AddNorm | None = None,
 ) -> torch.Tensor:
-    """The sum over all ranks of x [R, C], in place; with `norm` what follows it, new.
+    """The sum of x [R, C] over all ranks, in place; with `norm`, the normed sum in a new tensor.
 
     All ranks run this at the same time, with the same shapes, each in one stream.
 
     Args:
-        mailboxes: [ranks] int64, where this rank sees each rank's mailbox.
-        turns: [most_rows] int64, this rank's own; zeros at first.
+        mailboxes: [ranks] int64, the address of each rank's mailbox as this rank sees it.
+        turns: [most_rows] int64, this rank's own, initially zeros.
     """
     from tandem_kernels.overlap import is_supported
     from tandem_kernels.peer_sum import kernel

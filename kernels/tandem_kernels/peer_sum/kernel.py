@@ -2,8 +2,9 @@
 
 Every rank has a mailbox that the others can write to: flags, then slots. A program moves one row:
 it writes the row to its slot in each peer's mailbox, raises a flag there, waits for its own flags,
-and adds. Slots are used in turns of two. A rank that has seen a peer's flag knows that the peer's
-kernel before is over, so nobody reads any more what was written two turns ago: one wait is enough.
+and adds. Slots alternate between two halves. A rank that has seen a peer's flag knows that the
+peer's previous kernel is over, so no one is still reading what was written two turns ago: one wait
+is enough.
 """
 
 import torch
@@ -97,7 +98,7 @@ def sum_ranks(
     *,
     overlap: bool = False,
 ) -> torch.Tensor:
-    """See `tandem_kernels.peer_sum.sum_ranks`."""
+    """The sum of x [R, C] over all ranks, as `peer_sum.sum_ranks` describes it."""
     rows = x.shape[0]
     assert x.is_contiguous()
     assert x.dtype == layout.dtype

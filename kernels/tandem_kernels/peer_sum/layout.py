@@ -11,12 +11,12 @@ _ALIGNMENT: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Of every rank's mailbox.
+    """The layout of every rank's mailbox.
 
     Args:
-        ranks: how many there are.
-        most_rows: of one sum.
-        size: elements of a row.
+        ranks: the number of ranks.
+        most_rows: the most rows of one sum.
+        size: the elements of a row.
     """
 
     ranks: int
@@ -26,24 +26,24 @@ class Layout:
 
     @property
     def block(self) -> int:
-        """Elements of a slot."""
+        """The elements of a slot."""
         return 1 << (self.size - 1).bit_length()
 
     @property
     def slots(self) -> int:
-        """Bytes before the slots: the flags."""
+        """The bytes before the slots, which the flags take."""
         flags = self.most_rows * self.ranks * _FLAG_BYTES
         return -(-flags // _ALIGNMENT) * _ALIGNMENT
 
     @property
     def num_bytes(self) -> int:
-        """Of a mailbox. Its flags begin as zeros."""
+        """The bytes of a mailbox. Its flags begin as zeros."""
         return self.slots + 2 * self.ranks * self.most_rows * self.block * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class AddNorm:
-    """What follows the sum: residual += it, and the RMS norm of that. See `norm.add_rms_norm`."""
+    """What follows the sum: residual += sum, then its RMS norm, as in `norm.add_rms_norm`."""
 
     residual: torch.Tensor
     weight: torch.Tensor

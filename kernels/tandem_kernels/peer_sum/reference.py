@@ -1,4 +1,4 @@
-"""What ranks add up, in plain torch."""
+"""The sum over ranks in plain torch."""
 
 import torch
 

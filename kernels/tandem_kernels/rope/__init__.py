@@ -20,9 +20,10 @@ def rope_and_write(
     epsilon: float = 1e-6,
     weight_in_float32: bool = False,
 ) -> torch.Tensor:
-    """Queries [T, H, D], normed and rotated; K and V into the pages; see the reference.
+    """Norm and rotate queries and keys, and write K and V to the pages; returns the queries.
 
-    On CUDA the queries are a view of `qkv`, which is changed in place.
+    `reference.rope_and_write` describes the arguments. On CUDA the result is a view of `qkv`, which
+    is changed in place.
     """
     weights = (query_weight, key_weight, epsilon, weight_in_float32)
     tensors = (cos, sin, key_cache, value_cache, blocks, offsets)
@@ -30,7 +31,7 @@ def rope_and_write(
         from tandem_kernels.overlap import is_supported
         from tandem_kernels.rope import kernel
 
-        # Queries stay where they are, in the fused projection's output.
+        # The queries stay in place, in the fused projection's output.
         query = qkv[:, : num_heads * key_cache.shape[3]].unflatten(1, (num_heads, -1))
         return kernel.rope_and_write(
             qkv, num_heads, *tensors, *weights, out=query, overlap=is_supported()

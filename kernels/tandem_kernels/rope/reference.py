@@ -35,14 +35,14 @@ def rope_and_write(
     epsilon: float = 1e-6,
     weight_in_float32: bool = False,
 ) -> torch.Tensor:
-    """Norm (where weights are given) and rotate queries and keys, and put K and V into the pages.
+    """Norm (if weights are given) and rotate queries and keys, and write K and V to the pages.
 
     Args:
         qkv: [T, (H + 2 K) · D].
         cos, sin: [T, D/2].
         key_cache, value_cache: [N, K, P, D], changed in place.
         blocks, offsets: [T] int64; a negative block (padding) writes nothing.
-        query_weight, key_weight: [D], both or none.
+        query_weight, key_weight: [D], both or neither.
 
     Returns:
         Queries [T, H, D].

@@ -1,4 +1,4 @@
-"""From logits to one token per row: sort-free Triton kernels on CUDA, plain torch elsewhere."""
+"""From logits to one token per row: Triton kernels without a sort on CUDA, else plain torch."""
 
 import torch
 
@@ -25,10 +25,10 @@ def draw(
     best: torch.Tensor | None = None,
     searched: bool = True,
 ) -> torch.Tensor:
-    """A random token for each row of [B, V] under the row's filters; see `reference.draw`.
+    """A random token for each row of [B, V] under the row's filters.
 
-    `best` is the rows' argmax [B] int64 if that is known, and `searched` is False if it is
-    known that no row has top-k or top-p: both spare passes.
+    `reference.draw` describes the other arguments. `best` is the rows' argmax [B] int64 if it is
+    known, and `searched` is False if no row has top-k or top-p; each of them saves a pass.
     """
     rows = (temperature, top_k, top_p, min_p, seeds, positions)
     if logits.is_cuda:
@@ -46,7 +46,7 @@ def penalize(
     frequency: torch.Tensor,
     presence: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Penalised logits [B, V] float32 and their argmax [B]; see `reference.penalize`."""
+    """Penalised logits [B, V] float32 and their argmax [B]; `reference.penalize` has the rule."""
     if logits.is_cuda:
         from tandem_kernels.sampling import penalty_kernel
 

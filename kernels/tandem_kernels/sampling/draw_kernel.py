@@ -202,7 +202,7 @@ def _mix(value):
 
 @triton.jit
 def _uniform(seed, position):
-    """`reference.uniform`."""
+    """The number in [0, 1) that `reference.uniform` gives."""
     state = _mix(seed.to(tl.uint64) + 0x9E3779B97F4A7C15)
     bits = _mix(state + (position.to(tl.uint64) + 1) * 0x9E3779B97F4A7C15) >> 11
     return bits.to(tl.float64) * 1.1102230246251565e-16

@@ -53,7 +53,7 @@ def penalize(
     *,
     block: int = 4096,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `reference.penalize`; V contiguous in `logits`, `seen` contiguous."""
+    """What `reference.penalize` computes. V must be contiguous in `logits`, `seen` altogether."""
     rows, size = logits.shape
     block = min(block, max(64, triton.next_power_of_2(size)))
     parts = triton.cdiv(size, block)

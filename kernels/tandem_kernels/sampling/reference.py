@@ -3,13 +3,13 @@
 import torch
 
 _FEW = 1024
-"""Top-p rarely reaches further down than this; a partial sort of 262,144 logits is much cheaper."""
+"""Top-p rarely reaches further down, and a partial sort of 262,144 logits is much cheaper."""
 
 
 def filter_logits(
     logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
 ) -> torch.Tensor:
-    """Mask what top-k, then top-p of what is left, then min-p exclude.
+    """Mask what is excluded by top-k, then by top-p among the rest, then by min-p.
 
     Each filter keeps all tokens that tie with its last one, so the result doesn't depend on an
     order among equals. The most likely token always stays.
@@ -18,7 +18,7 @@ def filter_logits(
         logits: [B, V] float32, after temperature.
         top_k: [B] int64, 0 for off.
         top_p: [B], the smallest set whose probabilities sum to at least this; 1 for off.
-        min_p: [B], least share of the highest probability; 0 for off.
+        min_p: [B], the least share of the highest probability that stays; 0 for off.
 
     Returns:
         [B, V], excluded logits at -inf.
@@ -86,12 +86,12 @@ def draw(
     seeds: torch.Tensor,
     positions: torch.Tensor,
 ) -> torch.Tensor:
-    """A token per row, by a number that depends on (seed, position) alone.
+    """A token per row, drawn with a number that depends on (seed, position) alone.
 
     Args:
         logits: [B, V] float32, before temperature.
         temperature: [B] float32, above 0. top_k, top_p, min_p: as in `filter_logits`.
-        seeds, positions: [B] int64; a seed's 64 bits are taken as they are.
+        seeds, positions: [B] int64; all 64 bits of a seed count.
 
     Returns:
         [B] int64.
@@ -118,13 +118,13 @@ def penalize(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits after a repetition, then a frequency and a presence penalty, and their argmax.
 
-    Repetition divides positive logits of every token that was seen and multiplies the others;
-    frequency is subtracted once per time that a token was generated, presence once in all.
+    For every token that was seen, repetition divides a positive logit and multiplies any other.
+    Frequency is subtracted once for each time that a token was generated, presence only once.
 
     Args:
-        logits: [B, V], any float dtype; left as they are.
-        seen: [S, V] int32, of each sequence: twice the number of times that it generated a token,
-            plus 1 for a token of its prompt.
+        logits: [B, V], any float dtype; not changed.
+        seen: [S, V] int32, for each sequence and token: twice the number of times that the token
+            was generated, plus 1 if it is in the prompt.
         slots: [B] int, the row of `seen`; -1 for a row without penalties.
         repetition, frequency, presence: [B] float32; 1, 0 and 0 are off.
 

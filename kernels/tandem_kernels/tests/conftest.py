@@ -1,4 +1,4 @@
-"""Without a GPU the kernels run under Triton's interpreter, which must be chosen before import."""
+"""Without a GPU the kernels run in Triton's interpreter, which must be chosen before the import."""
 
 import os
 
@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """The interpreter's device in CI, and the GPU with `-m gpu`."""
+    """The CPU, for the interpreter, in CI; the GPU with `-m gpu`."""
     torch.manual_seed(7)
     return torch.device(request.param)
 

@@ -1,4 +1,4 @@
-"""Random paged KV for attention tests, every place that must not be read poisoned with NaN."""
+"""Random paged KV for attention tests, with NaN in every place that must not be read."""
 
 from dataclasses import dataclass
 
@@ -73,6 +73,6 @@ def attend_exactly(
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """‖found − expected‖ / ‖expected‖; NaN when anything is NaN."""
+    """‖found − expected‖ / ‖expected‖; NaN if anything is NaN."""
     difference = (found.double() - expected.double()).norm()
     return float(difference / expected.double().norm())

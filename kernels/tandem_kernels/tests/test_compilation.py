@@ -1,6 +1,7 @@
-"""Compiling ahead. Without a GPU nothing is compiled, and the test launches in Triton's place."""
+"""Compiling ahead. Without a GPU nothing is compiled: the test plays Triton's part."""
 
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from tandem_kernels.compilation import UncompiledKernel, collect_kernels, compil
 
 
 class Function:
-    """What Triton hands to its hook, and gets back from us."""
+    """A stand-in for the function that Triton hands to its hook."""
 
     __name__ = "some_kernel"
 
@@ -42,7 +43,7 @@ class Code:
 
 
 class Driver:
-    """Triton's, with nothing behind it."""
+    """A stand-in for Triton's driver, with nothing behind it."""
 
     def __init__(self) -> None:
         self.launchers: list[tuple[Any, str]] = []
@@ -53,8 +54,8 @@ class Driver:
 
 
 @pytest.fixture
-def compiler(monkeypatch):
-    """Triton's driver replaced; what it was asked for."""
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """Triton's driver, replaced by one that records what it is asked for."""
     found = Driver()
     monkeypatch.setattr("tandem_kernels.compilation.driver", found)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
@@ -62,8 +63,8 @@ def compiler(monkeypatch):
 
 
 def launch(function: Function, key: str, specialization: str) -> bool:
-    """Whether Triton would go without the kernel."""
-    return knobs.runtime.jit_cache_hook(
+    """Whether the hook tells Triton not to compile the kernel."""
+    refused: bool = knobs.runtime.jit_cache_hook(
         key=key,
         repr="",
         fn=SimpleNamespace(jit_function=function),
@@ -71,9 +72,10 @@ def launch(function: Function, key: str, specialization: str) -> bool:
         is_manual_warmup=False,
         already_compiled=False,
     )
+    return refused
 
 
-def test_every_kernel_is_noted_once_and_not_launched():
+def test_every_kernel_is_noted_once_and_not_launched() -> None:
     first, second = Function(), Function()
     with collect_kernels() as found:
         assert launch(first, "a", "first a")
@@ -89,10 +91,10 @@ def test_every_kernel_is_noted_once_and_not_launched():
     ]
 
 
-def test_what_is_compiled_is_not_launched_either(monkeypatch):
-    calls = []
+def test_what_is_compiled_is_not_launched_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
 
-    def run(function, *args, **options):
+    def run(function: str, *args: Any, **options: Any) -> None:
         calls.append((function, args, options))
 
     monkeypatch.setattr(JITFunction, "run", run)
@@ -106,7 +108,7 @@ def test_what_is_compiled_is_not_launched_either(monkeypatch):
     ]
 
 
-def test_launches_are_as_before_after_an_error():
+def test_launches_are_as_before_after_an_error() -> None:
     run = JITFunction.run
     with pytest.raises(ZeroDivisionError), collect_kernels():
         raise ZeroDivisionError
@@ -115,7 +117,9 @@ def test_launches_are_as_before_after_an_error():
     assert not is_collecting()
 
 
-def test_a_kernel_that_fails_does_not_hold_the_others_up(compiler, monkeypatch, caplog):
+def test_a_kernel_that_fails_does_not_hold_the_others_up(
+    compiler: Driver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     devices: list[int] = []
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)
     function = Function()
@@ -124,25 +128,34 @@ def test_a_kernel_that_fails_does_not_hold_the_others_up(compiler, monkeypatch, 
     assert sorted(function.compiled) == ["a", "b", "c", "too big"]
     assert set(devices) == {3}
     assert [record.getMessage() for record in caplog.records] == [
-        "some_kernel was not compiled ahead: ValueError('no such instruction')",
-        "some_kernel was not compiled ahead: MemoryError('shared memory')",
+        "some_kernel could not be compiled in advance: ValueError('no such instruction')",
+        "some_kernel could not be compiled in advance: MemoryError('shared memory')",
     ]
 
 
-def test_threads_build_launchers_and_one_thread_loads_them(compiler, monkeypatch):
+def test_threads_build_launchers_and_one_thread_loads_them(
+    compiler: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Python mixes up extension modules of one name that threads load at the same time."""
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     function = Function()
     together = threading.Barrier(2, timeout=20)
     build = compiler.launcher_cls
-    compiler.launcher_cls = lambda *args: (build(*args), together.wait())
+
+    def build_together(function: Function, name: str) -> None:
+        build(function, name)
+        together.wait()
+
+    monkeypatch.setattr(compiler, "launcher_cls", build_together)
     compile_all([UncompiledKernel(function, name) for name in "abcd"], 2)
     assert sorted(name for _, name in compiler.launchers) == ["a", "b", "c", "d"]
     assert function.loaded == [(name, threading.current_thread()) for name in "abcd"]
 
 
 @pytest.mark.gpu
-def test_a_collected_kernel_is_compiled_for_its_launch(monkeypatch, tmp_path):
+def test_a_collected_kernel_is_compiled_for_its_launch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from tandem_kernels.norm import kernel
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))

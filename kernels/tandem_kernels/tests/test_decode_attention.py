@@ -1,16 +1,27 @@
 """Paged decode attention and its plan against float64, for odd shapes and lengths."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from tandem_kernels.attention.decode_kernel import paged_decode
-from tandem_kernels.attention.split_plan import make_decode_plan
+from tandem_kernels.attention.split_plan import DecodePlan, make_decode_plan
 from tandem_kernels.tests.paged_case import attend_exactly, make_case, relative_error
 
 LENGTHS = [1, 3, 64, 65, 200, 333]
 
 
-def _run(device, lengths, heads, kv_heads, head_dim, page, dtype, **options):
+def _run(
+    device: torch.device,
+    lengths: list[int],
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    page: int,
+    dtype: torch.dtype,
+    **options: Any,
+) -> tuple[float, DecodePlan]:
     window, softcap = options.pop("window", None), options.pop("softcap", None)
     fused = options.pop("fused", True)
     case = make_case(lengths, kv_heads, head_dim, page, dtype, device)
@@ -48,19 +59,27 @@ def _run(device, lengths, heads, kv_heads, head_dim, page, dtype, **options):
     [(8, 2, 128, 64), (7, 1, 64, 16), (4, 4, 32, 64), (4, 1, 256, 64), (6, 2, 80, 16)],
 )
 @pytest.mark.parametrize("wide", [True, False])
-def test_matches_float64(device, half, heads, kv_heads, head_dim, page, wide):
+def test_matches_float64(
+    device: torch.device,
+    half: torch.dtype,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    page: int,
+    wide: bool,
+) -> None:
     dtype = torch.float32 if wide else half
     error, _ = _run(device, LENGTHS, heads, kv_heads, head_dim, page, dtype, programs=24)
     assert error < (1e-5 if wide else 2e-2)
 
 
 @pytest.mark.parametrize("window", [1, 17, 64, 100, 1000])
-def test_window(device, window):
+def test_window(device: torch.device, window: int | None) -> None:
     error, _ = _run(device, LENGTHS, 8, 2, 64, 16, torch.float32, window=window, programs=16)
     assert error < 1e-5
 
 
-def test_softcap(device):
+def test_softcap(device: torch.device) -> None:
     error, _ = _run(device, LENGTHS, 8, 2, 64, 64, torch.float32, softcap=1.5)
     assert error < 1e-5
 
@@ -68,7 +87,9 @@ def test_softcap(device):
 @pytest.mark.parametrize("tile", [32, 64, 128])
 @pytest.mark.parametrize("programs", [1, 8, 300])
 @pytest.mark.parametrize("fused", [True, False])
-def test_every_cut_gives_the_same(device, tile, programs, fused):
+def test_every_cut_gives_the_same(
+    device: torch.device, tile: int, programs: int, fused: bool
+) -> None:
     error, plan = _run(
         device, LENGTHS, 4, 2, 64, 64, torch.float32, tile=tile, programs=programs, fused=fused
     )
@@ -83,7 +104,7 @@ def test_every_cut_gives_the_same(device, tile, programs, fused):
         assert int(mine[-1, 2]) == length
 
 
-def test_padding_rows_give_zeros(device):
+def test_padding_rows_give_zeros(device: torch.device) -> None:
     case = make_case([70], 2, 64, 16, torch.float32, device)
     tables = torch.zeros(3, case.block_tables.shape[1], dtype=torch.int32, device=device)
     tables[1] = case.block_tables[0]
@@ -99,7 +120,7 @@ def test_padding_rows_give_zeros(device):
     assert not out[2].any()
 
 
-def test_float8_keys_and_values(device):
+def test_float8_keys_and_values(device: torch.device) -> None:
     lengths, dtype = [130, 65], torch.float8_e4m3fn
     case = make_case(lengths, 2, 64, 64, torch.float32, device)
     scales = (0.05, 0.04)
@@ -121,7 +142,9 @@ def test_float8_keys_and_values(device):
 
 @pytest.mark.parametrize(("head_dim", "page", "tile"), [(128, 64, 64), (64, 16, 32), (80, 16, 64)])
 @pytest.mark.parametrize("size", [1e-12, 1.0, 1e5])
-def test_float8_with_a_16_bit_query(device, half, head_dim, page, tile, size):
+def test_float8_with_a_16_bit_query(
+    device: torch.device, half: torch.dtype, head_dim: int, page: int, tile: int, size: float
+) -> None:
     """Every float8 and queries far outside of float16's good range: as exact as 16 bits are."""
     if half == torch.float16:
         size = min(max(size, 1e-3), 1e3)
@@ -147,7 +170,7 @@ def test_float8_with_a_16_bit_query(device, half, head_dim, page, tile, size):
 
 
 @pytest.mark.gpu
-def test_offsets_beyond_int32():
+def test_offsets_beyond_int32() -> None:
     """A cache of more than 2³¹ elements: its last blocks must be reached."""
     device = torch.device("cuda")
     shape = (140_000, 2, 64, 128)

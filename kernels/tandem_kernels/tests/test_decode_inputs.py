@@ -10,11 +10,12 @@ def _poisoned(batch: int, device: torch.device) -> DecodeInputs:
     def wrong(dtype: torch.dtype) -> torch.Tensor:
         return torch.full((batch,), -77, dtype=dtype, device=device)
 
-    return DecodeInputs(*(wrong(torch.int64) for _ in range(4)), wrong(torch.int32))
+    ids, positions, blocks, offsets = (wrong(torch.int64) for _ in range(4))
+    return DecodeInputs(ids, positions, blocks, offsets, wrong(torch.int32))
 
 
 @pytest.mark.parametrize(("batch", "page"), [(1, 16), (3, 64), (130, 16)])
-def test_fill_inputs(device, batch, page):
+def test_fill_inputs(device: torch.device, batch: int, page: int) -> None:
     tables = torch.randint(0, 10_000, (batch, 9), dtype=torch.int32, device=device)
     position = torch.randint(0, 9 * page, (batch,), dtype=torch.int32, device=device)
     position[batch // 2 :][1::3] = -1

@@ -1,5 +1,8 @@
 """Sampling without a sort against the reference's partial sort and inverse CDF."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,13 +10,24 @@ from tandem_kernels.sampling.draw_kernel import draw
 from tandem_kernels.sampling.reference import filter_logits, sample_inverse_cdf, uniform
 
 
-def _expected(logits, temperature, top_k, top_p, min_p, seeds, positions):
+def _expected(
+    logits: torch.Tensor, columns: Sequence[torch.Tensor], seeds: list[int], positions: list[int]
+) -> torch.Tensor:
+    """The reference's draws for columns of temperature, top-k, top-p and min-p."""
+    temperature, top_k, top_p, min_p = columns
     kept = filter_logits(logits.float() / temperature[:, None], top_k, top_p, min_p)
     draws = [uniform(s & (2**64 - 1), p) for s, p in zip(seeds, positions, strict=True)]
     return sample_inverse_cdf(kept, torch.tensor(draws, dtype=torch.float64))
 
 
-def _compare(logits, temperature, top_k, top_p, min_p, **options):
+def _compare(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    **options: Any,
+) -> tuple[torch.Tensor, int]:
     """Draws of one token per row, and how many of them differ from the reference's."""
     rows, device = logits.shape[0], logits.device
     columns = (
@@ -32,7 +46,7 @@ def _compare(logits, temperature, top_k, top_p, min_p, **options):
         torch.full((rows,), -1, device=device),
         **options,
     )
-    expected = _expected(logits.cpu(), *(c.cpu() for c in columns), seeds, positions)
+    expected = _expected(logits.cpu(), [c.cpu() for c in columns], seeds, positions)
     return found.cpu(), int((found.cpu() != expected).sum())
 
 
@@ -51,7 +65,7 @@ FILTERS = [
 
 @pytest.mark.parametrize(("size", "block"), [(7, 4096), (1500, 4096)])
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
-def test_odd_sizes(size, block, top_k, top_p, min_p):
+def test_odd_sizes(size: int, block: int, top_k: int, top_p: float, min_p: float) -> None:
     """Under the interpreter alone: every size is another compilation on a GPU."""
     torch.manual_seed(7)
     temperature = torch.rand(4) + 0.4
@@ -64,7 +78,9 @@ def test_odd_sizes(size, block, top_k, top_p, min_p):
 
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
 @pytest.mark.parametrize("capacity", [16, 2048])
-def test_same_tokens_as_the_reference(device, top_k, top_p, min_p, capacity):
+def test_same_tokens_as_the_reference(
+    device: torch.device, top_k: int, top_p: float, min_p: float, capacity: int
+) -> None:
     rows, size = 4 if device.type == "cpu" else 256, 1500
     logits = torch.randn(rows, size, device=device) * 3
     logits[:, 1] = float("-inf")
@@ -78,7 +94,9 @@ def test_same_tokens_as_the_reference(device, top_k, top_p, min_p, capacity):
 
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
 @pytest.mark.parametrize("spread", [0.001, 0.01, 0.3])
-def test_flat_rows_are_cut_twice(device, spread, top_k, top_p, min_p):
+def test_flat_rows_are_cut_twice(
+    device: torch.device, spread: float, top_k: int, top_p: float, min_p: float
+) -> None:
     """More values between the first bounds than may be collected, fewer between the second."""
     rows = 4 if device.type == "cpu" else 256
     logits = torch.randn(rows, 1500, device=device) * spread
@@ -89,7 +107,9 @@ def test_flat_rows_are_cut_twice(device, spread, top_k, top_p, min_p):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
-def test_short_logits_with_many_ties(device, dtype, top_k, top_p, min_p):
+def test_short_logits_with_many_ties(
+    device: torch.device, dtype: torch.dtype, top_k: int, top_p: float, min_p: float
+) -> None:
     rows = 4 if device.type == "cpu" else 256
     logits = torch.randn(rows, 1500, device=device).to(dtype)
     temperature = torch.full((rows,), 0.5, device=device)
@@ -101,7 +121,9 @@ def test_short_logits_with_many_ties(device, dtype, top_k, top_p, min_p):
 
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
 @pytest.mark.parametrize("capacity", [16, 2048])
-def test_rows_of_few_values(device, top_k, top_p, min_p, capacity):
+def test_rows_of_few_values(
+    device: torch.device, top_k: int, top_p: float, min_p: float, capacity: int
+) -> None:
     """All equal, both zeros, one finite value, one far above the others, two equal ones."""
     logits = torch.zeros(5, 1500)
     logits[1, ::2] = -0.0
@@ -116,7 +138,7 @@ def test_rows_of_few_values(device, top_k, top_p, min_p, capacity):
     assert found[2] == 417
 
 
-def test_given_best_and_nothing_finite(device):
+def test_given_best_and_nothing_finite(device: torch.device) -> None:
     """The argmax may be known; a row of nothing still yields a token of the vocabulary."""
     logits = torch.randn(3, 1500, device=device)
     logits[1] = float("-inf")
@@ -129,7 +151,7 @@ def test_given_best_and_nothing_finite(device):
 
 
 @pytest.mark.parametrize("capacity", [16, 2048])
-def test_draws_exactly_the_kept_tokens(device, capacity):
+def test_draws_exactly_the_kept_tokens(device: torch.device, capacity: int) -> None:
     """Many seeds over one row: every token that is kept, ties with the last one too, no other."""
     row = torch.randn(1, 1500) * 0.3
     row[0, 100:120] = 2.0
@@ -146,7 +168,7 @@ def test_draws_exactly_the_kept_tokens(device, capacity):
         assert set(found.tolist()) == allowed
 
 
-def test_extreme_logits(device):
+def test_extreme_logits(device: torch.device) -> None:
     logits = torch.tensor([[1e30, -1e30, 5.0], [-1e5, -1e5 - 1, -1e5], [0.0, 0.0, 0.0]])
     rows = logits.shape[0]
     arguments = (
@@ -156,17 +178,17 @@ def test_extreme_logits(device):
         torch.zeros(rows),
     )
     seeds = torch.arange(rows)
-    found = draw(
-        logits.to(device), *(a.to(device) for a in arguments), seeds.to(device), seeds.to(device)
-    )
-    expected = _expected(logits, *arguments, seeds.tolist(), seeds.tolist())
+    temperature, top_k, top_p, min_p = (column.to(device) for column in arguments)
+    seeds = seeds.to(device)
+    found = draw(logits.to(device), temperature, top_k, top_p, min_p, seeds, seeds)
+    expected = _expected(logits, arguments, seeds.tolist(), seeds.tolist())
     assert found.cpu().tolist() == expected.tolist()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
 @pytest.mark.parametrize("spread", [0.01, 1.0, 3.0])
-def test_large_rows(top_k, top_p, min_p, spread):
+def test_large_rows(top_k: int, top_p: float, min_p: float, spread: float) -> None:
     logits = torch.randn(256, 40_000, device="cuda") * spread
     temperature = torch.rand(256, device="cuda") + 0.4
     _, different = _compare(logits, temperature, top_k, top_p, min_p)

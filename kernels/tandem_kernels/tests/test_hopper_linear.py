@@ -1,4 +1,4 @@
-"""Linear layers on Hopper: what they are chosen for anywhere, the kernel itself on a GPU only."""
+"""Linear layers on Hopper: the choice is tested anywhere, the kernel itself only on a GPU."""
 
 import json
 from importlib import resources
@@ -14,6 +14,9 @@ from tandem_kernels.linear.hopper_linear import HopperTiles, hopper_linear, suit
 from tandem_kernels.tests.paged_case import relative_error
 
 NAN = float("nan")
+Case = tuple[int, int, int, bool, tuple[int, ...]]
+"""Rows, columns, size, bias, and the fields of HopperTiles."""
+
 H100 = json.loads(
     (resources.files(tuning.__package__) / "tuned" / "nvidia_h100_80gb_hbm3.json").read_text()
 )
@@ -26,7 +29,7 @@ SHIPPED = [
 
 
 @pytest.fixture
-def tuned(monkeypatch):
+def tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     """A table with one shape."""
     table = {"8x64": {"4": [], "16": [16, 64, 64, 4, 8, 132], "64": []}}
     monkeypatch.setattr(tuning, "_shapes", lambda op: table if op == "hopper gemm" else {})
@@ -36,7 +39,9 @@ ROWS = [(1, None), (2, None), (4, None), (5, 16), (16, 16), (17, None), (65, Non
 
 
 @pytest.mark.parametrize(("rows", "expected"), ROWS)
-def test_it_is_chosen_for_what_was_measured(rows, expected, tuned, monkeypatch):
+def test_it_is_chosen_for_what_was_measured(
+    rows: int, expected: int | None, tuned: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hopper, "suits", lambda x, weight: True)
     x = torch.zeros(rows, 64, dtype=torch.bfloat16)
     tiles = layers.hopper_tiles(x, torch.zeros(8, 64, dtype=torch.bfloat16))
@@ -44,13 +49,13 @@ def test_it_is_chosen_for_what_was_measured(rows, expected, tuned, monkeypatch):
     assert layers.hopper_tiles(x, torch.zeros(16, 64, dtype=torch.bfloat16)) is None
 
 
-def test_it_is_chosen_nowhere_else(tuned):
+def test_it_is_chosen_nowhere_else(tuned: None) -> None:
     x = torch.zeros(16, 64, dtype=torch.bfloat16)
     assert not suits(x, x)
     assert layers.hopper_tiles(x, torch.zeros(8, 64, dtype=torch.bfloat16)) is None
 
 
-def test_what_fits():
+def test_what_fits() -> None:
     assert HopperTiles(64, 128, 64, 8, 8, 132).fits()
     assert not HopperTiles(64, 128, 64, 8, 10, 132).fits()  # shared memory
     assert not HopperTiles(256, 128, 64, 4, 3, 32).fits()  # registers
@@ -59,8 +64,7 @@ def test_what_fits():
     assert all(tiles.fits() for _, tiles in SHIPPED)
 
 
-CASES = [
-    # rows, columns, size, bias, tiles
+CASES: list[Case] = [
     (16, 4096, 4096, False, (16, 64, 64, 4, 8, 132)),
     (3, 6184, 4096, True, (8, 64, 128, 4, 6, 132)),
     (33, 4100, 4160, True, (64, 128, 64, 8, 8, 132)),
@@ -80,7 +84,7 @@ CASES += [
 class HopperCase:
     """One product into memory full of NaN, of which nothing but the product may be written."""
 
-    def __init__(self, case, dtype):
+    def __init__(self, case: Case, dtype: torch.dtype):
         self.rows, self.columns, size, bias, tiles = case
         torch.manual_seed(3)
         device = torch.device("cuda")
@@ -91,10 +95,10 @@ class HopperCase:
         self.out = self.memory[: self.rows, : self.columns]
         self.tiles = HopperTiles(*tiles)
 
-    def run(self):
+    def run(self) -> None:
         hopper_linear(self.x, self.weight, self.bias, out=self.out, tiles=self.tiles, overlap=True)
 
-    def error(self):
+    def error(self) -> float:
         bias = None if self.bias is None else self.bias.double()
         expected = reference.linear(self.x.double(), self.weight.double(), bias)
         return relative_error(self.out, expected)
@@ -105,17 +109,17 @@ class HopperCase:
     ("case", "dtype"),
     [*((case, torch.bfloat16) for case in CASES), *((case, torch.float16) for case in CASES[:3])],
 )
-def test_products(case, dtype):
-    case = HopperCase(case, dtype)
-    assert suits(case.x, case.weight)
-    case.run()
-    assert case.error() < 5e-3
-    assert case.memory[case.rows :].isnan().all()
-    assert case.memory[:, case.columns :].isnan().all()
+def test_products(case: Case, dtype: torch.dtype) -> None:
+    product = HopperCase(case, dtype)
+    assert suits(product.x, product.weight)
+    product.run()
+    assert product.error() < 5e-3
+    assert product.memory[product.rows :].isnan().all()
+    assert product.memory[:, product.columns :].isnan().all()
 
 
 @pytest.mark.gpu
-def test_sums_are_not_rounded_for_float32():
+def test_sums_are_not_rounded_for_float32() -> None:
     (columns, size), tiles = SHIPPED[0]
     x = torch.randn(32, size, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(columns, size, device="cuda", dtype=torch.bfloat16)
@@ -126,28 +130,28 @@ def test_sums_are_not_rounded_for_float32():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES)
-def test_overlapping_launches_in_a_graph_give_the_same_each_time(case):
-    case = HopperCase(case, torch.bfloat16)
-    case.run()
-    first = case.out.clone()
+def test_overlapping_launches_in_a_graph_give_the_same_each_time(case: Case) -> None:
+    product = HopperCase(case, torch.bfloat16)
+    product.run()
+    first = product.out.clone()
     graph = torch.cuda.CUDAGraph()
     copies = []
     with torch.cuda.graph(graph):
         for _ in range(10):
-            case.out.fill_(NAN)
-            case.run()
-            copies.append(case.out.clone())
-            case.x.mul_(1.0)  # the next launch may not read x before this has ended
-            case.run()
-            case.run()
+            product.out.fill_(NAN)
+            product.run()
+            copies.append(product.out.clone())
+            product.x.mul_(1.0)  # the next launch may not read x before this has ended
+            product.run()
+            product.run()
     for _ in range(3):
         graph.replay()
-    assert all(torch.equal(copy, first) for copy in [*copies, case.out])
-    assert not hopper._memory(case.x.device)[1].any()
+    assert all(torch.equal(copy, first) for copy in [*copies, product.out])
+    assert not hopper._memory(product.x.device)[1].any()
 
 
 @pytest.mark.gpu
-def test_different_products_in_a_row_share_the_memory_for_parts():
+def test_different_products_in_a_row_share_the_memory_for_parts() -> None:
     """As a layer has them: one's sums must not be taken for the other's, nor its counts."""
     cases = [HopperCase(case, torch.bfloat16) for case in CASES]
     for case in cases:
@@ -166,7 +170,7 @@ def test_different_products_in_a_row_share_the_memory_for_parts():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [4, 5, 32, 33])
-def test_linear(rows):
+def test_linear(rows: int) -> None:
     """By the table where it is this device's, and the same everywhere."""
     (columns, size), _ = SHIPPED[0]
     x = torch.randn(rows, size, device="cuda", dtype=torch.bfloat16)

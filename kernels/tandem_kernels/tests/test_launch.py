@@ -1,5 +1,6 @@
 """A launcher finds the code that Triton would, and only that. Kernels are stand-ins here."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,25 +14,25 @@ from tandem_kernels.launch import Launcher
 
 
 class Code:
-    """What a compilation gave."""
+    """Compiled code, which records its launches."""
 
     def __init__(self) -> None:
         self.launches: list[tuple[Any, ...]] = []
 
-    def __getitem__(self, grid):
+    def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., None]:
         return lambda *args: self.launches.append((grid, *args))
 
 
 class Kernel:
-    """Compiles whenever it is asked."""
+    """A kernel that compiles at every call."""
 
     arg_names = ("x", "count", "BLOCK", "PDL")
 
     def __init__(self) -> None:
         self.compiled: list[Code] = []
 
-    def __getitem__(self, grid):
-        def compile_and_launch(*args, **options):
+    def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., Code]:
+        def compile_and_launch(*args: Any, **options: Any) -> Code:
             self.compiled.append(Code())
             return self.compiled[-1]
 
@@ -39,13 +40,13 @@ class Kernel:
 
 
 @pytest.fixture
-def kernel(monkeypatch):
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     monkeypatch.setattr(triton.runtime, "JITFunction", Kernel)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     return Kernel()
 
 
-def test_code_is_found_again(kernel):
+def test_code_is_found_again(kernel: Kernel) -> None:
     launch, x = Launcher(kernel), torch.zeros(64)
     options = {"BLOCK": 32, "PDL": False, "num_warps": 4}
     launch((1, 1, 1), x, 5, **options)
@@ -57,7 +58,7 @@ def test_code_is_found_again(kernel):
     assert tensor is other
 
 
-def test_code_is_not_launched_while_kernels_are_collected(kernel):
+def test_code_is_not_launched_while_kernels_are_collected(kernel: Kernel) -> None:
     launch, x = Launcher(kernel), torch.zeros(64)
     launch((1, 1, 1), x, 5, BLOCK=32, PDL=False)
     with collect_kernels():
@@ -67,7 +68,7 @@ def test_code_is_not_launched_while_kernels_are_collected(kernel):
     assert [len(code.launches) for code in kernel.compiled] == [1, 0]
 
 
-def test_whatever_triton_specialises_by_is_other_code(kernel):
+def test_whatever_triton_specialises_by_is_other_code(kernel: Kernel) -> None:
     launch, x = Launcher(kernel), torch.zeros(64)
     calls = [(x, 5, 32, 4), (x[1:], 5, 32, 4), (x.half(), 5, 32, 4), (x, 16, 32, 4)]
     calls += [(x, 5, 64, 4), (x, 5, 32, 8)]
@@ -77,7 +78,7 @@ def test_whatever_triton_specialises_by_is_other_code(kernel):
     assert [len(code.launches) for code in kernel.compiled] == [1] * len(calls)
 
 
-def test_descriptors_are_told_apart_by_type_and_box(kernel):
+def test_descriptors_are_told_apart_by_type_and_box(kernel: Kernel) -> None:
     launch, layout = Launcher(kernel), gl.NVMMASharedLayout(128, 16, 2)
     for tensor, rows in [
         (torch.zeros(64, 64), 8),
@@ -95,7 +96,7 @@ def test_descriptors_are_told_apart_by_type_and_box(kernel):
     assert [len(code.launches) for code in kernel.compiled] == [1, 0]
 
 
-def test_too_many_are_forgotten(kernel, monkeypatch):
+def test_too_many_are_forgotten(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tandem_kernels.launch._MOST_KNOWN", 3)
     launch, x = Launcher(kernel), torch.zeros(64)
     for count in [*range(2, 6), 5, 2]:

@@ -13,7 +13,15 @@ SHAPES = [(1, 96, 256), (1, 50, 200), (3, 130, 512), (17, 33, 136), (64, 64, 128
 @pytest.mark.parametrize(("rows", "columns", "size"), SHAPES)
 @pytest.mark.parametrize("gate", [False, True])
 @pytest.mark.parametrize("bits", [16, 8])
-def test_small_linear(device, half, rows, columns, size, gate, bits):
+def test_small_linear(
+    device: torch.device,
+    half: torch.dtype,
+    rows: int,
+    columns: int,
+    size: int,
+    gate: bool,
+    bits: int,
+) -> None:
     x = torch.randn(rows, size, device=device).to(half)
     weight = torch.randn(columns * (2 if gate else 1), size, device=device).to(half)
     bias = None if gate else torch.randn(columns, device=device).to(half)
@@ -27,12 +35,15 @@ def test_small_linear(device, half, rows, columns, size, gate, bits):
     if gate:
         expected = reference.gated_linear(x.double(), wide)
     else:
+        assert bias is not None
         expected = reference.linear(x.double(), wide, bias.double())
     assert relative_error(found, expected) < 1e-2
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_sums_are_not_rounded_for_float32(device, half, rows):
+def test_sums_are_not_rounded_for_float32(
+    device: torch.device, half: torch.dtype, rows: int
+) -> None:
     x = torch.randn(rows, 136, device=device).to(half)
     weight = torch.randn(50, 136, device=device).to(half)
     out = torch.full((rows, 50), float("nan"), device=device)
@@ -42,7 +53,7 @@ def test_sums_are_not_rounded_for_float32(device, half, rows):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 70])
-def test_wide_linear(device, half, rows):
+def test_wide_linear(device: torch.device, half: torch.dtype, rows: int) -> None:
     x = torch.randn(rows, 136, device=device).to(half)
     weight = torch.randn(50, 136, device=device).to(half)
     out = torch.full((rows, 50), float("nan"), device=device)

@@ -1,5 +1,7 @@
 """Multi-head latent attention over pages against float64, for odd shapes and lengths."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,13 +14,24 @@ from tandem_kernels.tests.paged_case import make_case, relative_error
 NAN = float("nan")
 
 
-def _exactly(query, latents, rank, scale):
+def _exactly(query: torch.Tensor, latents: torch.Tensor, rank: int, scale: float) -> torch.Tensor:
     """float64 attention of [H, W] over [S, W]: [H, R]."""
     scores = query.double() @ latents.double().T * scale
     return scores.softmax(-1) @ latents[:, :rank].double()
 
 
-def _decode(device, lengths, heads, rank, rope, page, dtype, programs=8, tile=64, **options):
+def _decode(
+    device: torch.device,
+    lengths: list[int],
+    heads: int,
+    rank: int,
+    rope: int,
+    page: int,
+    dtype: torch.dtype,
+    programs: int = 8,
+    tile: int = 64,
+    **options: Any,
+) -> float:
     case = make_case(lengths, 1, rank + rope, page, dtype, device)
     scale = (rank + rope) ** -0.5
     query = torch.randn(len(lengths), heads, rank + rope, device=device).to(dtype)
@@ -50,7 +63,16 @@ LENGTHS = {1: [333], 3: [1, 65, 200], 17: [1, 2, 15, 16, 17, 63, 64, 65, 127, *[
 @pytest.mark.parametrize("page", [16, 64])
 @pytest.mark.parametrize(("heads", "rank", "rope"), [(4, 32, 8), (16, 64, 16), (128, 64, 16)])
 @pytest.mark.parametrize("wide", [True, False])
-def test_decode_matches_float64(device, half, batch, page, heads, rank, rope, wide):
+def test_decode_matches_float64(
+    device: torch.device,
+    half: torch.dtype,
+    batch: int,
+    page: int,
+    heads: int,
+    rank: int,
+    rope: int,
+    wide: bool,
+) -> None:
     error = _decode(
         device, LENGTHS[batch], heads, rank, rope, page, torch.float32 if wide else half
     )
@@ -58,14 +80,18 @@ def test_decode_matches_float64(device, half, batch, page, heads, rank, rope, wi
 
 
 @pytest.mark.parametrize("heads", [16, 20, 128])
-def test_decode_with_the_models_dimensions(device, half, heads):
+def test_decode_with_the_models_dimensions(
+    device: torch.device, half: torch.dtype, heads: int
+) -> None:
     assert _decode(device, [70, 129], heads, 512, 64, 64, half, programs=4) < 2e-2
 
 
 @pytest.mark.parametrize("tile", [16, 32, 64, 128])
 @pytest.mark.parametrize("programs", [1, 9, 300])
 @pytest.mark.parametrize("kind", ["columns", "rows"])
-def test_every_cut_gives_the_same(device, half, tile, programs, kind):
+def test_every_cut_gives_the_same(
+    device: torch.device, half: torch.dtype, tile: int, programs: int, kind: str
+) -> None:
     error = _decode(device, [1, 3, 64, 65, 333], 16, 64, 16, 64, half, programs, tile, kind=kind)
     assert error < 2e-2
 
@@ -74,7 +100,7 @@ def test_every_cut_gives_the_same(device, half, tile, programs, kind):
 @pytest.mark.parametrize("kind", ["hopper", "rows"])
 @pytest.mark.parametrize("page", [64, 128])
 @pytest.mark.parametrize("programs", [1, 9, 264])
-def test_many_heads_on_hopper(kind, page, programs):
+def test_many_heads_on_hopper(kind: str, page: int, programs: int) -> None:
     device, lengths = torch.device("cuda"), [1, 2, 63, 64, 65, 128, 129, 500, 1111]
     torch.manual_seed(3)
     for heads in (64, 128):
@@ -84,7 +110,7 @@ def test_many_heads_on_hopper(kind, page, programs):
         assert error < 2e-2
 
 
-def test_padding_rows_give_zeros(device, half):
+def test_padding_rows_give_zeros(device: torch.device, half: torch.dtype) -> None:
     case = make_case([70], 1, 80, 16, half, device)
     tables = torch.zeros(3, case.block_tables.shape[1], dtype=torch.int32, device=device)
     tables[1] = case.block_tables[0]
@@ -98,7 +124,7 @@ def test_padding_rows_give_zeros(device, half):
     assert not out[2].any()
 
 
-def test_the_reference_decodes(device):
+def test_the_reference_decodes(device: torch.device) -> None:
     lengths = [1, 65, 200]
     case = make_case(lengths, 1, 80, 16, torch.float32, device)
     query = torch.randn(4, 16, 80, device=device)
@@ -116,7 +142,9 @@ def test_the_reference_decodes(device):
 @pytest.mark.parametrize("interleaved", [True, False])
 @pytest.mark.parametrize(("heads", "rank", "rope"), [(4, 32, 8), (16, 512, 64), (20, 48, 16)])
 @pytest.mark.parametrize("whole", [True, False])
-def test_write_matches_the_reference(device, heads, rank, rope, interleaved, whole):
+def test_write_matches_the_reference(
+    device: torch.device, heads: int, rank: int, rope: int, interleaved: bool, whole: bool
+) -> None:
     num_tokens, page = 9, 16
     latents = torch.randn(num_tokens, rank + rope + 3, device=device)[:, : rank + rope]
     query = torch.randn(num_tokens, heads, 32 + rope, device=device)[..., 32:]
@@ -135,7 +163,7 @@ def test_write_matches_the_reference(device, heads, rank, rope, interleaved, who
     assert relative_error(caches[0].nan_to_num(), caches[1].nan_to_num()) < 1e-5
 
 
-def test_rotation_is_by_complex_numbers(device):
+def test_rotation_is_by_complex_numbers(device: torch.device) -> None:
     x = torch.randn(3, 2, 8, device=device)
     angles = torch.rand(3, 4, device=device)
     turns = torch.polar(torch.ones_like(angles), angles)[:, None]
@@ -147,7 +175,13 @@ def test_rotation_is_by_complex_numbers(device):
     assert relative_error(found, torch.cat((halves.real, halves.imag), -1)) < 1e-6
 
 
-def _extend_exactly(query, latents, up_projection, start, scale):
+def _extend_exactly(
+    query: torch.Tensor,
+    latents: torch.Tensor,
+    up_projection: torch.Tensor,
+    start: int,
+    scale: float,
+) -> torch.Tensor:
     """float64: every head's keys and values from the latents, one row at a time."""
     rank = up_projection.shape[1]
     heads = query.shape[1]
@@ -166,7 +200,16 @@ def _extend_exactly(query, latents, up_projection, start, scale):
 @pytest.mark.parametrize(("start", "rows"), [(0, 1), (0, 70), (130, 65), (63, 2), (200, 33)])
 @pytest.mark.parametrize(("nope", "rope", "value"), [(16, 8, 24), (128, 64, 128)])
 @pytest.mark.parametrize("wide", [True, False])
-def test_extend_matches_float64(device, half, start, rows, nope, rope, value, wide):
+def test_extend_matches_float64(
+    device: torch.device,
+    half: torch.dtype,
+    start: int,
+    rows: int,
+    nope: int,
+    rope: int,
+    value: int,
+    wide: bool,
+) -> None:
     dtype = torch.float32 if wide else half
     heads, rank = 3, 32
     case = make_case([start + rows], 1, rank + rope, 16, dtype, device)
@@ -185,7 +228,7 @@ def test_extend_matches_float64(device, half, start, rows, nope, rope, value, wi
 
 
 @pytest.mark.gpu
-def test_offsets_beyond_int32():
+def test_offsets_beyond_int32() -> None:
     """A cache of more than 2³¹ elements: its last blocks must be reached."""
     device = torch.device("cuda")
     cache = torch.empty(60_000, 1, 64, 576, dtype=torch.bfloat16, device=device)

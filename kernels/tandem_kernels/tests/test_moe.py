@@ -8,6 +8,7 @@ import torch
 
 from tandem_kernels.moe import Routing, kernel, plan_kernel, reference, route_kernel
 from tandem_kernels.moe.kernel import ExpertTiles, ProductTiles
+from tandem_kernels.moe.plan_kernel import ExpertPlan
 from tandem_kernels.moe.token_kernel import VectorTiles
 from tandem_kernels.tests.paged_case import relative_error
 
@@ -23,16 +24,26 @@ ROUTINGS = {
     ),
     "bias without groups": (16, Routing(4, "sigmoid", True)),
 }
+Tiles = ExpertTiles | VectorTiles
 TILES = ExpertTiles(16, ProductTiles(16, 32, 4, 2, 2), ProductTiles(32, 16, 4, 2))
 
 
-def make_experts(num_experts, hidden, intermediate, dtype, device):
+def make_experts(
+    num_experts: int, hidden: int, intermediate: int, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     gate_up = torch.randn(num_experts, 2 * intermediate, hidden, device=device) * hidden**-0.5
     down = torch.randn(num_experts, hidden, intermediate, device=device) * intermediate**-0.5
     return gate_up.to(dtype), down.to(dtype)
 
 
-def expected_of(x, weights, ids, gate_up, down, gelu=False):
+def expected_of(
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    ids: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    gelu: bool = False,
+) -> torch.Tensor:
     return reference.apply_experts(
         x.double(), weights.double(), ids, gate_up.double(), down.double(), gelu
     )
@@ -40,7 +51,7 @@ def expected_of(x, weights, ids, gate_up, down, gelu=False):
 
 @pytest.mark.parametrize("name", ROUTINGS)
 @pytest.mark.parametrize("tokens", [1, 3, 130])
-def test_route(device, name, tokens):
+def test_route(device: torch.device, name: str, tokens: int) -> None:
     num_experts, routing = ROUTINGS[name]
     logits = torch.randn(tokens, num_experts + 3, device=device)[:, :num_experts] * 2
     bias = torch.randn(num_experts, device=device) if routing.scoring == "sigmoid" else None
@@ -55,7 +66,9 @@ def test_route(device, name, tokens):
 @pytest.mark.parametrize("tokens", [1, 4])
 @pytest.mark.parametrize("name", ROUTINGS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 0.0])
-def test_logits_that_say_nothing_still_choose_experts(device, name, tokens, value):
+def test_logits_that_say_nothing_still_choose_experts(
+    device: torch.device, name: str, tokens: int, value: float
+) -> None:
     num_experts, routing = ROUTINGS[name]
     logits = torch.full((tokens, num_experts), value, device=device)
     _, ids = route_kernel.route(logits, routing)
@@ -66,7 +79,7 @@ def test_logits_that_say_nothing_still_choose_experts(device, name, tokens, valu
     check_plan(plan, ids, num_experts, 16)
 
 
-def check_plan(plan, ids, num_experts, block_m):
+def check_plan(plan: ExpertPlan, ids: torch.Tensor, num_experts: int, block_m: int) -> None:
     """Every pair once, sorted by expert, and blocks that cover exactly each expert's pairs."""
     flat = ids.flatten().long()
     order = plan.order.long()
@@ -86,7 +99,7 @@ def check_plan(plan, ids, num_experts, block_m):
 
 @pytest.mark.parametrize(("tokens", "chunk"), [(2, 64), (3, 8), (17, 4096), (130, 128)])
 @pytest.mark.parametrize("skew", [0.0, 50.0])
-def test_plans(device, tokens, chunk, skew):
+def test_plans(device: torch.device, tokens: int, chunk: int, skew: float) -> None:
     num_experts, block_m = 12, 16
     routing = Routing(3)
     logits = torch.randn(tokens, num_experts, device=device)
@@ -104,7 +117,7 @@ def test_plans(device, tokens, chunk, skew):
 
 @pytest.mark.parametrize("tokens", [1, 3, 17, 130])
 @pytest.mark.parametrize("name", ["mixtral", "qwen3", "one", "deepseek_v3"])
-def test_fused_moe(device, half, tokens, name):
+def test_fused_moe(device: torch.device, half: torch.dtype, tokens: int, name: str) -> None:
     num_experts, routing = ROUTINGS[name]
     hidden, intermediate = 72, 40
     x = torch.randn(tokens, hidden, device=device).to(half)
@@ -119,7 +132,7 @@ def test_fused_moe(device, half, tokens, name):
 
 
 @pytest.mark.parametrize("tokens", [5, 150])
-def test_weights_through_descriptors(device, half, tokens):
+def test_weights_through_descriptors(device: torch.device, half: torch.dtype, tokens: int) -> None:
     """Columns and steps that don't divide the sizes, and blocks above and below 64 pairs."""
     num_experts, hidden, intermediate, routing = 3, 72, 40, Routing(2, renormalise=True)
     x = torch.randn(tokens, hidden, device=device).to(half)
@@ -133,9 +146,9 @@ def test_weights_through_descriptors(device, half, tokens):
     assert relative_error(out, expected_of(x, weights, ids, gate_up, down)) < 1e-2
 
 
-def shipped_tiles():
+def shipped_tiles() -> list[tuple[Tiles, int]]:
     """Every configuration that any device is given, with the token count it is for."""
-    found = {}
+    found: dict[Tiles, int] = {}
     for path in (resources.files("tandem_kernels") / "tuned").iterdir():
         for shapes in json.loads(path.read_text()).get("moe", {}).values():
             for count, entry in shapes.items():
@@ -144,7 +157,9 @@ def shipped_tiles():
 
 
 @pytest.mark.parametrize(("tiles", "count"), shipped_tiles())
-def test_shipped_configurations(device, half, tiles, count):
+def test_shipped_configurations(
+    device: torch.device, half: torch.dtype, tiles: Tiles, count: int
+) -> None:
     num_experts, hidden, intermediate, routing = 3, 160, 96, Routing(2, renormalise=True)
     tokens = min(count, 150)
     x = torch.randn(tokens, hidden, device=device).to(half)
@@ -159,7 +174,9 @@ def test_shipped_configurations(device, half, tiles, count):
 
 @pytest.mark.parametrize("top_k", [1, 2, 8])
 @pytest.mark.parametrize("tokens", [1, 3, 40])
-def test_all_tokens_on_the_same_experts(device, half, top_k, tokens):
+def test_all_tokens_on_the_same_experts(
+    device: torch.device, half: torch.dtype, top_k: int, tokens: int
+) -> None:
     num_experts, hidden, intermediate = 9, 64, 33
     x = torch.randn(tokens, hidden, device=device).to(half)
     gate_up, down = make_experts(num_experts, hidden, intermediate, half, device)
@@ -174,7 +191,7 @@ def test_all_tokens_on_the_same_experts(device, half, top_k, tokens):
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
-def test_float32_is_exact(device, tokens):
+def test_float32_is_exact(device: torch.device, tokens: int) -> None:
     num_experts, routing = ROUTINGS["qwen3"]
     x = torch.randn(tokens, 50, device=device)
     logits = torch.randn(tokens, num_experts, device=device)
@@ -186,7 +203,9 @@ def test_float32_is_exact(device, tokens):
 
 
 @pytest.mark.parametrize("tokens", [1, 2])
-def test_experts_past_two_gigaelements(device, half, tokens):
+def test_experts_past_two_gigaelements(
+    device: torch.device, half: torch.dtype, tokens: int
+) -> None:
     """Only the pages that are used become real memory on the CPU."""
     hidden, intermediate = 1 << 15, 64
     num_experts = (1 << 31) // (hidden * intermediate) + 2
@@ -212,7 +231,7 @@ def test_experts_past_two_gigaelements(device, half, tokens):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("tokens", [1, 7, 64, 600])
-def test_a_graph_serves_every_routing(tokens):
+def test_a_graph_serves_every_routing(tokens: int) -> None:
     torch.manual_seed(5)
     device = torch.device("cuda")
     routing = Routing(4, renormalise=True)

@@ -9,7 +9,7 @@ from tandem_kernels.tests.paged_case import relative_error
 
 @pytest.mark.parametrize("shape", [(1, 4096), (3, 5, 100), (7, 640), (2, 1)])
 @pytest.mark.parametrize("in_float32", [True, False])
-def test_rms_norm(device, shape, in_float32):
+def test_rms_norm(device: torch.device, shape: tuple[int, ...], in_float32: bool) -> None:
     x = torch.randn(shape, device=device)
     weight = torch.randn(shape[-1], device=device)
     out = torch.full_like(x, float("nan"))
@@ -19,7 +19,7 @@ def test_rms_norm(device, shape, in_float32):
 
 
 @pytest.mark.parametrize("in_float32", [True, False])
-def test_add_rms_norm(device, half, in_float32):
+def test_add_rms_norm(device: torch.device, half: torch.dtype, in_float32: bool) -> None:
     x = torch.randn(9, 300, device=device).to(half)
     residual = torch.randn(9, 300, device=device).to(half)
     weight = torch.randn(300, device=device).to(half)
@@ -31,7 +31,7 @@ def test_add_rms_norm(device, half, in_float32):
     assert relative_error(found, expected) < 5e-3
 
 
-def test_a_residual_of_higher_precision(device, half):
+def test_a_residual_of_higher_precision(device: torch.device, half: torch.dtype) -> None:
     x = torch.randn(9, 300, device=device).to(half)
     residual = torch.randn(9, 300, device=device) * 1000
     weight = 1 + torch.randn(300, device=device) / 1000
@@ -48,7 +48,7 @@ def test_a_residual_of_higher_precision(device, half):
     assert relative_error(plain, expected) < 5e-3
 
 
-def test_strided_rows(device):
+def test_strided_rows(device: torch.device) -> None:
     wide = torch.randn(5, 200, device=device)
     weight = torch.ones(64, device=device)
     found = kernel.rms_norm(wide[:, :64], weight, 1e-6)

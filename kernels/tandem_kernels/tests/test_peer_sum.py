@@ -1,4 +1,4 @@
-"""One rank's side of the one-shot sum; what its peers write is there already."""
+"""One rank's side of the one-shot sum; what its peers write is already there."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ MOST_ROWS = 6
 
 
 class Ranks:
-    """The mailboxes of all ranks on one device, of which `rank` is to run."""
+    """The mailboxes of all ranks on one device; only `rank` runs."""
 
     def __init__(self, rank: int, ranks: int, size: int, dtype: torch.dtype, device: torch.device):
         self.rank = rank
@@ -47,7 +47,9 @@ class Ranks:
 
 
 @pytest.mark.parametrize(("rank", "ranks", "size"), [(0, 2, 64), (1, 2, 100), (1, 3, 48)])
-def test_sums_in_the_order_of_ranks(rank, ranks, size, device, half):
+def test_sums_in_the_order_of_ranks(
+    rank: int, ranks: int, size: int, device: torch.device, half: torch.dtype
+) -> None:
     case = Ranks(rank, ranks, size, half, device)
     for turn, rows in ((1, 4), (2, 4), (3, 6)):
         parts = torch.randn(ranks, rows, size, device=device).to(half)
@@ -62,7 +64,7 @@ def test_sums_in_the_order_of_ranks(rank, ranks, size, device, half):
 
 
 @pytest.mark.parametrize("in_float32", [True, False])
-def test_the_norm_that_follows(in_float32, device, half):
+def test_the_norm_that_follows(in_float32: bool, device: torch.device, half: torch.dtype) -> None:
     case = Ranks(1, 2, 200, half, device)
     parts = torch.randn(2, 5, 200, device=device).to(half)
     residual, weight = (torch.randn(5, 200, device=device).to(half) for _ in range(2))
@@ -74,7 +76,7 @@ def test_the_norm_that_follows(in_float32, device, half):
     assert torch.allclose(found, expected, rtol=5e-3, atol=5e-3)
 
 
-def test_a_mailbox_has_room_for_two_turns_of_all_ranks():
+def test_a_mailbox_has_room_for_two_turns_of_all_ranks() -> None:
     layout = Layout(3, 4, 100, torch.float32)
     assert layout.block == 128
     assert layout.slots == 256  # 4 rows, 3 flags of 8 bytes each

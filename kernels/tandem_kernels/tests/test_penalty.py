@@ -7,7 +7,9 @@ from tandem_kernels.sampling import penalize, reference
 from tandem_kernels.sampling.penalty_kernel import penalize as penalize_kernel
 
 
-def _case(size, device, dtype=torch.float32):
+def _case(
+    size: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, ...]:
     logits = torch.randn(4, size, device=device).to(dtype)
     logits[0, 2] = float("-inf")
     seen = torch.randint(0, 8, (3, size), device=device, dtype=torch.int32)
@@ -23,8 +25,8 @@ def _case(size, device, dtype=torch.float32):
     )
 
 
-def test_reference_is_the_definition():
-    logits, seen, slots, *penalties = _case(30, "cpu")
+def test_reference_is_the_definition() -> None:
+    logits, seen, slots, *penalties = _case(30, torch.device("cpu"))
     found, best = reference.penalize(logits, seen, slots, *penalties)
     expected = logits.tolist()
     for row, slot in enumerate(slots.tolist()):
@@ -42,7 +44,9 @@ def test_reference_is_the_definition():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("size", "block"), [(30, 4096), (700, 64), (4097, 1024)])
-def test_kernel_matches_the_reference(device, dtype, size, block):
+def test_kernel_matches_the_reference(
+    device: torch.device, dtype: torch.dtype, size: int, block: int
+) -> None:
     case = _case(size, device, dtype)
     kept = case[0].clone()
     found, best = penalize_kernel(*case, block=block)

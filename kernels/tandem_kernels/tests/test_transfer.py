@@ -8,7 +8,7 @@ from tandem_kernels.transfer import kernel, reference
 
 @pytest.mark.parametrize("heads", [None, range(1, 3), range(0, 1)])
 @pytest.mark.parametrize("shape", [(4, 2, 9, 3, 16, 8), (2, 2, 5, 4, 5, 7), (3, 1, 9, 4, 4, 20)])
-def test_pack_and_unpack(device, heads, shape):
+def test_pack_and_unpack(device: torch.device, heads: range | None, shape: tuple[int, ...]) -> None:
     cache = torch.randn(shape, device=device)
     blocks = torch.tensor([3, 0, 4], device=device)
     layers = range(1, shape[0])
@@ -23,7 +23,7 @@ def test_pack_and_unpack(device, heads, shape):
     assert torch.equal(*caches)
 
 
-def test_nothing_to_move(device):
+def test_nothing_to_move(device: torch.device) -> None:
     cache = torch.randn(2, 2, 3, 1, 4, 4, device=device)
     none = torch.empty(0, dtype=torch.int64, device=device)
     assert kernel.pack(cache, none, range(2)).shape == (2, 2, 0, 1, 4, 4)

@@ -1,5 +1,8 @@
 """Which file a device's configurations come from."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,9 +10,9 @@ from tandem_kernels import tuning
 
 
 @pytest.fixture
-def files(monkeypatch):
-    """What is tuned: one shape on both devices, one on each of them alone."""
-    found = {
+def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tuned files of two devices: one shape in both, and one more in each."""
+    found: dict[str, dict[str, Any]] = {
         "NVIDIA H100 80GB HBM3": {"gemm": {"8x8": {"1": [1]}, "16x8": {"1": [2]}}},
         "NVIDIA H200": {"gemm": {"8x8": {"1": [3], "64": []}, "32x8 gate": {"1": [4]}}},
     }
@@ -28,16 +31,20 @@ def files(monkeypatch):
         ("NVIDIA B200", (10, 0), [None, None, None]),
     ],
 )
-def test_a_device_s_own_file_goes_before_the_nearest_one_s(
-    device, capability, expected, files, monkeypatch
-):
+def test_a_devices_own_file_goes_before_the_nearest_ones(
+    device: str,
+    capability: tuple[int, int],
+    expected: list[list[int] | None],
+    files: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: device)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     shapes = [(8, 8, False), (16, 8, False), (32, 8, True)]
     assert [tuning.tuned_gemm(1, *shape) for shape in shapes] == expected
 
 
-def test_more_rows_than_were_tuned(files, monkeypatch):
+def test_more_rows_than_were_tuned(files: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     assert tuning.tuned_gemm(9, 8, 8, False) == []  # cuBLAS

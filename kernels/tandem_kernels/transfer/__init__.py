@@ -1,4 +1,4 @@
-"""KV pages gathered into one piece for a transfer, and put back."""
+"""KV pages gathered into one piece for a transfer, and scattered back."""
 
 import torch
 
@@ -8,7 +8,7 @@ from tandem_kernels.transfer import reference
 def pack(
     cache: torch.Tensor, blocks: torch.Tensor, layers: range, heads: range | None = None
 ) -> torch.Tensor:
-    """[L', 2, n, K', P, D]: the pages of `blocks`; see `reference.pack`."""
+    """The pages of `blocks` in one piece [L', 2, n, K', P, D], as `reference.pack` describes it."""
     if cache.is_cuda:
         from tandem_kernels.transfer import kernel
 
@@ -23,7 +23,7 @@ def unpack(
     layers: range,
     heads: range | None = None,
 ) -> None:
-    """The reverse, into `cache`; see `reference.unpack`."""
+    """Write packed pages [L', 2, n, K', P, D] into the pages of `blocks` in `cache`."""
     if cache.is_cuda:
         from tandem_kernels.transfer import kernel
 

@@ -71,7 +71,7 @@ def pack(
     *,
     piece: int = 2048,
 ) -> torch.Tensor:
-    """The reference's `pack`; `cache` is contiguous, at most 65,535 blocks at once."""
+    """What `reference.pack` computes, for a contiguous `cache` and at most 65,535 blocks."""
     heads = range(cache.shape[3]) if heads is None else heads
     shape = (len(layers), cache.shape[1], blocks.shape[0], len(heads), *cache.shape[4:])
     if out is None:
@@ -90,6 +90,6 @@ def unpack(
     *,
     piece: int = 2048,
 ) -> None:
-    """The reference's `unpack`; both contiguous, at most 65,535 blocks at once."""
+    """What `reference.unpack` does, for contiguous tensors and at most 65,535 blocks."""
     heads = range(cache.shape[3]) if heads is None else heads
     _move(cache, packed, blocks, layers, heads, False, piece)

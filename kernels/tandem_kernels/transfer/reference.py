@@ -14,13 +14,13 @@ def _slices(cache: torch.Tensor, layers: range, heads: range | None) -> torch.Te
 def pack(
     cache: torch.Tensor, blocks: torch.Tensor, layers: range, heads: range | None = None
 ) -> torch.Tensor:
-    """The pages of `blocks`, of some layers and heads, in one piece.
+    """The pages of `blocks`, for some layers and heads, in one piece.
 
     Args:
         cache: [L, 2, N, K, P, D], or with one plane instead of K and V.
         blocks: [n] int64.
-        layers, heads: contiguous; heads None for all. A slice of heads is for peers whose tensor
-            parallelism differs.
+        layers, heads: contiguous ranges; None stands for all heads. A slice of heads is for peers
+            with a different tensor parallelism.
 
     Returns:
         [L', 2, n, K', P, D], contiguous.
@@ -35,5 +35,5 @@ def unpack(
     layers: range,
     heads: range | None = None,
 ) -> None:
-    """Put [L', 2, n, K', P, D] back into the pages of `blocks`."""
+    """Write [L', 2, n, K', P, D] back into the pages of `blocks`."""
     _slices(cache, layers, heads)[:, :, blocks] = packed

@@ -8,7 +8,7 @@ import (
 	"syscall"
 )
 
-// setupExit is the exit status of a shim that could not do its work.
+// setupExit is the exit status of a shim that failed.
 const setupExit = 128
 
 // collectFrom is how much memory in bytes the shim may use before it collects garbage.
@@ -24,7 +24,7 @@ func init() {
 // the bounding set and no_new_privs belong to a thread, and processes inherit those of the thread that starts them.
 func serve() {
 	syscall.CloseOnExec(Socket)
-	// A collection would read every global of the program into memory to find the shim's own few objects.
+	// A collection would read every global of the program into memory just to find the shim's few objects.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(collectFrom)
 	if err := rename(); err != nil {

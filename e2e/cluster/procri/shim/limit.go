@@ -28,7 +28,7 @@ func limit(spec *Spec) error {
 	if spec.OOMScoreAdj != nil {
 		value := strconv.FormatInt(*spec.OOMScoreAdj, 10)
 		err := os.WriteFile(ownScoreAdjustment, []byte(value), 0)
-		// Where root is restricted it can't make a process safer than itself; the process runs all the same.
+		// A restricted root can't give a process a lower score than its own; the process runs all the same.
 		if err != nil && !errors.Is(err, syscall.EACCES) && !errors.Is(err, syscall.EPERM) {
 			return fmt.Errorf("OOM score: %w", err)
 		}
@@ -56,7 +56,7 @@ func limit(spec *Spec) error {
 	return nil
 }
 
-// limitMemlock sets the limit of locked memory; where root may not raise the hard limit, that is as far as it goes.
+// limitMemlock sets the limit of locked memory, or the hard limit if root may not raise that.
 func limitMemlock(wanted uint64) error {
 	err := syscall.Setrlimit(rlimitMemlock, &syscall.Rlimit{Cur: wanted, Max: wanted})
 	if !errors.Is(err, syscall.EPERM) {
@@ -69,7 +69,7 @@ func limitMemlock(wanted uint64) error {
 	return syscall.Setrlimit(rlimitMemlock, &syscall.Rlimit{Cur: held.Max, Max: held.Max})
 }
 
-// rename makes the shim known as what it is; the kernel calls it `exe`, after the link it was started by.
+// rename gives the shim its own name; the kernel calls it `exe`, after the link that started it.
 func rename() error {
 	name, err := syscall.BytePtrFromString(Name)
 	if err != nil {

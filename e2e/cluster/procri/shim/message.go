@@ -1,6 +1,6 @@
 package shim
 
-// Name is the argument that makes any program that links this package run as a shim.
+// Name is the argument with which any program that links this package runs as a shim.
 const Name = "procri-init"
 
 // Socket is the descriptor at which the shim finds its end of the socket pair.
@@ -23,7 +23,7 @@ const (
 	Kill Kind = "kill"
 )
 
-// Message is what procri sends to the shim.
+// Message is a message from procri to the shim.
 type Message struct {
 	Kind    Kind     `json:"kind"`
 	ID      uint32   `json:"id"`
@@ -44,7 +44,7 @@ const (
 	Failed Event = "failed"
 )
 
-// Reply is what the shim sends to procri.
+// Reply is a message from the shim to procri.
 type Reply struct {
 	Event Event  `json:"event"`
 	ID    uint32 `json:"id"`
@@ -57,7 +57,7 @@ type Reply struct {
 type Spec struct {
 	// NewRoot is an empty directory of the machine; the container's root is mounted on it, in the container's mount namespace only.
 	NewRoot string `json:"newRoot"`
-	// Open lists folders that everybody may pass through in the container, parents first, free of symbolic links or not.
+	// Open lists folders that everybody may pass through in the container, parents first; they may contain symbolic links.
 	Open []string `json:"open,omitempty"`
 	// Mounts are bound in this order.
 	Mounts []Mount `json:"mounts,omitempty"`
@@ -71,16 +71,16 @@ type Spec struct {
 	Memlock uint64 `json:"memlock"`
 	// Bounding is the mask of the capabilities that processes can have at all.
 	Bounding uint64 `json:"bounding"`
-	// NoNewPrivileges keeps processes from gaining any by exec.
+	// NoNewPrivileges prevents processes from gaining privileges by exec.
 	NoNewPrivileges bool    `json:"noNewPrivileges,omitempty"`
 	Process         Process `json:"process"`
 }
 
 // Mount is one bind mount.
 type Mount struct {
-	// Source is a path of the machine, free of symbolic links.
+	// Source is a path on the machine without symbolic links.
 	Source string `json:"source"`
-	// Target is a path in the container; what is missing of it is made without touching the machine's file system.
+	// Target is a path in the container; its missing parts are created without touching the machine's file system.
 	Target string `json:"target"`
 	// Readonly makes the mount itself read-only, RecursiveReadonly everything mounted below it too.
 	Readonly          bool `json:"readonly,omitempty"`
@@ -99,7 +99,7 @@ type Process struct {
 	User   uint32   `json:"user"`
 	Group  uint32   `json:"group"`
 	Groups []uint32 `json:"groups,omitempty"`
-	// Ambient lists the capabilities that a process of another user than root keeps.
+	// Ambient lists the capabilities that a process of a user other than root keeps.
 	Ambient []uintptr `json:"ambient,omitempty"`
 	// Terminal says that the one descriptor sent is the process's controlling terminal.
 	Terminal bool `json:"terminal,omitempty"`

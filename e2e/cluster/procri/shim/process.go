@@ -23,7 +23,7 @@ func attributesOf(process *Process, descriptors []int) (*syscall.SysProcAttr, []
 		AmbientCaps: process.Ambient,
 	}
 	if os.Getpid() != 1 {
-		// No PID namespace of our own takes the process along if the shim is killed.
+		// There is no PID namespace of the shim's own to take the process along if the shim is killed.
 		attributes.Pdeathsig = syscall.SIGKILL
 	}
 	files := make([]uintptr, 0, maxDescriptors)
@@ -58,7 +58,7 @@ func own(process *Process, descriptors []int) error {
 // lookPath finds the program in the container, as the container's PATH says.
 func lookPath(process *Process) (string, error) {
 	if len(process.Args) == 0 {
-		return "", fmt.Errorf("no command")
+		return "", fmt.Errorf("the command is empty")
 	}
 	program := process.Args[0]
 	if strings.Contains(program, "/") {

@@ -12,7 +12,7 @@ import (
 	"unsafe"
 )
 
-// hostRoot is where the machine's own root stays reachable while the container's is built.
+// hostRoot is the path of the machine's own root while the container's is built.
 const hostRoot = "/.procri-host"
 
 // maxLinks bounds the symbolic links in one path.
@@ -26,11 +26,11 @@ var ownEntries = []string{"dev", "proc", "sys"}
 
 // root is the container's file system while it is built.
 //
-// It is a small tmpfs that holds a bind of every entry of the machine's root, so that a missing mount point at the top is simply made in
-// the tmpfs. Where a mount point is missing further down, the deepest folder that exists is covered by another tmpfs
-// with a bind of each of its entries (a scaffold), and the rest is made in that. So the machine's file system is never written to.
+// It is a small tmpfs with a bind of every entry of the machine's root, so that a missing mount point at the top is simply created in the
+// tmpfs. If a mount point is missing further down, the deepest existing folder is covered by another tmpfs with a bind of each of its
+// entries (a scaffold), and the rest is created in that. So the machine's file system is never written to.
 type root struct {
-	// own holds the folders that lie on one of our tmpfs, where names can be made freely.
+	// own holds the folders that lie on one of our tmpfs, where entries can be created freely.
 	own map[string]bool
 	// scaffolds lists the tmpfs mounts, to be made read-only at the end.
 	scaffolds []string
@@ -46,7 +46,7 @@ func buildRoot(spec *Spec) error {
 	if err := mount("tmpfs", spec.NewRoot, "tmpfs", 0, "mode=755"); err != nil {
 		return err
 	}
-	// Unbindable: the bind of the folder that holds NewRoot must not take it along.
+	// Unbindable, because the bind of the folder that holds NewRoot must not take it along.
 	if err := mount("", spec.NewRoot, "", syscall.MS_UNBINDABLE, ""); err != nil {
 		return err
 	}
@@ -120,7 +120,7 @@ func bindEntry(folder, name, target string) error {
 	source := filepath.Join(folder, name)
 	info, err := os.Lstat(source)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil // it has gone since the folder was read
+		return nil // it was removed after the folder was read
 	}
 	if err != nil {
 		return err
@@ -143,7 +143,7 @@ func bindEntry(folder, name, target string) error {
 	return mount(source, target, "", syscall.MS_BIND|syscall.MS_REC, "")
 }
 
-// fill binds the container's mounts and makes its working directory.
+// fill binds the container's mounts and creates its working directory.
 func (r *root) fill(spec *Spec) error {
 	for _, folder := range spec.Open {
 		path, err := r.reach(folder, true)
@@ -191,7 +191,7 @@ func (r *root) bind(wanted Mount) error {
 	return nil
 }
 
-// reach returns the path without symbolic links, and makes what is missing of it: folders, and a file at its end unless it is one too.
+// reach returns the path without symbolic links and creates its missing parts: folders, and at the end a file unless a folder is wanted.
 func (r *root) reach(path string, folder bool) (string, error) {
 	pending := split(path)
 	current := "/"
@@ -230,7 +230,7 @@ func (r *root) reach(path string, folder bool) (string, error) {
 	return current, nil
 }
 
-// create makes a folder or an empty file in parent without touching the machine's file system; in a volume it is made for real.
+// create makes a folder or an empty file in parent without touching the machine's file system; in a volume it is real.
 func (r *root) create(parent, path string, folder bool) error {
 	if !r.own[parent] && r.inVolume(parent) {
 		if err := makeEntry(path, folder); !errors.Is(err, syscall.EROFS) {
@@ -254,7 +254,7 @@ func (r *root) inVolume(path string) bool {
 	})
 }
 
-// scaffold covers a folder by a tmpfs that shows the same entries and adds to the folder's permissions.
+// scaffold covers a folder with a tmpfs that shows the same entries and adds to the folder's permissions.
 func (r *root) scaffold(path string, permissions uint32) error {
 	// The descriptor reaches the folder below the tmpfs.
 	below, err := os.Open(path)
@@ -334,7 +334,7 @@ type mountAttributes struct {
 	set, clear, propagation, userns uint64
 }
 
-// readonly makes a mount read-only, and with all everything mounted below it, leaving the other flags alone.
+// readonly makes a mount read-only, and if all is true everything mounted below it too. Other flags stay as they are.
 func readonly(path string, all bool) error {
 	name, err := syscall.BytePtrFromString(path)
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 // MessageLimit bounds one message in bytes; environments and mount lists are far smaller.
 const MessageLimit = 4 << 20
 
-// maxDescriptors is the most descriptors that come with one message.
+// maxDescriptors is the largest number of descriptors with one message.
 const maxDescriptors = 3
 
 // errClosed reports that procri has closed its end, or has died.
@@ -61,7 +61,7 @@ func parseDescriptors(control []byte) ([]int, error) {
 	return descriptors, nil
 }
 
-// send writes one reply. The credentials that go with it name pid, which the kernel translates into procri's PID namespace.
+// send writes one reply. Its credentials name pid, which the kernel translates into procri's PID namespace.
 func send(reply Reply, pid int) {
 	data, err := json.Marshal(reply)
 	if err != nil {
@@ -75,7 +75,7 @@ func send(reply Reply, pid int) {
 		}
 	}
 	if errors.Is(err, syscall.ESRCH) {
-		// The process has ended and is reaped already: its number means nothing any more.
+		// The process has ended and been reaped, so its number no longer means anything.
 		send(reply, os.Getpid())
 		return
 	}

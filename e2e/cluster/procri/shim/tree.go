@@ -12,7 +12,7 @@ import (
 	"syscall"
 )
 
-// tree is the processes of one container that the shim has started.
+// tree holds the processes of one container that the shim has started.
 type tree struct {
 	mu sync.Mutex
 	// pids maps process numbers in messages to those in the shim's PID namespace.
@@ -22,7 +22,7 @@ type tree struct {
 // newTree starts the reaper.
 func newTree() *tree {
 	t := &tree{pids: map[uint32]int{}}
-	// Where the shim is not process 1, orphans come to it all the same.
+	// Orphans come to the shim even if it is not process 1.
 	if _, err := prctl(prSetChildSubreap, 1); err != nil {
 		fatal(fmt.Errorf("subreaper: %w", err))
 	}
@@ -40,7 +40,7 @@ func newTree() *tree {
 	return t
 }
 
-// spawn starts a process on the calling thread and tells procri. The descriptors are closed in any case.
+// spawn starts a process on the calling thread and reports it to procri. The descriptors are closed in any case.
 func (t *tree) spawn(id uint32, process *Process, descriptors []int) error {
 	defer func() {
 		for _, descriptor := range descriptors {
@@ -55,7 +55,7 @@ func (t *tree) spawn(id uint32, process *Process, descriptors []int) error {
 	if err != nil {
 		return err
 	}
-	// Held until the process is known, so that the reaper can't meet it before.
+	// Held until the process is registered, so that the reaper can't see it before.
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if id != MainID && t.pids[MainID] == 0 {
@@ -72,7 +72,7 @@ func (t *tree) spawn(id uint32, process *Process, descriptors []int) error {
 	return nil
 }
 
-// reap collects every process that has ended, and ends the shim with the main one.
+// reap collects every process that has ended, and ends the shim when the main one has.
 func (t *tree) reap() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -116,7 +116,7 @@ func (t *tree) signal(id uint32, number syscall.Signal) {
 	}
 }
 
-// end kills every process below the shim and exits. Process 1 leaves the killing to the kernel.
+// end kills every process below the shim and exits. If the shim is process 1, the kernel does the killing.
 func (t *tree) end(code int) {
 	if os.Getpid() == 1 {
 		os.Exit(code)
@@ -130,7 +130,7 @@ func (t *tree) end(code int) {
 			_ = syscall.Kill(pid, syscall.SIGKILL) // ESRCH: it is ending already
 		}
 		for range children {
-			// Orphans of the dead arrive here and are found in the next round.
+			// Orphans of the killed processes come here and are found in the next round.
 			if _, err := syscall.Wait4(-1, nil, 0, nil); err != nil && !errors.Is(err, syscall.EINTR) {
 				break
 			}
@@ -150,7 +150,7 @@ func childrenOf(parent int) []int {
 		if err != nil {
 			continue // it has ended since
 		}
-		// The name before the last parenthesis may hold anything.
+		// The name before the last parenthesis may contain anything.
 		fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
 		if len(fields) < 2 || fields[1] != strconv.Itoa(parent) {
 			continue
@@ -162,7 +162,7 @@ func childrenOf(parent int) []int {
 	return children
 }
 
-// exitCode is what a shell would report.
+// exitCode returns the status that a shell would report.
 func exitCode(status syscall.WaitStatus) int {
 	if status.Signaled() {
 		return 128 + int(status.Signal())

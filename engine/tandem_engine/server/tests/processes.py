@@ -154,9 +154,6 @@ class WorkerProcess:
     def kill(self, number: int = signal.SIGKILL) -> None:
         self.process.send_signal(number)
 
-    async def signal_core(self, number: int) -> None:
-        os.kill((await self.state())["core_pid"], number)
-
     async def wait_exit(self) -> int:
         async with asyncio.timeout(DEADLINE):
             code = await self.process.wait()

@@ -8,23 +8,13 @@ import httpx
 
 from tandem_engine.config import parse_args
 from tandem_engine.errors import CoreDiedError
-from tandem_engine.frames import (
-    CoreReady,
-    CoreStats,
-    FromCore,
-    SetMode,
-    ToCore,
-)
+from tandem_engine.frames import CoreReady, CoreStats, FromCore, SetMode, ToCore
 from tandem_engine.server.tests.processes import DECODER, RouterClient, until
 from tandem_engine.server.worker import WorkerServer
 from tandem_engine.startup import StartReport
 from tandem_wire.connection import Connection
 from tandem_wire.endpoint import dial
-from tandem_wire.messages import (
-    Hello,
-    WorkerMessage,
-    WorkerState,
-)
+from tandem_wire.messages import Hello, WorkerMessage, WorkerState
 
 READY = CoreReady(
     max_model_len=100,
@@ -90,10 +80,10 @@ class Stage:
         config = parse_args(["--mock", "tiny", *ports, *flags], {"POD_NAME": "w", **env})
         self.told: list[dict[str, Any]] = []
 
-        async def spawn(_: object) -> ScriptedCore:
+        async def connect() -> ScriptedCore:
             return self.core
 
-        self.server = WorkerServer(config, spawn, self.told.append)
+        self.server = WorkerServer(config, connect, self.told.append)
         self.task = asyncio.create_task(self.server.run())
 
     @property

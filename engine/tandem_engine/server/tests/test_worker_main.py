@@ -33,7 +33,7 @@ def test_bad_flags_exit_with_2(
     assert "tandem-worker: " in capsys.readouterr().err
 
 
-def test_no_process_to_be_had_exits_with_1(
+def test_a_core_that_cannot_be_started_exits_with_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: object) -> CoreChild:

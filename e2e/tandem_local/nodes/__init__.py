@@ -1,0 +1,1 @@
+"""A cluster's nodes: their addresses, their namespaces, the network between them."""

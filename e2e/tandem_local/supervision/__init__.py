@@ -1,0 +1,1 @@
+"""What keeps a cluster running, records how it is, and ends it."""

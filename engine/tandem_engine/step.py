@@ -129,13 +129,6 @@ class KVStore(ABC):
         """Learn of memory through which many pages will go; call the result before it goes away."""
         return _nothing
 
-    def shared_file(self) -> tuple[str, int] | None:
-        """(path, bytes) of a file that other processes may map to write pages, or None.
-
-        The file holds the whole cache as [layer, K/V, block, head, token, dim].
-        """
-        return None
-
 
 def _nothing() -> None:
     """Undo a pin that did nothing."""

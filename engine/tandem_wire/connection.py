@@ -38,8 +38,8 @@ class Connection(asyncio.Protocol, Generic[T]):
 
     Reading: `async for message in connection` ends when the peer closed cleanly and raises
     `WireError` otherwise; `receive()` returns one message; `receive_many()` returns all that are
-    there. One reader at a time. When nobody reads, the socket is paused after
-    `MAX_QUEUED_MESSAGES`, so that the peer feels it.
+    there. One reader at a time. When no one reads, the socket is paused after
+    `MAX_QUEUED_MESSAGES`, so that the peer has to wait.
 
     Writing: `send` never waits; producers that can outrun the peer await `drain()`. A peer that
     leaves `max_pending_bytes` unread is cut off (`SlowPeer`).
@@ -112,16 +112,19 @@ class Connection(asyncio.Protocol, Generic[T]):
         while end - position >= 4:
             (length,) = _LENGTH.unpack_from(data, position)
             if length > self._max_frame_bytes:
-                raise FrameTooLarge(f"{self.peer} sent a frame of {length} bytes")
+                raise FrameTooLarge(
+                    f"{self.peer} sent a frame of {length} bytes; the limit is "
+                    f"{self._max_frame_bytes}"
+                )
             stop = position + 4 + length
             if stop > end:
                 break
             try:
                 append(decode(view[position + 4 : stop]))
             except msgspec.MsgspecError as error:
-                raise MalformedFrame(f"{self.peer} sent a frame that is no message: {error}") from (
-                    error
-                )
+                raise MalformedFrame(
+                    f"{self.peer} sent a frame that is not a known message: {error}"
+                ) from error
             position = stop
         if position < end:
             self._partial += view[position:]
@@ -216,7 +219,7 @@ class Connection(asyncio.Protocol, Generic[T]):
     # --- writing ----------------------------------------------------------------------------------
 
     def send(self, message: msgspec.Struct) -> None:
-        """Queue one message for this loop turn's write.
+        """Queue one message; it is written at the end of this turn of the loop.
 
         Raises `ConnectionLost` when the connection has ended, `FrameTooLarge` for a message beyond
         the limit, `SlowPeer` when the peer hasn't read for too long.
@@ -230,7 +233,10 @@ class Connection(asyncio.Protocol, Generic[T]):
             _ENCODER.encode_into(message, out, -1)
             length = len(out) - start - 4
             if length > self._max_frame_bytes:
-                raise FrameTooLarge(f"a frame of {length} bytes for {self.peer}")
+                raise FrameTooLarge(
+                    f"a frame of {length} bytes for {self.peer} is not sent; the limit is "
+                    f"{self._max_frame_bytes}"
+                )
         except BaseException:
             del out[start:]
             raise
@@ -248,12 +254,12 @@ class Connection(asyncio.Protocol, Generic[T]):
         if self._writing_paused:
             pending = transport.get_write_buffer_size() + len(out)
             if pending > self._max_pending_bytes:
-                self._fail(SlowPeer(f"{self.peer} left {pending} bytes unread"))
+                self._fail(SlowPeer(f"{self.peer} left {pending} bytes unread and was cut off"))
                 return
         transport.write(out)
 
     async def drain(self) -> None:
-        """Wait until the peer has read enough for more; returns at once when the end came."""
+        """Wait until the peer has read enough; return at once when the connection has ended."""
         self._flush()
         if self._writing_paused and self._transport is not None:
             drainer: asyncio.Future[None] = self._loop.create_future()
@@ -269,7 +275,7 @@ class Connection(asyncio.Protocol, Generic[T]):
 
     @property
     def error(self) -> WireError | None:
-        """Why the connection ended, when it did not end cleanly."""
+        """Why the connection ended, unless it ended cleanly."""
         return self._error
 
     def _fail(self, error: WireError) -> None:
@@ -281,7 +287,7 @@ class Connection(asyncio.Protocol, Generic[T]):
 
     def abort(self, error: WireError | None = None) -> None:
         """Cut the connection without sending what waits; readers get `error`."""
-        self._fail(error or ConnectionLost(f"the connection to {self.peer} was cut here"))
+        self._fail(error or ConnectionLost(f"this side cut the connection to {self.peer}"))
 
     async def close(self, linger_seconds: float = 2.0) -> None:
         """Send what waits, close, and return when the socket is gone.
@@ -304,15 +310,17 @@ class Connection(asyncio.Protocol, Generic[T]):
         await asyncio.shield(self._closed)
 
     def detach(self) -> socket.socket:
-        """Take the socket out of the framed world, as a blocking one of the caller's.
+        """Give the socket to the caller, in blocking mode, and end the framed connection.
 
-        For connections that carry something else after their first frame, whose sender waits or
-        only reads: bytes that were already received here would be lost (ProtocolError).
+        For connections that carry no frames after the first one. The peer must not have sent more
+        than that yet: bytes that were already received would be lost (ProtocolError).
         """
         if self._transport is None:
             raise self._error or ConnectionLost(f"the connection to {self.peer} is closed")
         if self._partial or self._messages:
-            raise MalformedFrame(f"{self.peer} sent frames where none belong")
+            raise MalformedFrame(
+                f"{self.peer} sent more than one frame on a connection that carries only one"
+            )
         raw = self._transport.get_extra_info("socket")
         self._transport.pause_reading()
         taken = socket.socket(fileno=socket.dup(raw.fileno()))

@@ -29,7 +29,7 @@ def file_lock(path: Path) -> Iterator[None]:
 
 
 def shared_folder(path: Path) -> None:
-    """Make `path` and what is missing above it, as open as the folder that exists already.
+    """Make `path` and its missing parents, as open as the first parent that exists.
 
     Pods of different users share one cache: what one of them makes in a folder like /tmp, the
     others must be able to use.
@@ -77,7 +77,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
         if target.exists():
             return target
         for leftover in target.parent.glob(f".{target.name}.build-*"):
-            # Another user's can't be removed, and does no harm.
+            # A leftover of another user can't be removed, and does no harm.
             shutil.rmtree(leftover, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.build-", dir=target.parent))
         try:

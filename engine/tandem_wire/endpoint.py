@@ -31,12 +31,12 @@ async def dial(
     except TimeoutError:
         raise DialFailed(f"{host}:{port} did not answer within {timeout_seconds:g} s") from None
     except OSError as error:
-        raise DialFailed(f"no connection to {host}:{port}: {error}") from error
+        raise DialFailed(f"can't connect to {host}:{port}: {error}") from error
     return connection
 
 
 class Listener(Generic[T]):
-    """An open port and the connections that came to it. Made by `listen`."""
+    """An open port and its connections. Made by `listen`."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ async def listen(
 
     The connection is closed when its handler returns. A `WireError` of the handler is the normal
     end of a connection; any other exception goes to the loop's exception handler and ends the
-    connection, not the listener. Raises OSError when the port can't be had.
+    connection, not the listener. Raises OSError when the port can't be opened.
     """
     loop = asyncio.get_running_loop()
     connections: set[Connection[T]] = set()

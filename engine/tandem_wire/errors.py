@@ -1,13 +1,13 @@
 """What can go wrong on a framed connection.
 
 WireError
-├── DialFailed        no connection came about (refused, unreachable, timed out)
-├── ConnectionLost    the connection ended while somebody still needed it
-│   └── PeerSilent    nothing came for several heartbeats; the peer counts as gone
-│   └── SlowPeer      the peer does not read and our buffer for it is full
-└── ProtocolError     the bytes make no sense; the connection is closed
-    ├── FrameTooLarge a frame beyond the limit, here or from there
-    └── MalformedFrame not MessagePack of a known message, or cut off
+├── DialFailed          the connection could not be opened (refused, unreachable, timed out)
+├── ConnectionLost      the connection ended while it was still needed
+│   ├── PeerSilent      nothing came for several heartbeats; the peer counts as gone
+│   └── SlowPeer        the peer does not read, and our buffer for it is full
+└── ProtocolError       the bytes make no sense; the connection is closed
+    ├── FrameTooLarge   a frame beyond the limit, to the peer or from it
+    └── MalformedFrame  not MessagePack of a known message, or cut off
 """
 
 
@@ -16,11 +16,11 @@ class WireError(Exception):
 
 
 class DialFailed(WireError):
-    """No connection came about."""
+    """The connection could not be opened."""
 
 
 class ConnectionLost(WireError):
-    """The connection ended while somebody still needed it."""
+    """The connection ended while it was still needed."""
 
 
 class PeerSilent(ConnectionLost):
@@ -28,7 +28,7 @@ class PeerSilent(ConnectionLost):
 
 
 class SlowPeer(ConnectionLost):
-    """The peer does not read, and the bytes that wait for it reached the limit."""
+    """The peer does not read, and as many bytes as the limit allows wait for it."""
 
 
 class ProtocolError(WireError):
@@ -36,7 +36,7 @@ class ProtocolError(WireError):
 
 
 class FrameTooLarge(ProtocolError):
-    """A frame beyond the size limit, here or from there."""
+    """A frame beyond the size limit, to the peer or from it."""
 
 
 class MalformedFrame(ProtocolError):

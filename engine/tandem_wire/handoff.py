@@ -158,12 +158,16 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
     transfer_seconds: float = 0.0
 
 
+FailureCode = Literal["no_room", "too_long", "draining", "invalid", "transport", "internal"]
+"""Why P will not deliver."""
+
+
 class PrefillFailed(msgspec.Struct, frozen=True, kw_only=True, tag="prefill_failed"):
     """P will not deliver; nothing of this epoch will be written after this frame."""
 
     rid: str
     epoch: int
-    code: Literal["no_room", "too_long", "draining", "invalid", "transport", "internal"]
+    code: FailureCode
     message: str
 
 
@@ -207,6 +211,11 @@ class Probe(msgspec.Struct, frozen=True, tag="probe"):
 
     epoch: int
     num_blocks: int
+
+    @property
+    def rid(self) -> str:
+        """What stands for a request's id in the answers."""
+        return ""
 
 
 class Beat(msgspec.Struct, frozen=True, tag="beat"):

@@ -19,8 +19,8 @@ PROTOCOL: Final = 1
 
 Role = Literal["prefill", "decode", "both"]
 FinishReason = Literal["stop", "length", "cancelled", "moved", "error"]
-"""`moved`: the worker gives the request up (drain, no room for it any more); the router submits it
-elsewhere with the tokens streamed so far. `stop`: an end-of-sequence or stop token id."""
+"""`moved`: the worker gives the request up (drain, or no room is left for it); the router submits
+it elsewhere with the tokens streamed so far. `stop`: an end-of-sequence or stop token id."""
 
 RefusalCode = Literal[
     "too_long",  # prompt + max_tokens can never fit: the client's fault, 413
@@ -175,7 +175,7 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
     num_running: int = 0
     num_waiting: int = 0
     queued_prompt_tokens: int = 0  # uncached prompt tokens that wait for or are in prefill here
-    queued_prompt_seconds: float = 0.0  # the same as time at the measured prefill rate
+    queued_prompt_seconds: float = 0.0  # their time at the measured prefill rate
     num_free_blocks: int = 0
     num_blocks: int = 0
     step_seconds: float = 0.0  # recent mean of a decode step

@@ -35,7 +35,7 @@ _GEMMA3_27B_LAYERS: Final = 62
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What router and worker need to know of a model before they load it.
+    """What router and worker need to know about a model before they load it.
 
     `config` is in the form of transformers' config.json whatever the file format; of a multimodal
     model it is the text part. `eos_token_ids` end a generation.
@@ -67,9 +67,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise BadModelFileError(f"{path}: {error}", "download the model again") from error
+        raise BadModelFileError(
+            f"can't read {path}: {error}", "download the model again"
+        ) from error
     if not isinstance(content, dict):
-        raise BadModelFileError(f"{path} holds no JSON object", "download the model again")
+        raise BadModelFileError(f"{path} is not a JSON object", "download the model again")
     return content
 
 
@@ -107,7 +109,13 @@ def _build_facts(config: Mapping[str, Any], eos: list[int], origin: str) -> Mode
 
 
 def facts_of_gguf(file: GgufFile) -> ModelFacts:
-    """Facts from GGUF metadata. Raises what `read_model_facts` does."""
+    """Read the facts from GGUF metadata.
+
+    Raises:
+        BadModelFileError: a needed field is missing.
+        GgufError: a field is of another type than it should be.
+        UnsupportedModelError: Tandem has no model for the architecture.
+    """
     architecture = file.text("general.architecture")
     if architecture not in _GGUF_MODEL_TYPES:
         raise UnsupportedModelError(

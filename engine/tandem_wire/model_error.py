@@ -1,4 +1,4 @@
-"""Why a model can't be had, each with what to do about it.
+"""Why a model can't be used, each with a remedy.
 
 ModelSourceError (ValueError)
 ├── UnknownSourceError       the URI has no form that Tandem knows
@@ -10,7 +10,7 @@ ModelSourceError (ValueError)
 
 
 class ModelSourceError(ValueError):
-    """Root of the tree; `remedy` is one sentence that tells the user what to do."""
+    """Root of the tree; `remedy` tells the user in one sentence what to do."""
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(f"{message}; {remedy}")

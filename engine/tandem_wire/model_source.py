@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 Progress = Callable[[float], None]
-"""Called with the fraction that is done, 0 to 1."""
+"""Called with the fraction done, 0 to 1."""
 
 FileFormat = Literal["Safetensors", "Gguf"]
 
@@ -194,7 +194,7 @@ def _hub_model(uri: str, revision: str, weights: bool, cache: Path, report: Prog
     match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+\.gguf))?", uri)
     if match is None:
         raise UnknownSourceError(
-            f"{uri!r} names no repository of the hub", "write hf://ORG/NAME[@REVISION]"
+            f"{uri!r} is not the URI of a repository on the hub", "write hf://ORG/NAME[@REVISION]"
         )
     repository, in_uri, file = match.groups()
     wanted = in_uri or revision or None
@@ -284,7 +284,7 @@ def _progress_bar(report: Progress) -> Any:
 
 
 class _Silence:
-    """A file that forgets what it is told."""
+    """A file that discards what is written to it."""
 
     def write(self, text: str) -> int:
         return len(text)

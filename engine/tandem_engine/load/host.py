@@ -15,7 +15,7 @@ def load_host(context: LoadContext) -> TorchRunner:
 
     Raises:
         ModelSourceError: damaged, incomplete or unsupported files.
-        ConfigError: --kv-memory is too small, or the directory for shared memory is.
+        ConfigError: --kv-memory is too small.
     """
     config, layout, collective = context.config, context.kv_layout, context.collective
     num_bytes = (config.kv_memory_bytes or _KV_BYTES) // config.tensor_parallel
@@ -23,12 +23,10 @@ def load_host(context: LoadContext) -> TorchRunner:
     max_model_len = context.fit_length(num_blocks, "--kv-memory")
     parameters = context.load_parameters()
     context.progress("kv cache", 0.0)
-    # Peers write whole pages; one rank of several has only a part of each.
-    shared_dir = config.shm_dir if collective.is_alone else ""
     return TorchRunner(
         context.spec,
         parameters,
-        HostKVStore(layout, num_blocks, context.dtype, shared_dir),
+        HostKVStore(layout, num_blocks, context.dtype),
         eos_token_ids=context.facts.eos_token_ids,
         max_model_len=max_model_len,
         collective=collective,

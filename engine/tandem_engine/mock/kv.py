@@ -1,10 +1,7 @@
 """KV pages of the mock: 8 bytes per token, layer and K/V that depend on the whole prefix."""
 
 import mmap
-import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -19,13 +16,13 @@ Words = npt.NDArray[np.uint64]
 
 
 class MockKV(KVStore):
-    """[layer, K/V, block, token] of 64-bit words, in anonymous memory or in a shared file.
+    """[layer, K/V, block, token] of 64-bit words.
 
     The word of token i in plane p (layer * 2 + K/V) is prefix_hash(tokens[: i + 1]) + p modulo
     2**64, so a page can't be mistaken for another page, layer or K/V.
     """
 
-    def __init__(self, *, num_blocks: int, page_size: int, num_layers: int, shm_dir: str) -> None:
+    def __init__(self, *, num_blocks: int, page_size: int, num_layers: int) -> None:
         self.layout = KVLayout(
             num_layers=num_layers,
             num_kv_heads=1,
@@ -34,16 +31,7 @@ class MockKV(KVStore):
             dtype="uint8",
             itemsize=1,
         )
-        num_bytes = num_blocks * self.layout.block_bytes
-        self._file: tuple[str, int] | None = None
-        if shm_dir:
-            descriptor, path = tempfile.mkstemp(prefix="tandem-kv-", dir=shm_dir)
-            os.ftruncate(descriptor, num_bytes)
-            self._memory = mmap.mmap(descriptor, num_bytes)
-            os.close(descriptor)
-            self._file = (path, num_bytes)
-        else:
-            self._memory = mmap.mmap(-1, num_bytes)
+        self._memory = mmap.mmap(-1, num_blocks * self.layout.block_bytes)
         flat: Words = np.frombuffer(self._memory, dtype=np.uint64)
         self._words = flat.reshape(2 * num_layers, num_blocks, page_size)
         self._planes = np.arange(2 * num_layers, dtype=np.uint64)[:, None]
@@ -59,10 +47,6 @@ class MockKV(KVStore):
         words = np.frombuffer(data, dtype=np.uint64)
         shape = (2 * len(layers), len(blocks), self.layout.page_size)
         self._words[2 * layers.start : 2 * layers.stop, list(blocks)] = words.reshape(shape)
-
-    def shared_file(self) -> tuple[str, int] | None:
-        """See `KVStore`."""
-        return self._file
 
     def write(self, block_table: Sequence[int], start: int, hashes: list[int]) -> None:
         """Store the prefix hashes of positions [start, start + len(hashes))."""
@@ -98,11 +82,6 @@ class MockKV(KVStore):
                 f"{int(blocks[position])}, layer {plane // 2}, {'KV'[plane % 2]}) is not the KV of "
                 f"its tokens; {len(wrong)} wrong cells of {expected.size}"
             )
-
-    def close(self) -> None:
-        """Remove the shared file; the memory goes with the process."""
-        if self._file is not None:
-            Path(self._file[0]).unlink(missing_ok=True)
 
     def _places(
         self, block_table: Sequence[int], start: int, end: int

@@ -67,7 +67,6 @@ class MockRunner(Runner):
         *,
         page_size: int,
         max_model_len: int = 0,
-        shm_dir: str = "",
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.profile = profile
@@ -79,7 +78,6 @@ class MockRunner(Runner):
             num_blocks=profile.blocks,
             page_size=page_size,
             num_layers=profile.layers,
-            shm_dir=shm_dir,
         )
         self._kv = self.kv
         self._page_size = page_size
@@ -110,7 +108,7 @@ class MockRunner(Runner):
         return results
 
     def close(self) -> None:
-        self._kv.close()
+        return None
 
     def _advance_known_decodes(self, items: list[BatchItem]) -> dict[str, int]:
         """Check and extend, all at once, every sequence that goes on by one token; hash by rid."""
@@ -187,5 +185,4 @@ def load_mock_runner(config: WorkerConfig) -> MockRunner:
         parse_profile(config.mock_profile),
         page_size=config.page_size,
         max_model_len=config.max_model_len,
-        shm_dir=config.shm_dir,
     )

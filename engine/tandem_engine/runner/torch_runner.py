@@ -74,8 +74,6 @@ class TorchRunner(Runner):
 
     def close(self) -> None:
         self._collective.close()
-        self.kv.close()
 
     def abandon(self) -> None:
         self._collective.abort()
-        self.kv.close()

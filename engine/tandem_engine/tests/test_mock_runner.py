@@ -1,7 +1,5 @@
 """The mock runner: same tokens everywhere, no corruption hidden, time as the profile says."""
 
-from pathlib import Path
-
 import pytest
 
 from tandem_engine.config import WorkerConfig
@@ -14,8 +12,8 @@ from tandem_wire.messages import SamplingParams
 GREEDY = SamplingParams(max_tokens=8, temperature=0.0)
 
 
-def make_runner(profile: str = "tiny?blocks=16", shm_dir: str = "") -> MockRunner:
-    return MockRunner(parse_profile(profile), page_size=4, shm_dir=shm_dir)
+def make_runner(profile: str = "tiny?blocks=16") -> MockRunner:
+    return MockRunner(parse_profile(profile), page_size=4)
 
 
 def item(
@@ -149,17 +147,6 @@ def test_logprobs_come_when_asked_for() -> None:
     (logprobs,) = result.logprobs
     assert logprobs.top_ids[:1] == result.tokens
     assert len(logprobs.top_ids) == len(logprobs.top_logprobs) == 3
-
-
-def test_shared_file_is_removed_at_the_end(tmp_path: Path) -> None:
-    runner = make_runner(shm_dir=str(tmp_path))
-    shared = runner.kv.shared_file()
-    assert shared is not None
-    path, size = shared
-    assert Path(path).stat().st_size == size == 16 * runner.kv.layout.block_bytes
-    runner.close()
-    assert not list(tmp_path.iterdir())
-    assert make_runner().kv.shared_file() is None
 
 
 def test_fitted_profile_is_close_to_the_measured_figures() -> None:

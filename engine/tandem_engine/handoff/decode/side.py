@@ -2,10 +2,8 @@
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
-
-import msgspec
 
 from tandem_engine.frames import ProbeRequest, ProbeResult
 from tandem_engine.handoff.decode.dialler import Dialler
@@ -152,9 +150,7 @@ class DecodeSide:
         )
         attempt = fetch.attempt = Attempt()
         try:
-            commit = await self._receive(
-                session, request.rid, epoch, prefill, attempt, self._pages, request.blocks
-            )
+            commit = await self._receive(session, prefill, attempt, self._pages)
         finally:
             fetch.attempt = None
         if commit.num_tokens != len(request.tokens):
@@ -183,18 +179,16 @@ class DecodeSide:
     async def _receive(
         self,
         session: DecodeSession,
-        rid: str,
-        epoch: int,
-        question: msgspec.Struct,
+        question: Prefill | Probe,
         attempt: Attempt,
         pages: Pages,
-        blocks: Sequence[int],
     ) -> Commit:
         """Ask, receive, check. On return, good or bad, nothing of the epoch can land any more."""
+        blocks = question.blocks if isinstance(question, Prefill) else range(question.num_blocks)
         landing = Landing(
             pages, blocks, checksum=self._settings.checksum, on_progress=attempt.progress
         )
-        session.begin(epoch, landing, attempt)
+        session.begin(question.epoch, landing, attempt)
         try:
             try:
                 session.connection.send(question)
@@ -202,7 +196,7 @@ class DecodeSide:
                 raise PeerUnavailable(str(error)) from error
             commit = await attempt.complete(self._settings.stall_seconds)
         finally:
-            await session.end(rid, epoch)
+            await session.end(question.rid, question.epoch)
         self._check(commit, landing, len(blocks) * self._layout.block_bytes)
         return commit
 
@@ -239,17 +233,10 @@ class DecodeSide:
             session = await self._peers.session(peer, at_once=True)
             transport = session.inbound.name
             epoch = next(self._epochs)
-            blocks = range(request.num_blocks)
             started = self._loop.time()
-            commit = await self._receive(
-                session,
-                "",
-                epoch,
-                Probe(epoch, request.num_blocks),
-                Attempt(),
-                PatternPages(self._layout),
-                blocks,
-            )
+            question = Probe(epoch, request.num_blocks)
+            pattern = PatternPages(self._layout)
+            commit = await self._receive(session, question, Attempt(), pattern)
         except AttemptFailed as failure:
             result = ProbeResult(number=request.number, transport=transport, error=str(failure))
         else:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Final, cast, get_args
 
 import msgspec
 
@@ -9,10 +10,18 @@ from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.events import PushChunk, PushFailed
 from tandem_engine.handoff.pages import Pages, PatternPages
 from tandem_engine.handoff.transports.base import Outbound, PageWrite
-from tandem_wire.handoff import ChunkPushed, Commit, KVLayout, Prefill, PrefillFailed, Probe
+from tandem_wire.handoff import (
+    ChunkPushed,
+    Commit,
+    FailureCode,
+    KVLayout,
+    Prefill,
+    PrefillFailed,
+    Probe,
+)
 
 _MASK = (1 << 64) - 1
-_CODES = ("no_room", "too_long", "draining", "invalid", "transport", "internal")
+_CODES: Final = frozenset(get_args(FailureCode))
 
 
 class PageCount:
@@ -128,14 +137,8 @@ class Push:
 
 def refusal(request: Prefill | Probe, code: str, message: str) -> PrefillFailed:
     """Build the frame that says why a request fails; unknown codes become `internal`."""
-    known = code if code in _CODES else "internal"
-    fields = {
-        "rid": request.rid if isinstance(request, Prefill) else "",
-        "epoch": request.epoch,
-        "code": known,
-        "message": message,
-    }
-    return msgspec.convert(fields | {"type": "prefill_failed"}, PrefillFailed)
+    known = cast(FailureCode, code if code in _CODES else "internal")
+    return PrefillFailed(rid=request.rid, epoch=request.epoch, code=known, message=message)
 
 
 async def push_pattern(

@@ -34,8 +34,8 @@ def test_examples_are_taken(tandem: Any, path: Path) -> None:
 @pytest.mark.parametrize(
     ("patch", "words"),
     [
-        ('{"spec":{"role":"Decode"}}', "spec.role can't change: delete the pool"),
-        ('{"spec":{"serviceName":"other"}}', "spec.serviceName can't change: delete the pool"),
+        ('{"spec":{"role":"Decode"}}', "spec.role can't be changed: delete the pool"),
+        ('{"spec":{"serviceName":"other"}}', "spec.serviceName can't be changed: delete the pool"),
     ],
 )
 def test_pools_keep_their_identity(tandem: Any, patch: str, words: str) -> None:

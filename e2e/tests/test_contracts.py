@@ -13,6 +13,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from tandem_engine.config import parse_args
+from tandem_engine.metrics import METRICS
+from tandem_engine.server.api import Path as WorkerPath
+from tandem_engine.server.api import StateAnswer
 from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.api.kv_transfer import TransferBackend
 from tandem_operator.api.rdma import RdmaMode
@@ -30,6 +33,7 @@ from tandem_router.discovery import pods as discovery
 from tandem_router.main import build_parser, parse_config, parse_slo_classes
 from tandem_router.metrics import RouterMetrics
 from tandem_wire.handoff import TransportChoice
+from tandem_wire.messages import WorkerState
 from tests.process_fleet import Fleet, running_fleet
 
 EVERYTHING: dict[str, Any] = {
@@ -84,6 +88,17 @@ def test_every_flag_of_the_worker_table_is_written_somewhere() -> None:
         for arg in worker_flags(spec, Role.PREFILL)
     }
     assert flags_of(worker) <= written
+
+
+def test_the_worker_serves_what_the_operator_asks_for() -> None:
+    asked = {worker.ROUTE_HEALTH, worker.ROUTE_READY, worker.ROUTE_STATE}
+    actions = (worker.ACTION_DRAIN, worker.ACTION_UNDRAIN, worker.ACTION_PROBE)
+    asked |= {f"{worker.ROUTE_ADMIN}/{action}" for action in actions}
+    assert asked <= set(WorkerPath)
+    fields = {value for name, value in vars(worker).items() if name.startswith("STATE_")}
+    assert fields <= set(StateAnswer.__struct_fields__)
+    assert set(worker.LOAD_FIELDS) <= set(WorkerState.__struct_fields__)
+    assert worker.COUNTER_PREFILLED in METRICS
 
 
 def test_the_router_takes_the_operators_flags(tmp_path: Path) -> None:

@@ -22,18 +22,18 @@ class RequestRecord:
     requested_input: int = 0
     requested_output: int = 0
     input_tokens: int = 0
-    """As the endpoint counted them; 0 when it didn't say."""
+    """As the endpoint counted them; 0 when it didn't."""
     output_tokens: int = 0
     cached_tokens: int = 0
     times: "array[float]" = field(default_factory=lambda: array("d"))
     """When each piece of the answer arrived: one token a piece, or a few."""
     error: str = ""
-    """Kind of failure, empty for an answer that came whole."""
+    """Kind of failure; empty for a complete answer."""
     detail: str = ""
 
     @property
     def ok(self) -> bool:
-        """Whether the answer came whole."""
+        """Whether the answer is complete."""
         return not self.error
 
     @property

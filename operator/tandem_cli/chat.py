@@ -30,7 +30,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Answer:
-    """A completion, and what the router says about who made it."""
+    """A completion, and which workers made it according to the router."""
 
     text: str
     decode_worker: str
@@ -58,7 +58,7 @@ def find_endpoint(
 
 @contextmanager
 def find_service_endpoint(target: "Cluster", name: str, namespace: str) -> Iterator[Endpoint]:
-    """A URL that works from here: the ClusterIP where it can be reached, else a port-forward."""
+    """A URL that works on this machine: the ClusterIP if it is reachable, else a port-forward."""
     found = target.kubectl("get", "service", name, "-n", namespace, "-o", "json", check=False)
     if found.returncode:
         raise NotRunning(
@@ -104,13 +104,13 @@ def _first_model(base: str, patience: float = 30.0) -> str:
             if time.monotonic() > deadline:
                 raise CliError(
                     f"{base} does not answer /v1/models: {error}",
-                    "is the router Ready? see `tandem status` and `tandem logs NAME --role router`",
+                    "check the routers with `tandem status` and `tandem logs NAME --role router`",
                 ) from error
             time.sleep(0.2)
 
 
 def ask_once(endpoint: Endpoint, prompt: str, max_tokens: int) -> Answer:
-    """One greedy completion with the story of who served it."""
+    """One greedy completion, with the workers that served it."""
     body = {
         "model": endpoint.model,
         "prompt": prompt,
@@ -160,7 +160,7 @@ class Conversation:
                 self.ask(line)
 
     def ask(self, line: str) -> str:
-        """Stream the answer to `line`; Ctrl-C stops it and keeps what came."""
+        """Stream the answer to `line`; Ctrl-C stops it and keeps what has arrived."""
         self._messages.append({"role": "user", "content": line})
         text = ""
         try:

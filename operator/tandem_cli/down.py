@@ -1,4 +1,4 @@
-"""`tandem down`: the end of an embedded cluster, or of what `up` installed into another."""
+"""`tandem down`: removes an embedded cluster, or what `up` installed into another one."""
 
 from pathlib import Path
 
@@ -8,17 +8,17 @@ from tandem_cli.up import OPERATOR_NAMESPACE, RELEASE
 
 
 def take_down(cluster: str, kubeconfig: Path | None) -> None:
-    """Remove everything that `up` started; an embedded cluster goes as a whole."""
+    """Remove everything that `up` started; an embedded cluster is removed as a whole."""
     from tandem_local import LocalCluster
 
     if kubeconfig is None:
         if LocalCluster.remove(cluster):
-            console.print(f"cluster {cluster!r} is gone; the build and model caches stay")
+            console.print(f"cluster {cluster!r} is removed; the build and model caches are kept")
         else:
-            console.print(f"there is no cluster named {cluster!r}; nothing to do")
+            console.print(f"there is no cluster named {cluster!r}, so nothing is removed")
         return
     target = find_target(cluster, kubeconfig)
     target.kubectl("delete", "tisvc", "--all", "-A", "--timeout=120s", timeout=150)
     target.helm("uninstall", RELEASE, "-n", OPERATOR_NAMESPACE, "--ignore-not-found")
     target.kubectl("delete", "namespace", OPERATOR_NAMESPACE, "--ignore-not-found", timeout=120)
-    console.print("services and operator removed; the CRDs stay")
+    console.print("the services and the operator are removed; the CRDs are kept")

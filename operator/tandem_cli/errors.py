@@ -6,7 +6,7 @@ CliError             a message and a remedy; printed without a traceback, exit c
 
 
 class CliError(Exception):
-    """Something the user can mend: `message` says what is wrong, `remedy` what to do."""
+    """Something the user can fix: `message` says what is wrong, `remedy` what to do."""
 
     def __init__(self, message: str, remedy: str = "") -> None:
         super().__init__(message)

@@ -16,7 +16,7 @@ def show_logs(
     follow: bool,
     tail: int,
 ) -> None:
-    """Replace this process by kubectl, which follows well."""
+    """Replace this process with kubectl, which follows logs well."""
     target = find_target(cluster, kubeconfig)
     if service == "operator":
         selector, namespace = "app.kubernetes.io/component=operator", OPERATOR_NAMESPACE

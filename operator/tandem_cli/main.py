@@ -59,7 +59,7 @@ def up(
 
 @app.command()
 def down(cluster: ClusterName = "tandem", kubeconfig: Kubeconfig = None) -> None:
-    """Remove everything that `tandem up` started (caches stay)."""
+    """Remove everything that `tandem up` started (caches are kept)."""
     from tandem_cli.down import take_down
 
     take_down(cluster, kubeconfig)
@@ -149,7 +149,7 @@ def helm(ctx: typer.Context) -> None:
 
 @cluster_app.command("build")
 def cluster_build() -> None:
-    """Build the embedded cluster's programs; `up` does it too, this is for doing it beforehand."""
+    """Build the embedded cluster's programs beforehand; `up` builds them too, if necessary."""
     from tandem_cli.cluster import build_programs
 
     build_programs()
@@ -193,7 +193,7 @@ def cluster_kubeconfig(cluster: ClusterName = "tandem") -> None:
 
 
 def main() -> None:
-    """Entry point of the `tandem` command; what a user can mend is told in two lines, exit 1."""
+    """Entry point of the `tandem` command. An error that a user can fix ends it with code 1."""
     from tandem_cli.console import print_error
     from tandem_local.errors import LocalError
 

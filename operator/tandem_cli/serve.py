@@ -55,7 +55,7 @@ class Fleet:
         return process
 
     def stop(self) -> None:
-        """SIGTERM in reverse order, SIGKILL for what lingers."""
+        """Stop all: SIGTERM in reverse order, then SIGKILL for those that don't end."""
         for process in reversed(self.processes):
             if process.poll() is None:
                 process.terminate()
@@ -88,10 +88,12 @@ def serve_model(
         base = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
         _wait_until_ready(fleet, base)
         console.print(f"[bold green]ready[/]: {base}/v1  model [bold]{name}[/]")
-        console.print(f"try: tandem chat --url {base}    Ctrl-C ends it")
+        console.print(f"try: tandem chat --url {base}    Ctrl-C stops everything")
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         router.wait()
-        raise CliError(f"the router ended with exit code {router.returncode}")
+        raise CliError(
+            f"the router ended with exit code {router.returncode}", "its last lines above show why"
+        )
     except KeyboardInterrupt:
         console.print("[dim]draining …[/]")
     finally:
@@ -99,15 +101,15 @@ def serve_model(
 
 
 def script(name: str) -> str:
-    """The console script beside this interpreter."""
+    """The console script next to this interpreter."""
     path = Path(sys.executable).parent / name
     if not path.exists():
-        raise CliError(f"{name} is not installed beside {sys.executable}", "run `make install`")
+        raise CliError(f"{name} is not installed next to {sys.executable}", "run `make install`")
     return str(path)
 
 
 def visible_gpus(environ: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
-    """What a worker here could use: as CUDA_VISIBLE_DEVICES says, or all GPUs of the machine."""
+    """The GPUs that a worker could use: those in CUDA_VISIBLE_DEVICES, or all of the machine."""
     if (visible := environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [part.strip() for part in visible.split(",") if part.strip()]
     nodes = (re.fullmatch(r"nvidia(\d+)", path.name) for path in devices.glob("nvidia*"))
@@ -115,7 +117,7 @@ def visible_gpus(environ: Mapping[str, str], devices: Path = Path("/dev")) -> li
 
 
 def divide_gpus(num_workers: int) -> list[dict[str, str]]:
-    """Each worker's environment: GPUs of its own where there are enough, else all of them."""
+    """Each worker's environment: its own GPUs if there are enough, else all of them."""
     gpus = visible_gpus(os.environ)
     each = len(gpus) // num_workers
     if num_workers == 1 or not each:
@@ -132,7 +134,7 @@ def _start_worker(
     options: list[str],
     environ: Mapping[str, str],
 ) -> Callable[[], int]:
-    """Start one worker; the returned call waits until the worker has told its wire port."""
+    """Start one worker; the returned call waits until the worker has reported its wire port."""
     told: dict[str, int] = {}
     listening = threading.Event()
 
@@ -154,7 +156,7 @@ def _start_worker(
             if process.poll() is not None:
                 raise CliError(
                     f"the {role} worker ended with exit code {process.returncode}",
-                    "its last lines above say why",
+                    "its last lines above show why",
                 )
         return told["wire"]
 
@@ -168,7 +170,7 @@ def _wait_until_ready(fleet: Fleet, base: str) -> None:
             if process.poll() is not None:
                 raise CliError(
                     f"{Path(str(process.args[0])).name} ended with exit code {process.returncode}",  # type: ignore[index]
-                    "its last lines above say why",
+                    "its last lines above show why",
                 )
         try:
             if httpx.get(f"{base}/ready", timeout=5).status_code == 200:

@@ -12,7 +12,7 @@ from tandem_cli.target import find_target, get_items
 
 
 def show_status(cluster: str, kubeconfig: Path | None, output: str) -> None:
-    """Print kubeconfig, services, pools and every condition that is not as it should be."""
+    """Print kubeconfig, services, pools and every condition that needs attention."""
     target = find_target(cluster, kubeconfig)
     services = [summarize(item) for item in get_items(target, "tisvc", "-A")]
     document = {
@@ -74,7 +74,7 @@ GOOD_WHEN_FALSE = frozenset(
 
 
 def troubles(conditions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Conditions that a person should look at."""
+    """Conditions that need a person's attention."""
     return [
         c
         for c in conditions

@@ -1,4 +1,4 @@
-"""Which cluster a command speaks to: an existing one that a kubeconfig names, or the embedded."""
+"""The cluster that a command uses: an existing one that a kubeconfig names, or the embedded one."""
 
 import os
 import sys
@@ -30,7 +30,7 @@ def routes_services(target: "Cluster") -> bool:
 
 
 def passthrough(tool: str, arguments: list[str]) -> int:
-    """Run kubectl or helm with the cluster's kubeconfig, in place of this process."""
+    """Replace this process with kubectl or helm, with the cluster's kubeconfig."""
     name = os.environ.get("TANDEM_CLUSTER", "tandem")
     configured = os.environ.get("TANDEM_KUBECONFIG")
     target = find_target(name, Path(configured) if configured else None)
@@ -39,7 +39,7 @@ def passthrough(tool: str, arguments: list[str]) -> int:
 
 
 def replace_process(target: "Cluster", tool: str, arguments: list[str]) -> None:
-    """Become kubectl or helm; terminals, signals and exit code are then the tool's own."""
+    """Replace this process with kubectl or helm, which then own terminal and exit code."""
     argv = target.kubectl_argv(*arguments) if tool == "kubectl" else target.helm_argv(*arguments)
     sys.stdout.flush()
     os.execvpe(argv[0], argv, target.environment())
@@ -60,6 +60,6 @@ def repository_file(relative: str, option: str) -> Path:
         if (parent / relative).exists() and (parent / "pyproject.toml").is_file():
             return parent / relative
     raise CliError(
-        f"{relative} is not beside this installation",
+        f"{relative} is not part of this installation",
         f"run from a checkout of Tandem, or give its path with {option}",
     )

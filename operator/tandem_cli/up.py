@@ -26,7 +26,7 @@ def bring_up(
     prompt: str,
     timeout: int,
 ) -> None:
-    """The whole main job; every step is idempotent, so a second run picks up where one stopped.
+    """Do everything. Every step is idempotent, so a second run continues where the first stopped.
 
     Raises CliError with the reason of the condition that is not true when the service does not
     become Ready within `timeout` seconds.
@@ -79,7 +79,7 @@ def install_chart(target: "Cluster", chart: Path, steps: Steps) -> None:
 
 
 def wait_ready(target: "Cluster", service: dict[str, Any], timeout: int, steps: Steps) -> None:
-    """Wait for condition Ready; shows the pools on the way and the reason if it never comes."""
+    """Wait for the condition Ready. Shows the pools meanwhile, and the reason if it fails."""
     import json
 
     name, namespace = service["metadata"]["name"], service["metadata"].get("namespace", "default")
@@ -124,7 +124,7 @@ def _service_of(manifest: Path) -> dict[str, Any]:
             service: dict[str, Any] = document
             return service
     raise CliError(
-        f"{manifest} holds no InferenceService", "give a manifest with one, e.g. examples/*.yaml"
+        f"{manifest} has no InferenceService", "use a manifest that has one, like examples/*.yaml"
     )
 
 

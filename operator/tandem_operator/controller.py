@@ -1,4 +1,4 @@
-"""One pass over one service: observe, decide, reconcile, execute."""
+"""One pass over one service: observe, reconcile, execute."""
 
 import time
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ log = structlog.get_logger("tandem.controller")
 
 
 class Controller:
-    """What the queue calls. It remembers nothing that a restart would miss but the last probe."""
+    """What the queue calls. After a restart it misses only the last probe."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Controller:
         self._errors: dict[Key, str] = {}
 
     async def work(self, key: Key) -> float | None:
-        """One pass; returns when to look again, or None when the service is gone."""
+        """Do one pass. Returns after how many seconds to repeat it; None: the service is gone."""
         namespace, name = key
         started = time.perf_counter()
         try:
@@ -87,7 +87,7 @@ class Controller:
 
 
 async def resync(cluster: Cluster, queue: WorkQueue, namespaces: tuple[str, ...]) -> int:
-    """Trigger every service, which heals missed events. Returns how many there are."""
+    """Trigger every service, in case events were missed. Returns how many services there are."""
     number = 0
     for namespace in namespaces or (None,):
         for service in await cluster.list(INFERENCE_SERVICE, namespace):

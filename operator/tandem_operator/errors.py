@@ -1,8 +1,8 @@
 """Errors of the operator, one tree.
 
 OperatorError
-├── SpecError (ValueError)   an object's spec can't be read or served; the user mends it
-├── NotOwnedError            an object of that name exists and isn't ours
+├── SpecError (ValueError)   an object's spec can't be read or served; the user has to change it
+├── NotOwnedError            an object of that name belongs to someone else
 ├── ClusterError             the API server refused or couldn't be reached; carries the status
 │   ├── MissingError         404
 │   └── ConflictError        409

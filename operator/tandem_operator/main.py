@@ -6,7 +6,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import kopf
@@ -29,13 +30,13 @@ from tandem_operator.runtime.watch import build_registry, build_settings
 from tandem_operator.runtime.workqueue import WorkQueue
 
 KIND_SECONDS = 1.0
-"""Pause between two looks at whether a kind is served."""
+"""Pause between two checks whether the API server serves a kind."""
 
 log = structlog.get_logger("tandem.main")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The entry point. Exits with 1 when the lease is lost, so that the pod restarts as standby."""
+    """The entry point. Exits with 1 when the lease is lost: the pod then restarts as a standby."""
     config = read_config(sys.argv[1:] if argv is None else argv)
     level = logging.getLevelNamesMapping()[config.log_level.upper()]
     logging.basicConfig(level=max(level, logging.WARNING), format="%(message)s")
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 async def run(config: Config) -> int:
-    """Everything, until a signal or the loss of the lease; returns the exit code."""
+    """Run everything until a signal or the loss of the lease. Returns the exit code."""
     cluster = await Cluster.connect(config.kubeconfig or None)
     workers, metrics = WorkerClient(config.worker_port), Metrics()
     executor = Executor(cluster, workers, Events(cluster, config.identity))
@@ -65,7 +66,9 @@ async def run(config: Config) -> int:
     stop = _stop_on_signals()
     try:
         settings = build_settings(metrics.watch_restarts.inc)
-        return await _lead(config, cluster, queue, executor, leader, stop, settings)
+        registry = build_registry(queue, executor.forget)
+        watch = partial(_watch, config, registry, settings)
+        return await _lead(config, cluster, queue, leader, stop, watch)
     finally:
         await queue.close()
         await leader.release()
@@ -78,10 +81,9 @@ async def _lead(
     config: Config,
     cluster: Cluster,
     queue: WorkQueue,
-    executor: Executor,
     leader: Leader,
     stop: asyncio.Event,
-    settings: kopf.OperatorSettings,
+    watch: Callable[[], Coroutine[Any, Any, None]],
 ) -> int:
     if config.leader_election:
         if not await _unless_stopped(leader.acquire(), stop):
@@ -90,16 +92,8 @@ async def _lead(
         queue.open()
     if not await _unless_stopped(_kinds_served(config, cluster), stop):
         return 0
-    registry = build_registry(queue, executor.forget)
-    scope: dict[str, Any] = (
-        {"namespaces": config.namespaces} if config.namespaces else {"clusterwide": True}
-    )
-    # kopf would look the user up by its number, and a container's user has no name.
-    scope["identity"] = config.identity
     tasks = [
-        asyncio.create_task(
-            kopf.operator(registry=registry, settings=settings, standalone=True, **scope)
-        ),
+        asyncio.create_task(watch()),
         asyncio.create_task(_resync(config, cluster, queue)),
         asyncio.create_task(stop.wait()),
     ]
@@ -116,8 +110,19 @@ async def _lead(
     return 1 if failures else 0
 
 
+async def _watch(
+    config: Config, registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings
+) -> None:
+    scope: dict[str, Any] = (
+        {"namespaces": config.namespaces} if config.namespaces else {"clusterwide": True}
+    )
+    # kopf would look the user up by its number, and a container's user has no name.
+    scope["identity"] = config.identity
+    await kopf.operator(registry=registry, settings=settings, standalone=True, **scope)
+
+
 async def _kinds_served(config: Config, cluster: Cluster) -> None:
-    """Return when the API server serves our kinds: kopf looks for them only once."""
+    """Return when the API server serves the operator's kinds, which kopf looks for only once."""
     for kind in (INFERENCE_SERVICE, WORKER_POOL, AUTOSCALING_POLICY):
         while True:
             try:

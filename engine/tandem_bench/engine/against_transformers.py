@@ -34,7 +34,7 @@ CASES = ((64, 1), (64, 8), (512, 1))
 class Options:
     """Tokens per second of the runner and of transformers, alternating in one run on the CPU."""
 
-    rounds: int = option(5, "Of each case; the best counts.", minimum=1)
+    rounds: int = option(5, "Rounds of each case; the best counts.", minimum=1)
 
 
 def time_runner(runner: Runner, length: int, batch: int) -> tuple[float, float]:

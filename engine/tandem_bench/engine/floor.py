@@ -15,7 +15,7 @@ class StepFloor:
     shared: int
     """Weights that every token is multiplied with, without the head."""
     experts: int
-    """Those of all experts together, without the shared ones."""
+    """Weights of all experts together, without the shared ones."""
 
     @property
     def head(self) -> int:
@@ -23,7 +23,7 @@ class StepFloor:
         return self.spec.vocab_size * self.spec.hidden_size
 
     def weight_bytes(self, num_tokens: int) -> float:
-        """What a step of so many tokens reads, the tokens choosing experts at random."""
+        """Bytes of weights that a step reads when its tokens choose experts at random."""
         return 2 * (self.shared + self.head + self.experts * self._share_read(num_tokens))
 
     def operations(self, num_tokens: int, num_logits: int) -> float:
@@ -32,19 +32,19 @@ class StepFloor:
         return 2.0 * (used * num_tokens + self.head * num_logits)
 
     def _share_read(self, num_tokens: int) -> float:
-        """Of the experts, those that at least one token chooses."""
+        """Share of the experts that at least one token chooses."""
         moe = self.spec.moe
         return 1 - (1 - moe.top_k / moe.num_experts) ** num_tokens if moe else 0.0
 
     def kv_bytes(self, context: int) -> int:
-        """What one sequence's decode step reads of its cache: not more than a layer's window."""
+        """Bytes of its cache that a sequence's decode step reads: per layer at most the window."""
         spec = self.spec
         width = 2 * spec.num_kv_heads * spec.head_dim if spec.latent is None else spec.latent.width
         seen = (min(context, layer.window or context) for layer in spec.layers)
         return 2 * width * sum(seen)
 
     def attention_operations(self, length: int) -> float:
-        """Of one prompt: every query with the keys up to its own, or to its window."""
+        """Operations of one prompt: every query with the keys before it, or in its window."""
         spec, latent = self.spec, self.spec.latent
         sizes = 2 * spec.head_dim if latent is None else latent.query_dim + latent.value_dim
         pairs = 0.0
@@ -62,7 +62,7 @@ class StepFloor:
         return weights + batch * self.kv_bytes(context) / copy
 
     def prefill_operations(self, length: int) -> float:
-        """Of one prompt whose last token alone has logits."""
+        """Operations of one prompt, of which only the last token gets logits."""
         return self.operations(length, 1) + self.attention_operations(length)
 
 

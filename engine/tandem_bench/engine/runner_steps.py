@@ -24,7 +24,7 @@ GREEDY: Final = SamplingParams(max_tokens=1 << 20, temperature=0.0)
 
 
 def num_pages(num_tokens: int, page_size: int) -> int:
-    """Pages that hold so many tokens."""
+    """How many pages hold this many tokens."""
     return -(-num_tokens // page_size)
 
 

@@ -49,9 +49,9 @@ class Options:
     directory: Path | None = option(
         None, "Where the checkpoint is, or is written and stays; default: a temporary folder."
     )
-    layers: int = option(32, "Of the model.")
+    layers: int = option(32, "Layers of the model.")
     device: str = option("cuda", "`cuda` or `cpu`.")
-    seconds: float = option(600.0, "No measurement starts after that.")
+    seconds: float = option(600.0, "No measurement starts after this time.")
 
 
 def write_checkpoint(directory: Path, spec: ModelSpec, device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import dataclass
+from functools import partial
 
 from tandem_bench.errors import NoGpuError
 from tandem_bench.terminal import results
@@ -45,6 +46,28 @@ def require_gpu() -> None:
         )
 
 
+def measure_ceilings() -> Ceilings:
+    """A copy between buffers of 4 GiB (the faster of two ways), and a product of 8192³."""
+    import torch
+
+    from tandem_bench.gpu.timing import seconds_eager
+
+    source = torch.empty(1 << 31, dtype=torch.bfloat16, device="cuda")
+    for part in source.split(1 << 28):
+        part.normal_()
+    target = torch.empty_like(source)
+    ways = [partial(target.copy_, source), partial(torch.neg, source, out=target)]
+    copy = min(seconds_eager(way) for way in ways)
+    moved = 2 * source.nbytes
+    del source, target, ways
+    torch.cuda.empty_cache()
+    size = 8192
+    a = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
+    b, c = torch.randn_like(a), torch.empty_like(a)
+    product = seconds_eager(partial(torch.mm, a, b, out=c), 20)
+    return Ceilings(torch.cuda.get_device_name(), moved / copy, 2 * size**3 / product)
+
+
 def find_ceilings(seed: int = 0) -> Ceilings:
     """Seed torch, measure what the GPU does, and print it with the versions.
 
@@ -54,8 +77,6 @@ def find_ceilings(seed: int = 0) -> Ceilings:
     require_gpu()
     import torch
     import triton
-
-    from tandem_bench.gpu.timing import measure_ceilings
 
     torch.manual_seed(seed)
     ceilings = measure_ceilings()

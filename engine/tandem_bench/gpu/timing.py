@@ -2,12 +2,10 @@
 
 import statistics
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 
 from tandem_bench.errors import WrongResultError
-from tandem_bench.gpu.device import Ceilings
 
 Call = Callable[[], object]
 
@@ -43,24 +41,6 @@ def seconds_eager(call: Call, repeats: int = 15) -> float:
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end) * 1e-3)
     return statistics.median(times)
-
-
-def measure_ceilings() -> Ceilings:
-    """A copy between buffers of 4 GiB (the faster of two ways), and a product of 8192³."""
-    source = torch.empty(1 << 31, dtype=torch.bfloat16, device="cuda")
-    for part in source.split(1 << 28):
-        part.normal_()
-    target = torch.empty_like(source)
-    ways: list[Call] = [partial(target.copy_, source), partial(torch.neg, source, out=target)]
-    copy = min(seconds_eager(way) for way in ways)
-    moved = 2 * source.nbytes
-    del source, target, ways
-    torch.cuda.empty_cache()
-    size = 8192
-    a = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
-    b, c = torch.randn_like(a), torch.empty_like(a)
-    product = seconds_eager(partial(torch.mm, a, b, out=c), 20)
-    return Ceilings(torch.cuda.get_device_name(), moved / copy, 2 * size**3 / product)
 
 
 def check(name: str, found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> float:

@@ -34,7 +34,7 @@ class MlaTiles:
 
 @dataclass(frozen=True, slots=True)
 class MlaCall:
-    """What a call of the decode kernel is told; None: what was fastest on an H100."""
+    """Parameters of the decode kernel's call; None: what was fastest on an H100."""
 
     kind: Kind | None = None
     warps: int | None = None

@@ -23,7 +23,9 @@ class Options:
     Each is checked against its reference first; no time is reported for a wrong result.
     """
 
-    only: str = option("", "Of rows, attention, prefill, memory, gemm, moe, mla.")
+    only: str = option(
+        "", "Only these, with commas: rows, attention, prefill, memory, gemm, moe, mla."
+    )
     json_file: Path | None = json_option()
 
 
@@ -126,7 +128,7 @@ STAGES: Final[dict[str, Stage]] = {
 
 
 def choose_stages(names: str) -> dict[str, Stage]:
-    """Of a comma-separated list; all of them for an empty one."""
+    """The stages in a comma-separated list, or all of them for an empty one."""
     wanted = [name.strip() for name in names.split(",") if name.strip()] or list(STAGES)
     unknown = [name for name in wanted if name not in STAGES]
     if unknown:

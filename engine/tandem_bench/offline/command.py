@@ -30,14 +30,14 @@ class Options:
     """
 
     model: str = required("Model URI, or a short name as of `bench step` (--format Dummy).")
-    num_seqs: int = option(256, "Sequences, all there at once.")
+    num_seqs: int = option(256, "Sequences, all submitted at once.")
     input_len: str = option(
         "100-1024", "Tokens; a range is drawn from uniformly.", metavar="N|LOW-HIGH"
     )
     output_len: str = option(
         "100-1024", "Tokens; a range is drawn from uniformly.", metavar="N|LOW-HIGH"
     )
-    seed: int = option(0, "Of lengths and prompts.")
+    seed: int = option(0, "Seed of lengths and prompts.")
     temperature: float = option(0.6, "0 is greedy.")
     warmup_seqs: int = option(32, "Sequences run first, a few tokens each, not counted.", minimum=0)
     repeats: int = option(1, "Runs; all are printed.", minimum=1)

@@ -33,29 +33,29 @@ class NoHandoff:
     """The hand-off of a worker without peers."""
 
     def post(self, event: ToHandoff) -> None:
-        """Nothing is ever asked of it."""
+        """Ignore the event: no one is at the other end."""
 
     def poll(self) -> list[FromHandoff]:
-        """Nothing ever happens."""
+        """There are no events."""
         return []
 
     def wake_on_event(self, wake: threading.Event) -> None:
         """There will be no event."""
 
     def num_leases(self) -> int:
-        """None."""
+        """There are no leases."""
         return 0
 
     def counters(self) -> dict[str, float]:
-        """None."""
+        """There are no counters."""
         return {}
 
     def gauges(self) -> dict[str, float]:
-        """None."""
+        """There are no gauges."""
         return {}
 
     def set_draining(self, draining: bool) -> None:
-        """Nobody asks for prefills."""
+        """Nothing changes: no one asks for prefills."""
 
     def close(self) -> None:
         """Nothing is open."""
@@ -63,7 +63,7 @@ class NoHandoff:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfflineResult:
-    """Of one run; seconds and tokens."""
+    """The figures of one run, in seconds and tokens."""
 
     num_seqs: int
     seconds: float
@@ -91,7 +91,7 @@ class OfflineResult:
 
     @property
     def runner_share(self) -> float:
-        """Of the wall time that steps take; the rest is scheduling and bookkeeping."""
+        """Share of the wall time spent in steps; the rest is scheduling and bookkeeping."""
         return min(1.0, self.runner_seconds / self.seconds)
 
     def to_json(self) -> dict[str, float | int]:
@@ -134,7 +134,7 @@ class OfflineEngine:
         temperature: float,
         on_progress: Callable[[int, int], None] = lambda done, tokens: None,
     ) -> OfflineResult:
-        """All sequences at once, to their last token. `on_progress`: finished sequences, tokens.
+        """Run all sequences at once, to their last token. `on_progress`: sequences done, tokens.
 
         Raises:
             EngineError: a sequence was refused or failed, or the core came to a standstill.

@@ -15,7 +15,7 @@ LEVELS: Final = (
 
 
 class Distribution(msgspec.Struct, frozen=True):
-    """Of any number of values in seconds; all zero when there are none.
+    """How values in seconds are distributed; all zero when there are none.
 
     Percentiles are interpolated linearly between order statistics (numpy's default).
     """
@@ -32,7 +32,7 @@ class Distribution(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Distribution":
-        """Of the values that are numbers."""
+        """The distribution of the values, leaving out NaN and infinities."""
         found = np.fromiter(values, dtype=np.float64)
         found = found[np.isfinite(found)]
         if not len(found):

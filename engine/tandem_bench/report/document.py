@@ -28,7 +28,7 @@ class RequestRow(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def of(cls, record: RequestRecord) -> "RequestRow":
-        """Of a record whose request was sent."""
+        """The row of a request that was sent."""
         times = record.times
         gaps = [b - a for a, b in pairwise(times)]
         return cls(

@@ -57,7 +57,7 @@ def choose_lines(groups: Sequence[Group]) -> list[Line]:
 
 
 def build_charts(groups: Sequence[Group], objectives: Objectives) -> list[Chart]:
-    """Everything that has data."""
+    """All charts for which there is data."""
     lines = choose_lines(groups)
     charts = [
         _cdf("Time to first token", lines, lambda s: s.ttft, objectives.ttft),

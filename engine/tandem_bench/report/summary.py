@@ -56,7 +56,7 @@ class Goodput(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one run; seconds and tokens. Latencies are of requests that came whole."""
+    """One run, in seconds and tokens. Latencies are those of complete answers."""
 
     label: str
     rate: float | None
@@ -89,14 +89,14 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     loop_lag: Distribution
     """How late the generator's event loop was for a timer."""
     generator_cpu: float
-    """Of one core."""
+    """Share of one core that the generator used."""
     interrupted: bool
     timeline: Timeline
     warnings: list[str]
 
 
 def summarize(result: RunResult, label: str, rate: float | None, objectives: Objectives) -> Summary:
-    """Everything the reports show."""
+    """The figures that reports show of one run."""
     sent = [record for record in result.records if math.isfinite(record.sent)]
     whole = [record for record in sent if record.ok]
     gaps = [np.diff(np.frombuffer(record.times)) for record in whole]
@@ -174,7 +174,7 @@ def find_stalls(records: Sequence[RequestRecord], gaps: Sequence[Floats]) -> lis
 def measure_goodput(
     records: Sequence[RequestRecord], objectives: Objectives, seconds: float
 ) -> Goodput:
-    """Of everything that was sent."""
+    """The share of all sent requests that met the objectives."""
     met_ttft = [_meets_ttft(record, objectives) for record in records]
     met_tbt = [_meets_tbt(record, objectives) for record in records]
     count = sum(a and b for a, b in zip(met_ttft, met_tbt, strict=True))
@@ -218,7 +218,7 @@ def peak_in_flight(records: Sequence[RequestRecord]) -> int:
 
 
 def find_warnings(lag: Distribution, loop_lag: Distribution, cpu: float) -> list[str]:
-    """What makes the figures worth less."""
+    """Warnings about the generator that make the figures less reliable."""
     found = []
     if lag.p99 > LATE_SECONDS:
         found.append(

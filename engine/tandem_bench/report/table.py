@@ -16,7 +16,7 @@ from tandem_bench.report.document import Report
 from tandem_bench.report.summary import Summary
 
 GOOD_SHARE: Final = 0.9
-"""Of requests within the objectives, for a rate to count as served."""
+"""Share of requests that must be within the objectives for a rate to count as served."""
 
 
 def render_summary(summary: Summary, objectives: Objectives) -> RenderableType:

@@ -30,7 +30,7 @@ from tandem_bench.workload.trace_rows import Trace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Campaign:
-    """Everything that one call measures. `rates` of None: the trace's own times, or closed loop."""
+    """What one call measures. A rate of None is a closed loop, or the trace's own times."""
 
     url: str
     model: str = ""
@@ -169,7 +169,7 @@ def plan(campaign: Campaign, trace: Trace | None, rate: float | None) -> Iterato
     if trace is None:
         return plan_random(campaign.lengths, rate, campaign.seed, campaign.burstiness)
     if campaign.load.concurrency and rate is None and not trace.timed:
-        rate = float("inf")  # nobody waits for times in a closed loop
+        rate = float("inf")  # no one waits for a time in a closed loop
     return plan_trace(trace, campaign.replay, rate, campaign.seed)
 
 

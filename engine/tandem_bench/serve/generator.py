@@ -92,7 +92,7 @@ class LoadGenerator:
         self._stop.set()
 
     async def warm_up(self) -> None:
-        """Open connections and let the endpoint compile what it compiles; nothing is counted."""
+        """Open connections and give the endpoint time to compile; nothing is counted."""
         num_input, num_output = self._settings.warmup_tokens
         for number in range(self._settings.warmup):
             if self._stop.is_set():
@@ -142,7 +142,7 @@ class LoadGenerator:
                 await self._sleep(wait)
                 late = 0
             else:
-                # Catch up, but let what was sent get on: a turn of a busy loop takes milliseconds.
+                # Catch up, but give sent requests a turn: a turn of a busy loop takes milliseconds.
                 late += 1
                 if late % LATE_BURST == 0:
                     await asyncio.sleep(0)

@@ -32,12 +32,12 @@ class Options:
     copies: int = option(2, "Prompts of each length when all are asked at once.", minimum=1)
     output: int = option(24, "Tokens of each answer.", minimum=2)
     vocab: int = option(100_000, "Token ids are below this.")
-    seed: int = option(0, "Of the prompts.")
+    seed: int = option(0, "Seed of the prompts.")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Of one request; seconds."""
+    """The answer to one request; times in seconds."""
 
     tokens: list[int]
     first: float
@@ -76,7 +76,7 @@ async def ask_all(
 
 
 def show_times(answers: list[Answer]) -> str:
-    """Medians."""
+    """The medians of the first token's time and of the gaps."""
     first = statistics.median(answer.first for answer in answers)
     gap = statistics.median(gap for answer in answers for gap in answer.gaps)
     return f"first token after {first * 1e3:.1f} ms, then every {gap * 1e3:.2f} ms"

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.mark.parametrize("model", ["llama-8b", "qwen2.5-7b", "qwen3-0.6b"])
 def test_steps_are_right_and_have_a_floor(model: str) -> None:
-    from tandem_bench.gpu.timing import measure_ceilings
+    from tandem_bench.gpu.device import measure_ceilings
     from tandem_bench.kernels.decode_step import Shape
 
     fields = shape_fields(read_config(model))
@@ -29,7 +29,7 @@ def test_steps_are_right_and_have_a_floor(model: str) -> None:
 
 
 def test_a_stage_gives_lines_that_can_be_written(tmp_path: Path) -> None:
-    from tandem_bench.gpu.timing import measure_ceilings
+    from tandem_bench.gpu.device import measure_ceilings
 
     lines = list(choose_stages("rows")["rows"](measure_ceilings()))
     assert lines

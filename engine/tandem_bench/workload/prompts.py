@@ -1,4 +1,4 @@
-"""Prompts made of random tokens, the same for the same seeds, sharing what the plan shares."""
+"""Prompts of random tokens: equal seeds give equal prompts, which share what the plan shares."""
 
 from collections import OrderedDict
 from typing import Final, Literal
@@ -28,9 +28,9 @@ WORDS: Final = tuple(_COMMON.split())
 class PromptMaker:
     """Turns plans into prompts: token ids below `vocab_size`, or as many words.
 
-    Blocks of a plan get the same tokens whenever they come up; the rest of a prompt belongs to it
-    alone. `nonce` tells calls apart and `salt` the runs of a sweep, so that none finds the prompts
-    of another cached; shared blocks differ between runs as well.
+    A block of a plan gets the same tokens wherever it appears; the rest of a prompt is its own.
+    `nonce` separates calls and `salt` the runs of a sweep, so that no run finds the prompts of
+    another cached. Shared blocks differ between runs as well.
     """
 
     def __init__(

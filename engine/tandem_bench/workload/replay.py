@@ -15,7 +15,7 @@ from tandem_bench.workload.trace_rows import Trace, TraceRow
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayOptions:
-    """How a trace is bent to the endpoint under test."""
+    """How a trace is fitted to the endpoint under test."""
 
     start: float = 0.0  # seconds of the trace to leave out
     speed: float = 1.0  # times faster than recorded

@@ -88,7 +88,7 @@ def _draw_window(
 def _lengths_of(
     client: str, start: float, quantiles: Quantiles
 ) -> tuple[list[float], list[float]] | None:
-    """Of the window, or of the client's nearest one; None for clients published without lengths."""
+    """Lengths of the window or the nearest one; None for clients published without any."""
     own = quantiles.get(client, {})
     window = math.floor(start / LENGTH_SECONDS) * LENGTH_SECONDS
     for at in sorted({at for at, _ in own}, key=lambda at: abs(at - window)):

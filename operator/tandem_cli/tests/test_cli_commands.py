@@ -75,7 +75,7 @@ def test_up_wants_a_manifest_with_a_service(
     manifest = tmp_path / "empty.yaml"
     manifest.write_text("kind: ConfigMap\n")
     assert run_main(monkeypatch, "up", "-f", str(manifest)) == 1
-    assert "holds no InferenceService" in capsys.readouterr().err
+    assert "has no InferenceService" in capsys.readouterr().err
 
 
 def test_a_file_that_only_a_checkout_has() -> None:

@@ -32,7 +32,7 @@ class OnStale(StrEnum):
 
 
 class ForecastModel(StrEnum):
-    """How demand is carried forward."""
+    """How future demand is estimated."""
 
     TREND = "Trend"
     LAST = "Last"
@@ -54,7 +54,7 @@ class HoldMode(StrEnum):
 
 
 class VictimMode(StrEnum):
-    """Which worker goes first."""
+    """Which worker is removed first."""
 
     LEAST_CACHED = "LeastCached"
     NEWEST = "Newest"
@@ -104,10 +104,10 @@ class Signals(ApiObject):
 
 
 class Forecast(ApiObject):
-    """How demand is carried forward to the moment at which new workers would be ready."""
+    """How demand is estimated for the moment at which new workers would be ready."""
 
     model: ForecastModel = ForecastModel.TREND
-    """Trend: level and trend; Last: the last value."""
+    """Trend: from the level and the trend of the last values; Last: the last value."""
     quantile_percent: Annotated[int, Field(ge=1, le=99)] = 90
     """Quantile of the forecast to plan for."""
     horizon_seconds: Annotated[int, Field(ge=0, le=3600)] = 0
@@ -116,7 +116,7 @@ class Forecast(ApiObject):
 
 _BOUNDS = Rule(
     "self.min <= self.max",
-    "min is above max in pools: lower min or raise max",
+    "min is greater than max in pools: lower min or raise max",
     ".min",
 )
 
@@ -166,7 +166,7 @@ class Coordination(ApiObject):
 
 
 class ScaleIn(ApiObject):
-    """When and whom to remove."""
+    """When workers are removed, and which."""
 
     hold: HoldMode = HoldMode.RENT_OR_BUY
     """RentOrBuy: keep an idle worker until its idle cost equals its restart cost; Fixed:
@@ -174,37 +174,37 @@ class ScaleIn(ApiObject):
     min_hold_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
     """The shortest time that a worker is kept idle."""
     victim: VictimMode = VictimMode.LEAST_CACHED
-    """Which worker goes first: the one with the least resident work and useful cache, or the
-    newest."""
+    """Which worker is removed first: LeastCached takes the one with the least resident work and
+    useful cache, Newest the newest."""
 
 
 class Startup(ApiObject):
-    """What to do with workers that are slow to come."""
+    """What to do with workers that are slow to start."""
 
     pending_deadline_seconds: Annotated[int, Field(ge=1, le=86_400)] = 900
     """How long a pod may stay pending."""
     on_deadline: OnDeadline = OnDeadline.WITHDRAW
-    """Withdraw: take the growth back and say so; Keep: go on waiting."""
+    """Withdraw: undo the growth and report it; Keep: continue to wait."""
     warmup_samples_ignored: Annotated[int, Field(ge=0, le=10_000)] = 20
-    """Measurements of a new worker that don't count."""
+    """How many of the first measurements of a new worker are ignored."""
 
 
 class Standby(ApiObject):
-    """Workers kept above the demand."""
+    """Workers kept in addition to what the demand needs."""
 
     prefill: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Prefill workers kept above the demand."""
+    """Prefill workers kept in addition to what the demand needs."""
     decode: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Decode workers kept above the demand."""
+    """Decode workers kept in addition to what the demand needs."""
 
 
 class Burst(ApiObject):
-    """What to do about load that no start-up can follow."""
+    """What to do about load that rises faster than workers start."""
 
     standby: Standby = Standby()
-    """Workers kept above the demand."""
+    """Workers kept in addition to what the demand needs."""
     shed: bool = True
-    """Whether routers refuse what can't meet its SLO while pools grow."""
+    """Whether routers refuse requests that can't meet their SLO while pools grow."""
 
 
 class ScaleToZero(ApiObject):
@@ -226,7 +226,7 @@ class AutoscalingPolicySpec(ApiObject):
     signals: Signals = Signals()
     """Where measurements come from and when they are too old."""
     forecast: Forecast = Forecast()
-    """How demand is carried forward."""
+    """How future demand is estimated."""
     pools: PolicyPools = PolicyPools()
     """Bounds and steps of both pools."""
     coordination: Coordination = Coordination()
@@ -234,11 +234,11 @@ class AutoscalingPolicySpec(ApiObject):
     role_change: bool = True
     """Whether a decision may change the role of warm workers before it starts pods."""
     scale_in: ScaleIn = ScaleIn()
-    """When and whom to remove."""
+    """When workers are removed, and which."""
     startup: Startup = Startup()
-    """What to do with workers that are slow to come."""
+    """What to do with workers that are slow to start."""
     burst: Burst = Burst()
-    """What to do about load that no start-up can follow."""
+    """What to do about load that rises faster than workers start."""
     scale_to_zero: ScaleToZero = ScaleToZero()
     """Whether an idle service may have no workers at all."""
 
@@ -273,7 +273,7 @@ class PolicyTarget(ApiObject):
     last_decision: Annotated[str, Field(max_length=1024)] | None = None
     """The last decision in one sentence."""
     conditions: Conditions = ()
-    """What holds the policy back for this service."""
+    """Whether the policy works for this service, and what holds it back."""
 
 
 class AutoscalingPolicyStatus(ApiObject):
@@ -291,14 +291,14 @@ class Autoscaling(ApiObject):
     """The policy that scales both pools: one by name, or one written here."""
 
     policy_name: ResourceName | None = None
-    """An AutoscalingPolicy in the namespace."""
+    """Name of an AutoscalingPolicy in the service's namespace."""
     inline: AutoscalingPolicySpec | None = None
-    """The same spec as an AutoscalingPolicy's, for this service only."""
+    """A policy for this service only, written like the spec of an AutoscalingPolicy."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "has(self.policyName) != has(self.inline)",
-            "autoscaling needs exactly one of policyName and inline: keep one, or remove"
+            "autoscaling needs exactly one of policyName and inline: set one of them, or remove"
             " autoscaling to scale by hand",
         ),
     )

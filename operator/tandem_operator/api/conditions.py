@@ -19,7 +19,7 @@ class ConditionStatus(StrEnum):
 
 
 class ConditionType(StrEnum):
-    """The conditions of an InferenceService; all are set at the first visit."""
+    """The conditions of an InferenceService. The operator sets all of them in its first pass."""
 
     READY = "Ready"
     PROGRESSING = "Progressing"
@@ -45,18 +45,18 @@ class Condition(ApiObject):
     ]
     """Name of the condition."""
     status: ConditionStatus
-    """Whether it holds."""
+    """Whether the condition holds."""
     reason: Annotated[
         str,
         Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"),
     ]
-    """Why, in one PascalCase word."""
+    """Why the condition has this status, in one PascalCase word."""
     message: Annotated[str, Field(max_length=32768)] = ""
-    """Why, in a sentence that names the remedy."""
+    """Why the condition has this status, in a sentence that names the remedy."""
     last_transition_time: datetime
     """When status last changed."""
     observed_generation: Annotated[int, Field(ge=0, le=2**53)]
-    """The metadata.generation that this judges; `kubectl wait` ignores older conditions."""
+    """The metadata.generation that the condition is about; `kubectl wait` ignores older ones."""
 
 
 Conditions = Annotated[
@@ -74,7 +74,7 @@ class Judgement:
 
 
 def condition_of(conditions: tuple[Condition, ...], kind: ConditionType) -> Condition | None:
-    """The condition of a type, or None before the first visit."""
+    """The condition of a type, or None before the operator's first pass."""
     return next((item for item in conditions if item.type == kind), None)
 
 

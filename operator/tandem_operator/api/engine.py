@@ -12,7 +12,7 @@ _PRESERVED: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
 
 
 class EngineOptions(ApiObject):
-    """Named engine options, each of which the engine honours; unset ones have its own defaults."""
+    """Named engine options. An option that is not set has the engine's default."""
 
     kv_memory: Quantity | None = None
     """Memory of the KV cache per worker, like 2Gi; default: what gpuMemoryPercent leaves, 2Gi on
@@ -39,7 +39,7 @@ class EnvVar(ApiObject):
         Rule(
             f"!self.name.startsWith('{ENV_PREFIX}')",
             "engine.env must not set TANDEM_* variables, which the operator writes: rename the"
-            " variable or use the field that it stands for",
+            " variable, or set the field that it stands for",
             ".name",
         ),
         Rule(

@@ -49,7 +49,7 @@ ROOT_RULES = (
     ),
     Rule(
         "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-        "metadata.name becomes the name of a Service: start it with a letter and use only"
+        "metadata.name is not a valid name for a Service: start it with a letter and use only"
         " lower-case letters, digits and hyphens",
     ),
 )
@@ -57,15 +57,15 @@ ROOT_RULES = (
 _PRESENCE_RULES = (
     Rule(
         "has(self.model)",
-        "spec.model is missing: say what to serve, like model: {uri: hf://org/name}",
+        "spec.model is missing: add what to serve, like model: {uri: hf://org/name}",
     ),
     Rule(
         "has(self.prefill)",
-        "spec.prefill is missing: a fleet needs both pools; add prefill: {replicas: 1}",
+        "spec.prefill is missing, and a fleet needs both pools: add prefill: {replicas: 1}",
     ),
     Rule(
         "has(self.decode)",
-        "spec.decode is missing: a fleet needs both pools; add decode: {replicas: 1}",
+        "spec.decode is missing, and a fleet needs both pools: add decode: {replicas: 1}",
     ),
 )
 
@@ -73,8 +73,8 @@ _RATIO_RULES = (
     Rule(
         f"{_PAIR} || {_SCALED} || self.ratio.mode != 'Fixed' || !has(self.ratio.fixed) ||"
         f" self.prefill.replicas * {_FD} == self.decode.replicas * {_FP}",
-        "prefill.replicas and decode.replicas break ratio.fixed: change one of them so that prefill"
-        " to decode is as ratio.fixed says",
+        "prefill.replicas and decode.replicas don't have the ratio of ratio.fixed: change one of"
+        " them, or change ratio.fixed",
         ".decode.replicas",
     ),
     Rule(
@@ -97,15 +97,15 @@ _RATIO_RULES = (
         f"!{_SCALED} || !has(self.autoscaling.inline) || self.ratio.mode != 'Fixed' ||"
         f" !has(self.ratio.fixed) || ({_HIGH_P} >= 1 && {_HIGH_D} >= 1 && {_LOW_P} <= {_HIGH_P} &&"
         f" {_LOW_P} <= {_HIGH_D} && {_LOW_D} <= {_HIGH_P} && {_LOW_D} <= {_HIGH_D})",
-        "autoscaling.inline.pools has bounds between which ratio.fixed can't be held: widen min and"
+        "autoscaling.inline.pools allows no sizes that have the ratio of ratio.fixed: widen min and"
         " max of both pools to multiples of ratio.fixed, or set ratio.mode: Bounded",
         ".autoscaling.inline.pools",
     ),
     Rule(
         f"!{_SCALED} || !has(self.autoscaling.inline) ||"
         " self.autoscaling.inline.coordination.mode != 'Ratio' || self.ratio.mode != 'Free'",
-        "autoscaling.inline.coordination.mode Ratio needs a ratio to keep: set ratio.mode to"
-        " Bounded or Fixed, or coordination.mode to Bottleneck",
+        "autoscaling.inline.coordination.mode is Ratio, but there is no ratio to keep: set"
+        " ratio.mode to Bounded or Fixed, or coordination.mode to Bottleneck",
         ".ratio.mode",
     ),
 )
@@ -126,7 +126,7 @@ _WIRING_RULES = (
     Rule(
         "self.rdma.mode != 'DevicePlugin' ||"
         f" !({_infiniband_mounted('prefill')} || {_infiniband_mounted('decode')})",
-        "podTemplate.spec.volumes mounts /dev/infiniband from the host, which must not be combined"
+        "podTemplate.spec.volumes mounts /dev/infiniband from the host, which can't be combined"
         " with rdma.mode DevicePlugin: remove the volume or set rdma.mode: HostPath",
         ".rdma.mode",
     ),
@@ -139,7 +139,7 @@ _WIRING_RULES = (
     Rule(
         f"{_PAIR} || self.kvTransfer.backend != 'CudaIpc' ||"
         f" ({_gpu_limit('prefill')} && {_gpu_limit('decode')})",
-        "kvTransfer.backend CudaIpc needs GPUs in both pools: ask for nvidia.com/gpu in"
+        "kvTransfer.backend CudaIpc needs GPUs in both pools: set nvidia.com/gpu in"
         " resources.limits of prefill and decode, or set backend: Auto",
         ".kvTransfer.backend",
     ),
@@ -152,7 +152,7 @@ _WIRING_RULES = (
     Rule(
         f"{_PAIR} || self.prefill.tensorParallel % self.decode.tensorParallel == 0 ||"
         " self.decode.tensorParallel % self.prefill.tensorParallel == 0",
-        "prefill.tensorParallel and decode.tensorParallel must divide one another, because KV heads"
+        "prefill.tensorParallel and decode.tensorParallel must divide each other, because KV heads"
         " are sliced between them: make one a multiple of the other",
         ".decode.tensorParallel",
     ),
@@ -163,8 +163,8 @@ class NetworkPolicySettings(ApiObject):
     """NetworkPolicies for routers and workers."""
 
     enabled: bool = True
-    """Whether NetworkPolicies are written that let in clients at the router only, and router, peers
-    and operator at the workers."""
+    """Whether the operator writes NetworkPolicies. With them, clients reach only the routers, and
+    only routers, other workers and the operator reach the workers."""
 
 
 class InferenceServiceSpec(ApiObject):
@@ -185,7 +185,7 @@ class InferenceServiceSpec(ApiObject):
     kv_transfer: KvTransfer = KvTransfer()
     """How KV pages get from prefill to decode workers."""
     rdma: Rdma = Rdma()
-    """How workers get at RDMA devices."""
+    """How workers get access to RDMA devices."""
     kv_cache: KvCache = KvCache()
     """The tiers of the KV cache behind GPU memory."""
     router: Router = Router()
@@ -193,13 +193,13 @@ class InferenceServiceSpec(ApiObject):
     slo: Slo = Slo()
     """Service level objectives."""
     autoscaling: Autoscaling | None = None
-    """The policy that scales both pools; without it, replicas or an outside scaler decide."""
+    """The policy that scales both pools; without it, replicas or an external scaler decides."""
     rollout: Rollout = Rollout()
     """How a new revision replaces the old one."""
     network_policy: NetworkPolicySettings = NetworkPolicySettings()
     """NetworkPolicies for routers and workers."""
     revision_history_limit: Annotated[int, Field(ge=0, le=100)] = 5
-    """Old revisions that are kept for rolling back."""
+    """How many old revisions are kept for rolling back."""
 
     rules: ClassVar[tuple[Rule, ...]] = _PRESENCE_RULES + _RATIO_RULES + _WIRING_RULES
     ruled_presence: ClassVar[frozenset[str]] = frozenset({"model", "prefill", "decode"})

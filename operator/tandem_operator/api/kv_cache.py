@@ -15,7 +15,7 @@ class KvCacheDisk(ApiObject):
     size: Quantity = "0"
     """Space that the tier may use; 0 turns it off."""
     path: Annotated[str, Field(min_length=1, max_length=512)] = "/var/cache/tandem"
-    """Where the tier is mounted in the worker."""
+    """Where the tier is mounted in the worker's container."""
     claim_name: ResourceName | None = None
     """A PersistentVolumeClaim for the tier; without one it is an emptyDir."""
 

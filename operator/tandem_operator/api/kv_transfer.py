@@ -29,11 +29,11 @@ class VerifyMode(StrEnum):
 
 
 class TransferVerify(ApiObject):
-    """The check that KV bytes really move, made before the service is Ready."""
+    """The check that KV really moves, made before the service is Ready."""
 
     mode: VerifyMode = VerifyMode.REQUIRED
-    """Required: Ready waits for it; Report: only the condition TransportVerified says so; Off: no
-    probe."""
+    """Required: Ready waits for the check; Report: only the condition TransportVerified shows it;
+    Off: nothing is checked."""
     min_megabytes_per_second: Annotated[int, Field(ge=0, le=1_000_000)] = 500
     """The slowest transfer that passes, in MB/s (10^6 bytes per second)."""
 
@@ -42,7 +42,8 @@ class KvTransfer(ApiObject):
     """How KV pages get from prefill to decode workers."""
 
     backend: TransferBackend = TransferBackend.AUTO
-    """What moves the pages; Auto takes the best that both sides can do and says which in status."""
+    """What moves the pages; Auto takes the best backend that both sides support and shows it in
+    status."""
     bootstrap_port: Annotated[int, Field(ge=1, le=65535)] = PORT_WORKER_BOOTSTRAP
     """Port at which workers shake hands before KV moves."""
     chunk_tokens: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
@@ -54,13 +55,13 @@ class KvTransfer(ApiObject):
     checksum: bool = True
     """Whether each transfer is checked by a checksum."""
     verify: TransferVerify = TransferVerify()
-    """The check that KV bytes really move, made before the service is Ready."""
+    """The check that KV really moves, made before the service is Ready."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             f"!(self.bootstrapPort in [{PORT_WORKER_HTTP}, {PORT_WORKER_WIRE}])",
-            "kvTransfer.bootstrapPort 8100 and 8101 are the worker's own http and wire ports: use"
-            " 8998 or another free port",
+            "kvTransfer.bootstrapPort must not be 8100 or 8101, the worker's http and wire ports:"
+            " use 8998 or another free port",
             ".bootstrapPort",
         ),
     )

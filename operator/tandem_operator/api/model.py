@@ -61,7 +61,7 @@ class ModelCache(ApiObject):
 
 
 class Adapter(ApiObject):
-    """A LoRA adapter, served as a model of its own name."""
+    """A LoRA adapter, served as a model with its own name."""
 
     name: ServedName
     """The model name under which requests choose this adapter."""
@@ -71,7 +71,7 @@ class Adapter(ApiObject):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             f"self.uri.matches('{_CEL_URI}') && !self.uri.startsWith('mock://')",
-            "adapters.uri is no location of weights: write it like hf://org/name, pvc://claim/path,"
+            "adapters.uri is not a location of weights: write it like hf://org/name, pvc://claim/path,"
             " file:///path, s3://bucket/prefix, oci://image or package://name",
             ".uri",
         ),
@@ -94,7 +94,7 @@ class Model(ApiObject):
     format: ModelFormat = ModelFormat.AUTO
     """How the weights are stored; Dummy makes random weights, for benchmarks."""
     dtype: Dtype = Dtype.AUTO
-    """The number format in which the model computes; Auto takes the one of the weights."""
+    """The number format in which the model computes; Auto takes that of the weights."""
     quantization: Quantization = Quantization.NONE
     """The number format in which the weights are kept."""
     kv_cache_dtype: KvCacheDtype = KvCacheDtype.AUTO
@@ -112,12 +112,12 @@ class Model(ApiObject):
     adapters: Annotated[
         tuple[Adapter, ...], Field(max_length=64, json_schema_extra=keyed_by("name"))
     ] = ()
-    """LoRA adapters that are served beside the model."""
+    """LoRA adapters that are served in addition to the model."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             f"self.uri.matches('{_CEL_URI}')",
-            "model.uri is no location of weights: write it like hf://org/name, pvc://claim/path,"
+            "model.uri is not a location of weights: write it like hf://org/name, pvc://claim/path,"
             " file:///path, s3://bucket/prefix, oci://image, package://name or mock://profile",
             ".uri",
         ),
@@ -135,14 +135,14 @@ class Model(ApiObject):
         ),
         Rule(
             "self.format != 'Gguf' || self.quantization == 'None'",
-            "model.quantization must be None with format Gguf: a GGUF file brings its own"
-            " quantization; remove quantization",
+            "model.quantization must be None with format Gguf, because a GGUF file has its own"
+            " quantization: remove quantization",
             ".quantization",
         ),
         Rule(
             "!has(self.name) || !self.adapters.exists(a, a.name == self.name)",
-            "model.adapters has an entry with the name of the model itself: requests couldn't tell"
-            " them apart; rename the adapter",
+            "model.adapters has an entry with the name of the model itself, so requests can't"
+            " choose between them: rename the adapter",
             ".adapters",
         ),
         Rule(

@@ -44,9 +44,9 @@ class ModelUri:
 
     @classmethod
     def parse(cls, uri: str) -> "ModelUri":
-        """Split `uri`. Raises ValueError for a scheme or a shape that no model has."""
+        """Split `uri`. Raises ValueError when it is not the URI of a model."""
         if not re.match(PATTERN, uri):
-            raise ValueError(f"{uri!r} is no model URI; write it like hf://org/name")
+            raise ValueError(f"{uri!r} is not a model URI: write it like hf://org/name")
         scheme_text, _, rest = uri.partition("://")
         scheme = ModelScheme(scheme_text)
         if scheme is ModelScheme.FILE:

@@ -1,4 +1,4 @@
-"""The part of a pod that users may shape: metadata and spec merged into ours."""
+"""What users may change in a pod: metadata and spec that are merged into the operator's."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -21,7 +21,7 @@ class PodTemplateMetadata(ApiObject):
     """Labels and annotations added to the pods."""
 
     labels: LabelMap = Field(default={})
-    """Labels added to the pods; those of the operator can't be replaced."""
+    """Labels added to the pods; the operator's labels can't be replaced."""
     annotations: AnnotationMap = Field(default={})
     """Annotations added to the pods."""
 
@@ -83,5 +83,5 @@ class PodTemplate(ApiObject):
     metadata: PodTemplateMetadata = PodTemplateMetadata()
     """Labels and annotations added to the pods."""
     spec: PodTemplateSpec = PodTemplateSpec()
-    """A partial pod spec merged into the pods: lists with names merge by name; a container called
-    `engine` (router: `router`) changes ours, others are sidecars."""
+    """A partial pod spec merged into the pods. Lists with names merge by name: a container called
+    `engine` (in routers `router`) changes the operator's container, others are sidecars."""

@@ -25,12 +25,12 @@ class ResourceClaimUse(ApiObject):
 
 
 class ContainerResources(ApiObject):
-    """What a container asks for, as in a pod."""
+    """The resources of a container, as in a pod."""
 
     limits: ResourceList = Field(default={})
-    """The most that the container may use; GPUs are asked for here."""
+    """The most that the container may use; GPUs are requested here."""
     requests: ResourceList = Field(default={})
-    """What the scheduler sets aside; default: the limits."""
+    """What the scheduler reserves for the container; default: the limits."""
     claims: Annotated[
         tuple[ResourceClaimUse, ...], Field(max_length=16, json_schema_extra=keyed_by("name"))
     ] = ()
@@ -51,7 +51,7 @@ class Pool(ApiObject):
     """One pool of workers, prefill or decode."""
 
     replicas: Annotated[int, Field(ge=0, le=1024)] = 1
-    """Workers in the pool, as long as neither a policy nor a scaler owns the number."""
+    """Workers in the pool, unless a policy or an external scaler owns the number."""
     tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
     """GPUs over which each worker splits the model."""
     nodes_per_worker: Annotated[int, Field(ge=1, le=16)] = 1
@@ -60,11 +60,11 @@ class Pool(ApiObject):
     max_batched_tokens: Annotated[int, Field(ge=16, le=1_048_576)] = 8192
     """Token budget of one step: decode tokens plus prefill chunks."""
     max_running: Annotated[int, Field(ge=1, le=65_536)] = 256
-    """Requests that may run at once in a worker."""
+    """Requests that may run in a worker at the same time."""
     gpu_memory_percent: Annotated[int, Field(ge=1, le=99)] = 90
     """Share of the GPU's memory for weights and KV cache together."""
     resources: ContainerResources = ContainerResources()
-    """Resources of the engine container of each pod; a worker has this times nodesPerWorker."""
+    """Resources of the engine container of each pod; a worker has nodesPerWorker such pods."""
     pod_template: PodTemplate = PodTemplate()
     """Metadata and spec merged into the worker pods: node selector, tolerations, sidecars and so
     on."""
@@ -85,15 +85,15 @@ class Pool(ApiObject):
         ),
         Rule(
             "self.tensorParallel % self.nodesPerWorker == 0",
-            "tensorParallel must be a multiple of nodesPerWorker, so that each pod runs as many"
-            " ranks: raise tensorParallel or set nodesPerWorker: 1",
+            "tensorParallel must be a multiple of nodesPerWorker, so that all pods run the same"
+            " number of ranks: raise tensorParallel or set nodesPerWorker: 1",
             ".nodesPerWorker",
         ),
     )
 
     @property
     def gpus_per_pod(self) -> int:
-        """GPUs that one pod of a worker asks for; 0 on CPU."""
+        """GPUs that one pod of a worker requests; 0 on CPU."""
         return int(parse_quantity(self.resources.limits.get(GPU_RESOURCE, "0")))
 
 
@@ -105,11 +105,11 @@ class RoleChangeMode(StrEnum):
 
 
 class RoleChange(ApiObject):
-    """Moving running workers between the pools, weights still loaded."""
+    """Moving running workers between the pools while their weights stay loaded."""
 
     mode: RoleChangeMode = RoleChangeMode.WARM
-    """Warm: a drained worker may change role in place; None: pools change by pods only."""
+    """Warm: a drained worker may change its role in place; None: pools change only by new pods."""
     min_prefill: Annotated[int, Field(ge=0, le=1024)] = 1
-    """Prefill workers that a role change must leave."""
+    """The fewest prefill workers that a role change may leave."""
     min_decode: Annotated[int, Field(ge=0, le=1024)] = 1
-    """Decode workers that a role change must leave."""
+    """The fewest decode workers that a role change may leave."""

@@ -32,7 +32,7 @@ def _as_text(value: Any) -> Any:
 
 def _checked(value: str) -> str:
     if not re.match(PATTERN, value):
-        raise ValueError(f"{value!r} is not a quantity; write it like 64Gi, 500m or 4")
+        raise ValueError(f"{value!r} is not a quantity: write it like 64Gi, 500m or 4")
     return value
 
 

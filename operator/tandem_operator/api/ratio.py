@@ -22,7 +22,7 @@ class RatioTerm(ApiObject):
     prefill: Annotated[int, Field(ge=1, le=1024)]
     """Prefill workers."""
     decode: Annotated[int, Field(ge=1, le=1024)]
-    """Decode workers for that many prefill workers."""
+    """Decode workers for this number of prefill workers."""
 
 
 class Ratio(ApiObject):
@@ -41,7 +41,7 @@ class Ratio(ApiObject):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "self.mode != 'Fixed' || has(self.fixed)",
-            "ratio.fixed is missing: with ratio.mode Fixed write fixed: {prefill: 1, decode: 3}",
+            "ratio.fixed is missing, and ratio.mode is Fixed: add fixed: {prefill: 1, decode: 3}",
             ".fixed",
         ),
         Rule(
@@ -51,7 +51,7 @@ class Ratio(ApiObject):
         ),
         Rule(
             "self.mode != 'Bounded' || has(self.min) || has(self.max)",
-            "ratio.min and ratio.max are both missing: with ratio.mode Bounded write at least one,"
+            "ratio.min and ratio.max are both missing, and ratio.mode is Bounded: add at least one,"
             " like min: {prefill: 1, decode: 6}",
             ".min",
         ),
@@ -64,8 +64,8 @@ class Ratio(ApiObject):
         Rule(
             "!has(self.min) || !has(self.max) ||"
             " self.min.prefill * self.max.decode <= self.max.prefill * self.min.decode",
-            "ratio.min is above ratio.max (compare prefill divided by decode): swap them or"
-            " lower min",
+            "ratio.min is greater than ratio.max (prefill divided by decode): swap them or lower"
+            " min",
             ".min",
         ),
     )

@@ -1,4 +1,4 @@
-"""How workers get at RDMA devices."""
+"""How workers get access to RDMA devices."""
 
 from enum import StrEnum
 from typing import Annotated, ClassVar
@@ -36,7 +36,7 @@ class ClaimAlignment(StrEnum):
 
 
 class ClaimRails(StrEnum):
-    """Which rails the claims of the two roles may land on."""
+    """Which rails the claims of the two roles may get."""
 
     ANY = "Any"
     SAME_ACROSS_ROLES = "SameAcrossRoles"
@@ -73,7 +73,7 @@ class RdmaResource(ApiObject):
     count: Annotated[str, Field(max_length=6, pattern=r"^(PerPod|PerGPU|[1-9][0-9]{0,2})$")] = (
         "PerPod"
     )
-    """How many each pod asks for: PerPod (one), PerGPU (one per GPU) or a number as text."""
+    """How many each pod requests: PerPod (one), PerGPU (one per GPU) or a number as text."""
 
 
 class RdmaNetwork(ApiObject):
@@ -93,7 +93,7 @@ class RdmaClaim(ApiObject):
     align_with: ClaimAlignment = ClaimAlignment.PCIE_ROOT
     """What the NIC must share with the pod's GPU."""
     rails: ClaimRails = ClaimRails.SAME_ACROSS_ROLES
-    """Whether prefill and decode claims must land on rails that reach each other."""
+    """Whether prefill and decode claims must get rails that reach each other."""
 
 
 class RdmaDevices(ApiObject):
@@ -112,14 +112,14 @@ class RdmaDevices(ApiObject):
         Rule(
             "!self.include.exists(d, d in self.exclude)",
             "rdma.devices.include and rdma.devices.exclude name the same device: remove it from"
-            " one",
+            " one of them",
             ".exclude",
         ),
     )
 
 
 class RdmaPlacement(ApiObject):
-    """Where workers go with regard to the fabric."""
+    """Where workers are placed relative to the fabric."""
 
     same_fabric_key: Annotated[str, Field(max_length=317)] = ""
     """Node label whose value all workers must share, like ib.coreweave.cloud/fabric; empty:
@@ -130,10 +130,11 @@ class RdmaPlacement(ApiObject):
 
 
 class Rdma(ApiObject):
-    """How workers get at RDMA devices."""
+    """How workers get access to RDMA devices."""
 
     mode: RdmaMode = RdmaMode.AUTO
-    """The wiring; Auto reads what the nodes offer and records its choice in status."""
+    """How devices get into the pods; Auto reads what the nodes offer and shows its choice in
+    status."""
     resource: RdmaResource | None = None
     """Extended resource for DevicePlugin, Multus and Efa; with Auto the one to look for; default:
     rdma/ib per pod."""
@@ -148,14 +149,14 @@ class Rdma(ApiObject):
     shared_memory: Quantity = "32Gi"
     """Upper bound of /dev/shm in the workers; memory counts only when used."""
     placement: RdmaPlacement = RdmaPlacement()
-    """Where workers go with regard to the fabric."""
+    """Where workers are placed relative to the fabric."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "self.mode != 'HostPath' || !has(self.resource)",
-            "rdma.resource asks a device plugin, which must not be combined with rdma.mode HostPath"
-            " (libraries would see devices that the cgroup blocks): remove resource or set mode:"
-            " DevicePlugin",
+            "rdma.resource requests devices from a device plugin, which can't be combined with"
+            " rdma.mode HostPath (libraries would see devices that the cgroup blocks): remove"
+            " resource or set mode: DevicePlugin",
             ".resource",
         ),
         Rule(
@@ -166,13 +167,13 @@ class Rdma(ApiObject):
         ),
         Rule(
             "self.mode != 'Efa' || self.placement.roles != 'Pack'",
-            "rdma.placement.roles Pack doesn't work with rdma.mode Efa, which can't loop back on"
-            " one node: set placement.roles: Spread",
+            "rdma.placement.roles Pack doesn't work with rdma.mode Efa, which can't connect pods of"
+            " the same node: set placement.roles: Spread",
             ".placement.roles",
         ),
         Rule(
             "!(self.mode in ['Multus', 'Gke']) || size(self.networks) > 0",
-            "rdma.networks is empty: rdma.mode Multus and Gke need the networks to attach; add"
+            "rdma.networks is empty, and rdma.mode Multus and Gke need the networks to attach: add"
             " networks: [{name: rail0}]",
             ".networks",
         ),
@@ -184,8 +185,8 @@ class Rdma(ApiObject):
         ),
         Rule(
             "self.mode != 'Dra' || has(self.claim)",
-            "rdma.claim is missing: rdma.mode Dra needs the device class; add claim: {deviceClass:"
-            " dranet}",
+            "rdma.claim is missing, and rdma.mode Dra needs the device class: add claim:"
+            " {deviceClass: dranet}",
             ".claim",
         ),
         Rule(

@@ -13,9 +13,9 @@ INT_OR_PERCENT_PATTERN = r"^(100|[1-9]?[0-9])%$"
 def _checked(value: int | str) -> int | str:
     if isinstance(value, int):
         if not 0 <= value <= 1024:
-            raise ValueError(f"{value} is out of range; write 0 to 1024, or a percentage")
+            raise ValueError(f"{value} is out of range: write 0 to 1024, or a percentage")
     elif not re.match(INT_OR_PERCENT_PATTERN, value):
-        raise ValueError(f"{value!r} is neither a count nor a percentage from 0% to 100%")
+        raise ValueError(f"{value!r} is not a count or a percentage: write it like 2 or 25%")
     return value
 
 
@@ -50,11 +50,11 @@ class Rollout(ApiObject):
     max_unavailable: IntOrPercent = 0
     """Workers below the desired number, per pool: a count or a percentage (rounded down)."""
     paused: bool = False
-    """Whether the roll-out holds where it is."""
+    """Whether the roll-out is paused in its current state."""
     drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = 600
     """How long a draining worker may take to finish or move its streams."""
     progress_deadline_seconds: Annotated[int, Field(ge=30, le=86_400)] = 1800
-    """How long a roll-out may make no progress before it stops and says why."""
+    """How long a roll-out may go without progress before it stops and reports why."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

@@ -39,8 +39,8 @@ class RouterAdmission(ApiObject):
     """When a router answers 429 instead of queueing."""
 
     mode: AdmissionMode = AdmissionMode.PREDICT
-    """Predict: refuse what would break its SLO class; Load: refuse when queues are full; Off: queue
-    everything."""
+    """Predict: refuse requests that would miss the objectives of their SLO class; Load: refuse when
+    queues are full; Off: queue everything."""
 
 
 class RouterService(ApiObject):
@@ -56,7 +56,7 @@ class Router(ApiObject):
     """The routers: OpenAI API, tokenizing, choice of workers, fail-over."""
 
     replicas: Annotated[int, Field(ge=1, le=64)] = 2
-    """Routers that run side by side."""
+    """How many routers run."""
     resources: ContainerResources = ContainerResources()
     """Resources of the router container."""
     policy: RouterPolicy = RouterPolicy.KV_AWARE
@@ -68,9 +68,9 @@ class Router(ApiObject):
     api_keys_secret_name: Annotated[
         str, Field(max_length=253, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
     ] = ""
-    """A Secret whose values are API keys, mounted into the routers; when set, requests need one of
-    them; empty: none."""
+    """A Secret whose values are API keys, mounted into the routers. If it is set, requests need one
+    of the keys; empty: no key is needed."""
     inference_pool: bool = False
-    """Whether a Gateway API InferencePool is written too."""
+    """Whether the operator also writes a Gateway API InferencePool."""
     pod_template: PodTemplate = PodTemplate()
     """Metadata and spec merged into the router pods."""

@@ -8,15 +8,15 @@ from tandem_operator.api.api_object import ApiObject, Rule, keyed_by
 
 
 class SloClass(ApiObject):
-    """A class of requests with latencies of its own."""
+    """A class of requests with its own latency objectives."""
 
     name: Annotated[
         str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
     ]
     """Name by which a request chooses the class (`slo_class`)."""
     default: bool = False
-    """Whether requests that name no class belong here; without any, the first class is the
-    default."""
+    """Whether requests that name no class belong to this one. If no class is the default, the first
+    one is."""
     ttft_milliseconds: Annotated[int, Field(ge=1, le=3_600_000)]
     """Time to first token at the router, in milliseconds."""
     tbt_milliseconds: Annotated[int, Field(ge=1, le=600_000)]
@@ -51,7 +51,7 @@ class Slo(ApiObject):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "self.classes.filter(c, c.default).size() <= 1",
-            "slo.classes has more than one default class: keep default: true in one of them",
+            "slo.classes has more than one default class: keep default: true in only one of them",
             ".classes",
         ),
     )

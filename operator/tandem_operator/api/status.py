@@ -36,7 +36,7 @@ class ScalingStep(StrEnum):
 
 
 class PoolStatus(ApiObject):
-    """One pool."""
+    """The state of one pool."""
 
     role: ApiRole
     """The role of the pool."""
@@ -47,13 +47,13 @@ class PoolStatus(ApiObject):
     updated: Count = 0
     """Workers of the current revision."""
     draining: Count = 0
-    """Workers that finish their streams before they go."""
+    """Workers that finish their streams before they are deleted."""
     pending: Count = 0
     """Workers that are not scheduled or not started yet."""
     desired: Count = 0
     """Workers that the operator is working towards."""
     scaled_by: ScaledBy = ScaledBy.USER
-    """Who owns desired: the spec, the built-in policy, or a writer of the pool's scale."""
+    """Who set desired: the user in the spec, the policy, or whoever wrote the pool's scale."""
     ignored_replicas: Count | None = None
     """A number written to the pool's scale that has no effect while a policy is active."""
 
@@ -68,7 +68,7 @@ class RouterStatus(ApiObject):
 
 
 class SloStatus(ApiObject):
-    """What the routers measured lately for the default class."""
+    """What the routers measured recently for the default SLO class."""
 
     ttft_milliseconds: Amount | None = None
     """Time to first token at the class's percentile, in milliseconds."""
@@ -86,7 +86,7 @@ class TransportStatus(ApiObject):
     backend: TransferBackend | None = None
     """The backend that workers agreed on."""
     wiring: RdmaMode | None = None
-    """How RDMA devices get into the pods; None: plain network."""
+    """How RDMA devices get into the pods; None: KV moves over the plain network."""
     megabytes_per_second: Amount | None = None
     """Speed that the probe measured, in MB/s."""
     verified_at: datetime | None = None
@@ -97,17 +97,17 @@ class ScalingDecision(ApiObject):
     """One decision about one pool."""
 
     at: datetime
-    """When."""
+    """When the decision was made."""
     pool: ApiRole
-    """Which pool."""
+    """The pool that the decision is about."""
     from_: Annotated[Count, Field(alias="from")]
-    """Workers before."""
+    """Workers before the decision."""
     to: Count
-    """Workers after."""
+    """Workers that the decision wants."""
     how: ScalingStep
-    """How it was carried out; Advised: not at all."""
+    """How the decision was carried out; Advised: it was only published."""
     because: Annotated[str, Field(max_length=1024)]
-    """Why, in one sentence."""
+    """Why the decision was made, in one sentence."""
 
 
 class Failure(ApiObject):
@@ -118,13 +118,13 @@ class Failure(ApiObject):
     node: Annotated[str, Field(max_length=253)] = ""
     """Node on which it ran."""
     exit_code: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
-    """Exit code of the container, where it had one."""
+    """Exit code of the container, if it had one."""
     reason: Annotated[str, Field(max_length=256)] = ""
     """Reason as Kubernetes gives it, like OOMKilled."""
     at: datetime
-    """When."""
+    """When the container ended."""
     log: Annotated[str, Field(max_length=4096)] = ""
-    """The last lines of the log."""
+    """The last lines of the container's log."""
 
 
 class InferenceServiceStatus(ApiObject):
@@ -149,7 +149,7 @@ class InferenceServiceStatus(ApiObject):
     ratio: Annotated[str, Field(max_length=16)] | None = None
     """Ready prefill to ready decode workers, like 1:2."""
     slo: SloStatus | None = None
-    """What the routers measured lately for the default class."""
+    """What the routers measured recently for the default SLO class."""
     transport: TransportStatus | None = None
     """How KV moves, as seen by the probe."""
     scaling: Annotated[

@@ -35,34 +35,34 @@ class WorkerPoolSpec(ApiObject):
     """One role of one service."""
 
     service_name: Annotated[str, Field(min_length=1, max_length=63)]
-    """The InferenceService that this pool belongs to; can't change."""
+    """The InferenceService that this pool belongs to; it can't be changed."""
     role: ApiRole
-    """The role of the pool's workers; can't change."""
+    """The role of the pool's workers; it can't be changed."""
     replicas: Annotated[int, Field(ge=0, le=1024)] = 1
-    """Workers wanted; `kubectl scale` writes it. While a built-in policy is active it is kept but
-    has no effect."""
+    """The wanted number of workers, which `kubectl scale` writes. It has no effect while an
+    autoscaling policy is active."""
     revision: Annotated[str, Field(max_length=63)] = ""
     """The revision that the pool's workers should have; written by the operator."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "self.serviceName == oldSelf.serviceName",
-            "spec.serviceName can't change: delete the pool, and the operator makes it anew",
+            "spec.serviceName can't be changed: delete the pool, and the operator creates it again",
             ".serviceName",
         ),
         Rule(
             "self.role == oldSelf.role",
-            "spec.role can't change: delete the pool, and the operator makes it anew",
+            "spec.role can't be changed: delete the pool, and the operator creates it again",
             ".role",
         ),
     )
 
 
 class WorkerPoolStatus(ApiObject):
-    """What the pool has."""
+    """The state of the pool."""
 
     replicas: Annotated[int, Field(ge=0, le=4096)] = 0
-    """Workers that exist, draining ones left out."""
+    """Workers that exist, without those that drain."""
     ready_replicas: Annotated[int, Field(ge=0, le=4096)] = 0
     """Workers that take work."""
     selector: Annotated[str, Field(max_length=1024)] = ""

@@ -156,7 +156,7 @@ class Cluster:
         uid: str | None = None,
         grace_seconds: int | None = None,
     ) -> None:
-        """Delete an object, only the one with `uid` if given; none there is no error."""
+        """Delete an object, only the one with `uid` if given. A missing object is not an error."""
         body: JsonObject = {"propagationPolicy": "Background"}
         if uid:
             body["preconditions"] = {"uid": uid}
@@ -197,7 +197,7 @@ class Cluster:
         except ApiException as error:
             raise _typed(error) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ClusterError(0, f"API server unreachable: {error!r}") from error
+            raise ClusterError(0, f"can't reach the API server: {error!r}") from error
         return response
 
 

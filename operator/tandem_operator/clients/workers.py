@@ -33,7 +33,8 @@ class ProbeAnswer:
 class WorkerClient:
     """Calls workers and routers by their pod's IP; close it at the end.
 
-    A pod that doesn't answer is no error: the methods return None, False or an answer that says so.
+    A pod that doesn't answer is not an error: the methods return None, False or an answer with the
+    error.
     """
 
     def __init__(

@@ -106,7 +106,7 @@ class Kind:
         }
 
 
-_AGE = Column("Age", "date", ".metadata.creationTimestamp", "Time since the object was made.")
+_AGE = Column("Age", "date", ".metadata.creationTimestamp", "Time since the object was created.")
 _READY = Column(
     "Ready", "string", '.status.conditions[?(@.type=="Ready")].status', "The condition Ready."
 )

@@ -55,7 +55,7 @@ def _convert_children(schema: Schema, definitions: dict[str, Schema]) -> None:
     if "items" in schema:
         schema["items"] = _convert(schema["items"], definitions)
     if "propertyNames" in schema:
-        raise ValueError("structural schemas can't constrain property names; use a CEL rule")
+        raise ValueError("structural schemas can't constrain property names: use a CEL rule")
 
 
 def _add_format(schema: Schema) -> None:

@@ -23,7 +23,7 @@ log = structlog.get_logger("tandem.events")
 
 
 class Events:
-    """Posts events; the same one at most once a minute. An event that is lost is no error."""
+    """Posts events, the same one at most once a minute. A lost event is not an error."""
 
     def __init__(self, cluster: Cluster, instance: str) -> None:
         self._cluster = cluster

@@ -1,4 +1,4 @@
-"""Carries a plan out. Every step is tried; the status is written even when one failed."""
+"""Carries a plan out. Every step is tried, and the status is written even if one failed."""
 
 import asyncio
 import hashlib
@@ -27,7 +27,7 @@ from tandem_operator.plan import Deletion, EngineCall, Plan, PodMark
 from tandem_operator.plan.steps import PolicyTargets
 
 REAPPLY_SECONDS: Final = 30.0
-"""An unchanged child is applied again after this long, which heals what others changed."""
+"""An unchanged child is applied again after this time, which repairs what others changed."""
 MAX_PARALLEL: Final = 16
 
 log = structlog.get_logger("tandem.execute")
@@ -44,7 +44,7 @@ class Executor:
         self._limit = asyncio.Semaphore(MAX_PARALLEL)
 
     async def execute(self, plan: Plan, observed: Observed) -> ProbeResult | None:
-        """Do everything in the plan; returns what a probe showed.
+        """Do everything in the plan. Returns what a probe showed.
 
         Raises the first error after the status was written, so that the queue repeats the pass.
         """
@@ -77,7 +77,7 @@ class Executor:
         return probe
 
     def forget(self, kind: str, namespace: str, name: str) -> None:
-        """Apply a child anew at the next pass, because someone changed or removed it."""
+        """Apply a child again in the next pass, because someone deleted it."""
         self._applied.pop((kind, namespace, name), None)
 
     async def _all(self, steps: Any, errors: list[Exception]) -> None:
@@ -119,7 +119,7 @@ class Executor:
         if any(owner["uid"] == observed.uid for owner in owners):
             return
         if any(_is_predecessor(owner, observed) for owner in owners):
-            # The service was deleted and made anew before its old children were collected.
+            # The service was deleted and created again before its old children were collected.
             uid = found["metadata"]["uid"]
             await self._cluster.delete(child["kind"], meta["name"], meta["namespace"], uid=uid)
             return

@@ -37,7 +37,7 @@ class RouterView:
     revision: str
     replicas: int
     ready: int
-    rolled_out: bool  # every router pod is of the latest template, ready, and no other is left
+    rolled_out: bool  # all router pods have the latest template and are ready; no others are left
     message: str = ""
 
 

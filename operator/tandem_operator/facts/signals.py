@@ -9,11 +9,11 @@ WINDOW_SECONDS: Final = 30.0
 
 @dataclass(frozen=True)
 class PrefillSignals:
-    """The prefill side.
+    """What is measured of prefill.
 
     `ttft_seconds` is the objective's percentile over the window, None when no request finished its
     first token in it. `queued_seconds` is the backlog summed over the pool: the time one worker
-    would need for all prompt tokens that wait, `peak_queued_seconds` the most of it in the window.
+    would need for all waiting prompt tokens; `peak_queued_seconds` is its maximum in the window.
     `busy_workers` is the prefill work done lately, in workers: prompt tokens computed per second
     over the measured tokens per second of one worker.
     """
@@ -26,10 +26,10 @@ class PrefillSignals:
 
 @dataclass(frozen=True)
 class DecodeSignals:
-    """The decode side.
+    """What is measured of decode.
 
     `kv_usage` is the share of KV blocks in use, summed over the pool and divided by the pool's
-    size (0 to 1); `max_kv_usage` the same of the fullest worker. `num_waiting` counts requests that
+    size (0 to 1); `max_kv_usage` is that of the fullest worker. `num_waiting` counts requests that
     found no room yet; `peak_running` is the most streams that one worker had in the window.
     """
 
@@ -43,7 +43,7 @@ class DecodeSignals:
 
 @dataclass(frozen=True)
 class Signals:
-    """One reading.
+    """The signals of one reading.
 
     `age_seconds`: since the last complete scrape, whose figures these are; inf when there was none.
     `settled`: readings go back a whole window without a break, enough to say what isn't needed.
@@ -62,5 +62,5 @@ class Signals:
 
     @property
     def idle(self) -> bool:
-        """Nothing arrives and nothing runs: that is data, not a missing metric."""
+        """Whether nothing arrives and nothing runs: that is a measurement, not a missing one."""
         return self.requests_per_second == 0 and self.num_inflight == 0

@@ -32,7 +32,7 @@ class WorkerState:
 
     @property
     def idle(self) -> bool:
-        """Neither streams nor leased KV pages are left."""
+        """Whether neither streams nor leased KV pages are left."""
         return self.num_running == 0 and self.num_leases == 0
 
 
@@ -76,7 +76,7 @@ class WorkerPod:
 
     @property
     def live(self) -> bool:
-        """It counts as a worker: neither ended nor on its way out."""
+        """Whether it counts as a worker: it neither ended nor drains nor is being deleted."""
         return not self.deleting and self.failure is None and self.draining_since is None
 
 

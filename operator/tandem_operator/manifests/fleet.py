@@ -33,7 +33,7 @@ from tandem_operator.pair import Role
 
 
 def build_owner(observed: Observed) -> dict[str, Any]:
-    """The owner reference by which everything ends with the service."""
+    """The owner reference by which children are deleted with the service."""
     return {
         "apiVersion": API_VERSION,
         "kind": INFERENCE_SERVICE,

@@ -1,6 +1,6 @@
-"""Merges a user's podTemplate into a pod of ours, by the rules of a strategic merge.
+"""Merges a user's podTemplate into a pod of the operator, like a strategic merge patch.
 
-- Objects merge key by key; the user's value wins; an explicit null removes ours.
+- Objects merge key by key; the user's value wins; an explicit null removes the operator's.
 - Lists whose entries have names (`containers`, `initContainers`, `volumes`, `env`, `ports`,
   `imagePullSecrets`, `resourceClaims`) merge by `name`; `volumeMounts` by `mountPath`;
   `hostAliases` by `ip`; `topologySpreadConstraints` by `topologyKey`. Unknown entries are added.

@@ -1,4 +1,4 @@
-"""Volumes and environment by which a container gets at the model, for workers and routers alike."""
+"""Volumes and environment that give a container the model, for workers and for routers."""
 
 from dataclasses import dataclass, field
 from typing import Any

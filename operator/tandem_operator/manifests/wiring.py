@@ -1,6 +1,6 @@
 """Writes the chosen wiring into worker pods: resources, capabilities, volumes, environment.
 
-The environment says what a library can't find out by itself. Which NIC is nearest to which GPU is
+The environment has what a library can't find out by itself. Which NIC is nearest to which GPU is
 found inside the pod, from sysfs; only what the user fixed is written here.
 """
 
@@ -15,12 +15,16 @@ INFINIBAND_PATH = "/dev/infiniband"
 
 @dataclass(frozen=True)
 class Wiring:
-    """What was chosen. `problem` says, with the remedy, why it can't work on these nodes now."""
+    """What was chosen. `problem` says, with the remedy, why it can't work now.
+
+    `supported` is False for a mode that this release doesn't have.
+    """
 
     mode: RdmaMode
     resource: str = ""
     count: str = "PerPod"
     problem: str = ""
+    supported: bool = True
     note: str = ""
 
     def pieces(self, num_gpus: int) -> int:
@@ -85,7 +89,7 @@ def build_wiring(wiring: Wiring, rdma: Rdma, num_gpus: int) -> PodWiring:
 
 
 def _plain_env() -> dict[str, str]:
-    # Said out loud, so that a host with half-configured devices can't be picked by accident.
+    # Written explicitly, so that half-configured devices of a host are not used by accident.
     return {
         ENV_RDMA: "0",
         "UCX_TLS": "tcp,cuda_copy,cuda_ipc,sm,self",

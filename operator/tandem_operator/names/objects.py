@@ -54,15 +54,15 @@ def pool_name(service: str, role: Role) -> str:
 def worker_pod_name(service: str, role: Role, group: str, rank: int = 0) -> str:
     """The pod of one rank of a worker; `group` is the worker's `stable_id`.
 
-    At most 40 + 1 + 7 + 1 + 8 + 3 = 60 characters. The role is the one that the worker was born
-    with: after a warm role change only the label tells the truth.
+    At most 40 + 1 + 7 + 1 + 8 + 3 = 60 characters. The name keeps the role that the worker
+    started with: after a warm role change only the label has the current one.
     """
     name = f"{service}-{role}-{group}"
     return name if rank == 0 else f"{name}-{rank}"
 
 
 def stable_id(*parts: str | int) -> str:
-    """Eight characters that depend on nothing but `parts`; without vowels, so never a word."""
+    """Eight characters that depend only on `parts`, without vowels, so that they form no word."""
     number = int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:8], "big")
     letters = []
     for _ in range(_ID_LENGTH):

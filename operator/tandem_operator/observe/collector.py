@@ -36,7 +36,7 @@ Pods = Sequence[PodAddress]
 
 @dataclass(frozen=True)
 class Latency:
-    """Which latencies are measured: a percentile, of one SLO class or of all requests (empty)."""
+    """Which latencies to measure: a percentile, of one SLO class or (empty) of all requests."""
 
     percentile: int
     slo_class: str = ""
@@ -139,7 +139,7 @@ def _remember(
     readings: Iterable[R | None],
     start: float,
 ) -> dict[str, deque[R]]:
-    """The past of pods that live with the new readings, back to the last before `start`."""
+    """The past of live pods with the new readings, back to the last reading before `start`."""
     kept = {pod.uid: past.get(pod.uid, deque()) for pod in pods}
     for pod, reading in zip(pods, readings, strict=True):
         of_pod = kept[pod.uid]
@@ -151,7 +151,7 @@ def _remember(
 
 
 def _attained(spans: list[tuple[Scrape, Scrape]], labels: dict[str, str]) -> float | None:
-    """The lower of both objectives' shares: counters don't tell which sequences kept both."""
+    """The lower of both objectives' shares: counters don't show which sequences kept both."""
     shares = []
     for objective in router.OBJECTIVES:
         of_objective = {router.METRIC_LABEL_OBJECTIVE: objective}

@@ -1,4 +1,4 @@
-"""Prometheus text into samples, the growth of counters, and of histograms into quantiles."""
+"""Reads Prometheus text: samples, the growth of counters, and quantiles of histograms."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

@@ -15,7 +15,7 @@ from tandem_operator.pair import Pair, Role
 
 
 def read_router(deployment: JsonObject) -> RouterView:
-    """The state of the routers. Changed over means: no pod of an older template is left."""
+    """The state of the routers. They are rolled out when no pod of an older template is left."""
     meta, spec = deployment["metadata"], deployment.get("spec", {})
     status = deployment.get("status") or {}
     wanted = int(spec.get("replicas", 1))
@@ -49,14 +49,18 @@ def read_spec(raw: JsonObject) -> tuple[InferenceServiceSpec | None, str]:
     try:
         return InferenceServiceSpec.model_validate(raw.get("spec", {})), ""
     except ValidationError as error:
-        problems = "; ".join(
-            f"spec.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5]
-        )
-        return None, problems
+        return None, problems(error)
+
+
+def problems(error: ValidationError) -> str:
+    """What is wrong with a spec: the field and the reason, five at most."""
+    return "; ".join(
+        f"spec.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5]
+    )
 
 
 def read_status(raw: JsonObject) -> InferenceServiceStatus:
-    """The last status; an empty one when there is none or another release wrote it."""
+    """The last status, or an empty one if there is no status or another release wrote it."""
     try:
         return InferenceServiceStatus.model_validate(raw.get("status") or {})
     except ValidationError:
@@ -97,7 +101,7 @@ def _read_pool(pool: JsonObject) -> PoolView:
 
 
 def read_workers(pods: list[JsonObject], pool_uids: set[str]) -> tuple[WorkerPod, ...]:
-    """The worker pods that our pools own, oldest first; everyone else's are left alone."""
+    """The worker pods that the service's pools own, oldest first; other pods are ignored."""
     mine = []
     for pod in pods:
         owners = {owner["uid"] for owner in pod["metadata"].get("ownerReferences", [])}

@@ -1,4 +1,4 @@
-"""Reads a worker pod: is it started, ready, failed, in trouble, on its way out?"""
+"""Reads a worker pod: whether it is started, ready, failed, in trouble or being removed."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -29,7 +29,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def read_pod(pod: JsonObject) -> WorkerPod | None:
-    """A worker, or None for a pod that isn't one."""
+    """A worker, or None for any other pod."""
     meta, status = pod["metadata"], pod.get("status") or {}
     labels, notes = meta.get("labels") or {}, meta.get("annotations") or {}
     role = labels.get(LABEL_ROLE)
@@ -65,7 +65,7 @@ def read_pod(pod: JsonObject) -> WorkerPod | None:
 
 
 def read_router_pod(pod: JsonObject) -> PodAddress | None:
-    """A ready router, or None for any other pod."""
+    """The address of a ready router, or None for any other pod."""
     meta, status = pod["metadata"], pod.get("status") or {}
     is_router = (meta.get("labels") or {}).get(LABEL_ROLE) == ROUTER
     ready = _condition(status, "Ready").get("status") == "True"
@@ -146,7 +146,7 @@ def _number(notes: dict[str, str], name: str, default: int) -> int:
 
 
 def read_time(text: str | None) -> datetime | None:
-    """An RFC 3339 time, or None for none or for text that is no time."""
+    """An RFC 3339 time, or None when there is none or the text is not a time."""
     if not text:
         return None
     try:

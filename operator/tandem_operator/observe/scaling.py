@@ -31,6 +31,7 @@ from tandem_operator.facts.signals import Signals
 from tandem_operator.facts.worker import WorkerPod
 from tandem_operator.names.objects import AUTOSCALING_POLICY
 from tandem_operator.observe.collector import Collector, Latency
+from tandem_operator.observe.objects import problems
 from tandem_operator.pair import Pair
 
 NUM_STARTUPS: Final = 50
@@ -153,7 +154,7 @@ def read_policy(found: JsonObject) -> PolicyView:
     try:
         spec = AutoscalingPolicySpec.model_validate(found.get("spec", {}))
     except ValidationError as error:
-        problem = f"AutoscalingPolicy {name} can't be read: correct it: {error}"
+        problem = f"AutoscalingPolicy {name} has an invalid spec: correct it: {problems(error)}"
         return PolicyView(None, problem, name, version, targets)
     return PolicyView(spec, "", name, version, targets)
 

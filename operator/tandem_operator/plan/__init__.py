@@ -1,4 +1,4 @@
-"""From facts to a plan, without reading or writing anything: `reconcile(observed, now) -> Plan`."""
+"""Makes a plan from facts, without reading or writing anything: `reconcile(observed, now)`."""
 
 from tandem_operator.plan.service import reconcile
 from tandem_operator.plan.steps import Deletion, EngineCall, Note, Plan, PodMark

@@ -1,4 +1,4 @@
-"""One pass over one service: facts in, plan out. Pure."""
+"""One pass over one service: a pure function from facts to a plan."""
 
 from datetime import datetime
 from typing import Any
@@ -29,11 +29,11 @@ from tandem_operator.plan.support import find_blockers
 from tandem_operator.plan.wiring import choose_wiring
 
 MEASURE_SECONDS = 15.0
-"""How often a settled service is looked at, which renews status.slo."""
+"""How often a settled service gets a pass, which also renews status.slo."""
 
 
 def reconcile(observed: Observed, now: datetime) -> Plan:
-    """What to do about a service, given all facts."""
+    """What to do about a service, given all facts about it."""
     second = now.replace(microsecond=0)
     if observed.deleting_since is not None:
         return plan_deletion(observed, plan_policy_status(observed, None, second), second)
@@ -50,7 +50,7 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
     targets = plan_targets(spec, observed, memory.decision)
     wiring = _wiring(observed, spec)
     blockers = find_blockers(spec)
-    if wiring.problem and "not supported" in wiring.problem:
+    if not wiring.supported:
         blockers.append(wiring.problem)
     step = plan_rollout(_rollout_view(observed, spec, revision, targets))
     steps = _plan_pools(observed, spec, step, targets, blocked=bool(blockers), now=now)

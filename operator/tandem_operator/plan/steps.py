@@ -1,4 +1,4 @@
-"""What a pass wants done. `execute` does it, in the order of the fields."""
+"""What a pass wants to be done. `execute` does it, in the order of the fields."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ class EngineCall:
 
 @dataclass(frozen=True)
 class Deletion:
-    """A pod to delete. `grace_seconds` None: what the pod itself says."""
+    """A pod to delete. `grace_seconds` None: the grace period in the pod's spec."""
 
     name: str
     uid: str
@@ -63,7 +63,8 @@ class Plan:
     """One pass over one service.
 
     `scaling` are the decisions that status.scaling shows for the first time. `memory` is what
-    scaling hands on to the next pass; None: nothing, because the service goes or can't be read.
+    scaling hands on to the next pass; None: nothing, because the service is being deleted or its
+    spec can't be read.
     """
 
     finalizer: Literal["keep", "add", "remove"] = "keep"
@@ -82,5 +83,5 @@ class Plan:
 
     @property
     def quiet(self) -> bool:
-        """It changes no pod and calls no worker."""
+        """Whether the plan changes no pod and calls no worker."""
         return not (self.create or self.mark or self.engine_calls or self.delete)

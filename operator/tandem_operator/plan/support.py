@@ -1,4 +1,4 @@
-"""What a spec asks for that this release can't do, said instead of ignored."""
+"""What a spec asks for but this release can't do: it is reported, not ignored."""
 
 from tandem_operator.api import AutoscalingPolicySpec, InferenceServiceSpec
 from tandem_operator.api.autoscaling_policy import (
@@ -18,11 +18,14 @@ def find_blockers(spec: InferenceServiceSpec) -> list[str]:
     blockers = []
     for name, pool in spec.pools.items():
         if pool.nodes_per_worker > 1:
-            blockers.append(f"{name}.nodesPerWorker above 1 is not supported by this release")
+            blockers.append(
+                f"{name}.nodesPerWorker is {pool.nodes_per_worker}, but this release supports only"
+                " 1: set it to 1"
+            )
         ranks = pool.tensor_parallel
         if pool.nodes_per_worker == 1 and ranks > 1 and pool.gpus_per_pod != ranks:
             blockers.append(
-                f"{name}.tensorParallel {ranks} needs as many GPUs in the pod: set"
+                f"{name}.tensorParallel is {ranks}, but each pod has {pool.gpus_per_pod} GPUs: set"
                 f" {name}.resources.limits[{GPU_RESOURCE}] to {ranks}"
             )
     return blockers

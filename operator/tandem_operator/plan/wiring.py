@@ -34,8 +34,9 @@ def choose_wiring(
     if rdma.mode not in SUPPORTED:
         return Wiring(
             rdma.mode,
-            problem=f"rdma.mode {rdma.mode} is not supported by this release: use DevicePlugin,"
-            " HostPath, None or Auto",
+            problem=f"rdma.mode {rdma.mode} is not supported by this release: set it to"
+            " DevicePlugin, HostPath, None or Auto",
+            supported=False,
         )
     return Wiring(rdma.mode)
 
@@ -47,7 +48,7 @@ def _automatic(
         return Wiring(
             RdmaMode.NONE,
             note="rdma.mode Auto can't read nodes in a namespaced installation, so KV moves over"
-            " the plain network: set rdma.mode to say what the nodes offer",
+            " the plain network: set rdma.mode to what the nodes offer",
         )
     if recorded is RdmaMode.NONE:
         return Wiring(RdmaMode.NONE)
@@ -58,8 +59,8 @@ def _automatic(
     looked_for = rdma.resource.name if rdma.resource else "an RDMA device plugin's resource"
     return Wiring(
         RdmaMode.NONE,
-        note=f"no node offers {looked_for}, so KV moves over the plain network; when that changes,"
-        " set rdma.mode: DevicePlugin",
+        note=f"no node offers {looked_for}, so KV moves over the plain network: when nodes offer"
+        " it, set rdma.mode: DevicePlugin",
     )
 
 
@@ -80,11 +81,11 @@ def _missing(wiring: Wiring, nodes: tuple[NodeView, ...] | None, num_gpus: int) 
         return ""
     if most == 0:
         return (
-            f"no schedulable node offers {wiring.resource}, which rdma.mode DevicePlugin asks for:"
-            " install the RDMA device plugin on the nodes, name the resource that they offer in"
-            " rdma.resource.name, or set rdma.mode: None to move KV over TCP"
+            f"no schedulable node offers {wiring.resource}, which rdma.mode DevicePlugin needs:"
+            " install the RDMA device plugin on the nodes, set rdma.resource.name to the resource"
+            " that they offer, or set rdma.mode: None to move KV over TCP"
         )
     return (
-        f"each pod asks for {wanted} of {wiring.resource}, but no schedulable node offers more than"
+        f"each pod requests {wanted} of {wiring.resource}, but no schedulable node offers more than"
         f" {most}: lower rdma.resource.count"
     )

@@ -7,8 +7,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 class HealthServer:
     """Two small HTTP servers.
 
-    An answer at all says that the event loop runs, which is what /healthz is asked for: whatever
-    else can end (the watches, the lease) ends the process.
+    Any answer shows that the event loop runs, which is all that /healthz checks: when the watches
+    or the lease end, the process ends too.
     """
 
     def __init__(self, registry: CollectorRegistry, health_port: int, metrics_port: int) -> None:
@@ -17,9 +17,9 @@ class HealthServer:
         self._runners: list[web.AppRunner] = []
 
     async def start(self) -> None:
-        """Listen."""
+        """Start to listen on both ports."""
         health = web.Application()
-        # A standby is ready too: it does its work, which is to wait.
+        # A standby is ready too: its work is to wait.
         for path in ("/healthz", "/readyz"):
             health.router.add_get(path, self._alive)
         metrics = web.Application()
@@ -31,7 +31,7 @@ class HealthServer:
             self._runners.append(runner)
 
     async def stop(self) -> None:
-        """Close both."""
+        """Stop both servers."""
         for runner in self._runners:
             await runner.cleanup()
 

@@ -2,8 +2,8 @@
 
 A standby takes the lease when the holder hasn't renewed it for `duration` seconds *as seen by the
 standby's own clock*, so clock skew between nodes does no harm. A leader that can't renew (the API
-server is down) stops working after `renew_deadline` seconds, and goes on when it renews before
-anyone else took the lease. When someone did, the process must end (`LeadershipLost`).
+server is down) stops working after `renew_deadline` seconds, and continues when it renews before
+another replica takes the lease. When another one did, the process must end (`LeadershipLost`).
 """
 
 import asyncio
@@ -72,7 +72,7 @@ class Leader:
         log.info("leading", identity=self._identity)
 
     async def keep(self) -> None:
-        """Renew for ever. Raises LeadershipLost when another replica took the lease."""
+        """Renew the lease without end. Raises LeadershipLost when another replica took it."""
         while True:
             await asyncio.sleep(self._times.retry)
             try:
@@ -85,7 +85,7 @@ class Leader:
                 self._set(leading=False)
 
     async def release(self) -> None:
-        """Give the lease back, so that a standby needn't wait."""
+        """Give the lease back, so that a standby takes over without waiting."""
         if not self._held:
             return
         self._set(leading=False)

@@ -10,7 +10,7 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 
 class Metrics:
-    """All metrics, in a registry of their own."""
+    """The operator's metrics, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -60,18 +60,20 @@ class Metrics:
         )
         self.watch_restarts = Counter(
             "tandem_operator_watch_restarts_total",
-            "Watches that were started anew.",
+            "Watches that were started again.",
             registry=self.registry,
         )
         self.leading = Gauge(
             "tandem_operator_leading", "1 while this replica leads.", registry=self.registry
         )
         self.queued = Gauge(
-            "tandem_operator_queued", "Services that wait or are worked on.", registry=self.registry
+            "tandem_operator_queued",
+            "Services that are waiting or being worked on.",
+            registry=self.registry,
         )
 
     def record(self, observed: Observed, plan: Plan) -> None:
-        """What a pass saw and decided."""
+        """Record what a pass saw and decided."""
         labels = (observed.namespace, observed.name)
         steps = {"create": len(plan.create), "delete": len(plan.delete)}
         for call in plan.engine_calls:

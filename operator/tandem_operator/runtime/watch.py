@@ -1,4 +1,4 @@
-"""kopf's part: it watches and calls the queue. It writes nothing: no annotation, no finalizer."""
+"""Watches with kopf, which only triggers the queue and writes no annotation and no finalizer."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain, repeat
@@ -19,11 +19,11 @@ from tandem_operator.names.objects import (
 from tandem_operator.runtime.workqueue import WorkQueue, key_of
 
 Forget = Callable[[str, str, str], None]
-"""Told of a child that is gone: kind, namespace, name."""
+"""Called with the kind, namespace and name of a child that is gone."""
 
 
 class Patient:
-    """Back-offs without an end: an API server that is away comes back some time."""
+    """Back-offs without an end, because an API server that is down will come back."""
 
     def __init__(self, on_retry: Callable[[], object] = lambda: None) -> None:
         self._on_retry = on_retry
@@ -56,7 +56,7 @@ def build_settings(on_retry: Callable[[], object] = lambda: None) -> kopf.Operat
 
 
 def build_registry(queue: WorkQueue, forget: Forget) -> kopf.OperatorRegistry:
-    """Every trigger takes one path: find the service, tell the queue."""
+    """The handlers, which all do the same: find the service and trigger it in the queue."""
     registry = kopf.OperatorRegistry()
     seen: dict[str, tuple[Any, ...]] = {}
 

@@ -63,7 +63,7 @@ class WorkQueue:
         self._open.set()
 
     def pause(self) -> None:
-        """Let no further pass start; those that run end by themselves."""
+        """Start no further pass; those that run continue to their end."""
         self._open.clear()
 
     def trigger(self, key: Key, delay: float | None = None) -> None:

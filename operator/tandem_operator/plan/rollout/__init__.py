@@ -1,1 +1,1 @@
-"""Which workers come and go: revisions, replacement, drain, probe."""
+"""Which workers are created, replaced and drained, and when KV is probed."""

@@ -1,4 +1,4 @@
-"""The end of a service: its workers drain shortly, then the finalizer goes."""
+"""The deletion of a service: its workers drain briefly, then the finalizer is removed."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -8,10 +8,10 @@ from tandem_operator.plan.rollout.drain import DrainStep, continue_drain, start_
 from tandem_operator.plan.steps import Deletion, Note, Plan, PolicyTargets
 
 DELETE_DRAIN_SECONDS = 10
-"""Streams of a service that the user deletes get this long to end."""
+"""The streams of a deleted service may run for this time before their workers are stopped."""
 DELETE_GRACE_SECONDS = 5
 DELETE_LIMIT_SECONDS = 25
-"""After this long the finalizer goes even if pods still hang: their owner's end removes them."""
+"""After this time the finalizer is removed: pods that remain are deleted with their owner."""
 
 
 def plan_deletion(
@@ -42,7 +42,7 @@ def plan_deletion(
         mark=tuple(step.mark for step in drains if step.mark),
         engine_calls=tuple(step.call for step in drains if step.call),
         delete=tuple(replace(item, grace_seconds=DELETE_GRACE_SECONDS) for item in deletions),
-        events=(Note("Deleting", "draining every worker, then removing everything"),)
+        events=(Note("Deleting", "draining all workers, then deleting everything"),)
         if any(pod.live for pod in left)
         else (),
         policy_status=policy_status,

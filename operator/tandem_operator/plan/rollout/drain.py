@@ -10,16 +10,16 @@ from tandem_operator.pair import Role
 from tandem_operator.plan.steps import Deletion, EngineCall, PodMark
 
 SETTLE_SECONDS = 2.0
-"""An idle worker is deleted no sooner, so that every router has seen the mark."""
+"""An idle worker is not deleted before this time, so that every router has seen the mark."""
 UNREACHABLE_SECONDS = 30.0
-"""A worker that doesn't answer is deleted after this long: SIGTERM makes it drain by itself."""
+"""A worker that doesn't answer is deleted after this time: SIGTERM makes it drain by itself."""
 FINAL_GRACE_SECONDS = 30
-"""What a worker gets that has used up its drain time."""
+"""The grace period of a worker that has used up its drain time."""
 
 
 @dataclass(frozen=True)
 class DrainStep:
-    """What to do to a worker now; nothing: wait."""
+    """What to do with a worker now; an empty step means to wait."""
 
     mark: PodMark | None = None
     call: EngineCall | None = None
@@ -27,7 +27,7 @@ class DrainStep:
 
 
 def start_drain(pod: WorkerPod, now: datetime, *, move: bool) -> DrainStep:
-    """Take a worker out: routers see the mark, the worker refuses new work from the call on."""
+    """Start to drain a worker: routers see the mark, and after the call it refuses new work."""
     if not pod.started:
         return DrainStep(delete=Deletion(pod.name, pod.uid))
     annotations: dict[str, str | None] = {ANNOTATION_DRAINING: now.isoformat()}
@@ -60,15 +60,15 @@ def continue_drain(pod: WorkerPod, now: datetime, drain_seconds: int, *, move: b
 
 
 def cancel_drain(pod: WorkerPod) -> DrainStep:
-    """Take a marked worker back, because the pool has to grow again."""
+    """Stop the drain of a worker, because the pool has to grow again."""
     removed: dict[str, str | None] = {ANNOTATION_DRAINING: None, ANNOTATION_MOVING: None}
     call = EngineCall(ACTION_UNDRAIN, pod.name, pod.ip, pod.admin_token)
     return DrainStep(PodMark(pod.name, pod.uid, removed), call)
 
 
 def choose_victim(pods: tuple[WorkerPod, ...]) -> WorkerPod:
-    """The worker that costs least to lose: not started, then by `tandem.dev/cost`, then by resident
-    work, then the newest."""
+    """The worker whose loss costs least: one that has not started, then by the annotation
+    `tandem.dev/cost`, then by resident work, then the newest."""
 
     def cost(pod: WorkerPod) -> tuple[bool, int, int, float]:
         state = pod.state

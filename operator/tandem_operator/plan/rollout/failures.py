@@ -1,4 +1,4 @@
-"""Crash evidence that outlives the pod, and the node that keeps failing workers."""
+"""Keeps evidence of crashes when the pod is gone, and finds the node where workers keep failing."""
 
 from collections import Counter
 from datetime import datetime, timedelta
@@ -35,7 +35,7 @@ def keep_evidence(observed: Observed) -> tuple[tuple[Failure, ...], list[Note]]:
             "WorkerFailed",
             f"{item.pod} on {item.node or 'no node'}: {item.reason or 'ended'}"
             + (f", exit code {item.exit_code}" if item.exit_code is not None else "")
-            + "; the last log lines are in status.failures",
+            + ": the last lines of its log are in status.failures",
             warning=True,
         )
         for item in fresh
@@ -44,7 +44,7 @@ def keep_evidence(observed: Observed) -> tuple[tuple[Failure, ...], list[Note]]:
 
 
 def failing_node(failures: tuple[Failure, ...], now: datetime) -> str:
-    """The node on which at least three of the last failures happened lately, or ""."""
+    """The node on which at least three of the last failures happened recently, or ""."""
     recent = Counter(item.node for item in failures if item.node and now - item.at <= NODE_WINDOW)
     if not recent:
         return ""

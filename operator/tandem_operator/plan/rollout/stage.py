@@ -1,6 +1,6 @@
 """Which revisions may have workers now: a pure step function, replace-all.
 
-A new revision comes up beside the old one, whole; when all of it is ready the routers change over;
+A whole new revision comes up beside the old one; when all of it is ready the routers change over;
 when the routers have changed over, the old workers drain. Revisions never serve each other: a
 router of one revision uses workers of its own revision only.
 """
@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class Stage(StrEnum):
-    """Where a roll-out is."""
+    """The stage of a roll-out."""
 
     STEADY = "Steady"
     SURGE = "Surge"  # workers of the new revision come up beside the old ones
@@ -21,7 +21,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True)
 class RolloutView:
-    """What the step needs to know. Revisions are ids; "" is none."""
+    """What the next step depends on. Revisions are ids; "" means that there is none."""
 
     target: str
     routed: str  # revision of the router Deployment
@@ -38,7 +38,7 @@ class RolloutStep:
 
     `grow`: the revision whose workers are kept at the desired number, "" for none. `route`: the one
     that routers use. `keep`: revisions whose workers stay; None: all of them, because a router that
-    goes may still hold streams on any.
+    is being replaced may still have streams on any of them.
     """
 
     stage: Stage

@@ -1,7 +1,7 @@
-"""The pods of one pool: create, replace, take out.
+"""The pods of one pool: creates, replaces and removes them.
 
-Counting is level-based: what is wanted minus what lives. A failed pod stays as evidence until its
-back-off is over and then gives its place, with the count of failures in a row, to its replacement.
+Counting is level-based: the wanted number minus the live workers. A failed pod stays as evidence
+until its back-off is over. Its replacement then takes over the count of failures in a row.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from tandem_operator.plan.steps import Deletion, EngineCall, Note, PodMark
 FIRST_BACKOFF_SECONDS = 2.0
 MAX_BACKOFF_SECONDS = 300.0
 HEALTHY_SECONDS = 600.0
-"""A worker that ran this long starts the count of failures anew."""
+"""After a worker ran this long, its failure counts as the first one again."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class NewWorker:
 
 @dataclass
 class PoolSteps:
-    """What to do to the pods of one pool; filled while planning."""
+    """What to do with the pods of one pool; filled while planning."""
 
     create: list[NewWorker] = field(default_factory=list)
     mark: list[PodMark] = field(default_factory=list)
@@ -92,7 +92,7 @@ class PoolTask:
 
 
 def plan_pool(task: PoolTask) -> PoolSteps:
-    """What to do to the pods of one pool now."""
+    """What to do with the pods of one pool now."""
     steps = PoolSteps()
     grow, keep = task.step.grow, task.step.keep
     if grow:
@@ -105,7 +105,9 @@ def plan_pool(task: PoolTask) -> PoolSteps:
     for pod in task.pods:
         if keep is not None and pod.revision not in keep and pod.live:
             steps.add(start_drain(pod, task.now, move=task.can_move(pod)))
-            steps.notes.append(Note("Draining", f"{pod.name}: revision {pod.revision} retires"))
+            steps.notes.append(
+                Note("Draining", f"{pod.name}: its revision {pod.revision} is being replaced")
+            )
     _continue_drains(task, steps)
     return steps
 
@@ -135,7 +137,7 @@ def _meet_desired(task: PoolTask, steps: PoolSteps) -> None:
     for _ in range(missing):
         new = NewWorker(next(names), 0)
         steps.create.append(new)
-        steps.notes.append(Note("Creating", f"worker {new.name}"))
+        steps.notes.append(Note("Creating", f"creating worker {new.name}"))
     if missing < 0:
         _shrink(task, -missing, steps)
 
@@ -145,7 +147,7 @@ def _shrink(task: PoolTask, surplus: int, steps: PoolSteps) -> None:
     unstarted = sorted((p for p in live if not p.started), key=lambda p: p.created, reverse=True)
     for pod in unstarted[:surplus]:
         steps.delete.append(Deletion(pod.name, pod.uid))
-        steps.notes.append(Note("Deleting", f"{pod.name} had not started"))
+        steps.notes.append(Note("Deleting", f"{pod.name} is not needed and had not started"))
     surplus -= min(surplus, len(unstarted))
     # One at a time: the survivors take over its load before the next one goes.
     if surplus > 0 and not any(_drains(pod) for pod in task.growing):
@@ -166,7 +168,7 @@ def _continue_drains(task: PoolTask, steps: PoolSteps) -> None:
         steps.add(step)
         if step.delete is not None:
             left = pod.state is not None and not pod.state.idle
-            how = "its drain time is over" if left else "drained"
+            how = "its drain time is used up" if left else "drained"
             steps.notes.append(Note("Deleting", f"{pod.name}: {how}", warning=left))
     if steps.mark:
         steps.again(1.0)

@@ -1,4 +1,4 @@
-"""The pure decision: a situation and the time in, one decision for both pools out.
+"""The scaling decision, a pure function: from a situation and the time to sizes for both pools.
 
 Each pool grows for its own cause (`need`). A pool shrinks by one at a time, only after its rules
 hold for one worker fewer, and only after that was so for the hold time. A forecasting planner can
@@ -72,7 +72,7 @@ def decide(at: Situation, now: float) -> Decision:
     """Sizes for both pools. `now` is a time of the clock of `at.state`."""
     policy, sizes, totals = at.policy, at.sizes, at.sizes.totals
     if at.signals.age_seconds > policy.signals.stale_seconds:
-        why = f"held: no complete metrics for more than {policy.signals.stale_seconds} s"
+        why = f"sizes are kept: no complete metrics for more than {policy.signals.stale_seconds} s"
         held = replace(at.state, spare_since=Pair(None, None))
         return Decision(totals, Pair(why, why), held, metrics_stale=True)
     bounds = _bounds_now(policy, at.signals)
@@ -154,10 +154,10 @@ def _settle(
         return _Step(target, need.because, target)
     since = shrinking.now if spare_since is None else spare_since
     if shrinking.now - since < shrinking.hold:
-        why = f"{need.because}; kept for {seconds(shrinking.hold)}"
+        why = f"{need.because}; idle workers are kept for {seconds(shrinking.hold)}"
         return _Step(current, why, current, since)
     if not shrinking.allowed:
-        why = f"{need.because}; waits for a drain or for more measurements"
+        why = f"{need.because}; waiting for a drain to end or for more measurements"
         return _Step(current, why, current, since)
     return _Step(current - 1, need.because, target, shrinking.now)
 
@@ -190,7 +190,7 @@ def _coordinate(
         bound = _smaller_unit(at, steps.map(lambda step: step.floor)) or bound
     if bound != wanted:
         before, after = (f"{sizes.prefill}:{sizes.decode}" for sizes in (wanted, bound))
-        limited += f"; the ratio makes {before} into {after}"
+        limited += f"; the ratio changes {before} to {after}"
     return bound, limited
 
 
@@ -222,7 +222,7 @@ def _withdraw(
         return "", replace(state, no_growth_until=None)
     until = state.no_growth_until
     if sizes.oldest_pending_seconds > limit:
-        # Without a pause the pods would be asked for again at once, for ever.
+        # Without a pause the same pods would be requested again at once, without end.
         until = now + limit
     if until is None or now >= until:
         return "", replace(state, no_growth_until=None)

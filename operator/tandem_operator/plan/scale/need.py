@@ -23,7 +23,7 @@ SPARE = 0.8
 BACKLOG_SHARE = 0.5
 """Part of the TTFT objective within which the backlog should be worked off."""
 
-IDLE = "no request arrives and none runs"
+IDLE = "no requests arrive and none are running"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PoolSize:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Both pools as they are, and what their workers are about."""
+    """Both pools as they are, with facts that concern both."""
 
     pools: Pair[PoolSize]
     oldest_pending_seconds: float = 0.0
@@ -62,7 +62,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Situation:
-    """Everything that one decision depends on, but the time.
+    """Everything that one decision depends on, except the time.
 
     `objectives` are TTFT for prefill and TBT for decode, in seconds. `constrain` applies the
     service's ratio to sizes. `gpus` are the GPUs of one worker of each pool, for the budget.
@@ -96,7 +96,9 @@ def need_prefill(at: Situation, minimum: int) -> Need:
     standby = at.policy.burst.standby.prefill
     backlog = math.ceil(seen.queued_seconds / (BACKLOG_SHARE * objective))
     arriving = math.ceil(seen.busy_workers / TARGET_BUSY)
-    waiting = f"{seconds(seen.queued_seconds)} of prompts wait, objective {seconds(objective)}"
+    waiting = (
+        f"{seconds(seen.queued_seconds)} of prompts are waiting, objective {seconds(objective)}"
+    )
     busy = f"arriving prompts take the whole time of {seen.busy_workers:.1f} workers"
     wants = [(backlog + standby, waiting), (arriving + standby, busy)]
     ttft = seen.ttft_seconds
@@ -121,7 +123,7 @@ def need_prefill(at: Situation, minimum: int) -> Need:
 
     fewer = _fewest(count, enough)
     if fewer < count:
-        return Need(fewer, f"{fewer} would do: {seen.busy_workers:.1f} busy", spare=True)
+        return Need(fewer, f"{fewer} would be enough: {seen.busy_workers:.1f} are busy", spare=True)
     return Need(pool.total, "prefill has the right size")
 
 
@@ -159,7 +161,7 @@ def need_decode(at: Situation, minimum: int) -> Need:
 
     fewer = _fewest(count, enough)
     if fewer < count:
-        return Need(fewer, f"{fewer} would do: KV use {seen.kv_usage:.0%}", spare=True)
+        return Need(fewer, f"{fewer} would be enough: KV use {seen.kv_usage:.0%}", spare=True)
     return Need(pool.total, "decode has the right size")
 
 

@@ -123,7 +123,7 @@ def _remember(
 
 
 def _advisory_state(decision: Decision, last: Pair[int], before: ScalerState) -> ScalerState:
-    # Advice to shrink is not followed at once: it stands, and its time doesn't start anew.
+    # Advice to shrink is not followed at once: it stands, and the time that it has stood goes on.
     spare_since = Pair.build(
         lambda role: (
             before if decision.desired.of(role) < last.of(role) else decision.state
@@ -171,7 +171,7 @@ def _judge(
     message = decision.sentence
     unused = find_unused_in_policy(policy)
     if unused:
-        message = f"{message}; without effect in this release: {', '.join(unused)}"
+        message = f"{message}; these fields have no effect in this release: {', '.join(unused)}"
     reason = "MetricsStale" if stale else ("Active" if active else "Advisory")
     stale_reason = "NoMetrics" if measured else "NotYetMeasured"
     judged = {
@@ -179,7 +179,7 @@ def _judge(
         ConditionType.METRICS_STALE: Judgement(
             stale,
             stale_reason if stale else "Fresh",
-            f"{decision.because.prefill}: look at the routers and workers" if stale else "",
+            f"{decision.because.prefill}: check the routers and workers" if stale else "",
         ),
         ConditionType.SLO_INFEASIBLE: _flag(decision.slo_infeasible, "Infeasible", "Feasible"),
         ConditionType.GATED_BY_PEER: _flag(decision.gated_by_peer, "Gated", "NotGated"),
@@ -208,9 +208,9 @@ def _ratio_problem(spec: InferenceServiceSpec, policy: AutoscalingPolicySpec) ->
     if reachable(spec.ratio, low, high):
         return ""
     return (
-        f"no numbers within pools.prefill {low.prefill} to {high.prefill} and pools.decode"
-        f" {low.decode} to {high.decode} of the policy keep {describe(spec.ratio)}: widen the"
-        " bounds or change spec.ratio"
+        f"the policy's bounds, pools.prefill {low.prefill} to {high.prefill} and pools.decode"
+        f" {low.decode} to {high.decode}, allow no sizes that keep {describe(spec.ratio)}:"
+        " widen the bounds or change spec.ratio"
     )
 
 

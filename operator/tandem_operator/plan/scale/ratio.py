@@ -1,8 +1,8 @@
-"""The ratio of prefill to decode workers, enforced on whatever numbers someone asked for.
+"""The ratio of prefill to decode workers, applied to the numbers that their owners want.
 
-Pure integers. `Fixed` is read as a rate: one pool follows the other so that no more than asked is
-missing (rounded up to whole multiples); `Bounded` holds a write back at the bound and leaves the
-other pool alone, because a guard rail must not start workers that nobody asked for.
+Pure integers. `Fixed` is read as a rate: one pool follows the other, rounded up to whole multiples
+so that nothing that was asked for is missing. `Bounded` holds a write back at the bound and leaves
+the other pool alone, because a bound must not start workers that nobody asked for.
 """
 
 from math import ceil

@@ -5,7 +5,7 @@ outside scaler (the pool's `/scale`). The pool remembers in an annotation the sp
 last carried over: a different one in the spec is a new edit by the user and wins; a different one
 in the pool is a write to `/scale` and wins until the next edit. Whatever the owner wants passes the
 ratio before it counts, and when the ratio changes a number the pool's own number is set to the
-result, so that `kubectl get` and an HPA see what is true.
+result, so that `kubectl get` and an HPA show the real number.
 """
 
 from dataclasses import dataclass
@@ -94,7 +94,9 @@ def _by_owner(
         follows = spec.ratio.mode is RatioMode.FIXED and (
             pool is not None and pool.desired == claim.wanted
         )
-        ignored = "" if follows else f"{claim.wanted}: {describe(spec.ratio)} makes it {desired}"
+        ignored = (
+            "" if follows else f"{claim.wanted}: {describe(spec.ratio)} changes it to {desired}"
+        )
     elif pool is not None and pool.desired not in (None, desired):
         ignored = ""  # a later write went through
     return PoolTarget(desired, desired, claim.spec_replicas, claim.scaled_by, None, ignored)

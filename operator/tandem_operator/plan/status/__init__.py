@@ -1,1 +1,1 @@
-"""What a plan says in status: conditions, pools, policies."""
+"""The status that a plan writes: conditions, pools, policies."""

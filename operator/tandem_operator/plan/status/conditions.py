@@ -1,4 +1,4 @@
-"""Conditions: one writer, all set at the first visit, times that move only on a flip."""
+"""Writes conditions: all of them in the first pass; their time changes only with their status."""
 
 from datetime import datetime
 

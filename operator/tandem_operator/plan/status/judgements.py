@@ -44,7 +44,7 @@ def _pool_ready(basis: StatusBasis, role: Role) -> Judgement:
         return Judgement(False, "Unsupported", "; ".join(basis.blockers))
     if desired == 0:
         # Decode workers prefill by themselves, so an empty prefill pool still serves.
-        return Judgement(role is Role.PREFILL, "ScaledToZero", "no worker is wanted")
+        return Judgement(role is Role.PREFILL, "ScaledToZero", "the pool is scaled to zero")
     if ready >= desired:
         return Judgement(True, "WorkersReady", said)
     if ready and holds(basis.observed.status.conditions, POOL_READY.of(role)):
@@ -53,7 +53,7 @@ def _pool_ready(basis: StatusBasis, role: Role) -> Judgement:
         return Judgement(False, "FabricUnavailable", f"{said}: {basis.wiring.problem}")
     failed = next((pod for pod in basis.observed.pods_of(role) if pod.failure is not None), None)
     if failed is not None and failed.failure is not None:
-        why = f"{failed.name} failed ({failed.failure.reason}); see status.failures"
+        why = f"{failed.name} failed ({failed.failure.reason}): see status.failures"
         return Judgement(False, "WorkersFailing", f"{said}: {why}")
     troubled = next((pod for pod in basis.observed.pods_of(role) if pod.trouble), None)
     if troubled is not None:
@@ -65,7 +65,7 @@ def _pool_ready(basis: StatusBasis, role: Role) -> Judgement:
 def _router_ready(basis: StatusBasis) -> Judgement:
     router, wanted = basis.observed.router, basis.spec.router.replicas
     if router is None:
-        return Judgement(False, "RoutersStarting", "the router Deployment is being made")
+        return Judgement(False, "RoutersStarting", "the router Deployment is being created")
     said = f"{router.ready} of {wanted} routers are ready"
     if router.ready >= wanted:
         return Judgement(True, "RoutersReady", said)
@@ -81,15 +81,15 @@ def _model_ready(basis: StatusBasis) -> Judgement:
         name = basis.model_name
         return Judgement(True, "Loaded", f"{name} is loaded in {len(ready)} workers")
     if any(pod.failure is not None for pod in basis.observed.pods):
-        return Judgement(False, "LoadFailed", "workers fail; see status.failures")
+        return Judgement(False, "LoadFailed", "workers fail to load the model: see status.failures")
     started = sum(pod.started for pod in basis.observed.pods)
-    return Judgement(False, "Loading", f"{started} workers load {basis.spec.model.uri}")
+    return Judgement(False, "Loading", f"{started} workers are loading {basis.spec.model.uri}")
 
 
 def _progressing(basis: StatusBasis) -> Judgement:
     step = basis.step
     if step.stage is Stage.PAUSED:
-        return Judgement(False, "Paused", "rollout.paused is true: set it to false to go on")
+        return Judgement(False, "Paused", "rollout.paused is true: set it to false to continue")
     busy = ""
     if step.stage is not Stage.STEADY:
         busy = f"roll-out to {basis.target}: {step.stage}"
@@ -100,14 +100,14 @@ def _progressing(basis: StatusBasis) -> Judgement:
         if not busy and (ready < desired or draining):
             busy = f"{role}: {ready} of {desired} ready, {draining} draining"
     if not busy:
-        return Judgement(False, "Stable", "everything is as wanted")
+        return Judgement(False, "Stable", "both pools and the routers are as specified")
     limit = timedelta(seconds=basis.spec.rollout.progress_deadline_seconds)
     old = condition_of(basis.observed.status.conditions, ConditionType.PROGRESSING)
     if old is not None and old.observed_generation == basis.observed.generation:
         stuck = old.reason == "ProgressDeadlineExceeded"
         late = old.status is ConditionStatus.TRUE and basis.now - old.last_transition_time > limit
         if stuck or late:
-            message = f"no success within {limit}: {busy}; the old workers keep serving"
+            message = f"not finished within {limit}: {busy}; the old workers continue to serve"
             return Judgement(False, "ProgressDeadlineExceeded", message)
     reason = "RollingOut" if step.stage is not Stage.STEADY else "Scaling"
     return Judgement(True, reason, busy)
@@ -139,11 +139,11 @@ def _degraded(basis: StatusBasis, transport: Judgement) -> Judgement:
     if basis.observed.last_error:
         return Judgement(True, "StepFailed", basis.observed.last_error)
     if node:
-        message = f"workers keep failing on node {node}: look at it, or cordon it"
+        message = f"workers keep failing on node {node}: check the node, or cordon it"
         return Judgement(True, "NodeFailing", message)
     failed = [pod.name for pod in basis.observed.pods if pod.failure is not None]
     if failed:
-        return Judgement(True, "WorkersFailing", f"{', '.join(failed)}; see status.failures")
+        return Judgement(True, "WorkersFailing", f"{', '.join(failed)} failed: see status.failures")
     if basis.wiring.problem:
         return Judgement(True, "FabricUnavailable", basis.wiring.problem)
     if transport.holds is False:
@@ -151,13 +151,13 @@ def _degraded(basis: StatusBasis, transport: Judgement) -> Judgement:
     for pod in basis.observed.pods:
         if pod.memlock not in ("", "unlimited"):
             message = (
-                f"{pod.name} may lock only {pod.memlock} KiB of memory, too little for RDMA: raise"
-                " LimitMEMLOCK of the container runtime on its node to infinity"
+                f"{pod.name} may lock only {pod.memlock} KiB of memory, which is too little for"
+                " RDMA: set LimitMEMLOCK=infinity for the container runtime on its node"
             )
             return Judgement(True, "MemlockTooLow", message)
     unused = find_unused(basis.spec)
     if unused:
-        message = f"without effect in this release: {', '.join(unused)}"
+        message = f"these fields have no effect in this release: {', '.join(unused)}"
         return Judgement(True, "FieldsWithoutEffect", message)
     return Judgement(False, "Healthy", basis.wiring.note)
 
@@ -168,7 +168,7 @@ def _ready(judged: dict[ConditionType, Judgement], spec: InferenceServiceSpec) -
         needed.append(ConditionType.TRANSPORT_VERIFIED)
     for kind in needed:
         if judged[kind].reason == FELL_BACK:
-            # KV moves, fast enough, over what backend Auto could get: degraded, but serving.
+            # KV moves fast enough over the transport that Auto found: degraded, but serving.
             continue
         if not judged[kind].holds:
             return Judgement(False, f"Not{kind}", f"{kind}: {judged[kind].message}")

@@ -27,7 +27,7 @@ def judge_transport(
         if kept is not None and observed.status.revision == revision:
             known = {"True": True, "False": False}.get(str(kept.status))
             return Judgement(known, kept.reason, kept.message), status
-        message = "waits for a ready prefill and a ready decode worker of this revision"
+        message = "waiting for a ready prefill worker and a ready decode worker of this revision"
         return Judgement(None, "WaitingForWorkers", message), status
     if probe.error:
         message = f"{probe.decode} could not fetch KV from {probe.prefill}: {probe.error}"
@@ -48,14 +48,17 @@ def _judge_result(
     fabric = wiring.mode not in (RdmaMode.NONE, RdmaMode.AUTO)
     if spec.kv_transfer.backend not in (TransferBackend.AUTO, backend):
         asked = spec.kv_transfer.backend
-        return Judgement(False, "OtherBackend", f"{seen}, but {asked} was asked for"), status
+        remedy = "check that both pools support it, or set backend: Auto"
+        return Judgement(
+            False, "OtherBackend", f"{seen}, but kvTransfer.backend is {asked}: {remedy}"
+        ), status
     if speed < wanted:
-        remedy = "lower kvTransfer.verify.minMegabytesPerSecond if that is right for this network"
-        message = f"{seen}, less than {wanted} MB/s: {remedy}"
+        remedy = "check the network, or lower kvTransfer.verify.minMegabytesPerSecond"
+        message = f"{seen}, which is slower than {wanted} MB/s: {remedy}"
         return Judgement(False, "TooSlow", message), status
     if fabric and backend is TransferBackend.TCP:
-        remedy = "check the devices in the pods, or set rdma.mode: None if TCP is meant"
-        return Judgement(False, FELL_BACK, f"{seen}, in spite of RDMA: {remedy}"), status
+        remedy = "check the devices in the pods, or set rdma.mode: None to use TCP"
+        return Judgement(False, FELL_BACK, f"{seen}, although RDMA is configured: {remedy}"), status
     return Judgement(True, "KvMoved", seen), status
 
 

@@ -73,7 +73,7 @@ def test_model_uris(uri: str, parts: tuple[ModelScheme, str, str]) -> None:
     ["", "org/name", "hf://name", "file://x", "http://x/y", "mock://", "mock://a?", "mock://a?b=c"],
 )
 def test_no_model_uris(uri: str) -> None:
-    with pytest.raises(ValueError, match="no model URI"):
+    with pytest.raises(ValueError, match="not a model URI"):
         ModelUri.parse(uri)
 
 

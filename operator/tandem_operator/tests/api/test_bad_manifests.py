@@ -10,7 +10,7 @@ from tandem_operator.tests.bad_manifest import BAD_MANIFESTS, BadManifest
 from tandem_operator.tests.crds.crd_schema import rule_messages
 
 # Rules about changes need two manifests; the end-to-end test makes them by patch.
-TRANSITIONS = {"spec.serviceName can't change", "spec.role can't change"}
+TRANSITIONS = {"spec.serviceName can't be changed", "spec.role can't be changed"}
 
 
 @pytest.mark.parametrize("bad", BAD_MANIFESTS, ids=lambda bad: bad.path.stem)

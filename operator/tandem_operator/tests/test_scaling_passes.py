@@ -1,4 +1,4 @@
-"""The scaler: measurements in, one decision for both pools out, and what is told of it."""
+"""Scaling from end to end: measured, decided, handed on, written into the policy's status."""
 
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -279,14 +279,14 @@ async def test_a_policy_that_cannot_be_read_is_told(bench: Bench) -> None:
         }
     )
     decision = await bench.decide(observe({"policyName": "chat"}))
-    assert "can't be read" in decision.policy.because
+    assert "has an invalid spec" in decision.policy.because
 
 
 async def test_fields_without_effect_and_a_first_look_are_told(bench: Bench) -> None:
     policy = {**POLICY, "signals": {"source": "Prometheus", "prometheusUrl": "http://p"}}
     decision = await bench.decide(observe({"inline": policy}))
     assert (
-        "without effect in this release: signals.source"
+        "these fields have no effect in this release: signals.source"
         in decision.judged(ConditionType.SCALING_ACTIVE).message
     )
     assert decision.judged(ConditionType.METRICS_STALE).holds is True

@@ -61,7 +61,7 @@ def test_a_backlog_of_prompts_grows_prefill_alone() -> None:
     decision = run(signals, fleet(1, 2))
     assert decision.desired.prefill == 3
     assert decision.desired.decode <= 2
-    assert "prompts wait" in decision.because.prefill
+    assert "prompts are waiting" in decision.because.prefill
 
 
 def test_full_kv_grows_decode_alone() -> None:
@@ -138,7 +138,7 @@ def test_the_ratio_has_the_last_word() -> None:
         signals, fleet(1, 2), constrain=lambda s: Pair(s.prefill, max(s.decode, 2 * s.prefill))
     )
     assert (decision.desired.prefill, decision.desired.decode) == (3, 6)
-    assert "the ratio makes" in decision.because.decode
+    assert "the ratio changes" in decision.because.decode
 
 
 def test_pods_that_stay_pending_are_withdrawn() -> None:

@@ -43,7 +43,7 @@ def _shapes(op: str) -> dict[str, dict[str, Any]]:
 
 
 def tuned_gemm(rows: int, columns: int, size: int, gate: bool) -> list[int] | None:
-    """[block_m, block_n, block_k, warps, stages] of the nearest row count at or above, or None.
+    """The fields of GemmTiles for the nearest row count at or above, or None; prefetch may lack.
 
     An empty list says that cuBLAS was faster.
     """

@@ -21,6 +21,7 @@ from tandem_kernels.bench.rows import run_activation, run_norm, run_rope
 from tandem_kernels.bench.timing import Ceilings, Line
 from tandem_kernels.linear.kernel import GemmTiles, small_linear
 from tandem_kernels.linear.reference import quantize_rows
+from tandem_kernels.overlap import is_supported
 
 ROWS = (1, 4, 8, 16, 32, 64)
 DECODE_TILES = [(32, 4, 4), (32, 4, 6), (64, 4, 2), (64, 4, 3), (64, 4, 4), (64, 8, 3), (128, 4, 2),
@@ -29,7 +30,7 @@ PREFILL_TILES = [(128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2), (128, 64, 4
                  (64, 64, 4, 3), (128, 32, 8, 4), (64, 128, 4, 2), (256, 64, 8, 2)]  # fmt: skip
 
 
-def _compile_gemm(job: tuple[str, int, bool, tuple[int, int, int, int, int]]) -> None:
+def _compile_gemm(job: tuple[str, int, bool, GemmTiles]) -> None:
     """In a process of its own: fill Triton's cache on disk."""
     bits, rows, gate, tiles = job
     x = torch.randn(rows, 2048, device="cuda", dtype=torch.bfloat16)
@@ -37,13 +38,13 @@ def _compile_gemm(job: tuple[str, int, bool, tuple[int, int, int, int, int]]) ->
     scale = None
     if bits != "bf16":
         weight, scale = quantize_rows(weight, BITS[bits])
-    small_linear(x, weight, scale=scale, gate=gate, tiles=GemmTiles(*tiles))
+    small_linear(x, weight, scale=scale, gate=gate, tiles=tiles, overlap=is_supported())
 
 
 def compile_all(bits: str, row_counts: Sequence[int], processes: int = 14) -> None:
     """Compile the matrix products' configurations in parallel."""
     jobs = [
-        (bits, rows, gate, (t.block_m, t.block_n, t.block_k, t.warps, t.stages))
+        (bits, rows, gate, t)
         for rows in row_counts
         for gate in (False, True)
         for t in tilings(rows)

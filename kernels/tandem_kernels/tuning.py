@@ -65,6 +65,16 @@ def tuned_hopper_gemm(rows: int, columns: int, size: int) -> list[int] | None:
     return None if at is None else shapes[str(at)] or None
 
 
+def tuned_decode(batch: int, num_heads: int, num_kv_heads: int, head_dim: int) -> list[int] | None:
+    """[programs, stages, whether fused] of decode attention, nearest batch at or above, or None."""
+    shapes = _shapes("decode attention").get(f"{num_heads}/{num_kv_heads}x{head_dim}", {})
+    if not shapes:
+        return None
+    batches = sorted(map(int, shapes))
+    found: list[int] = shapes[str(next((at for at in batches if at >= batch), batches[-1]))]
+    return found
+
+
 def tuned_moe(
     tokens: int, num_experts: int, top_k: int, intermediate: int, hidden: int
 ) -> dict[str, list[int]] | None:

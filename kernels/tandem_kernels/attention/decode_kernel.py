@@ -300,11 +300,15 @@ def paged_decode(
     assert key_cache.stride(2) == head_dim
     assert key_cache.stride() == value_cache.stride()
     assert page % plan.tile == 0 or plan.tile % page == 0
+    packed = key_cache.dtype == torch.float8_e4m3fn and query.element_size() == 2
+    if fused is None:
+        fused = plan.fused
+    if stages is None and not packed and key_cache.element_size() == 2:
+        stages = plan.stages
     if fused is None:
         # One program merges many splits slower than a launch of its own does, and at small batches
         # every sequence has many; at large ones few have any.
         fused = batch * num_kv_heads >= FUSE_FROM
-    packed = key_cache.dtype == torch.float8_e4m3fn and query.element_size() == 2
     if stages is None:
         # Keys and values of every stage share the 227 KiB of a multiprocessor.
         tile_bytes = 2 * plan.tile * triton.next_power_of_2(head_dim) * key_cache.element_size()

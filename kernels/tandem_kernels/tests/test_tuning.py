@@ -11,7 +11,10 @@ def files(monkeypatch):
     """What is tuned: one shape on both devices, one on each of them alone."""
     found = {
         "NVIDIA H100 80GB HBM3": {"gemm": {"8x8": {"1": [1]}, "16x8": {"1": [2]}}},
-        "NVIDIA H200": {"gemm": {"8x8": {"1": [3], "64": []}, "32x8 gate": {"1": [4]}}},
+        "NVIDIA H200": {
+            "gemm": {"8x8": {"1": [3], "64": []}, "32x8 gate": {"1": [4]}},
+            "decode attention": {"8/2x64": {"4": [132, 3, 0], "32": [264, 4, 1]}},
+        },
     }
     monkeypatch.setattr(tuning, "_read", lambda name: found.get(name, {}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -42,3 +45,13 @@ def test_more_rows_than_were_tuned(files, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     assert tuning.tuned_gemm(9, 8, 8, False) == []  # cuBLAS
     assert tuning.tuned_gemm(65, 8, 8, False) is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"), [(1, [132, 3, 0]), (5, [264, 4, 1]), (256, [264, 4, 1])]
+)
+def test_splits_of_a_batch(batch, expected, files, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert tuning.tuned_decode(batch, 8, 2, 64) == expected
+    assert tuning.tuned_decode(batch, 8, 4, 64) is None

@@ -63,12 +63,14 @@ BENCHMARKS: Final = (
     ),
     Benchmark("handoff", "handoff.loopback", "KV from worker to worker on this machine's CPU."),
     Benchmark("handoff-gpu", "handoff.gpu", "KV from one GPU worker's cache to another's."),
+    Benchmark("peer-memory", "handoff.peer_memory", "What processes can map of each other's GPU."),
     Benchmark("router", "router.overhead", "What a router adds per request and per token."),
     Benchmark("kernels", "kernels.suite", "Every kernel against the floor of this GPU."),
     Benchmark("tune", "tune.sweep", "Try every configuration of every kernel."),
     Benchmark("tune-linear", "tune.linear", "Tune the linear kernels for further shapes."),
     Benchmark("tune-moe", "tune.moe", "Tune the mixture of experts."),
     Benchmark("tune-hopper", "tune.hopper", "Tune the Gluon product on Hopper."),
+    Benchmark("tune-step", "tune.step", "Choose products and splits by a whole decode step."),
 )
 
 Guard = Callable[[], AbstractContextManager[None]]

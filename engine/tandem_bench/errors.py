@@ -6,6 +6,7 @@ BenchError             a message and a remedy; the command prints both and exits
 ├── ReportError        a file that is not a report of ours
 ├── EngineError        the engine refused or stopped
 ├── CheckFailedError   a result was wrong: a kernel's, KV after a hand-off, a token
+├── LinkError          a GPU's memory can't be shared with another process, or arrived changed
 ├── MissingPackageError  a package that the benchmark needs isn't installed
 └── NoGpuError         kernels and steps are measured on a GPU only
 WrongResultError       an AssertionError: a kernel's result is outside its tolerance
@@ -39,6 +40,10 @@ class EngineError(BenchError):
 
 class CheckFailedError(BenchError):
     """A result was wrong; nothing is reported for it."""
+
+
+class LinkError(BenchError):
+    """A GPU's memory can't be shared with another process, or arrived changed."""
 
 
 class MissingPackageError(BenchError):

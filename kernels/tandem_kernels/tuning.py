@@ -43,7 +43,7 @@ def _shapes(op: str) -> dict[str, dict[str, Any]]:
 
 
 def tuned_gemm(rows: int, columns: int, size: int, gate: bool) -> list[int] | None:
-    """[block_m, block_n, block_k, warps, stages] of the nearest row count at or above, or None.
+    """The fields of GemmTiles for the nearest row count at or above, or None; prefetch may lack.
 
     An empty list says that cuBLAS was faster.
     """
@@ -63,6 +63,16 @@ def tuned_hopper_gemm(rows: int, columns: int, size: int) -> list[int] | None:
     shapes = _shapes("hopper gemm").get(f"{columns}x{size}", {})
     at = next((at for at in sorted(map(int, shapes)) if at >= rows), None)
     return None if at is None else shapes[str(at)] or None
+
+
+def tuned_decode(batch: int, num_heads: int, num_kv_heads: int, head_dim: int) -> list[int] | None:
+    """[programs, stages, whether fused] of decode attention, nearest batch at or above, or None."""
+    shapes = _shapes("decode attention").get(f"{num_heads}/{num_kv_heads}x{head_dim}", {})
+    if not shapes:
+        return None
+    batches = sorted(map(int, shapes))
+    found: list[int] = shapes[str(next((at for at in batches if at >= batch), batches[-1]))]
+    return found
 
 
 def tuned_moe(

@@ -42,12 +42,12 @@ class DecodeCase:
 
 @dataclass(frozen=True, slots=True)
 class DecodeTiles:
-    """A configuration of the decode kernel."""
+    """A configuration of the decode kernel; None: as the engine's backend has it."""
 
     tile: int = 64
     warps: int = 4
-    stages: int = 3
-    programs: int = 528
+    stages: int | None = 3
+    programs: int | None = 528
 
 
 class DecodeBench:

@@ -4,7 +4,8 @@ The step is what a runner replays: plan, embedding, all layers, head and greedy 
 reads real pages of a full cache.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.nn import functional
@@ -16,15 +17,14 @@ from tandem_kernels.activation import kernel as activation
 from tandem_kernels.activation import reference as activation_reference
 from tandem_kernels.attention.decode_kernel import paged_decode
 from tandem_kernels.attention.split_plan import make_decode_plan
-from tandem_kernels.linear import hopper_tiles
-from tandem_kernels.linear.hopper_linear import hopper_linear
-from tandem_kernels.linear.kernel import GemmTiles, small_linear
+from tandem_kernels.linear import MOST_ROWS, hopper_tiles
+from tandem_kernels.linear.hopper_linear import HopperTiles, hopper_linear
+from tandem_kernels.linear.kernel import GemmTiles, choose_tiles, small_linear
 from tandem_kernels.norm import kernel as norm
 from tandem_kernels.norm import reference as norm_reference
 from tandem_kernels.rope import kernel as rope
 from tandem_kernels.rope import reference as rope_reference
 from tandem_kernels.sampling.kernel import greedy
-from tandem_kernels.tuning import tuned_gemm
 
 EPSILON = 1e-5
 
@@ -91,8 +91,11 @@ class Options:
 
     overlap: bool = True
     fused: bool | None = None
-    prefetch: int = 8
     triton_gemm: bool = True
+    products: Mapping[tuple[int, int], GemmTiles | HopperTiles | None] = field(
+        default_factory=dict, hash=False
+    )
+    """By (columns, size), what to take instead of the table's choice; None: cuBLAS."""
 
 
 class DecodeStep:
@@ -121,7 +124,7 @@ class DecodeStep:
         angles = torch.arange(context, device="cuda")[:, None] * inverse
         self.cos, self.sin = angles.cos().bfloat16(), angles.sin().bfloat16()
         self.plan = make_decode_plan(
-            self.lengths, self.tables, shape.heads, shape.kv_heads, shape.dim, programs=132
+            self.lengths, self.tables, shape.heads, shape.kv_heads, shape.dim
         )
         self.scale = shape.dim**-0.5
         self.sampled = torch.empty_like(self.tokens)
@@ -133,18 +136,26 @@ class DecodeStep:
         gate: bool = False,
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        rows, options = x.shape[0], self.options
-        on_hopper = hopper_tiles(x, weight) if options.triton_gemm and not gate else None
-        if on_hopper is not None:
-            return hopper_linear(x, weight, bias, tiles=on_hopper, overlap=options.overlap)
-        columns = weight.shape[0] // (2 if gate else 1)
-        tuned = tuned_gemm(rows, columns, weight.shape[1], gate)
-        if rows <= 64 and options.triton_gemm and tuned != []:
-            prefetch = options.prefetch if rows == 1 else 1
-            tiles = replace(GemmTiles(*tuned), prefetch=prefetch) if tuned else None
-            return small_linear(x, weight, bias, gate=gate, tiles=tiles, overlap=options.overlap)
+        place, overlap = (weight.shape[0] // (2 if gate else 1), x.shape[1]), self.options.overlap
+        products = self.options.products
+        tiles = products[place] if place in products else self.table_tiles(x, weight, gate)
+        if isinstance(tiles, HopperTiles):
+            return hopper_linear(x, weight, bias, tiles=tiles, overlap=overlap)
+        if tiles is not None:
+            return small_linear(x, weight, bias, gate=gate, tiles=tiles, overlap=overlap)
         found = functional.linear(x, weight, bias)
         return activation.silu_and_multiply(found) if gate else found
+
+    def table_tiles(
+        self, x: torch.Tensor, weight: torch.Tensor, gate: bool
+    ) -> GemmTiles | HopperTiles | None:
+        """What the tuned table chooses; None: cuBLAS."""
+        rows, size = x.shape
+        columns = weight.shape[0] // (2 if gate else 1)
+        if not self.options.triton_gemm or rows > MOST_ROWS:
+            return None
+        on_hopper = None if gate else hopper_tiles(x, weight)
+        return on_hopper or choose_tiles(rows, columns, size, gate)
 
     def logits(self) -> torch.Tensor:
         """One step; [B, V]."""

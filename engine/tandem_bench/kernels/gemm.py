@@ -11,6 +11,7 @@ from tandem_bench.gpu.timing import check, seconds_per_call
 from tandem_kernels.linear import hopper_tiles, reference
 from tandem_kernels.linear.hopper_linear import HopperTiles, hopper_linear
 from tandem_kernels.linear.kernel import GemmTiles, choose_tiles, small_linear
+from tandem_kernels.overlap import is_supported
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,16 @@ class GemmShape:
     columns: int
     size: int
     gate: bool = False
+
+    @property
+    def outputs(self) -> int:
+        """What a product writes per row: both halves of a gate become one."""
+        return self.columns // (2 if self.gate else 1)
+
+    @property
+    def entry(self) -> str:
+        """Its name in a device's file."""
+        return f"{self.outputs}x{self.size}" + (" gate" if self.gate else "")
 
 
 LLAMA_8B = [
@@ -73,14 +84,19 @@ class GemmBench:
         return f"{self.moved / seconds / 1e9:.0f} GB/s"
 
     def run(self, rows: int, tiles: GemmTiles, ceilings: Ceilings) -> Line:
-        """Check, then time; a gated shape writes act(gate) · up."""
+        """Check, then time, each launch before the last has ended where the device can.
+
+        A gated shape writes act(gate) · up.
+        """
         shape = self.shape
         x = torch.randn(rows, shape.size, device="cuda", dtype=torch.bfloat16)
-        columns = shape.columns // (2 if shape.gate else 1)
-        out = torch.full((rows, columns), float("nan"), device="cuda", dtype=torch.bfloat16)
+        out = torch.full((rows, shape.outputs), float("nan"), device="cuda", dtype=torch.bfloat16)
 
         def call(weight: torch.Tensor) -> torch.Tensor:
-            return small_linear(x, weight, scale=self.scale, gate=shape.gate, out=out, tiles=tiles)
+            return small_linear(
+                x, weight, scale=self.scale, gate=shape.gate, out=out, tiles=tiles,
+                overlap=is_supported(),
+            )  # fmt: skip
 
         apply = reference.gated_linear if shape.gate else reference.linear
         expected = apply(x.float(), self.weights[0].float(), scale=self.scale)

@@ -52,13 +52,14 @@ def _decode(ceilings: Ceilings) -> Iterator[Line]:
 
     from tandem_bench.kernels.decode_attention import DECODE_CASES, DecodeBench, DecodeTiles
 
-    # As the engine's backend has it: as many programs as there are multiprocessors. Tiles of
-    # 8-bit values are half as large, and take twice as many to keep the memory busy.
+    # As the engine's backend has it. Tiles of 8-bit values are half as large, and take twice as
+    # many programs as there are multiprocessors to keep the memory busy.
     count = torch.cuda.get_device_properties(0).multi_processor_count
     for case in DECODE_CASES:
         bench = DecodeBench(case)
         small = case.dtype.itemsize == 1
-        tiles = DecodeTiles(programs=count * (1 + small), stages=3 + small)
+        programs, stages = (2 * count, 4) if small else (None, None)
+        tiles = DecodeTiles(programs=programs, stages=stages)
         yield bench.run(tiles, bench.expected(), ceilings)
         del bench
         torch.cuda.empty_cache()

@@ -8,8 +8,9 @@ from tandem_bench.gpu.device import Ceilings
 from tandem_bench.gpu.lines import LineTable
 from tandem_bench.kernels.gemm import BITS, LLAMA_8B, GemmBench
 from tandem_bench.tune.search import in_processes, keep_best
-from tandem_kernels.linear.kernel import GemmTiles, small_linear
+from tandem_kernels.linear.kernel import GemmTiles, small_linear, with_prefetch
 from tandem_kernels.linear.reference import quantize_rows
+from tandem_kernels.overlap import is_supported
 
 ROWS = (1, 4, 8, 16, 32, 64)
 
@@ -17,12 +18,14 @@ MATRIX_TILES = [
     (16, 64, 4, 4), (16, 128, 4, 4), (16, 256, 4, 3), (16, 256, 2, 4), (32, 64, 4, 6),
     (32, 128, 4, 4), (32, 128, 4, 6), (32, 256, 4, 3), (64, 64, 4, 5), (64, 128, 4, 3),
     (64, 128, 4, 4), (64, 128, 8, 4), (128, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3),
+    (16, 128, 4, 6), (32, 128, 4, 8), (32, 256, 4, 4), (64, 64, 4, 8), (64, 128, 4, 5),
 ]  # fmt: skip
 """(block_n, block_k, warps, stages)."""
 
 VECTOR_TILES = [
     (4, 512, 2, 1), (4, 1024, 4, 1), (8, 512, 4, 1), (8, 512, 4, 3), (8, 1024, 8, 1),
     (16, 256, 4, 1), (16, 512, 8, 1), (16, 256, 4, 3), (2, 2048, 4, 1), (4, 1024, 4, 3),
+    (4, 512, 4, 1), (8, 1024, 4, 1), (2, 4096, 8, 1), (4, 2048, 8, 1), (8, 512, 2, 1),
 ]  # fmt: skip
 
 
@@ -32,13 +35,17 @@ def tilings(rows: int) -> list[GemmTiles]:
     found = [GemmTiles(block_m, *tiles) for tiles in MATRIX_TILES]
     if rows == 1:
         found += [GemmTiles(0, *tiles) for tiles in VECTOR_TILES]
-    return found
+    return [with_prefetch(tiles, rows) for tiles in found]
 
 
 def fits(tiles: GemmTiles, gate: bool) -> bool:
-    """Whether the pipeline's buffers fit the shared memory (227 KiB)."""
-    rows = tiles.block_m + tiles.block_n * (2 if gate else 1)
-    return tiles.stages * rows * tiles.block_k * 2 < 220_000
+    """Whether the buffers fit the shared memory (227 KiB), and the sums the registers."""
+    columns = tiles.block_n * (2 if gate else 1)
+    sums = max(tiles.block_m, 1) * columns
+    return (
+        tiles.stages * (tiles.block_m + columns) * tiles.block_k * 2 < 220_000
+        and sums // (32 * tiles.warps) <= 128
+    )
 
 
 def _compile(job: tuple[str, int, bool, GemmTiles]) -> None:
@@ -48,7 +55,7 @@ def _compile(job: tuple[str, int, bool, GemmTiles]) -> None:
     scale = None
     if bits != "bf16":
         weight, scale = quantize_rows(weight, BITS[bits])
-    small_linear(x, weight, scale=scale, gate=gate, tiles=tiles)
+    small_linear(x, weight, scale=scale, gate=gate, tiles=tiles, overlap=is_supported())
 
 
 def compile_products(bits: str, row_counts: Sequence[int], num_processes: int = 14) -> None:

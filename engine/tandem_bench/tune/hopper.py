@@ -4,6 +4,7 @@ It is compared with what `tune-linear` has chosen. Both are timed as the engine 
 allowed to begin before the one before it has ended.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -26,6 +27,7 @@ TILES: Final = [
     (64, 64, 4, 12, 128), (64, 128, 4, 4, 128), (64, 128, 4, 6, 128), (64, 128, 4, 6, 96),
     (64, 128, 4, 7, 128), (64, 128, 4, 7, 132), (64, 128, 4, 8, 96), (64, 128, 4, 8, 128),
     (64, 256, 4, 3, 128), (64, 256, 4, 4, 128), (128, 64, 8, 8, 128), (128, 128, 8, 4, 128),
+    (64, 128, 4, 8, 132), (64, 128, 4, 10, 128), (64, 128, 4, 10, 132), (64, 256, 4, 5, 128),
 ]  # fmt: skip
 """(block_n, block_k, warps, stages, programs)."""
 
@@ -52,6 +54,12 @@ def _compile(job: tuple[int, HopperTiles]) -> None:
     x = torch.randn(rows, 2048, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(512, 2048, device="cuda", dtype=torch.bfloat16)
     hopper_linear(x, weight, tiles=tiles, overlap=True)
+
+
+def compile_hopper(row_counts: Sequence[int], num_processes: int = 14) -> None:
+    """Compile all configurations in parallel."""
+    jobs = [(rows, tiles) for rows in row_counts for tiles in hopper_tilings(rows)]
+    in_processes(_compile, jobs, num_processes)
 
 
 def seconds_without(bench: GemmBench, rows: int) -> float:
@@ -92,9 +100,7 @@ def run(options: Options) -> None:
     shapes = [parse_shape(text) for text in options.shapes]
     rows = parse_numbers(options.rows, "--rows")
     ceilings = find_ceilings()
-    in_processes(
-        _compile, [(count, tiles) for count in rows for tiles in hopper_tilings(count)], 14
-    )
+    compile_hopper(rows)
     file = TunedFile(ceilings.device)
     for shape in shapes:
         bench = GemmBench(shape)

@@ -60,10 +60,8 @@ def run(options: Options) -> None:
     file.name_versions()
     for shape in shapes:
         bench = GemmBench(shape)
-        columns = shape.columns // (2 if shape.gate else 1)
         found = {str(count): best_tiles(bench, count, ceilings) for count in rows}
-        name = f"{columns}x{shape.size}" + (" gate" if shape.gate else "")
         del bench
         torch.cuda.empty_cache()
-        file.put("gemm", name, found)
-        results.print(f'"{name}": {json.dumps(found)}', soft_wrap=True, markup=False)
+        file.put("gemm", shape.entry, found)
+        results.print(f'"{shape.entry}": {json.dumps(found)}', soft_wrap=True, markup=False)

@@ -78,6 +78,11 @@ class TunedFile:
         self._table.setdefault(section, {})[name] = entry
         self._path.write_text(show_table(self._table) + "\n")
 
+    def merge(self, section: str, name: str, entry: dict[str, Any]) -> None:
+        """Put some numbers of rows beside an entry's others, in order, and write the file."""
+        merged = self._table.get(section, {}).get(name, {}) | entry
+        self.put(section, name, {rows: merged[rows] for rows in sorted(merged, key=int)})
+
 
 def show_table(table: dict[str, Any], indent: str = "") -> str:
     """JSON in which every object that holds no other is on one line."""

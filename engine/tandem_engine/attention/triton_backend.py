@@ -61,7 +61,6 @@ class TritonAttention(AttentionBackend):
         if suits(self._caches[0][0], spec.attention_softcap):
             self._pages = [describe_pages(*sides) for sides in self._caches]
         self._windows = [layer.window for layer in spec.layers]
-        self._programs = torch.cuda.get_device_properties(kv_cache.device).multi_processor_count
         self._overlap = is_supported()
         self._plans: dict[int, dict[int | None, DecodePlan]] = {}
         self._step: StepTensors | None = None
@@ -89,7 +88,6 @@ class TritonAttention(AttentionBackend):
                 spec.num_kv_heads,
                 spec.head_dim,
                 window=window,
-                programs=self._programs,
             )
             for window in set(self._windows)
         }

@@ -11,7 +11,12 @@ import triton.language as tl
 from tandem_kernels.attention.float8_kernel import halve_pairs, scale_rows
 from tandem_kernels.attention.split_plan import DecodePlan
 from tandem_kernels.launch import Launcher
-from tandem_kernels.overlap import launch_options, wait_for_inputs
+from tandem_kernels.overlap import (
+    launch_options,
+    let_next_start,
+    starts_next_early,
+    wait_for_inputs,
+)
 
 _LOG2E = 1.4426950408889634
 
@@ -98,6 +103,7 @@ def decode_kernel(
     PACKED: tl.constexpr,
     CONVERTS: tl.constexpr,
     PDL: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Program (KV head, unit). `scale` has log2 e in it, and the scale of fp8 keys.
 
@@ -105,6 +111,7 @@ def decode_kernel(
     from shared memory to the matrix units, pairs can; so even and odd elements of the head go
     through products of their own, in float16, which holds every float8.
     """
+    let_next_start(EARLY)
     kv_head = tl.program_id(0)
     unit = tl.program_id(1)
     request = tl.load(units + unit * 5)
@@ -221,8 +228,10 @@ def combine_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
     PDL: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Program (sequence, head): merges what decode_kernel without FUSED left in parts."""
+    let_next_start(EARLY)
     request = tl.program_id(0)
     num_splits = tl.load(requests + request * 2 + 1)
     first = tl.load(requests + request * 2)
@@ -252,6 +261,7 @@ def combine_splits(plan: DecodePlan, out: torch.Tensor, overlap: bool) -> None:
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_S=16,
         PDL=overlap,
+        EARLY=overlap and starts_next_early(batch),
         num_warps=4,
         **launch_options(overlap),
     )
@@ -290,11 +300,15 @@ def paged_decode(
     assert key_cache.stride(2) == head_dim
     assert key_cache.stride() == value_cache.stride()
     assert page % plan.tile == 0 or plan.tile % page == 0
+    packed = key_cache.dtype == torch.float8_e4m3fn and query.element_size() == 2
+    if fused is None:
+        fused = plan.fused
+    if stages is None and not packed and key_cache.element_size() == 2:
+        stages = plan.stages
     if fused is None:
         # One program merges many splits more slowly than a separate launch. At small batches every
         # sequence has many splits; at large ones few have any.
         fused = batch * num_kv_heads >= FUSE_FROM
-    packed = key_cache.dtype == torch.float8_e4m3fn and query.element_size() == 2
     if stages is None:
         # Keys and values of every stage share the 227 KiB of a multiprocessor.
         tile_bytes = 2 * plan.tile * triton.next_power_of_2(head_dim) * key_cache.element_size()
@@ -338,6 +352,7 @@ def paged_decode(
         PACKED=packed,
         CONVERTS=converts,
         PDL=overlap,
+        EARLY=overlap and starts_next_early(batch),
         num_warps=warps,
         **launch_options(overlap),
     )

@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from tandem_kernels.tuning import tuned_decode
+
 UNIT_FIELDS = 5
 """A unit's fields: request (-1: none), first position, end, the request's units, the first one."""
 
@@ -84,6 +86,10 @@ class DecodePlan:
     tile: int  # positions per tile
     target: int  # the number of units aimed at, beyond one per sequence
     min_tiles: int
+    stages: int | None = None
+    """Of the attention kernel's pipeline; None: its own choice. So is the next one."""
+    fused: bool | None = None
+    """Whether that kernel merges splits itself."""
 
     def refill(self) -> None:
         """Make the plan for the current `lengths`, in one launch, which may be captured."""
@@ -104,6 +110,12 @@ class DecodePlan:
         )
 
 
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 264
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def make_decode_plan(
     lengths: torch.Tensor,
     block_tables: torch.Tensor,
@@ -113,7 +125,7 @@ def make_decode_plan(
     *,
     window: int | None = None,
     tile: int = 64,
-    programs: int = 264,
+    programs: int | None = None,
     min_tiles: int = 1,
 ) -> DecodePlan:
     """Allocate a plan for these (long-lived) tensors.
@@ -122,10 +134,18 @@ def make_decode_plan(
         lengths: [B] int32.
         block_tables: [B, M] int32.
         tile: positions per tile; must divide the page size, or be a multiple of it.
-        programs: the number of programs to aim at, over all KV heads.
+        programs: the number of programs to aim at, over all KV heads; None: what was measured for
+            this device, or one per multiprocessor.
         min_tiles: the smallest split, in tiles.
     """
     batch, device = lengths.shape[0], lengths.device
+    stages: int | None = None
+    fused: bool | None = None
+    if programs is None:
+        # The kernel that was measured has tiles of 64 positions, of 16 bits each number.
+        tuned = tuned_decode(batch, num_heads, num_kv_heads, head_dim) if tile == 64 else None
+        programs = tuned[0] if tuned else _multiprocessors(device)
+        stages, fused = (tuned[1], bool(tuned[2])) if tuned else (None, None)
     target = max(1, programs // num_kv_heads)
     num_units = batch + target
     return DecodePlan(
@@ -142,4 +162,6 @@ def make_decode_plan(
         tile=tile,
         target=target,
         min_tiles=min_tiles,
+        stages=stages,
+        fused=fused,
     )

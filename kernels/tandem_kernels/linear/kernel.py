@@ -1,4 +1,4 @@
-"""x Wᵀ for at most 64 rows: every weight is read once, in long pipelined strides along K.
+"""x Wᵀ for at most 128 rows: every weight is read once, in long pipelined strides along K.
 
 cuBLAS picks tiles for large M and reaches 2.3–2.8 of 3.1 TB/s here. A program owns BLOCK_N output
 columns and all of K, so nothing is reduced across programs and the result does not depend on a
@@ -174,13 +174,23 @@ def default_tiles(rows: int, columns: int) -> GemmTiles:
     return GemmTiles(max(16, triton.next_power_of_2(rows)), 64 if wide else 32, 128, 4, 4)
 
 
+def with_prefetch(tiles: GemmTiles, rows: int) -> GemmTiles:
+    """With what does well for most shapes.
+
+    Many rows leave the multiprocessors no time to ask for more than the next weights.
+    """
+    return replace(tiles, prefetch=8 if rows == 1 else 1)
+
+
 def choose_tiles(rows: int, columns: int, size: int, gate: bool) -> GemmTiles | None:
     """The tuned configuration for x [rows, size] and `columns` outputs; None: cuBLAS is faster."""
     tuned = tuned_gemm(rows, columns, size, gate)
     if tuned is None:
-        return default_tiles(rows, columns)
-    # Many rows leave the multiprocessors no time to ask for more than the next weights.
-    return replace(GemmTiles(*tuned), prefetch=8 if rows == 1 else 1) if tuned else None
+        return default_tiles(rows, columns) if rows <= 64 else None
+    if not tuned:
+        return None
+    tiles = GemmTiles(*tuned)
+    return tiles if len(tuned) > 5 else with_prefetch(tiles, rows)
 
 
 def small_linear(
@@ -195,7 +205,7 @@ def small_linear(
     tiles: GemmTiles | None = None,
     overlap: bool = False,
 ) -> torch.Tensor:
-    """x Wᵀ + b, or with `gate` act(x Gᵀ) · (x Uᵀ), for at most 64 rows; see the reference.
+    """x Wᵀ + b, or with `gate` act(x Gᵀ) · (x Uᵀ), for at most 128 rows; see the reference.
 
     Args:
         x: [..., K], K contiguous.
@@ -207,7 +217,7 @@ def small_linear(
     size = x.shape[-1]
     rows = x.reshape(-1, size)
     num_rows, columns = rows.shape[0], weight.shape[0] // (2 if gate else 1)
-    assert num_rows <= 64
+    assert num_rows <= 128
     assert weight.is_contiguous()
     assert not (gate and bias is not None)
     if out is None:

@@ -4,7 +4,12 @@ import torch
 import triton
 import triton.language as tl
 
-from tandem_kernels.overlap import launch_options, wait_for_inputs
+from tandem_kernels.overlap import (
+    launch_options,
+    let_next_start,
+    starts_next_early,
+    wait_for_inputs,
+)
 
 
 @triton.jit
@@ -22,8 +27,10 @@ def rms_norm_kernel(
     WEIGHT_IN_FLOAT32: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Row by row: with ADD, residual += x first, and the sum is what is normed."""
+    let_next_start(EARLY)
     row = tl.program_id(0).to(tl.int64)
     places = tl.arange(0, BLOCK)
     inside = places < size
@@ -73,6 +80,7 @@ def _launch(
         # 8 elements of 2 bytes per thread are one 16-byte access.
         num_warps=min(max(block // 512, 1), 16),
         PDL=overlap,
+        EARLY=overlap and starts_next_early(rows.shape[0]),
         **launch_options(overlap),
     )
     return out

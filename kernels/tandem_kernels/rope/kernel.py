@@ -4,7 +4,12 @@ import torch
 import triton
 import triton.language as tl
 
-from tandem_kernels.overlap import launch_options, wait_for_inputs
+from tandem_kernels.overlap import (
+    launch_options,
+    let_next_start,
+    starts_next_early,
+    wait_for_inputs,
+)
 
 
 @triton.jit
@@ -70,8 +75,10 @@ def rope_write_kernel(
     NORM: tl.constexpr,
     IN_FLOAT32: tl.constexpr,
     PDL: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Program (heads' block, token): the first blocks are queries, then keys, then values."""
+    let_next_start(EARLY)
     token = tl.program_id(1).to(tl.int64)
     part = tl.program_id(0)
     QUERY_PARTS: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
@@ -198,6 +205,7 @@ def rope_and_write(
             IN_FLOAT32=weight_in_float32,
             num_warps=min(max(elements // 512, 1), 8),
             PDL=overlap,
+            EARLY=overlap and starts_next_early(num_tokens),
             **launch_options(overlap),
         )
     return out

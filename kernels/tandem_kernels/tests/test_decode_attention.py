@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from tandem_kernels.attention import split_plan
 from tandem_kernels.attention.decode_kernel import paged_decode
 from tandem_kernels.attention.split_plan import DecodePlan, make_decode_plan
 from tandem_kernels.tests.paged_case import attend_exactly, make_case, relative_error
@@ -71,6 +72,27 @@ def test_matches_float64(
     dtype = torch.float32 if wide else half
     error, _ = _run(device, LENGTHS, heads, kv_heads, head_dim, page, dtype, programs=24)
     assert error < (1e-5 if wide else 2e-2)
+
+
+def test_a_plan_is_as_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split_plan, "tuned_decode", lambda *shape: [64, 5, 1])
+    lengths = torch.tensor([70], dtype=torch.int32)
+    tables = torch.zeros((1, 2), dtype=torch.int32)
+    plan = make_decode_plan(lengths, tables, 8, 2, 64)
+    assert (plan.target, plan.stages, plan.fused) == (32, 5, True)
+    plan = make_decode_plan(lengths, tables, 8, 2, 64, programs=8)
+    assert (plan.target, plan.stages, plan.fused) == (4, None, None)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [1, 8, 16, 32, 64, 128])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(32, 8), (28, 4)])
+def test_what_the_table_chooses(batch: int, heads: int, kv_heads: int) -> None:
+    torch.manual_seed(batch)
+    lengths = torch.randint(1, 3000, (batch,)).tolist()
+    device = torch.device("cuda")
+    error, _ = _run(device, lengths, heads, kv_heads, 128, 64, torch.bfloat16, fused=None)
+    assert error < 2e-2
 
 
 @pytest.mark.parametrize("window", [1, 17, 64, 100, 1000])

@@ -17,12 +17,13 @@ NAN = float("nan")
 Case = tuple[int, int, int, bool, tuple[int, ...]]
 """Rows, columns, size, bias, and the fields of HopperTiles."""
 
-H100 = json.loads(
-    (resources.files(tuning.__package__) / "tuned" / "nvidia_h100_80gb_hbm3.json").read_text()
-)
+FILES = ("nvidia_h100_80gb_hbm3.json", "nvidia_h200.json")
 SHIPPED = [
     (tuple(map(int, shape.split("x"))), HopperTiles(*tiles))
-    for shape, by_rows in H100["hopper gemm"].items()
+    for name in FILES
+    for shape, by_rows in json.loads(
+        (resources.files(tuning.__package__) / "tuned" / name).read_text()
+    )["hopper gemm"].items()
     for tiles in by_rows.values()
     if tiles
 ]
@@ -77,7 +78,8 @@ CASES: list[Case] = [
 CASES += [
     (rows, columns, size, False, tuple(getattr(tiles, name) for name in HopperTiles.__slots__))
     for (columns, size), tiles in SHIPPED
-    for rows in (5, 8, 24, 32)
+    for rows in (5, 8, 24, 32, 64)
+    if tiles.block_m // 4 < rows <= tiles.block_m
 ]
 
 
@@ -176,6 +178,7 @@ def test_linear(rows: int) -> None:
     x = torch.randn(rows, size, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(columns, size, device="cuda", dtype=torch.bfloat16)
     if torch.cuda.get_device_capability()[0] == 9:
-        assert (layers.hopper_tiles(x, weight) is not None) == (5 <= rows <= 32)
+        tuned = tuning.tuned_hopper_gemm(rows, columns, size)
+        assert (layers.hopper_tiles(x, weight) is None) == (tuned is None)
     expected = reference.linear(x.double(), weight.double())
     assert relative_error(layers.linear(x, weight), expected) < 1e-2

@@ -7,7 +7,7 @@ from tandem_kernels.linear import kernel, reference, wide_linear
 from tandem_kernels.linear.kernel import GemmTiles
 from tandem_kernels.tests.paged_case import relative_error
 
-SHAPES = [(1, 96, 256), (1, 50, 200), (3, 130, 512), (17, 33, 136), (64, 64, 128)]
+SHAPES = [(1, 96, 256), (1, 50, 200), (3, 130, 512), (17, 33, 136), (64, 64, 128), (100, 64, 128)]
 
 
 @pytest.mark.parametrize(("rows", "columns", "size"), SHAPES)
@@ -65,3 +65,24 @@ def test_wide_linear(device: torch.device, half: torch.dtype, rows: int) -> None
     assert torch.equal(out, found)
     wide = wide_linear(x.float(), weight.float())
     assert relative_error(wide, expected) < (1e-2 if found.is_cuda else 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tuned", "rows", "expected"),
+    [
+        (None, 64, GemmTiles(64, 32, 128, 4, 4)),
+        (None, 65, None),
+        ([], 8, None),
+        ([16, 32, 128, 4, 6], 8, GemmTiles(16, 32, 128, 4, 6, prefetch=1)),
+        ([0, 4, 512, 2, 1], 1, GemmTiles(0, 4, 512, 2, 1, prefetch=8)),
+        ([0, 4, 512, 2, 1, 2], 1, GemmTiles(0, 4, 512, 2, 1, prefetch=2)),
+    ],
+)
+def test_what_the_table_has_is_chosen(
+    tuned: list[int] | None,
+    rows: int,
+    expected: GemmTiles | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernel, "tuned_gemm", lambda *shape: tuned)
+    assert kernel.choose_tiles(rows, 4096, 4096, gate=False) == expected

@@ -64,8 +64,3 @@ class ModelSpec:
     def is_sparse(self, layer: int) -> bool:
         """Whether a layer has experts in place of the dense MLP."""
         return self.moe is not None and self.moe.sparse[layer]
-
-    @property
-    def qkv_size(self) -> int:
-        """Rows of the fused QKV projection."""
-        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim

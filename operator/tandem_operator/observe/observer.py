@@ -5,7 +5,6 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
 from tandem_operator.api.rdma import RdmaMode
@@ -153,7 +152,3 @@ class Observer:
                 raise
             return None
         return tuple(read_node(node) for node in nodes)
-
-
-def _replace(pod: WorkerPod, **changes: Any) -> WorkerPod:
-    return WorkerPod(**{**pod.__dict__, **changes})

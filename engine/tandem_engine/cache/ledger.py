@@ -124,7 +124,9 @@ class BlockLedger:
     def register(self, block: int, entry: Entry) -> None:
         """The content of a held block is final: others may share it, and it outlives its holder."""
         assert self._refs[block] > 0, "only a holder knows what a block contains"
-        self.index.add(block, entry)
+        known = self.index.add(block, entry)
+        if known in self._cached:  # its content has just been used, if in another block
+            self._cached.move_to_end(known)
 
     def counts(self) -> dict[str, int]:
         """Blocks by state; `leaked` are in no state at all."""

@@ -1,12 +1,8 @@
 """Finds blocks by the tokens they hold: a radix view over chained block hashes."""
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Final
-
-MAX_PARTIAL_CANDIDATES: Final = 16
-"""Children of a prefix that are compared token by token for a partial match."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +42,8 @@ class PrefixIndex:
         self._page_size = page_size
         self._entries: dict[int, Entry] = {}
         self._by_hash: dict[int, int] = {}
-        self._children: dict[int, dict[int, None]] = {}
+        # By parent, in the order of their tokens: who shares most with a tuple stands beside it.
+        self._children: dict[int, list[tuple[tuple[int, ...], int]]] = {}
         # Net changes since the last report; dicts, because order matters and lookups are frequent.
         self._stored: dict[int, None] = {}
         self._removed: dict[int, None] = {}
@@ -57,27 +54,28 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, block: int, entry: Entry) -> bool:
-        """Index `block`; False when it, or another block with the same content, already is."""
-        if block in self._entries or (entry.hash is not None and entry.hash in self._by_hash):
-            return False
-        if entry.hash is None and self._has_tail(entry):
-            return False
+    def add(self, block: int, entry: Entry) -> int:
+        """Index `block`, unless another block has its content; the block that is found by it."""
+        if block in self._entries:
+            return block
+        known = self._find_tail(entry) if entry.hash is None else self._by_hash.get(entry.hash)
+        if known is not None:
+            return known
         self._entries[block] = entry
-        self._children.setdefault(entry.parent, {})[block] = None
+        insort(self._children.setdefault(entry.parent, []), (entry.tokens, block))
         if entry.hash is not None:
             self._by_hash[entry.hash] = block
             if entry.hash in self._removed:
                 del self._removed[entry.hash]
             else:
                 self._stored[entry.hash] = None
-        return True
+        return block
 
     def remove(self, block: int) -> None:
         """Forget `block`, which is about to be overwritten."""
         entry = self._entries.pop(block)
         siblings = self._children[entry.parent]
-        del siblings[block]
+        del siblings[bisect_left(siblings, (entry.tokens, block))]
         if not siblings:
             del self._children[entry.parent]
         if entry.hash is not None:
@@ -109,9 +107,11 @@ class PrefixIndex:
         if not partial or start >= limit:
             return PrefixMatch(blocks)
         wanted = tuple(tokens[start : min(start + page, limit)])
+        siblings = self._children.get(parent, [])
+        at = bisect_left(siblings, (wanted, -1))
         best_block, best = -1, 0
-        for block in islice(reversed(self._children.get(parent, {})), MAX_PARTIAL_CANDIDATES):
-            common = _common_length(self._entries[block].tokens, wanted)
+        for its_tokens, block in siblings[max(0, at - 1) : at + 1]:
+            common = _common_length(its_tokens, wanted)
             if common > best:
                 best_block, best = block, common
         return PrefixMatch(blocks, best_block, best)
@@ -127,18 +127,23 @@ class PrefixIndex:
         """Hashes of all full blocks, oldest first."""
         return list(self._by_hash)
 
-    def _has_tail(self, entry: Entry) -> bool:
-        siblings = islice(reversed(self._children.get(entry.parent, {})), MAX_PARTIAL_CANDIDATES)
-        size = len(entry.tokens)
-        return any(self._entries[block].tokens[:size] == entry.tokens for block in siblings)
+    def _find_tail(self, entry: Entry) -> int | None:
+        """A block that holds the tokens of a partial one, and maybe more."""
+        siblings = self._children.get(entry.parent, [])
+        at = bisect_left(siblings, (entry.tokens, -1))
+        if at < len(siblings) and siblings[at][0][: len(entry.tokens)] == entry.tokens:
+            return siblings[at][1]
+        return None
 
     def find_fault(self) -> str:
         """Empty when the three maps agree, else what is wrong."""
         full = {block for block, entry in self._entries.items() if entry.hash is not None}
         if set(self._by_hash.values()) != full or len(self._by_hash) != len(full):
             return "prefix index: hashes and entries disagree"
-        if sum(len(blocks) for blocks in self._children.values()) != len(self._entries):
+        if sum(len(siblings) for siblings in self._children.values()) != len(self._entries):
             return "prefix index: children and entries disagree"
+        if any(siblings != sorted(siblings) for siblings in self._children.values()):
+            return "prefix index: children are out of order"
         return ""
 
 

@@ -1,11 +1,10 @@
 """The ledger and the prefix index on their own."""
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tandem_engine.cache import prefix_index
 from tandem_engine.cache.ledger import BlockLedger, Holding
 from tandem_engine.cache.prefix_index import Entry, PrefixIndex
 from tandem_engine.errors import LedgerError
@@ -118,9 +117,9 @@ def test_another_salt_or_a_collision_is_no_match() -> None:
 
 def test_equal_tails_are_indexed_once() -> None:
     index = PrefixIndex(PAGE)
-    assert index.add(0, Entry(SALT, None, (1, 2)))
-    assert not index.add(1, Entry(SALT, None, (1, 2)))
-    assert index.add(2, Entry(SALT, None, (1, 2, 3)))
+    assert index.add(0, Entry(SALT, None, (1, 2))) == 0
+    assert index.add(1, Entry(SALT, None, (1, 2))) == 0
+    assert index.add(2, Entry(SALT, None, (1, 2, 3))) == 2
     assert len(index) == 2
 
 
@@ -168,12 +167,71 @@ def test_check_finds_damage(damage: str) -> None:
         assert ledger.counts()["leaked"] == 1
 
 
+def test_a_short_prompt_is_found_again_however_many_came_after_it() -> None:
+    ledger = BlockLedger(200, PAGE)
+    mine = [7, 8, 9]
+    for number in range(100):
+        if number < 3:
+            ledger.close(fill(ledger, mine))
+        ledger.close(fill(ledger, [100 + number, number, 3]))
+    assert match(ledger, [*mine, 1]) == (0, 3)
+    assert match(ledger, [7, 8, 5]) == (0, 2)
+    assert match(ledger, [103, 3, 3, 1]) == (0, 3)
+    assert ledger.counts()["cached"] == 101  # asked three times, kept once
+    ledger.check()
+
+
+def test_what_is_computed_again_is_evicted_last() -> None:
+    ledger = BlockLedger(4, PAGE)
+    for tokens in ([1, 2, 3, 4], [5, 6], [7, 8]):
+        ledger.close(fill(ledger, tokens))
+    for again in ([1, 2, 3, 4], [5, 6]):
+        ledger.close(fill(ledger, again))  # in the fourth block, which holds nothing afterwards
+    other = ledger.open()
+    assert ledger.allocate(other, 2)  # the free one, and the least recently used
+    found = [match(ledger, [*tokens, 0]) for tokens in ([1, 2, 3, 4], [5, 6], [7, 8])]
+    assert found == [(1, 0), (0, 2), (0, 0)]
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=PAGE), max_size=30), st.data())
+def test_a_partial_match_is_the_longest_there_is(
+    tails: list[list[int]], data: st.DataObject
+) -> None:
+    index = PrefixIndex(PAGE)
+    held: dict[int, list[int]] = {}
+    for block, tail in enumerate(tails):
+        if index.add(block, Entry(SALT, None, tuple(tail))) == block:
+            held[block] = tail
+        wants_removal = data.draw(st.booleans())
+        if held and wants_removal:
+            gone = data.draw(st.sampled_from(sorted(held)))
+            index.remove(gone)
+            del held[gone]
+        assert not index.find_fault()
+    wanted = data.draw(st.lists(st.integers(0, 2), min_size=PAGE, max_size=PAGE))
+    found = index.match(wanted, [], SALT, PAGE, partial=True)
+    lengths = [
+        next(size for size in range(PAGE, -1, -1) if tail[:size] == wanted[:size])
+        for tail in held.values()
+    ]
+    assert found.num_partial == max(lengths, default=0)
+    if found.num_partial:
+        assert held[found.partial_block][: found.num_partial] == wanted[: found.num_partial]
+
+
+def test_index_reports_children_out_of_order() -> None:
+    index = PrefixIndex(PAGE)
+    index.add(0, Entry(SALT, None, (1, 2)))
+    index.add(1, Entry(SALT, None, (2,)))
+    index._children[SALT].reverse()
+    assert "order" in index.find_fault()
+
+
 def test_index_reports_lost_children() -> None:
     index = PrefixIndex(PAGE)
     index.add(0, Entry(SALT, 5, (1, 2, 3, 4)))
     index._children.clear()
     assert "children" in index.find_fault()
-    assert prefix_index.MAX_PARTIAL_CANDIDATES > 0
 
 
 class LedgerMachine(RuleBasedStateMachine):

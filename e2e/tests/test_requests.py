@@ -71,8 +71,10 @@ def test_unknown_models_paths_and_methods(http: httpx.Client) -> None:
 def test_a_prompt_longer_than_the_model(http: httpx.Client) -> None:
     body = {"model": "mock", "prompt": "x" * 4097, "stream": True}
     answer = http.post("/v1/completions", json=body)
-    assert answer.status_code == 413
-    assert "4096" in answer.json()["error"]["message"]
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert "maximum context length is 4096 tokens" in error["message"]
     assert http.post("/v1/completions", json={**body, "prompt": "x"}).status_code == 200
 
 

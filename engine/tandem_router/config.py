@@ -32,13 +32,18 @@ class RouterConfig:
     policy: PolicyName = "LeastLoaded"
     slo_classes: tuple[SloClass, ...] = ()
     api_keys: frozenset[str] = frozenset()  # empty: no key needed
+    cors_origins: tuple[str, ...] = ()  # whose pages may call from a browser; "*": all
     drain_seconds: float = 600.0  # how long SIGTERM lets streams finish
     linger_seconds: float = 0.0  # how long SIGTERM still takes requests, until clients know
     queue_seconds: float = 20.0  # how long a request without a worker waits before 429 or 503
     failover_seconds: float = 120.0  # how long a started request waits for another worker
     request_seconds: float = 3600.0  # no request lives longer than this
     max_inflight: int = 8192  # sequences in this router; more are answered 429 at once
-    max_body_bytes: int = 32 << 20
+    max_body_bytes: int = 32 << 20  # as sent and as decoded
+    max_head_bytes: int = 64 << 10  # of request line and header fields
+    max_head_lines: int = 128
+    body_seconds: float = 120.0  # how long a request may take for its body
+    head_seconds: float = 20.0  # how long a connection may take for a request's head
     heartbeat_seconds: float = 1.0
     cache_dir: str = ""  # where converted tokenizers are kept; empty: the user's cache
     router_id: str = field(default="router")

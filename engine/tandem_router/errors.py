@@ -1,18 +1,22 @@
 """Everything the router can answer instead of tokens.
 
     RouterError
-    ├── InvalidRequest     400, names the parameter (a ValueError)
-    ├── Unauthorized       401
-    ├── NotFound           404, unknown model or path
-    ├── MethodNotAllowed   405
-    ├── RequestTooLong     413 (a ValueError)
-    ├── Overloaded         429, Retry-After
-    ├── GenerationFailed   500, a worker failed and no other could go on
-    └── NoWorker           503, Retry-After
+    ├── InvalidRequest             400, names the parameter (a ValueError)
+    │   └── ContextLengthExceeded  400, prompt and output can never fit
+    ├── Unauthorized               401
+    ├── NotFound                   404, unknown model or path
+    ├── MethodNotAllowed           405
+    ├── RequestTimeout             408, the request came too slowly
+    ├── BodyTooLarge               413 (a ValueError)
+    ├── UnsupportedEncoding        415
+    ├── Overloaded                 429, Retry-After
+    ├── HeadTooLarge               431
+    ├── GenerationFailed           500, a worker failed and no other could go on
+    └── NoWorker                   503, Retry-After
 ModelLoadError (the tokenizer can't be loaded) ends the process instead.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import msgspec
 
@@ -56,6 +60,24 @@ class InvalidRequest(RouterError, ValueError):
     kind = "invalid_request_error"
 
 
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt and output together can never fit the model.
+
+    Clients (the openai SDK, litellm, langchain) know it by its status 400, its code, and the words
+    "maximum context length" in its message.
+    """
+
+    default_code = "context_length_exceeded"
+
+    @classmethod
+    def of(cls, max_model_len: int, because: str, param: str | None = None) -> Self:
+        """The message in OpenAI's words, followed by `because`."""
+        return cls(
+            f"This model's maximum context length is {max_model_len} tokens. {because}",
+            param=param,
+        )
+
+
 class Unauthorized(RouterError):
     """The API key is missing or unknown."""
 
@@ -80,12 +102,36 @@ class MethodNotAllowed(RouterError):
     default_code = "method_not_allowed"
 
 
-class RequestTooLong(RouterError, ValueError):
-    """Prompt and output together can never fit the model."""
+class RequestTimeout(RouterError):
+    """The client took too long to send its request."""
+
+    status = 408
+    kind = "invalid_request_error"
+    default_code = "request_timeout"
+
+
+class BodyTooLarge(RouterError, ValueError):
+    """The body is longer than this router reads."""
 
     status = 413
     kind = "invalid_request_error"
-    default_code = "context_length_exceeded"
+    default_code = "body_too_large"
+
+
+class UnsupportedEncoding(RouterError):
+    """The body's Content-Encoding isn't one that is decoded here."""
+
+    status = 415
+    kind = "invalid_request_error"
+    default_code = "unsupported_content_encoding"
+
+
+class HeadTooLarge(RouterError):
+    """Request line and header fields are longer, or more, than this router reads."""
+
+    status = 431
+    kind = "invalid_request_error"
+    default_code = "head_too_large"
 
 
 class Overloaded(RouterError):

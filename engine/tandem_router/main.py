@@ -14,6 +14,7 @@ from typing import get_args
 import msgspec
 import structlog
 
+from tandem_router.api.cors import parse_origins
 from tandem_router.app import build_app
 from tandem_router.config import PolicyName, RouterConfig, SloClass
 from tandem_router.discovery.source import parse_address
@@ -89,7 +90,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--worker", action="append", default=[], metavar="HOST:PORT", help="a fixed worker")
     add("--policy", choices=get_args(PolicyName), default="LeastLoaded")
     add("--slo-classes", default="", help="JSON list as in spec.slo.classes")
-    add("--api-keys-file", default="", help="file with one API key per line, or a folder of them")
+    add("--api-keys-file", default="", help="file with one API key a line, or a folder of such")
+    add(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let pages of https://HOST[:PORT], or of all origins (*), call from a browser",
+    )
     add("--drain-seconds", type=float, default=600.0, help="how long SIGTERM lets streams finish")
     add(
         "--linger-seconds",
@@ -125,6 +133,7 @@ def parse_config(arguments: argparse.Namespace) -> RouterConfig:
         policy=arguments.policy,
         slo_classes=parse_slo_classes(arguments.slo_classes),
         api_keys=read_api_keys(arguments.api_keys_file),
+        cors_origins=parse_origins(arguments.cors_origin),
         drain_seconds=arguments.drain_seconds,
         linger_seconds=_linger(arguments),
         queue_seconds=arguments.queue_seconds,
@@ -182,7 +191,7 @@ async def serve(config: RouterConfig, text: TextModel) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with running_router(config, text) as context:
-        server = HttpServer(build_app(context))
+        server = HttpServer(build_app(context), config)
         listener = open_listener(config.host, config.port)
         port = listener.getsockname()[1]
         serving = asyncio.create_task(server.serve(sockets=[listener]))

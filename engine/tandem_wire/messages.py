@@ -23,7 +23,7 @@ FinishReason = Literal["stop", "length", "cancelled", "moved", "error"]
 it elsewhere with the tokens streamed so far. `stop`: an end-of-sequence or stop token id."""
 
 RefusalCode = Literal[
-    "too_long",  # prompt + max_tokens can never fit: the client's fault, 413
+    "too_long",  # prompt + max_tokens can never fit: the client's fault, 400
     "invalid",  # a parameter makes no sense for this model: 400
     "no_room",  # KV pages or queue are full now: try another worker
     "draining",  # no new work here: try another worker

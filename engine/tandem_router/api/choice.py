@@ -26,8 +26,9 @@ class Choice:
     """
 
     __slots__ = (
-        "_detokenizer", "_end_tokens", "_matcher", "_num_certain", "_pending", "_wants_logprobs",
-        "entries", "finish_reason", "num_shown", "prompt_index", "sequence", "text", "tokens",
+        "_detokenizer", "_end_tokens", "_matcher", "_min_tokens", "_num_certain", "entries",
+        "finish_reason", "num_tokens", "prompt_index", "sequence", "text", "tokens",
+        "wants_logprobs",
     )  # fmt: skip
 
     def __init__(
@@ -47,11 +48,11 @@ class Choice:
             skip_special_tokens=skip_special_tokens, context=sequence.prompt[-8:]
         )
         self._matcher = StopMatcher(stops) if stops else None
+        self._min_tokens = sequence.params.min_tokens
         self._end_tokens = end_tokens
-        self._wants_logprobs = sequence.params.logprobs is not None
-        self._pending: list[TokenEntry] = []
         self._num_certain = 0  # characters that the detokenizer has returned
-        self.num_shown = 0  # characters of the choice's text handed out so far
+        self.wants_logprobs = sequence.params.logprobs is not None
+        self.num_tokens = 0  # of the answer so far, the one that ended it included
         self.text = ""
         self.tokens: list[int] = []
         self.entries: list[TokenEntry] = []
@@ -66,26 +67,35 @@ class Choice:
         visible = tokens
         if item.finish == "stop" and tokens and tokens[-1] in self._end_tokens:
             visible = tokens[:-1]
-        if self._matcher is None and not self._wants_logprobs:
+        if self._matcher is None and not self.wants_logprobs:
+            self.num_tokens += len(tokens)
             text = self._detokenizer.feed(visible) if visible else ""
             if item.finish:
                 text += self._detokenizer.flush()
             self.text = text
-            self.num_shown += len(text)
             return bool(text) or bool(item.finish)
-        return self._feed_carefully(item, visible)
+        return self._feed_carefully(item, len(visible))
 
-    def _feed_carefully(self, item: StepItem, visible: list[int]) -> bool:
-        """Token by token: a stop string may end in the middle of a step."""
+    def _feed_carefully(self, item: StepItem, num_visible: int) -> bool:
+        """Token by token: a stop string may end in the middle of a step.
+
+        Every token of the answer has its entry, as it counts: also one without text, and the one
+        that ended the answer.
+        """
         shown = ""
         stopped = False
-        for position, token in enumerate(visible):
-            if self._wants_logprobs and item.logprobs is not None:
+        self.entries = []
+        for position, token in enumerate(item.tokens):
+            self.num_tokens += 1
+            if self.wants_logprobs and item.logprobs is not None:
                 logprobs = item.logprobs[position]
-                self._pending.append(TokenEntry(token, logprobs, self._num_certain))
+                self.entries.append(TokenEntry(token, logprobs, self._num_certain))
+            if position >= num_visible:
+                break
             new, stopped = self._match(self._detokenizer.feed((token,)))
             shown += new
             if stopped:
+                self.tokens = item.tokens[: position + 1]
                 break
         if item.finish and not stopped:
             new, stopped = self._match(self._detokenizer.flush())
@@ -94,23 +104,13 @@ class Choice:
                 shown += self._matcher.flush()
         if stopped:
             self.finish_reason = "stop"
+            del self.sequence.output[self.num_tokens :]  # came along behind the stop string
             self.sequence.cancel()
         self.text = shown
-        self.num_shown += len(shown)
-        self._release_entries()
         return bool(shown or self.entries or self.finish_reason)
 
     def _match(self, text: str) -> tuple[str, bool]:
         self._num_certain += len(text)
         if self._matcher is None:
             return text, False
-        return self._matcher.feed(text)
-
-    def _release_entries(self) -> None:
-        """Logprobs leave with the text they belong to; those behind a stop string never do."""
-        ready = self._pending
-        if self._matcher is not None:
-            limit = self.num_shown
-            ready = [entry for entry in self._pending if entry.offset < limit]
-        self.entries = ready
-        self._pending = self._pending[len(ready) :]
+        return self._matcher.feed(text, armed=self.num_tokens > self._min_tokens)

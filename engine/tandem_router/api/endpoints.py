@@ -3,8 +3,14 @@
 import uuid
 
 from tandem_router.api.exchange import Exchange, require_body
-from tandem_router.api.formats import ChatFormat, CompletionFormat, GenerateFormat
-from tandem_router.api.generation import Generation, Job, check_token_ids, parse_logit_bias
+from tandem_router.api.formats import (
+    NO_USAGE,
+    ChatFormat,
+    CompletionFormat,
+    GenerateFormat,
+    UsageWanted,
+)
+from tandem_router.api.generation import Generation, Job
 from tandem_router.api.schema import (
     ChatRequest,
     CompletionRequest,
@@ -12,7 +18,6 @@ from tandem_router.api.schema import (
     GenerateRequest,
     OpenAISampling,
     parse,
-    refuse_unsupported,
 )
 from tandem_router.errors import InvalidRequest
 
@@ -20,24 +25,22 @@ DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 DEFAULT_GENERATE_TOKENS = 128  # SGLang's
 
 
-def _wants_usage(request: OpenAISampling) -> bool:
-    if request.stream_options is None:
-        return False
+def _usage_wanted(request: OpenAISampling) -> UsageWanted:
+    options = request.stream_options
+    if options is None:
+        return NO_USAGE
     if not request.stream:
-        raise InvalidRequest(
-            "stream_options is only allowed with stream: true", param="stream_options"
-        )
-    return request.stream_options.include_usage
+        raise InvalidRequest("stream_options: needs stream: true", param="stream_options")
+    return UsageWanted(bool(options.include_usage), bool(options.continuous_usage_stats))
 
 
 async def create_chat_completion(exchange: Exchange) -> None:
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions: the next message of a conversation."""
     context = exchange.context
     request = parse(ChatRequest, require_body(await exchange.body()))
     context.check_model(request.model)
     slo_class = context.choose_class(request.slo_class)
-    include_usage = _wants_usage(request)
-    vocab_size = context.text.tokenizer.vocab_size
+    usage_wanted = _usage_wanted(request)
     prompt = await context.text.encode_chat(
         [message.for_template() for message in request.messages],
         add_generation_prompt=request.add_generation_prompt,
@@ -52,25 +55,28 @@ async def create_chat_completion(exchange: Exchange) -> None:
             f"chatcmpl-{uuid.uuid4().hex}",
             context.config.model_name,
             context.text.tokenizer,
-            include_usage=include_usage,
+            usage_wanted=usage_wanted,
             return_token_ids=bool(request.return_token_ids),
         ),
         stops=(*(request.stop or ()), *context.text.default_chat_stops),
         max_tokens=request.max_completion_tokens or request.max_tokens,
         min_tokens=request.min_tokens or 0,
         logprobs=logprobs,
-        logit_bias=parse_logit_bias(request.logit_bias, vocab_size),
+        prompt_param="messages",
+        max_tokens_param=(
+            "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
+        ),
     )
     await Generation(exchange, job).run()
 
 
 async def create_completion(exchange: Exchange) -> None:
-    """POST /v1/completions."""
+    """POST /v1/completions: how a text goes on."""
     context = exchange.context
     request = parse(CompletionRequest, require_body(await exchange.body()))
     context.check_model(request.model)
     slo_class = context.choose_class(request.slo_class)
-    include_usage = _wants_usage(request)
+    usage_wanted = _usage_wanted(request)
     tokenizer = context.text.tokenizer
     prompts = await _encode_prompts(
         exchange, request.prompt, "prompt", add_special_tokens=request.add_special_tokens
@@ -79,14 +85,11 @@ async def create_completion(exchange: Exchange) -> None:
         f"cmpl-{uuid.uuid4().hex}",
         context.config.model_name,
         tokenizer,
-        include_usage=include_usage,
+        usage_wanted=usage_wanted,
         return_token_ids=bool(request.return_token_ids),
     )
     if request.echo:
-        reply.echoes = [
-            prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
-            for prompt in request.prompt
-        ]
+        reply.echoed = request.prompt
     job = Job(
         request=request,
         prompts=prompts,
@@ -96,13 +99,12 @@ async def create_completion(exchange: Exchange) -> None:
         max_tokens=request.max_tokens or DEFAULT_COMPLETION_TOKENS,
         min_tokens=request.min_tokens or 0,
         logprobs=request.logprobs,
-        logit_bias=parse_logit_bias(request.logit_bias, tokenizer.vocab_size),
     )
     await Generation(exchange, job).run()
 
 
 async def generate(exchange: Exchange) -> None:
-    """POST /generate."""
+    """POST /generate: how a text goes on, in SGLang's shape."""
     context = exchange.context
     request = parse(GenerateRequest, require_body(await exchange.body()))
     context.check_model(request.model)
@@ -125,6 +127,9 @@ async def generate(exchange: Exchange) -> None:
         max_tokens=params.max_new_tokens or DEFAULT_GENERATE_TOKENS,
         min_tokens=params.min_new_tokens or 0,
         logprobs=(request.top_logprobs_num or 0) if request.return_logprob else None,
+        prompt_param=name,
+        max_tokens_param="max_new_tokens",
+        min_tokens_param="min_new_tokens",
     )
     await Generation(exchange, job).run()
 
@@ -134,7 +139,6 @@ def _merge_params(request: GenerateRequest) -> GenerateParams:
     names = GenerateParams.model_fields
     merged = {name: getattr(request, name) for name in names}
     if request.sampling_params is not None:
-        refuse_unsupported(request.sampling_params.model_extra or {})
         inner = request.sampling_params
         merged |= {name: getattr(inner, name) for name in inner.model_fields_set if name in names}
     return GenerateParams.model_construct(**merged)
@@ -153,7 +157,6 @@ async def _encode_prompts(
         if isinstance(entry, str):
             prompts.append(await text.encode_text(entry, add_special_tokens=add_special_tokens))
         else:
-            check_token_ids([entry], text.tokenizer.vocab_size, param)
             prompts.append(entry)
     if not all(prompts):
         raise InvalidRequest(f"{param}: must not be empty", param=param)

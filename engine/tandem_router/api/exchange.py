@@ -10,15 +10,18 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
+from tandem_router.api.body import ACCEPTED, read_body
 from tandem_router.api.context import RouterContext
+from tandem_router.api.cors import answer_headers
 from tandem_router.dispatch.sequence import Sequence
 from tandem_router.dispatch.stream import ClientGone, TokenStream
 from tandem_router.errors import (
     GenerationFailed,
     InvalidRequest,
-    RequestTooLong,
+    RequestTimeout,
     RouterError,
     Unauthorized,
+    UnsupportedEncoding,
 )
 
 log = structlog.get_logger("access")
@@ -49,23 +52,8 @@ class Exchange:
         self._send = send
 
     async def body(self) -> bytes:
-        """The whole body. Raises RequestTooLong, or ClientGone when the client left meanwhile."""
-        limit = self.context.config.max_body_bytes
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            part = message.get("body", b"")
-            size += len(part)
-            if size > limit:
-                raise RequestTooLong(
-                    f"the request body is longer than {limit} bytes", code="body_too_large"
-                )
-            parts.append(part)
-            if not message.get("more_body", False):
-                return b"".join(parts)
+        """The whole body, decoded; see `read_body`."""
+        return await read_body(self._receive, self.headers, self.context.config)
 
     def watch(self, stream: TokenStream[Sequence]) -> "asyncio.Task[None]":
         """Close `stream` when the client leaves; to be called after the body was read."""
@@ -108,6 +96,8 @@ class Exchange:
         raw = [*fixed, (b"x-request-id", self.request_id.encode("latin-1", "replace"))]
         if length is not None:
             raw.append((b"content-length", b"%d" % length))
+        if self.context.config.cors_origins:
+            raw += answer_headers(self.context.config.cors_origins, self.headers)
         for name, value in (headers or {}).items():
             raw.append((name.encode(), value.encode("latin-1", "replace")))
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
@@ -131,6 +121,10 @@ class Exchange:
             headers["retry-after"] = str(max(1, round(error.retry_after_seconds)))
         if isinstance(error, Unauthorized):
             headers["www-authenticate"] = "Bearer"
+        if isinstance(error, RequestTimeout):
+            headers["connection"] = "close"
+        if isinstance(error, UnsupportedEncoding):
+            headers["accept-encoding"] = ACCEPTED
         await self.reply(error.body(), status=error.status, headers=headers)
 
 

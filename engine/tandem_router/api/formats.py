@@ -6,8 +6,9 @@ token, by msgspec.
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -16,6 +17,21 @@ from tandem_router.text.tokenizer import TextTokenizer
 
 encode = msgspec.json.Encoder().encode
 DONE = b"data: [DONE]\n\n"
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity; OpenAI writes -9999 for a token that can't come."""
+    return max(logprob, -9999.0)
+
+
+class UsageWanted(NamedTuple):
+    """Where a stream tells its usage."""
+
+    at_end: bool = False
+    in_chunks: bool = False
+
+
+NO_USAGE: Final = UsageWanted()
 
 
 class WholeChoice(msgspec.Struct):
@@ -42,15 +58,17 @@ class ReplyFormat(ABC):
         model: str,
         tokenizer: TextTokenizer,
         *,
-        include_usage: bool = False,
+        usage_wanted: UsageWanted = NO_USAGE,
         return_token_ids: bool = False,
     ) -> None:
         self.request_id = request_id
         self.model = model
         self.tokenizer = tokenizer
-        self.include_usage = include_usage
+        self.usage_wanted = usage_wanted
         self.return_token_ids = return_token_ids
         self.created = int(time.time())
+        self.fingerprint = ""
+        self.usage_so_far: Callable[[], dict[str, Any]] = dict
 
     @abstractmethod
     def begin(self, choices: SequenceOf[Choice]) -> bytes:
@@ -83,6 +101,7 @@ class OpenAIFormat(ReplyFormat):
             "object": name,
             "created": self.created,
             "model": self.model,
+            "system_fingerprint": self.fingerprint,
         }
 
     def _chunk_prefix(self) -> bytes:
@@ -95,14 +114,18 @@ class OpenAIFormat(ReplyFormat):
         if self.return_token_ids:
             out += b',"token_ids":' + encode(choice.tokens)
         out += b"}]"
-        if self.include_usage:
-            out += b',"usage":null'
-        elif tandem is not None:
+        out += self._chunk_usage()
+        if tandem is not None and not self.usage_wanted.at_end:
             out += b',"tandem":' + encode(tandem)
         return out + b"}\n\n"
 
+    def _chunk_usage(self) -> bytes:
+        if self.usage_wanted.in_chunks:
+            return b',"usage":' + encode(self.usage_so_far())
+        return b',"usage":null' if self.usage_wanted.at_end else b""
+
     def end(self, usage: dict[str, Any], tandem: dict[str, Any]) -> bytes:
-        if not self.include_usage:
+        if not self.usage_wanted.at_end:
             return DONE
         last = {**self._head(self.chunk_name), "choices": [], "usage": usage, "tandem": tandem}
         return b"data: " + encode(last) + b"\n\n" + DONE
@@ -120,15 +143,17 @@ class ChatFormat(OpenAIFormat):
         ids = b""
         if self.return_token_ids:
             ids = b',"prompt_token_ids":' + encode(choices[0].sequence.prompt)
-        tail = b',"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
-        usage = b',"usage":null' if self.include_usage else b""
+        logprobs = b'{"content":[]}' if choices[0].wants_logprobs else b"null"
+        tail = b',"delta":{"role":"assistant","content":""},"logprobs":' + logprobs
+        tail += b',"finish_reason":null}]'
+        usage = self._chunk_usage()
         return b"".join(
             prefix + b"%d" % index + tail + usage + ids + b"}\n\n" for index in range(len(choices))
         )
 
     def chunk(self, choice: Choice, tandem: dict[str, Any] | None) -> bytes:
         logprobs = b"null"
-        if choice.entries:
+        if choice.wants_logprobs:
             logprobs = encode({"content": self._logprobs(choice.entries)})
         if not choice.text and choice.finish_reason:
             start = self._prefix + b'%d,"delta":{}' % choice.sequence.index
@@ -144,7 +169,11 @@ class ChatFormat(OpenAIFormat):
             {
                 "index": entry.choice.sequence.index,
                 "message": {"role": "assistant", "content": "".join(entry.text), "refusal": None},
-                "logprobs": {"content": self._logprobs(entry.entries)} if entry.entries else None,
+                "logprobs": (
+                    {"content": self._logprobs(entry.entries)}
+                    if entry.choice.wants_logprobs
+                    else None
+                ),
                 "finish_reason": entry.choice.finish_reason,
                 **({"token_ids": entry.tokens} if self.return_token_ids else {}),
             }
@@ -172,34 +201,40 @@ class ChatFormat(OpenAIFormat):
         piece = self.tokenizer.piece(token)
         return {
             "token": piece.decode("utf-8", "replace"),
-            "logprob": max(logprob, -9999.0),
+            "logprob": finite(logprob),
             "bytes": list(piece),
         }
 
 
 class CompletionFormat(OpenAIFormat):
-    """/v1/completions. `echoes[p]` is the text put before the choices of prompt p."""
+    """/v1/completions. `echoed[p]` is put before the choices of prompt p, as text."""
 
     object_name = "text_completion"
     chunk_name = "text_completion"
-    echoes: SequenceOf[str] = ()
+    echoed: SequenceOf[str | list[int]] = ()
+
+    def _echo(self, choice: Choice) -> str:
+        if not self.echoed:
+            return ""
+        prompt = self.echoed[choice.prompt_index]
+        return prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt)
 
     def begin(self, choices: SequenceOf[Choice]) -> bytes:
         prefix = self._chunk_prefix()
         self._starts = [prefix + b'%d,"text":' % index for index in range(len(choices))]
         out = b""
         for choice in choices:
-            if self.echoes or self.return_token_ids:
-                echo = self.echoes[choice.prompt_index] if self.echoes else ""
+            if self.echoed or self.return_token_ids:
                 ids = b""
                 if self.return_token_ids:
                     ids = b',"prompt_token_ids":' + encode(choice.sequence.prompt)
-                start = self._starts[choice.sequence.index] + encode(echo)
-                out += start + b',"logprobs":null,"finish_reason":null' + ids + b"}]}\n\n"
+                start = self._starts[choice.sequence.index] + encode(self._echo(choice))
+                out += start + b',"logprobs":null,"finish_reason":null' + ids + b"}]"
+                out += self._chunk_usage() + b"}\n\n"
         return out
 
     def chunk(self, choice: Choice, tandem: dict[str, Any] | None) -> bytes:
-        logprobs = encode(self._logprobs(choice.entries)) if choice.entries else b"null"
+        logprobs = encode(self._logprobs(choice.entries)) if choice.wants_logprobs else b"null"
         start = self._starts[choice.sequence.index] + encode(choice.text)
         return start + b',"logprobs":' + logprobs + self._chunk_suffix(choice, tandem)
 
@@ -212,11 +247,10 @@ class CompletionFormat(OpenAIFormat):
 
     def _whole_choice(self, entry: WholeChoice) -> dict[str, Any]:
         choice = entry.choice
-        echo = self.echoes[choice.prompt_index] if self.echoes else ""
         out = {
             "index": choice.sequence.index,
-            "text": echo + "".join(entry.text),
-            "logprobs": self._logprobs(entry.entries) if entry.entries else None,
+            "text": self._echo(choice) + "".join(entry.text),
+            "logprobs": self._logprobs(entry.entries) if choice.wants_logprobs else None,
             "finish_reason": choice.finish_reason,
         }
         if self.return_token_ids:
@@ -224,21 +258,33 @@ class CompletionFormat(OpenAIFormat):
         return out
 
     def _logprobs(self, entries: SequenceOf[TokenEntry]) -> dict[str, Any]:
-        text = self.tokenizer.token_text
         return {
-            "tokens": [text(entry.token) for entry in entries],
-            "token_logprobs": [max(entry.logprobs.logprob, -9999.0) for entry in entries],
-            "top_logprobs": [
-                {
-                    text(token): max(logprob, -9999.0)
-                    for token, logprob in zip(
-                        entry.logprobs.top_ids, entry.logprobs.top_logprobs, strict=True
-                    )
-                }
-                for entry in entries
-            ],
+            "tokens": [self._label(entry.token) for entry in entries],
+            "token_logprobs": [finite(entry.logprobs.logprob) for entry in entries],
+            "top_logprobs": [self._top(entry) for entry in entries],
             "text_offset": [entry.offset for entry in entries],
         }
+
+    def _top(self, entry: TokenEntry) -> dict[str, float]:
+        """The most likely tokens, best first, and the chosen one, which keeps its label."""
+        chosen, found = entry.token, entry.logprobs
+        top: dict[str, float] = {}
+        own = self._label(chosen)
+        for token, logprob in zip(found.top_ids, found.top_logprobs, strict=True):
+            label = self._label(token)
+            if token != chosen and (label == own or label in top):
+                label = f"token_id:{token}"
+            top[label] = finite(logprob)
+        top.setdefault(own, finite(found.logprob))
+        return top
+
+    def _label(self, token: int) -> str:
+        """A token's text; its bytes where they are no text, as OpenAI does; else its id."""
+        piece = self.tokenizer.piece(token)
+        try:
+            return piece.decode() or f"token_id:{token}"
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
 class GenerateFormat(ReplyFormat):
@@ -288,17 +334,17 @@ class GenerateFormat(ReplyFormat):
             "cached_tokens": sequence.num_cached_tokens,
             "e2e_latency": max(sequence.last_token_at - sequence.arrived_at, 0.0),
         }
-        if entry.entries:
+        if entry.choice.wants_logprobs:
             meta["output_token_logprobs"] = [self._logprob(item) for item in entry.entries]
             meta["output_top_logprobs"] = [self._alternatives(item) for item in entry.entries]
         return {"text": "".join(entry.text), "output_ids": entry.tokens, "meta_info": meta}
 
     def _logprob(self, entry: TokenEntry) -> tuple[float, int, str]:
-        return (entry.logprobs.logprob, entry.token, self.tokenizer.token_text(entry.token))
+        return (finite(entry.logprobs.logprob), entry.token, self.tokenizer.token_text(entry.token))
 
     def _alternatives(self, entry: TokenEntry) -> list[tuple[float, int, str]]:
         return [
-            (logprob, token, self.tokenizer.token_text(token))
+            (finite(logprob), token, self.tokenizer.token_text(token))
             for token, logprob in zip(
                 entry.logprobs.top_ids, entry.logprobs.top_logprobs, strict=True
             )

@@ -5,6 +5,8 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from tandem_router.api.choice import Choice
 from tandem_router.api.exchange import Exchange
 from tandem_router.api.formats import ReplyFormat, WholeChoice
@@ -12,7 +14,8 @@ from tandem_router.api.schema import Sampling
 from tandem_router.config import SloClass
 from tandem_router.dispatch.sequence import Sequence
 from tandem_router.dispatch.stream import Event, TokenStream
-from tandem_router.errors import InvalidRequest, RequestTooLong, RouterError
+from tandem_router.errors import ContextLengthExceeded, InvalidRequest, RouterError
+from tandem_wire.hashing import salt_hash
 from tandem_wire.messages import SamplingParams, Welcome
 
 MAX_SEED = (1 << 63) - 1
@@ -30,51 +33,54 @@ class Job:
     max_tokens: int | None  # None: as long as the model goes
     min_tokens: int = 0
     logprobs: int | None = None
-    logit_bias: dict[int, float] | None = None
+    # What the client calls these, for messages.
+    prompt_param: str = "prompt"
+    max_tokens_param: str = "max_tokens"
+    min_tokens_param: str = "min_tokens"
 
 
-def parse_logit_bias(bias: dict[str, float] | None, vocab_size: int) -> dict[int, float] | None:
+def _parse_logit_bias(bias: dict[str, float] | None, vocab_size: int) -> dict[int, float]:
     """Keys of `logit_bias` as token ids. Raises InvalidRequest."""
-    if not bias:
-        return None
     parsed: dict[int, float] = {}
-    for key, value in bias.items():
+    for key, value in (bias or {}).items():
         if not key.isdecimal() or int(key) >= vocab_size:
             raise InvalidRequest(
-                f"logit_bias: {key!r} is not a token id below {vocab_size}", param="logit_bias"
+                f"logit_bias: {key!r} is not a token id; use 0 to {vocab_size - 1}",
+                param="logit_bias",
             )
         parsed[int(key)] = value
     return parsed
 
 
-def check_token_ids(prompts: SequenceOf[list[int]], vocab_size: int, param: str) -> None:
+def check_token_ids(tokens: SequenceOf[int], vocab_size: int, param: str) -> None:
     """Raise InvalidRequest for token ids outside the model's vocabulary."""
-    for prompt in prompts:
-        worst = max(prompt, default=0)
-        if worst >= vocab_size:
-            raise InvalidRequest(
-                f"{param}: token id {worst} is outside the vocabulary of {vocab_size} tokens",
-                param=param,
-            )
+    worst = max(tokens, default=0)
+    if worst >= vocab_size:
+        raise InvalidRequest(
+            f"{param}: token id {worst} is outside the model's vocabulary; "
+            f"use 0 to {vocab_size - 1}",
+            param=param,
+        )
 
 
-def _build_params(job: Job, prompt: list[int], seed: int, facts: Welcome) -> SamplingParams:
+def _build_params(job: Job, prompt: list[int], facts: Welcome) -> SamplingParams:
+    """The sampling parameters without the seed. Raises InvalidRequest."""
     request = job.request
     if not prompt:
-        raise InvalidRequest("prompt: must have at least one token", param="prompt")
+        raise InvalidRequest(
+            f"{job.prompt_param}: must have at least one token", param=job.prompt_param
+        )
+    check_token_ids(prompt, facts.vocab_size, job.prompt_param)
+    check_token_ids(request.stop_token_ids or (), facts.vocab_size, "stop_token_ids")
     room = facts.max_model_len - len(prompt)
     if room < 1 or (job.max_tokens is not None and job.max_tokens > room):
-        wanted = f" and {job.max_tokens} output tokens" if job.max_tokens is not None else ""
-        raise RequestTooLong(
-            f"this model's maximum context length is {facts.max_model_len} tokens, but "
-            f"{len(prompt)} prompt tokens{wanted} were requested: shorten the prompt or ask for "
-            "fewer output tokens",
-            param="max_tokens" if room >= 1 else "prompt",
-        )
+        raise _too_long(job, len(prompt), facts.max_model_len)
     max_tokens = job.max_tokens if job.max_tokens is not None else room
     if job.min_tokens > max_tokens:
         raise InvalidRequest(
-            f"min_tokens: {job.min_tokens} is more than max_tokens {max_tokens}", param="min_tokens"
+            f"{job.min_tokens_param}: {job.min_tokens} is more than {job.max_tokens_param} "
+            f"{max_tokens}",
+            param=job.min_tokens_param,
         )
 
     def given(value: float | None, default: float) -> float:
@@ -89,13 +95,32 @@ def _build_params(job: Job, prompt: list[int], seed: int, facts: Welcome) -> Sam
         presence_penalty=given(request.presence_penalty, 0.0),
         frequency_penalty=given(request.frequency_penalty, 0.0),
         repetition_penalty=given(request.repetition_penalty, 1.0),
-        seed=seed,
-        logit_bias=job.logit_bias or {},
+        logit_bias=_parse_logit_bias(request.logit_bias, facts.vocab_size),
         logprobs=job.logprobs,
         stop_token_ids=request.stop_token_ids or [],
         ignore_eos=bool(request.ignore_eos),
         min_tokens=job.min_tokens,
     )
+
+
+def _fingerprint(facts: Welcome) -> str:
+    """Changes with what may change the tokens of a seed: model, revision, dtype, layout."""
+    return f"fp_{salt_hash(facts.compatibility_hash):016x}"
+
+
+def _too_long(job: Job, num_prompt: int, max_model_len: int) -> ContextLengthExceeded:
+    """OpenAI's wording, which clients look for."""
+    if num_prompt >= max_model_len:
+        param, remedy = job.prompt_param, f"Shorten {job.prompt_param}"
+        asked = f"your {job.prompt_param} has {num_prompt} tokens, which leaves none for the answer"
+    else:
+        param, wanted = job.max_tokens_param, job.max_tokens or 0
+        remedy = f"Shorten {job.prompt_param}, or lower {param} to {max_model_len - num_prompt}"
+        asked = (
+            f"you requested {num_prompt + wanted} tokens ({num_prompt} in {job.prompt_param}, "
+            f"{wanted} in {param})"
+        )
+    return ContextLengthExceeded.of(max_model_len, f"However, {asked}. {remedy}.", param)
 
 
 class Generation:
@@ -137,6 +162,7 @@ class Generation:
         num_choices = request.n or 1
         priority = request.priority if request.priority is not None else job.slo_class.priority
         for prompt_index, prompt in enumerate(job.prompts):
+            params = _build_params(job, prompt, facts)
             for number in range(num_choices):
                 seed = (first_seed + number) & MAX_SEED
                 index = len(self._choices)
@@ -146,7 +172,7 @@ class Generation:
                     name=f"{self._exchange.name}-{index}",
                     index=index,
                     prompt=prompt,
-                    params=_build_params(job, prompt, seed, facts),
+                    params=msgspec.structs.replace(params, seed=seed),
                     arrived_at=self._exchange.arrived_at,
                     priority=priority,
                     slo_class=job.slo_class.name,
@@ -162,6 +188,8 @@ class Generation:
                         end_tokens=end_tokens,
                     )
                 )
+        job.reply.fingerprint = _fingerprint(facts)
+        job.reply.usage_so_far = self._usage
         self._num_open = len(self._choices)
         for choice in self._choices:
             self._context.dispatcher.start(choice.sequence)
@@ -217,7 +245,7 @@ class Generation:
         num_choices = self._job.request.n or 1
         firsts = self._choices[::num_choices]
         num_prompt = sum(len(choice.sequence.prompt) for choice in firsts)
-        num_output = sum(len(choice.sequence.output) for choice in self._choices)
+        num_output = sum(choice.num_tokens for choice in self._choices)
         num_cached = sum(choice.sequence.num_cached_tokens for choice in firsts)
         return {
             "prompt_tokens": num_prompt,

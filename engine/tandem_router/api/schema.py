@@ -1,9 +1,26 @@
-"""Request bodies, checked strictly: a wrong type is an error that names the parameter."""
+"""Request bodies, checked strictly: a wrong type is an error that names the parameter.
+
+What is a field here is honoured; `api.fields` says what becomes of all others.
+"""
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
+from tandem_router.api.fields import (
+    HARMLESS,
+    HARMLESS_PART_FIELDS,
+    HARMLESS_STREAM_OPTIONS,
+    check_fields,
+)
 from tandem_router.errors import InvalidRequest
 
 MAX_CHOICES = 128
@@ -12,15 +29,31 @@ MAX_STOPS = 16
 TokenIds = list[int]
 
 
-def _one_or_many(value: Any) -> Any:
+def _json_schema(*types: dict[str, Any]) -> WithJsonSchema:
+    """What /openapi.json says of a field that takes several forms."""
+    return WithJsonSchema({"anyOf": list(types)})
+
+
+_TEXT = {"type": "string"}
+_TEXTS = {"type": "array", "items": _TEXT, "minItems": 1}
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_ID_LISTS = {"type": "array", "items": _IDS, "minItems": 1}
+
+
+def _stops(value: Any) -> Any:
     """A single string stands for a list of one."""
-    return [value] if isinstance(value, str) else value
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise ValueError("must be a string or a list of strings")
+    return value
 
 
 Stops = Annotated[
     list[Annotated[str, Field(min_length=1)]],
-    BeforeValidator(_one_or_many),
+    BeforeValidator(_stops),
     Field(max_length=MAX_STOPS),
+    _json_schema(_TEXT, {**_TEXTS, "minItems": 0, "maxItems": MAX_STOPS}),
 ]
 LogitBias = dict[str, Annotated[float, Field(ge=-100, le=100)]]
 Parsed = TypeVar("Parsed", bound=BaseModel)
@@ -29,10 +62,10 @@ Parsed = TypeVar("Parsed", bound=BaseModel)
 class StreamOptions(BaseModel):
     """`stream_options` of OpenAI."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
+    model_config = ConfigDict(strict=True, extra="allow")
 
-    include_usage: bool = False
-    continuous_usage_stats: Literal[False] | None = None
+    include_usage: bool | None = None  # a last chunk with the usage
+    continuous_usage_stats: bool | None = None  # the usage so far in every chunk
 
 
 class Sampling(BaseModel):
@@ -49,6 +82,7 @@ class Sampling(BaseModel):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    logit_bias: LogitBias | None = None
     stop: Stops | None = None
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=256)] | None = (
         None
@@ -64,48 +98,17 @@ class Sampling(BaseModel):
 class OpenAISampling(Sampling):
     """What chat and text completions share."""
 
-    model: str
+    model: str | None = None  # left out: the one that is served
     max_tokens: Annotated[int, Field(ge=1, le=1 << 30)] | None = None
     min_tokens: Annotated[int, Field(ge=0, le=1 << 30)] | None = None
-    logit_bias: LogitBias | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
-    user: str | None = None
-
-
-_UNSUPPORTED = {
-    "tools": "tool calling",
-    "functions": "function calling",
-    "audio": "audio output",
-    "modalities": "output other than text",
-    "guided_json": "guided decoding",
-    "guided_regex": "guided decoding",
-    "guided_choice": "guided decoding",
-    "structured_outputs": "guided decoding",
-    "prompt_logprobs": "logprobs of the prompt",
-    "suffix": "insertion before a suffix",
-    "use_beam_search": "beam search",
-    "chat_template": "a chat template in the request",
-}
-
-
-def refuse_unsupported(extra: dict[str, Any]) -> None:
-    """Raise InvalidRequest for a field that would change the answer but isn't supported."""
-    for name, what in _UNSUPPORTED.items():
-        value = extra.get(name)
-        if value not in (None, [], {}, False, "", ["text"]):
-            raise InvalidRequest(f"{what} is not supported: leave out {name}", param=name)
-    response_format = extra.get("response_format")
-    if response_format is not None and response_format != {"type": "text"}:
-        raise InvalidRequest(
-            "response_format: only {'type': 'text'} is supported", param="response_format"
-        )
 
 
 class ContentPart(BaseModel):
     """One part of a message's content; only text parts are supported."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
+    model_config = ConfigDict(strict=True, extra="allow")
 
     type: Literal["text"]
     text: str
@@ -113,7 +116,28 @@ class ContentPart(BaseModel):
 
 def _content(value: Any) -> Any:
     """A plain string stands for one text part."""
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}]
+    if value is not None and not isinstance(value, list):
+        raise ValueError('must be a string or a list of {"type": "text", "text": …} parts')
+    return value
+
+
+Content = Annotated[
+    list[ContentPart],
+    BeforeValidator(_content),
+    _json_schema(
+        _TEXT,
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"type": {"const": "text"}, "text": _TEXT},
+                "required": ["type", "text"],
+            },
+        },
+    ),
+]
 
 
 class ChatMessage(BaseModel):
@@ -122,7 +146,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[list[ContentPart], BeforeValidator(_content)] | None = None
+    content: Content | None = None
 
     @model_validator(mode="after")
     def _has_content(self) -> "ChatMessage":
@@ -153,7 +177,7 @@ class ChatRequest(OpenAISampling):
     @model_validator(mode="after")
     def _alternatives_need_logprobs(self) -> "ChatRequest":
         if self.top_logprobs and not self.logprobs:
-            raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+            raise InvalidRequest("top_logprobs: needs logprobs: true", param="top_logprobs")
         return self
 
 
@@ -161,24 +185,56 @@ def _is_ids(value: Any) -> bool:
     return isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
 
 
-def _prompts(value: Any) -> Any:
-    """Text, texts, token ids or lists of token ids; always returned as a list of prompts."""
+def _as_texts(value: Any) -> list[str] | None:
     if isinstance(value, str):
         return [value]
-    if isinstance(value, list) and value:
-        if all(isinstance(entry, str) for entry in value):
-            return value
-        if _is_ids(value):
-            return [value]
-        if all(_is_ids(entry) and entry for entry in value):
-            return value
-    raise ValueError(
-        "must be a string, a list of strings, a list of token ids or a list of lists of token ids, "
-        "and not empty"
-    )
+    if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):
+        return value
+    return None
 
 
-Prompts = Annotated[list[Any], BeforeValidator(_prompts), Field(max_length=1024)]
+def _as_id_lists(value: Any) -> list[list[int]] | None:
+    if not isinstance(value, list) or not value:
+        return None
+    if _is_ids(value):
+        return [value]
+    return value if all(_is_ids(entry) and entry for entry in value) else None
+
+
+def _texts(value: Any) -> list[str]:
+    found = _as_texts(value)
+    if found is None:
+        raise ValueError("must be a string or a list of strings, and not empty")
+    return found
+
+
+def _id_lists(value: Any) -> list[list[int]]:
+    found = _as_id_lists(value)
+    if found is None:
+        raise ValueError(
+            "must be a list of token ids or a list of lists of token ids, and not empty"
+        )
+    return found
+
+
+def _prompts(value: Any) -> list[str] | list[list[int]]:
+    """Text, texts, token ids or lists of token ids; always returned as a list of prompts."""
+    found = _as_texts(value) or _as_id_lists(value)
+    if found is None:
+        raise ValueError(
+            "must be a string, a list of strings, a list of token ids or a list of lists of "
+            "token ids, and not empty"
+        )
+    return found
+
+
+_MANY = Field(max_length=1024)
+_TEXT_FORMS = _json_schema(_TEXT, _TEXTS)
+_ID_FORMS = _json_schema(_IDS, _ID_LISTS)
+_ALL_FORMS = _json_schema(_TEXT, _TEXTS, _IDS, _ID_LISTS)
+Prompts = Annotated[list[Any], BeforeValidator(_prompts), _MANY, _ALL_FORMS]
+Texts = Annotated[list[Any], BeforeValidator(_texts), _MANY, _TEXT_FORMS]
+IdLists = Annotated[list[Any], BeforeValidator(_id_lists), _MANY, _ID_FORMS]
 
 
 class CompletionRequest(OpenAISampling):
@@ -187,6 +243,8 @@ class CompletionRequest(OpenAISampling):
     prompt: Prompts
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = None
+    # 0 passes here only so that `echo` with logprobs, which asks for it, is refused by its name.
+    max_tokens: Annotated[int, Field(ge=0, le=1 << 30)] | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     add_special_tokens: bool = True
 
@@ -194,12 +252,16 @@ class CompletionRequest(OpenAISampling):
     def _no_ranking(self) -> "CompletionRequest":
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise InvalidRequest(
-                "best_of is only supported when it equals n: leave it out", param="best_of"
+                "best_of: must be n; the answers are not ranked here", param="best_of"
             )
         if self.echo and self.logprobs is not None:
             raise InvalidRequest(
-                "echo is not supported with logprobs: leave out one of them", param="echo"
+                "echo: logprobs of the prompt are not supported; leave out echo or logprobs "
+                "(workers report logprobs of the answer alone, so a prompt can't be scored here)",
+                param="echo",
             )
+        if self.max_tokens == 0:
+            raise InvalidRequest("max_tokens: must be at least 1", param="max_tokens")
         return self
 
 
@@ -213,8 +275,8 @@ class GenerateParams(Sampling):
 class GenerateRequest(GenerateParams):
     """POST /generate: one prompt or several, as text or as token ids."""
 
-    text: Prompts | None = None
-    input_ids: Prompts | None = None
+    text: Texts | None = None
+    input_ids: IdLists | None = None
     sampling_params: GenerateParams | None = None
     return_logprob: bool | None = None
     top_logprobs_num: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -223,38 +285,38 @@ class GenerateRequest(GenerateParams):
     @model_validator(mode="after")
     def _one_input(self) -> "GenerateRequest":
         if (self.text is None) == (self.input_ids is None):
-            raise InvalidRequest("give either text or input_ids", param="text")
-        if self.text is not None and not all(isinstance(entry, str) for entry in self.text):
-            raise InvalidRequest("text must be a string or a list of strings", param="text")
-        if self.input_ids is not None and any(isinstance(entry, str) for entry in self.input_ids):
-            raise InvalidRequest(
-                "input_ids must be a list of token ids, or a list of such lists", param="input_ids"
-            )
+            raise InvalidRequest("text: give either text or input_ids", param="text")
         return self
 
 
 class TokenizeRequest(BaseModel):
     """POST /tokenize: text, or messages through the chat template."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
+    model_config = ConfigDict(strict=True, extra="allow")
 
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+    return_token_strs: bool | None = None
 
     @model_validator(mode="after")
     def _one_input(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
-            raise InvalidRequest("give either prompt or messages", param="prompt")
+            raise InvalidRequest("prompt: give either prompt or messages", param="prompt")
         return self
+
+
+HARMLESS_FOR_TOKENS = HARMLESS.union(ChatRequest.model_fields, CompletionRequest.model_fields)
+"""Clients count the tokens of a request by sending all of it: sampling changes none of them."""
 
 
 class DetokenizeRequest(BaseModel):
     """POST /detokenize."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
+    model_config = ConfigDict(strict=True, extra="allow")
 
     model: str | None = None
     tokens: list[Annotated[int, Field(ge=0)]]
@@ -267,9 +329,36 @@ def parse(model: type[Parsed], body: bytes) -> Parsed:
         request = model.model_validate_json(body)
     except ValidationError as error:
         raise _explain(error) from error
-    if isinstance(request, Sampling):
-        refuse_unsupported(request.model_extra or {})
+    harmless = HARMLESS_FOR_TOKENS if isinstance(request, TokenizeRequest) else HARMLESS
+    check_fields(request.model_extra or {}, model.model_fields, harmless=harmless)
+    _check_nested(request)
     return request
+
+
+def _check_nested(request: BaseModel) -> None:
+    """The fields of objects inside the request; those of messages are the template's matter."""
+    if isinstance(request, OpenAISampling) and request.stream_options is not None:
+        options = request.stream_options
+        check_fields(
+            options.model_extra or {},
+            StreamOptions.model_fields,
+            place="stream_options",
+            harmless=HARMLESS_STREAM_OPTIONS,
+            refused={},
+        )
+    if isinstance(request, GenerateRequest) and request.sampling_params is not None:
+        extra = request.sampling_params.model_extra or {}
+        check_fields(extra, GenerateParams.model_fields, place="sampling_params")
+    if isinstance(request, ChatRequest | TokenizeRequest):
+        for number, message in enumerate(request.messages or ()):
+            for at, part in enumerate(message.content or ()):
+                check_fields(
+                    part.model_extra or {},
+                    ContentPart.model_fields,
+                    place=f"messages[{number}].content[{at}]",
+                    harmless=HARMLESS_PART_FIELDS,
+                    refused={},
+                )
 
 
 def _explain(error: ValidationError) -> InvalidRequest:

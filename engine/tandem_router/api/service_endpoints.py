@@ -1,6 +1,7 @@
 """The endpoints that generate nothing: models, tokens, health, metrics, state."""
 
 import time
+from importlib import metadata
 
 import msgspec
 
@@ -26,19 +27,19 @@ def _model(exchange: Exchange) -> dict[str, object]:
 
 
 async def list_models(exchange: Exchange) -> None:
-    """GET /v1/models."""
+    """GET /v1/models: the models that are served."""
     body = {"object": "list", "data": [_model(exchange)]}
     await exchange.reply(msgspec.json.encode(body))
 
 
 async def get_model(exchange: Exchange) -> None:
-    """GET /v1/models/{id}."""
+    """GET /v1/models/{id}: one model."""
     exchange.context.check_model(exchange.path_params["model_id"])
     await exchange.reply(msgspec.json.encode(_model(exchange)))
 
 
 async def tokenize(exchange: Exchange) -> None:
-    """POST /tokenize."""
+    """POST /tokenize: token ids of a text or a conversation."""
     context = exchange.context
     request = parse(TokenizeRequest, require_body(await exchange.body()))
     context.check_model(request.model)
@@ -46,27 +47,33 @@ async def tokenize(exchange: Exchange) -> None:
         tokens = await context.text.encode_chat(
             [message.for_template() for message in request.messages],
             add_generation_prompt=request.add_generation_prompt,
+            variables=request.chat_template_kwargs,
         )
     else:
         tokens = await context.text.encode_text(
             request.prompt or "", add_special_tokens=request.add_special_tokens
         )
     welcome = context.fleet.welcome
-    body = {
+    body: dict[str, object] = {
         "count": len(tokens),
         "max_model_len": welcome.max_model_len if welcome is not None else None,
         "tokens": tokens,
     }
+    if request.return_token_strs:
+        body["token_strs"] = [context.text.tokenizer.token_text(token) for token in tokens]
     await exchange.reply(msgspec.json.encode(body))
 
 
 async def detokenize(exchange: Exchange) -> None:
-    """POST /detokenize."""
+    """POST /detokenize: the text of token ids."""
     context = exchange.context
     request = parse(DetokenizeRequest, require_body(await exchange.body()))
     context.check_model(request.model)
     tokenizer = context.text.tokenizer
-    check_token_ids([request.tokens], tokenizer.vocab_size, "tokens")
+    welcome = context.fleet.welcome
+    # A model may have more ids than its tokenizer (a padded vocabulary); these have no text.
+    vocab_size = tokenizer.vocab_size if welcome is None else welcome.vocab_size
+    check_token_ids(request.tokens, vocab_size, "tokens")
     text = tokenizer.decode(request.tokens, skip_special_tokens=request.skip_special_tokens)
     await exchange.reply(msgspec.json.encode({"prompt": text}))
 
@@ -86,8 +93,13 @@ async def ready(exchange: Exchange) -> None:
     await exchange.reply(b'{"status":"ready"}')
 
 
+async def version(exchange: Exchange) -> None:
+    """GET /version: which release answers."""
+    await exchange.reply(msgspec.json.encode({"version": metadata.version("tandem-inference")}))
+
+
 async def metrics(exchange: Exchange) -> None:
-    """GET /metrics."""
+    """GET /metrics: counters and histograms for Prometheus."""
     await exchange.reply(
         exchange.context.metrics.exposition(),
         content_type=b"text/plain; version=0.0.4; charset=utf-8",

@@ -4,9 +4,9 @@ from typing import Protocol
 
 from tandem_router.dispatch.stream import TokenStream
 from tandem_router.errors import (
+    ContextLengthExceeded,
     GenerationFailed,
     InvalidRequest,
-    RequestTooLong,
     RouterError,
 )
 from tandem_router.workers.link import WorkerLink
@@ -157,7 +157,11 @@ class Sequence:
     def on_refused(self, refused: Refused, now: float) -> None:
         """The worker won't run it: the client is at fault, or another worker must try."""
         if refused.code == "too_long":
-            self.fail(RequestTooLong(refused.message))
+            # Its cache may hold less than the model's context: the worker's own words say which.
+            assert self.link is not None, "refusals come only while an attempt runs"
+            assert self.link.welcome is not None, "a worker that refuses has been welcomed"
+            longest = self.link.welcome.max_model_len
+            self.fail(ContextLengthExceeded.of(longest, f"The worker says: {refused.message}"))
             return
         if refused.code == "invalid":
             self.fail(InvalidRequest(refused.message))

@@ -72,6 +72,8 @@ class FakeWorker:
         self.hold_after: int | None = None  # say no more after so many output tokens
         self.finish_at: tuple[int, FinishReason] | None = None  # output position of every request
         self.tokens_per_step = 1
+        self.vocab_size = 512
+        self.likely: dict[int, float] = {}  # logprobs of every position; empty: made up
         self.page_size = 4
         self.submits: list[Submit] = []
         self.cancelled: list[str] = []
@@ -153,7 +155,7 @@ class FakeWorker:
             max_model_len=self.max_model_len,
             page_size=self.page_size,
             num_blocks=1000,
-            vocab_size=512,
+            vocab_size=self.vocab_size,
             eos_token_ids=[EOS],
             bootstrap_host="127.0.0.1",
             bootstrap_port=8998,
@@ -205,16 +207,20 @@ class FakeWorker:
             return self.finish_at[1]
         return "length" if position >= submit.params.max_tokens else ""
 
+    def _logprobs(self, token: int, count: int) -> TokenLogprobs:
+        if not self.likely:
+            return TokenLogprobs(-0.5, [token, *range(count)][:count], [-0.5] * count)
+        best = sorted(self.likely.items(), key=lambda entry: -entry[1])[:count]
+        return TokenLogprobs(
+            self.likely[token], [token for token, _ in best], [logprob for _, logprob in best]
+        )
+
     def _item(
         self, submit: Submit, tokens: list[int], finish: FinishReason | Literal[""], is_first: bool
     ) -> StepItem:
         logprobs = None
         if submit.params.logprobs is not None:
-            count = submit.params.logprobs
-            logprobs = [
-                TokenLogprobs(-0.5, [token, *range(count)][:count], [-0.5] * count)
-                for token in tokens
-            ]
+            logprobs = [self._logprobs(token, submit.params.logprobs) for token in tokens]
         return StepItem(
             submit.rid,
             tokens,

@@ -91,7 +91,7 @@ async def router(
     config = replace(BASE, workers=tuple(worker.address for worker in workers), **settings)
     text = text or load_text_model(config.model)
     async with running_router(config, text, discovery) as context:
-        server = HttpServer(build_app(context))
+        server = HttpServer(build_app(context), config)
         listener = open_listener("127.0.0.1", 0)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -138,35 +138,29 @@ async def test_chat_logprobs() -> None:
         body = {**CHAT, "logprobs": True, "top_logprobs": 2}
         whole = (await running.post("/v1/chat/completions", **body)).json()
         content = whole["choices"][0]["logprobs"]["content"]
-        assert [entry["bytes"] for entry in content] == [[104], [0xC3], [0xA9]]
+        assert [entry["bytes"] for entry in content] == [[104], [0xC3], [0xA9], [*b"<eos>"]]
         assert all(len(entry["top_logprobs"]) == 2 for entry in content)
         assert content[0]["token"] == "h"
         assert content[0]["logprob"] == -0.5
         events = await running.events("/v1/chat/completions", **body)
         streamed = [
-            entry
-            for event in events
-            for entry in (event["choices"][0].get("logprobs") or {"content": []})["content"]
+            entry for event in events for entry in event["choices"][0]["logprobs"]["content"]
         ]
         assert streamed == content
 
 
-async def test_completion_logprobs_end_with_the_stop_string() -> None:
+async def test_completion_logprobs_end_with_the_token_that_completes_the_stop_string() -> None:
     async with router(FakeWorker(script=saying("abcdef"))) as running:
         body = {"model": "mock", "prompt": "x", "logprobs": 1, "stop": "de"}
         choice = (await running.post("/v1/completions", **body)).json()["choices"][0]
         assert choice["text"] == "abc"
-        assert choice["logprobs"]["tokens"] == ["a", "b", "c"]
-        assert choice["logprobs"]["text_offset"] == [0, 1, 2]
-        assert choice["logprobs"]["token_logprobs"] == [-0.5] * 3
+        assert choice["logprobs"]["tokens"] == ["a", "b", "c", "d", "e"]
+        assert choice["logprobs"]["text_offset"] == [0, 1, 2, 3, 4]
+        assert choice["logprobs"]["token_logprobs"] == [-0.5] * 5
         assert choice["logprobs"]["top_logprobs"][0] == {"a": -0.5}
         events = await running.events("/v1/completions", **body)
-        tokens = [
-            token
-            for event in events
-            for token in (event["choices"][0]["logprobs"] or {"tokens": []})["tokens"]
-        ]
-        assert tokens == ["a", "b", "c"]
+        tokens = [token for event in events for token in event["choices"][0]["logprobs"]["tokens"]]
+        assert tokens == ["a", "b", "c", "d", "e"]
 
 
 async def test_echo_and_token_ids() -> None:

@@ -35,7 +35,8 @@ async def test_bad_requests_are_refused_by_name() -> None:
             assert (answer.status_code, error["param"]) == (status, param), (body, error)
         # A stream is refused with a status, too, before it has begun.
         answer = await running.post("/v1/completions", **COMPLETION, max_tokens=10**6, stream=True)
-        assert answer.status_code == 413
+        assert answer.status_code == 400
+        assert check_shape(answer.json())["code"] == "context_length_exceeded"
         assert worker.submits == []
 
 
@@ -68,6 +69,9 @@ async def test_bad_token_requests() -> None:
             ("/detokenize", {}, "tokens"),
             ("/detokenize", {"tokens": ["a"]}, "tokens[0]"),
             ("/detokenize", {"tokens": [99999]}, "tokens"),
+            ("/detokenize", {"tokens": [9], "spaces": True}, "spaces"),
+            ("/tokenize", {"prompt": "x", "promt": "y"}, "promt"),
+            ("/tokenize", {"prompt": "x", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
         ):
             answer = await running.post(path, **body)
             assert answer.status_code == 400
@@ -141,14 +145,19 @@ async def test_too_many_in_flight() -> None:
         check_shape(answer.json())
 
 
-@pytest.mark.parametrize(("code", "status"), [("too_long", 413), ("invalid", 400)])
-async def test_what_the_worker_alone_can_know(code: RefusalCode, status: int) -> None:
+@pytest.mark.parametrize(
+    ("code", "expected"), [("too_long", "context_length_exceeded"), ("invalid", None)]
+)
+async def test_what_the_worker_alone_can_know(code: RefusalCode, expected: str | None) -> None:
     worker = FakeWorker()
     worker.refusal = Refused("", code, "no way")
     async with router(worker) as running:
         answer = await running.post("/v1/completions", **COMPLETION, stream=True)
-        assert answer.status_code == status
-        assert check_shape(answer.json())["message"] == "no way"
+        assert answer.status_code == 400
+        error = check_shape(answer.json())
+        assert error["code"] == expected
+        assert error["message"].endswith("no way")
+        assert ("maximum context length is 4096 tokens" in error["message"]) == bool(expected)
 
 
 def test_there_are_enough_of_them() -> None:

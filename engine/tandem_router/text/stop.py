@@ -10,24 +10,35 @@ class StopMatcher:
     itself and everything after it is never returned.
     """
 
-    __slots__ = ("_held", "_stops")
+    __slots__ = ("_held", "_num_exempt", "_stops")
 
     def __init__(self, stops: Sequence[str]) -> None:
         assert all(stops), "empty stop strings are refused at the API"
         self._stops = tuple(stops)
         self._held = ""
+        self._num_exempt = 0  # held characters that came while the matcher wasn't armed
 
-    def feed(self, text: str) -> tuple[str, bool]:
-        """Take new text; after True was returned, the matcher must not be fed again."""
+    def feed(self, text: str, *, armed: bool = True) -> tuple[str, bool]:
+        """Take new text; once True was returned, the matcher must not be fed any more.
+
+        A stop string whose last character comes while the matcher isn't `armed` is plain text.
+        """
         text = self._held + text
-        first = min((at for stop in self._stops if (at := text.find(stop)) >= 0), default=-1)
-        if first >= 0:
-            self._held = ""
-            return text[:first], True
+        if armed:
+            first = min(
+                (at for stop in self._stops if (at := self._find(text, stop)) >= 0), default=-1
+            )
+            if first >= 0:
+                self._held = ""
+                return text[:first], True
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         cut = len(text) - keep
         self._held = text[cut:]
+        self._num_exempt = max(0, self._num_exempt - cut) if armed else keep
         return text[:cut], False
+
+    def _find(self, text: str, stop: str) -> int:
+        return text.find(stop, max(0, self._num_exempt - len(stop) + 1))
 
     def flush(self) -> str:
         """The held-back text, when generation ended for another reason."""

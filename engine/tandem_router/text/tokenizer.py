@@ -71,8 +71,9 @@ class ByteTokenizer(TextTokenizer):
         return list(text.encode("utf-8"))
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        piece = self._plain.__getitem__ if skip_special_tokens else self.piece
-        return b"".join(map(piece, tokens)).decode("utf-8", "replace")
+        if skip_special_tokens:
+            tokens = [token for token in tokens if token < 256]
+        return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
 
     def piece(self, token: int) -> bytes:
         if token < 256:

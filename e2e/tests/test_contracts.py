@@ -48,7 +48,7 @@ EVERYTHING: dict[str, Any] = {
     "decode": {"tensorParallel": 2, "resources": {"limits": {"nvidia.com/gpu": 2}}},
     "engine": {"pageSize": 32, "options": {"kvMemory": "2Gi"}},
     "kvTransfer": {"checksum": False},
-    "router": {"apiKeysSecretName": "keys"},
+    "router": {"apiKeysSecretName": "keys", "corsOrigins": ["https://app.example", "*"]},
 }
 TOKEN = "contract"
 
@@ -111,6 +111,7 @@ def test_the_router_takes_the_operators_flags(tmp_path: Path) -> None:
     config = parse_config(build_parser().parse_args(args))
     assert (config.model_name, config.revision, config.port) == ("chat", "r1", 8000)
     assert [entry.name for entry in config.slo_classes] == ["interactive", "batch"]
+    assert config.cors_origins == ("https://app.example", "*")
 
 
 def test_the_router_counts_what_the_operator_reads() -> None:

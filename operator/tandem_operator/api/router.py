@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tandem_operator.api.api_object import ApiObject
+from tandem_operator.api.api_object import SET, ApiObject
 from tandem_operator.api.pod_template import PodTemplate
 from tandem_operator.api.pool import ContainerResources
 from tandem_operator.names.pods import PORT_ROUTER_HTTP
@@ -70,6 +70,12 @@ class Router(ApiObject):
     ] = ""
     """A Secret whose values are API keys, mounted into the routers. If it is set, requests need one
     of the keys; empty: no key is needed."""
+    cors_origins: Annotated[
+        tuple[Annotated[str, Field(max_length=253, pattern=r"^(\*|https?://[^/?#@ ]+)$")], ...],
+        Field(max_length=32, json_schema_extra=SET),
+    ] = ()
+    """Origins whose pages may call the routers from a browser, such as https://app.example; `*`:
+    all; empty: none."""
     inference_pool: bool = False
     """Whether the operator also writes a Gateway API InferencePool."""
     pod_template: PodTemplate = PodTemplate()

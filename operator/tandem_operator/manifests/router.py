@@ -185,7 +185,10 @@ def router_args(
     }
     if spec.router.api_keys_secret_name:
         values[flags.FLAG_API_KEYS_FILE] = API_KEYS_PATH
-    return [item for key, value in values.items() for item in (f"--{key}", str(value))]
+    arguments = [item for key, value in values.items() for item in (f"--{key}", str(value))]
+    for origin in spec.router.cors_origins:
+        arguments += [f"--{flags.FLAG_CORS_ORIGIN}", origin]
+    return arguments
 
 
 def _probe(path: str, **settings: int) -> dict[str, Any]:

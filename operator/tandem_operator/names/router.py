@@ -17,6 +17,7 @@ FLAG_POLICY: Final = "policy"
 FLAG_SLO_CLASSES: Final = "slo-classes"
 FLAG_DRAIN_SECONDS: Final = "drain-seconds"
 FLAG_API_KEYS_FILE: Final = "api-keys-file"
+FLAG_CORS_ORIGIN: Final = "cors-origin"
 
 ROUTE_HEALTH: Final = "/health"
 ROUTE_READY: Final = "/ready"

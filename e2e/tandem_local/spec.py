@@ -6,12 +6,31 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from tandem_local.errors import SpecError
 
 MAX_NODES = 100
+_QUANTITY = re.compile(r"(\d+\.?\d*|\.\d+)(?:([KMGTPE]i)|([numkMGTPE])|[eE]([+-]?\d+))?")
 _DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+
+
+def parse_quantity(text: str) -> Decimal:
+    """The value of a quantity. The API server spells one its own way: 1000 comes back as 1k.
+
+    Raises ValueError for text that is not a quantity.
+    """
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a quantity: write it like 8 or 1k")
+    number, binary, decimal, exponent = match.groups()
+    factor = Decimal(10) ** int(exponent or 0)
+    if binary:
+        factor = Decimal(1024) ** ("KMGTPE".index(binary[0]) + 1)
+    elif decimal:
+        factor = Decimal(1000) ** ("num_kMGTPE".index(decimal) - 3)
+    return Decimal(number) * factor
 
 
 @dataclass(frozen=True)
@@ -21,7 +40,7 @@ class NodeSpec:
     name: str
     """The name of the Node object."""
     resources: Mapping[str, str] = field(default_factory=dict)
-    """Extended resources to advertise, e.g. ``{"nvidia.com/gpu": "8"}``."""
+    """Extended resources to advertise, as quantities, e.g. ``{"nvidia.com/gpu": "8"}``."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """The labels of the Node object."""
 
@@ -32,6 +51,15 @@ class NodeSpec:
                 raise SpecError(
                     f"node {self.name}: {resource!r} is not the name of an extended resource: "
                     "put its domain in front, as in nvidia.com/gpu"
+                )
+            try:
+                pieces = parse_quantity(self.resources[resource])
+            except ValueError as error:
+                raise SpecError(f"node {self.name}: {resource}: {error}") from None
+            if pieces % 1:
+                raise SpecError(
+                    f"node {self.name}: {resource} is {self.resources[resource]}, and extended "
+                    "resources come in whole pieces: write it like 8 or 1k"
                 )
 
 

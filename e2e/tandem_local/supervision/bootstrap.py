@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tandem_local.nodes.addresses import AddressPlan
-from tandem_local.spec import NodeSpec
+from tandem_local.spec import NodeSpec, parse_quantity
 from tandem_local.supervision.api import ApiClient
 
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
@@ -94,7 +94,10 @@ def missing_resources(node: Mapping[str, Any], spec: NodeSpec) -> dict[str, str]
     return {
         name: amount
         for name, amount in spec.resources.items()
-        if any((status.get(part) or {}).get(name) != amount for part in ("capacity", "allocatable"))
+        if any(
+            parse_quantity((status.get(part) or {}).get(name, "0")) != parse_quantity(amount)
+            for part in ("capacity", "allocatable")
+        )
     }
 
 

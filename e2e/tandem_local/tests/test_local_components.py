@@ -23,7 +23,7 @@ from tandem_local.machine.process import ProcessRef
 from tandem_local.nodes import network
 from tandem_local.nodes.addresses import AddressPlan
 from tandem_local.nodes.holder import closed_folders, holder_script, needed_paths
-from tandem_local.spec import ClusterSpec, ImageEntry, NodeSpec
+from tandem_local.spec import ClusterSpec, ImageEntry, NodeSpec, parse_quantity
 from tandem_local.supervision.bootstrap import (
     bootstrap_objects,
     is_ready,
@@ -284,3 +284,20 @@ def test_state_survives_the_file(tmp_path: Path) -> None:
     assert found is not None
     assert found.process is None
     assert state.find("kubelet", "node-1") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("8", 8), ("1k", 1000), ("1000", 1000), ("1Ki", 1024), ("2e3", 2000), ("2000m", 2), ("0", 0)],
+)
+def test_resources_are_quantities(text: str, value: int) -> None:
+    assert parse_quantity(text) == value
+    spec = NodeSpec("node-0", {"rdma/x": text})
+    stored = {"rdma/x": "1k" if value == 1000 else str(value)}  # as the API server spells it
+    assert missing_resources(node(capacity=stored, allocatable=stored), spec) == {}
+
+
+@pytest.mark.parametrize("text", ["", "many", "8 ", "1kk", "500m"])
+def test_resources_that_are_no_whole_pieces_are_refused(text: str) -> None:
+    with pytest.raises(SpecError, match="rdma/x"):
+        NodeSpec("node-0", {"rdma/x": text})

@@ -3,6 +3,7 @@
 from pydantic import ValidationError
 
 from tandem_operator.api.inference_service import InferenceServiceSpec
+from tandem_operator.api.quantity import parse_quantity
 from tandem_operator.api.status import InferenceServiceStatus
 from tandem_operator.clients.cluster import JsonObject
 from tandem_operator.facts.observed import NodeView, PoolView, RouterView
@@ -119,8 +120,8 @@ def read_node(node: JsonObject) -> NodeView:
         for item in status.get("conditions", [])
     )
     resources = {
-        name: int(amount)
+        name: int(parse_quantity(str(amount)))
         for name, amount in (status.get("allocatable") or {}).items()
-        if "/" in name and str(amount).isdigit()
+        if "/" in name
     }
     return NodeView(node["metadata"]["name"], ready and not spec.get("unschedulable"), resources)

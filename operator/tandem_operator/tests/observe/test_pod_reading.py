@@ -205,12 +205,12 @@ def test_nodes_offer_extended_resources() -> None:
         "spec": {},
         "status": {
             "conditions": [{"type": "Ready", "status": "True"}],
-            "allocatable": {"cpu": "4", "rdma/ib": "8", "hugepages/x": "1Gi"},
+            "allocatable": {"cpu": "4", "rdma/ib": "8", "rdma/hca": "1k", "hugepages/x": "1Ki"},
         },
     }
     view = read_node(node)
     assert view.schedulable
-    assert view.resources == {"rdma/ib": 8}
+    assert view.resources == {"rdma/ib": 8, "rdma/hca": 1000, "hugepages/x": 1024}
     assert not read_node({**node, "spec": {"unschedulable": True}}).schedulable
 
 

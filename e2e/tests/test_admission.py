@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tandem_operator.tests.bad_manifest import BAD_MANIFESTS, BadManifest
 
@@ -18,9 +19,9 @@ spec: {serviceName: admission, role: Prefill}
 """
 
 
-@pytest.mark.parametrize("bad", BAD_MANIFESTS, ids=lambda bad: bad.path.stem)
+@pytest.mark.parametrize("bad", BAD_MANIFESTS, ids=lambda bad: bad.name)
 def test_bad_manifests_are_refused(tandem: Any, bad: BadManifest) -> None:
-    done = tandem.kubectl("apply", "-f", str(bad.path), check=False)
+    done = tandem.kubectl("apply", "-f", "-", check=False, input=yaml.safe_dump(bad.manifest))
     assert done.returncode != 0, f"taken, although: {bad.what}"
     assert bad.field in done.stderr
     assert bad.message in done.stderr

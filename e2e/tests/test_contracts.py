@@ -12,13 +12,16 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tandem_engine.config import parse_args
+from tandem_engine.config import MODEL_SCHEMES, parse_args
+from tandem_engine.handoff.transports.registry import BUILT
 from tandem_engine.metrics import METRICS
 from tandem_engine.server.api import Path as WorkerPath
 from tandem_engine.server.api import StateAnswer
 from tandem_operator.api import InferenceServiceSpec
-from tandem_operator.api.kv_transfer import TransferBackend
+from tandem_operator.api.kv_transfer import BUILT_BACKENDS, KvTransfer, TransferBackend
+from tandem_operator.api.model_uri import ModelScheme
 from tandem_operator.api.rdma import RdmaMode
+from tandem_operator.api.refusal import refusal_of
 from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.manifests.router import router_args
 from tandem_operator.manifests.storage import build_storage
@@ -32,7 +35,7 @@ from tandem_router.config import RouterConfig
 from tandem_router.discovery import pods as discovery
 from tandem_router.main import build_parser, parse_config, parse_slo_classes
 from tandem_router.metrics import RouterMetrics
-from tandem_wire.handoff import TransportChoice
+from tandem_wire.handoff import TRANSPORT_CHOICES, TransportChoice
 from tandem_wire.messages import WorkerState
 from tests.process_fleet import Fleet, running_fleet
 
@@ -46,7 +49,7 @@ EVERYTHING: dict[str, Any] = {
     },
     "prefill": {"tensorParallel": 2, "resources": {"limits": {"nvidia.com/gpu": 2}}},
     "decode": {"tensorParallel": 2, "resources": {"limits": {"nvidia.com/gpu": 2}}},
-    "engine": {"pageSize": 32, "options": {"kvMemory": "2Gi"}},
+    "engine": {"pageSize": 32, "options": {"kvMemory": "2Gi", "maxWaiting": 12}},
     "kvTransfer": {"checksum": False},
     "router": {"apiKeysSecretName": "keys", "corsOrigins": ["https://app.example", "*"]},
 }
@@ -73,12 +76,30 @@ def test_the_worker_takes_the_operators_flags(role: Role) -> None:
     config = parse_args(worker_flags(make_spec(**EVERYTHING), role), {})
     assert (config.role, config.page_size, config.tensor_parallel) == (str(role), 32, 2)
     assert (config.served_model_name, config.revision) == ("chat", "r1")
+    assert (config.kv_memory_bytes, config.max_waiting) == (2 * 2**30, 12)
     assert config.checksum is False
     assert parse_args(worker_flags(make_spec(), role), {}).checksum is True
 
 
 def test_the_operator_offers_the_transports_that_the_worker_knows() -> None:
     assert [str(backend) for backend in TransferBackend] == list(get_args(TransportChoice))
+
+
+def test_only_transports_that_workers_have_are_admitted() -> None:
+    built = [TRANSPORT_CHOICES[transport.name] for transport in BUILT]
+    assert list(worker.TRANSPORTS) == built
+    assert [str(backend) for backend in BUILT_BACKENDS] == built
+    mark = refusal_of(KvTransfer, "backend")
+    assert mark is not None
+    assert [str(backend) for backend in mark.accepts] == ["Auto", *built]
+    assert set(worker.RDMA_TRANSPORTS) <= set(built)
+
+
+def test_only_locations_that_workers_read_are_given_to_them() -> None:
+    rest = {"pvc": "claim/a", "file": "/a", "oci": "image", "package": "a", "mock": "tiny"}
+    for scheme in set(ModelScheme) - {ModelScheme.S3}:  # the CRD refuses it
+        spec = make_spec(model={"uri": f"{scheme}://{rest.get(scheme, 'org/name')}"})
+        assert build_storage(spec.model).uri.startswith(MODEL_SCHEMES)
 
 
 def test_every_flag_of_the_worker_table_is_written_somewhere() -> None:

@@ -8,6 +8,7 @@ from pydantic import Field
 from tandem_operator.api.api_object import ApiObject, Rule, keyed_by
 from tandem_operator.api.conditions import Conditions
 from tandem_operator.api.model import ResourceName
+from tandem_operator.api.refusal import refused_unless
 from tandem_operator.pair import Pair
 
 
@@ -76,16 +77,28 @@ class Objectives(ApiObject):
     """Time between tokens, in milliseconds."""
     percentile: Annotated[int, Field(ge=1, le=99)] | None = None
     """Percentile of requests for which both must hold."""
-    attainment_percent: Annotated[int, Field(ge=1, le=100)] = 99
+    attainment_percent: Annotated[
+        int,
+        Field(ge=1, le=100),
+        refused_unless(99, because="decisions follow latencies and queues, not attainment"),
+    ] = 99
     """Share of time in which they must hold."""
+
+
+_NO_PROMETHEUS = "the operator measures routers and workers itself"
+_NO_FORECAST = "decisions follow what is measured, without a forecast"
 
 
 class Signals(ApiObject):
     """Where measurements come from and when they are too old."""
 
-    source: SignalSource = SignalSource.ROUTER
+    source: Annotated[SignalSource, refused_unless(SignalSource.ROUTER, because=_NO_PROMETHEUS)] = (
+        SignalSource.ROUTER
+    )
     """Router: read from routers and workers directly; Prometheus: ask a Prometheus server."""
-    prometheus_url: Annotated[str, Field(max_length=1024)] = ""
+    prometheus_url: Annotated[
+        str, Field(max_length=1024), refused_unless("", because=_NO_PROMETHEUS)
+    ] = ""
     """URL of the Prometheus server, for source Prometheus."""
     stale_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
     """Age in seconds at which measurements count as stale."""
@@ -106,11 +119,17 @@ class Signals(ApiObject):
 class Forecast(ApiObject):
     """How demand is estimated for the moment at which new workers would be ready."""
 
-    model: ForecastModel = ForecastModel.TREND
+    model: Annotated[ForecastModel, refused_unless(ForecastModel.LAST, because=_NO_FORECAST)] = (
+        ForecastModel.LAST
+    )
     """Trend: from the level and the trend of the last values; Last: the last value."""
-    quantile_percent: Annotated[int, Field(ge=1, le=99)] = 90
+    quantile_percent: Annotated[
+        int, Field(ge=1, le=99), refused_unless(90, because=_NO_FORECAST)
+    ] = 90
     """Quantile of the forecast to plan for."""
-    horizon_seconds: Annotated[int, Field(ge=0, le=3600)] = 0
+    horizon_seconds: Annotated[
+        int, Field(ge=0, le=3600), refused_unless(0, because=_NO_FORECAST)
+    ] = 0
     """How far to look ahead; 0: the measured p90 start-up time plus one tick."""
 
 
@@ -158,7 +177,14 @@ class PolicyPools(ApiObject):
 class Coordination(ApiObject):
     """How the two pools are decided together."""
 
-    mode: CoordinationMode = CoordinationMode.BOTTLENECK
+    mode: Annotated[
+        CoordinationMode,
+        refused_unless(
+            CoordinationMode.BOTTLENECK,
+            CoordinationMode.INDEPENDENT,
+            because="spec.ratio is kept in every mode",
+        ),
+    ] = CoordinationMode.BOTTLENECK
     """Bottleneck: grow the pool that limits the other; Ratio: keep spec.ratio; Independent: each on
     its own."""
     gpu_budget: Annotated[int, Field(ge=0, le=65_536)] = 0
@@ -173,7 +199,10 @@ class ScaleIn(ApiObject):
     minHoldSeconds."""
     min_hold_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
     """The shortest time that a worker is kept idle."""
-    victim: VictimMode = VictimMode.LEAST_CACHED
+    victim: Annotated[
+        VictimMode,
+        refused_unless(VictimMode.LEAST_CACHED, because="the cheapest worker to drain always goes"),
+    ] = VictimMode.LEAST_CACHED
     """Which worker is removed first: LeastCached takes the one with the least resident work and
     useful cache, Newest the newest."""
 
@@ -185,7 +214,9 @@ class Startup(ApiObject):
     """How long a pod may stay pending."""
     on_deadline: OnDeadline = OnDeadline.WITHDRAW
     """Withdraw: undo the growth and report it; Keep: continue to wait."""
-    warmup_samples_ignored: Annotated[int, Field(ge=0, le=10_000)] = 20
+    warmup_samples_ignored: Annotated[
+        int, Field(ge=0, le=10_000), refused_unless(0, because="every measurement counts")
+    ] = 0
     """How many of the first measurements of a new worker are ignored."""
 
 
@@ -203,7 +234,9 @@ class Burst(ApiObject):
 
     standby: Standby = Standby()
     """Workers kept in addition to what the demand needs."""
-    shed: bool = True
+    shed: Annotated[
+        bool, refused_unless(False, because="routers refuse only when queues are full")
+    ] = False
     """Whether routers refuse requests that can't meet their SLO while pools grow."""
 
 
@@ -231,7 +264,7 @@ class AutoscalingPolicySpec(ApiObject):
     """Bounds and steps of both pools."""
     coordination: Coordination = Coordination()
     """How the two pools are decided together."""
-    role_change: bool = True
+    role_change: Annotated[bool, refused_unless(False, because="workers keep their roles")] = False
     """Whether a decision may change the role of warm workers before it starts pods."""
     scale_in: ScaleIn = ScaleIn()
     """When workers are removed, and which."""

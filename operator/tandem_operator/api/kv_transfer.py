@@ -1,12 +1,14 @@
 """The hand-off of KV pages from prefill to decode workers."""
 
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
 from tandem_operator.api.api_object import ApiObject, Rule
+from tandem_operator.api.refusal import refused_unless
 from tandem_operator.names.pods import PORT_WORKER_BOOTSTRAP, PORT_WORKER_HTTP, PORT_WORKER_WIRE
+from tandem_operator.names.worker import TRANSPORTS
 
 
 class TransferBackend(StrEnum):
@@ -18,6 +20,10 @@ class TransferBackend(StrEnum):
     CUDA_IPC = "CudaIpc"
     NIXL = "Nixl"
     MOONCAKE = "Mooncake"
+
+
+BUILT_BACKENDS: Final = tuple(TransferBackend(name) for name in TRANSPORTS)
+"""The backends that workers of this release have."""
 
 
 class VerifyMode(StrEnum):
@@ -41,7 +47,12 @@ class TransferVerify(ApiObject):
 class KvTransfer(ApiObject):
     """How KV pages get from prefill to decode workers."""
 
-    backend: TransferBackend = TransferBackend.AUTO
+    backend: Annotated[
+        TransferBackend,
+        refused_unless(
+            TransferBackend.AUTO, *BUILT_BACKENDS, because="workers have no other transport"
+        ),
+    ] = TransferBackend.AUTO
     """What moves the pages; Auto takes the best backend that both sides support and shows it in
     status."""
     bootstrap_port: Annotated[int, Field(ge=1, le=65535)] = PORT_WORKER_BOOTSTRAP

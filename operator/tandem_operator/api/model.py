@@ -7,6 +7,7 @@ from pydantic import Field
 
 from tandem_operator.api.api_object import ApiObject, Rule, keyed_by
 from tandem_operator.api.model_uri import PATTERN, ModelUri
+from tandem_operator.api.refusal import refused_unless
 
 ResourceName = Annotated[
     str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
@@ -95,14 +96,22 @@ class Model(ApiObject):
     """How the weights are stored; Dummy makes random weights, for benchmarks."""
     dtype: Dtype = Dtype.AUTO
     """The number format in which the model computes; Auto takes that of the weights."""
-    quantization: Quantization = Quantization.NONE
+    quantization: Annotated[
+        Quantization,
+        refused_unless(Quantization.NONE, because="weights stay in the format of their files"),
+    ] = Quantization.NONE
     """The number format in which the weights are kept."""
-    kv_cache_dtype: KvCacheDtype = KvCacheDtype.AUTO
+    kv_cache_dtype: Annotated[
+        KvCacheDtype,
+        refused_unless(KvCacheDtype.AUTO, because="the KV cache always has the model's dtype"),
+    ] = KvCacheDtype.AUTO
     """The number format of the KV cache; Auto takes dtype."""
     max_model_len: Annotated[int, Field(ge=16, le=10_485_760)] | None = None
     """The longest sequence in tokens, prompt and output together; default: the model's own
     limit."""
-    trust_remote_code: bool = False
+    trust_remote_code: Annotated[
+        bool, refused_unless(False, because="nothing loads code that comes with a tokenizer")
+    ] = False
     """Whether Python code that comes with the tokenizer may run."""
     secret_name: ResourceName | None = None
     """A Secret with the download credentials (keys HF_TOKEN, AWS_ACCESS_KEY_ID,
@@ -110,7 +119,9 @@ class Model(ApiObject):
     cache: ModelCache = ModelCache()
     """Where downloads are kept between pods."""
     adapters: Annotated[
-        tuple[Adapter, ...], Field(max_length=64, json_schema_extra=keyed_by("name"))
+        tuple[Adapter, ...],
+        Field(max_length=64, json_schema_extra=keyed_by("name")),
+        refused_unless((), because="no worker loads adapters"),
     ] = ()
     """LoRA adapters that are served in addition to the model."""
 
@@ -119,6 +130,12 @@ class Model(ApiObject):
             f"self.uri.matches('{_CEL_URI}')",
             "model.uri is not a location of weights: write it like hf://org/name, pvc://claim/path,"
             " file:///path, s3://bucket/prefix, oci://image, package://name or mock://profile",
+            ".uri",
+        ),
+        Rule(
+            "!self.uri.startsWith('s3://')",
+            "model.uri starts with s3://, and no worker of this release reads from S3: write it"
+            " like hf://org/name, pvc://claim/path or oci://image",
             ".uri",
         ),
         Rule(

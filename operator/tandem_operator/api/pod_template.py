@@ -70,7 +70,8 @@ class PodTemplateSpec(ApiObject):
     schema_extra: ClassVar[dict[str, Any]] = _OPEN
 
     host_network: bool = False
-    """Whether the pods use the node's network; workers then take free ports and publish them."""
+    """Whether the pods use the node's network; the ports of workers are fixed, so a node then
+    takes one worker."""
     volumes: Annotated[
         tuple[PodVolume, ...], Field(max_length=64, json_schema_extra=keyed_by("name"))
     ] = ()

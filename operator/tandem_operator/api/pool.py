@@ -8,6 +8,7 @@ from pydantic import Field
 from tandem_operator.api.api_object import ApiObject, Rule, keyed_by
 from tandem_operator.api.pod_template import PodTemplate
 from tandem_operator.api.quantity import Quantity, parse_quantity
+from tandem_operator.api.refusal import refused_unless
 
 GPU_RESOURCE = "nvidia.com/gpu"
 ResourceList = Annotated[dict[str, Quantity], Field(max_length=16)]
@@ -54,7 +55,9 @@ class Pool(ApiObject):
     """Workers in the pool, unless a policy or an external scaler owns the number."""
     tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
     """GPUs over which each worker splits the model."""
-    nodes_per_worker: Annotated[int, Field(ge=1, le=16)] = 1
+    nodes_per_worker: Annotated[
+        int, Field(ge=1, le=16), refused_unless(1, because="a worker is one pod")
+    ] = 1
     """Pods per worker, each on a node of its own; more than one make a group that lives and dies
     together."""
     max_batched_tokens: Annotated[int, Field(ge=16, le=1_048_576)] = 8192
@@ -97,6 +100,9 @@ class Pool(ApiObject):
         return int(parse_quantity(self.resources.limits.get(GPU_RESOURCE, "0")))
 
 
+_NO_ROLE_CHANGE = "workers keep their roles, and pools change only by new pods"
+
+
 class RoleChangeMode(StrEnum):
     """Whether workers may change role."""
 
@@ -107,9 +113,13 @@ class RoleChangeMode(StrEnum):
 class RoleChange(ApiObject):
     """Moving running workers between the pools while their weights stay loaded."""
 
-    mode: RoleChangeMode = RoleChangeMode.WARM
+    mode: Annotated[
+        RoleChangeMode, refused_unless(RoleChangeMode.NONE, because=_NO_ROLE_CHANGE)
+    ] = RoleChangeMode.NONE
     """Warm: a drained worker may change its role in place; None: pools change only by new pods."""
-    min_prefill: Annotated[int, Field(ge=0, le=1024)] = 1
+    min_prefill: Annotated[
+        int, Field(ge=0, le=1024), refused_unless(1, because=_NO_ROLE_CHANGE)
+    ] = 1
     """The fewest prefill workers that a role change may leave."""
-    min_decode: Annotated[int, Field(ge=0, le=1024)] = 1
+    min_decode: Annotated[int, Field(ge=0, le=1024), refused_unless(1, because=_NO_ROLE_CHANGE)] = 1
     """The fewest decode workers that a role change may leave."""

@@ -7,6 +7,8 @@ from pydantic import Field
 
 from tandem_operator.api.api_object import ATOMIC, SET, ApiObject, Rule
 from tandem_operator.api.quantity import Quantity
+from tandem_operator.api.refusal import refused_unless
+from tandem_operator.names.worker import RDMA_TRANSPORTS
 
 DnsName = Annotated[
     str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
@@ -25,6 +27,13 @@ class RdmaMode(StrEnum):
     GKE = "Gke"
     DRA = "Dra"
     HOST_PATH = "HostPath"
+
+
+_MODES = (RdmaMode.AUTO, RdmaMode.NONE, RdmaMode.DEVICE_PLUGIN, RdmaMode.HOST_PATH)
+
+
+_NO_DEVICES = "['None']" if RDMA_TRANSPORTS else "['None', 'Auto']"
+"""The modes that take no devices, in CEL."""
 
 
 class ClaimAlignment(StrEnum):
@@ -99,7 +108,9 @@ class RdmaClaim(ApiObject):
 class RdmaDevices(ApiObject):
     """Which NICs are used inside the pod."""
 
-    map: DeviceMap = DeviceMap.PER_GPU
+    map: Annotated[
+        DeviceMap, refused_unless(DeviceMap.PER_GPU, because="no transport maps NICs to GPUs")
+    ] = DeviceMap.PER_GPU
     """PerGPU: the nearest NIC for each GPU, found in sysfs; All: every NIC for every GPU."""
     include: Annotated[tuple[DeviceName, ...], Field(max_length=64, json_schema_extra=SET)] = ()
     """Use only these devices, like mlx5_0; empty: all active ones."""
@@ -124,7 +135,10 @@ class RdmaPlacement(ApiObject):
     same_fabric_key: Annotated[str, Field(max_length=317)] = ""
     """Node label whose value all workers must share, like ib.coreweave.cloud/fabric; empty:
     none."""
-    roles: RolePlacement = RolePlacement.ANY
+    roles: Annotated[
+        RolePlacement,
+        refused_unless(RolePlacement.ANY, because="workers are placed by the scheduler alone"),
+    ] = RolePlacement.ANY
     """Whether prefill and decode workers must (Pack), must not (Spread) or may (Any) share
     nodes."""
 
@@ -132,17 +146,22 @@ class RdmaPlacement(ApiObject):
 class Rdma(ApiObject):
     """How workers get access to RDMA devices."""
 
-    mode: RdmaMode = RdmaMode.AUTO
-    """How devices get into the pods; Auto reads what the nodes offer and shows its choice in
-    status."""
+    mode: Annotated[
+        RdmaMode, refused_unless(*_MODES, because="the operator can't wire pods in other ways")
+    ] = RdmaMode.AUTO
+    """How devices get into the pods. Auto shows its choice in status: no devices, until there is a
+    transport that uses them."""
     resource: RdmaResource | None = None
-    """Extended resource for DevicePlugin, Multus and Efa; with Auto the one to look for; default:
-    rdma/ib per pod."""
+    """Extended resource for DevicePlugin, Multus and Efa; default: rdma/ib per pod."""
     networks: Annotated[
-        tuple[RdmaNetwork, ...], Field(max_length=16, json_schema_extra=ATOMIC)
+        tuple[RdmaNetwork, ...],
+        Field(max_length=16, json_schema_extra=ATOMIC),
+        refused_unless((), because="the operator attaches no networks"),
     ] = ()
     """Networks to attach, in order, for Multus and Gke."""
-    claim: RdmaClaim | None = None
+    claim: Annotated[
+        RdmaClaim | None, refused_unless(because="the operator makes no resource claims")
+    ] = None
     """Claim for Dra."""
     devices: RdmaDevices = RdmaDevices()
     """Which NICs are used inside the pod."""
@@ -160,10 +179,17 @@ class Rdma(ApiObject):
             ".resource",
         ),
         Rule(
-            "self.mode != 'None' || !has(self.resource)",
-            "rdma.resource has no effect with rdma.mode None: remove resource or set mode:"
-            " DevicePlugin",
+            f"!(self.mode in {_NO_DEVICES}) || !has(self.resource)",
+            "rdma.resource has no effect with this rdma.mode, which takes no devices: remove"
+            " resource or set mode: DevicePlugin",
             ".resource",
+        ),
+        Rule(
+            f"!(self.mode in {_NO_DEVICES}) || (size(self.devices.include) == 0 &&"
+            " size(self.devices.exclude) == 0 && self.devices.gidIndex == 'Auto')",
+            "rdma.devices has no effect with this rdma.mode, which takes no devices: remove devices"
+            " or set mode: DevicePlugin",
+            ".devices",
         ),
         Rule(
             "self.mode != 'Efa' || self.placement.roles != 'Pack'",

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field, StrictInt, WithJsonSchema
 
 from tandem_operator.api.api_object import ApiObject, Rule
+from tandem_operator.api.refusal import refused_unless
 
 INT_OR_PERCENT_PATTERN = r"^(100|[1-9]?[0-9])%$"
 
@@ -42,12 +43,15 @@ def resolve_int_or_percent(value: int | str, total: int, *, round_up: bool) -> i
     return -(-hundredths // 100) if round_up else hundredths // 100
 
 
+_WHOLE = "a new revision starts all of its workers beside the old ones"
+
+
 class Rollout(ApiObject):
     """How a new revision replaces the old one, in both pools."""
 
-    max_surge: IntOrPercent = 1
+    max_surge: Annotated[IntOrPercent, refused_unless(1, because=_WHOLE)] = 1
     """Workers above the desired number, per pool: a count or a percentage (rounded up)."""
-    max_unavailable: IntOrPercent = 0
+    max_unavailable: Annotated[IntOrPercent, refused_unless(0, because=_WHOLE)] = 0
     """Workers below the desired number, per pool: a count or a percentage (rounded down)."""
     paused: bool = False
     """Whether the roll-out is paused in its current state."""

@@ -8,6 +8,7 @@ from pydantic import Field
 from tandem_operator.api.api_object import SET, ApiObject
 from tandem_operator.api.pod_template import PodTemplate
 from tandem_operator.api.pool import ContainerResources
+from tandem_operator.api.refusal import refused_unless
 from tandem_operator.names.pods import PORT_ROUTER_HTTP
 
 
@@ -38,7 +39,10 @@ class ServiceType(StrEnum):
 class RouterAdmission(ApiObject):
     """When a router answers 429 instead of queueing."""
 
-    mode: AdmissionMode = AdmissionMode.PREDICT
+    mode: Annotated[
+        AdmissionMode,
+        refused_unless(AdmissionMode.LOAD, because="routers refuse only when queues are full"),
+    ] = AdmissionMode.LOAD
     """Predict: refuse requests that would miss the objectives of their SLO class; Load: refuse when
     queues are full; Off: queue everything."""
 
@@ -76,7 +80,9 @@ class Router(ApiObject):
     ] = ()
     """Origins whose pages may call the routers from a browser, such as https://app.example; `*`:
     all; empty: none."""
-    inference_pool: bool = False
+    inference_pool: Annotated[
+        bool, refused_unless(False, because="the operator writes no InferencePool")
+    ] = False
     """Whether the operator also writes a Gateway API InferencePool."""
     pod_template: PodTemplate = PodTemplate()
     """Metadata and spec merged into the router pods."""

@@ -8,6 +8,7 @@ from tandem_operator.api.autoscaling_policy import AutoscalingPolicySpec, Autosc
 from tandem_operator.api.inference_service import ROOT_RULES, InferenceServiceSpec
 from tandem_operator.api.status import InferenceServiceStatus
 from tandem_operator.api.worker_pool import WorkerPoolSpec, WorkerPoolStatus
+from tandem_operator.crds.refusals import refuse
 from tandem_operator.crds.structural import structural_schema
 from tandem_operator.names import labels, objects
 
@@ -55,7 +56,11 @@ class Kind:
         return f"{self.plural}.{objects.GROUP}"
 
     def object_schema(self) -> dict[str, Any]:
-        """Schema of the whole object."""
+        """Schema of the whole object, as it is in the CRD."""
+        return refuse(self.marked_schema())
+
+    def marked_schema(self) -> dict[str, Any]:
+        """Schema of the whole object in which refusals are still marks, not rules."""
         schema: dict[str, Any] = {
             "description": self.description,
             "type": "object",

@@ -3,18 +3,21 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from tandem_operator.api.refusal import MARK, Refusal
 from tandem_operator.crds.kinds import Kind
 from tandem_operator.names import objects
 
+_COLUMNS = "| field | type | default | meaning | in this release only |\n|---|---|---|---|---|"
 _HEAD = f"""# API reference
 
 <!-- Generated from operator/tandem_operator/api by `make gen`; don't edit. -->
 
 Group `{objects.GROUP}`, version `{objects.VERSION}`; all kinds are namespaced. A field without a
 default is optional unless it says *required*. Rules are checked by the API server: `kubectl apply`
-refuses a manifest that breaks one, with the message given here. Limits between objects (the bounds
-of a policy that a service names, claims, networks, node resources) can't be seen at admission; the
-operator reports them as conditions.
+refuses a manifest that breaks one, with the message given here. *In this release only*: other
+values of the field are refused too, until there is code for them. Limits between objects (the
+bounds of a policy that a service names, claims, networks, node resources) can't be seen at
+admission; the operator reports them as conditions.
 """
 
 
@@ -24,12 +27,12 @@ def render_reference(kinds: Iterable[Kind]) -> str:
 
 
 def _render_kind(kind: Kind) -> str:
-    schema = kind.object_schema()
+    schema, marked = kind.object_schema(), kind.marked_schema()
     parts = [f"## {kind.kind}\n", f"`kubectl get {kind.short_name}`. {kind.description}\n"]
     for section in ("spec", "status"):
-        rows = list(_rows(schema["properties"][section], section))
+        rows = list(_rows(marked["properties"][section], section))
         parts.append(f"### {kind.kind} {section}\n")
-        parts.append("| field | type | default | meaning |\n|---|---|---|---|")
+        parts.append(_COLUMNS)
         parts += rows
         parts.append("")
     rules = list(_rules(schema, kind.kind))
@@ -38,16 +41,23 @@ def _render_kind(kind: Kind) -> str:
     return "\n".join(parts)
 
 
-def _rows(schema: dict[str, Any], path: str) -> Iterator[str]:
+def _rows(schema: dict[str, Any], path: str, inherited: str = "") -> Iterator[str]:
     required = set(schema.get("required", ()))
     for name, child in schema.get("properties", {}).items():
         where = f"{path}.{name}"
         default = "*required*" if name in required else _default(child)
+        said = _refusal(child) or inherited
         description = str(child.get("description", "")).replace("|", "\\|")
-        yield f"| `{where}` | {_type(child)} | {default} | {description} |"
-        yield from _rows(child, where)
+        yield f"| `{where}` | {_type(child)} | {default} | {description} | {said} |"
+        below = said and f"as `{where}`"
+        yield from _rows(child, where, below or inherited)
         if "items" in child:
-            yield from _rows(child["items"], f"{where}[]")
+            yield from _rows(child["items"], f"{where}[]", below or inherited)
+
+
+def _refusal(schema: dict[str, Any]) -> str:
+    mark = schema.get(MARK)
+    return f"{mark.describe()}: {mark.because}" if isinstance(mark, Refusal) else ""
 
 
 def _type(schema: dict[str, Any]) -> str:

@@ -2,13 +2,13 @@
 
 import hashlib
 import hmac
-import json
 from dataclasses import dataclass
 from typing import Any, Final
 
 from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.api.kv_transfer import TransferBackend
 from tandem_operator.api.pool import Pool
+from tandem_operator.api.quantity import parse_quantity
 from tandem_operator.facts.observed import Observed
 from tandem_operator.manifests.pod_template import merge_template
 from tandem_operator.manifests.storage import ModelStorage, build_storage
@@ -20,7 +20,6 @@ from tandem_operator.names.objects import API_VERSION, WORKER_POOL, worker_name
 from tandem_operator.names.pods import (
     ENGINE_CONTAINER,
     ENV_ADMIN_TOKEN,
-    ENV_ENGINE_OPTIONS,
     ENV_NODE_NAME,
     ENV_POD_IP,
     ENV_POD_NAME,
@@ -187,8 +186,12 @@ def worker_args(
         values[flags.FLAG_TENSOR_PARALLEL] = pool.tensor_parallel
     if model.max_model_len is not None:
         values[flags.FLAG_MAX_MODEL_LEN] = model.max_model_len
-    if spec.engine.options.kv_memory is not None:
-        values[flags.FLAG_KV_MEMORY] = spec.engine.options.kv_memory
+    options = spec.engine.options
+    if options.kv_memory is not None:
+        # In bytes, because the worker knows fewer spellings of a quantity than Kubernetes does.
+        values[flags.FLAG_KV_MEMORY] = int(parse_quantity(options.kv_memory))
+    if options.max_waiting is not None:
+        values[flags.FLAG_MAX_WAITING] = options.max_waiting
     if storage.cache_dir:
         values[flags.FLAG_CACHE_DIR] = storage.cache_dir
     args = [item for key, value in values.items() for item in (f"--{key}", str(value))]
@@ -208,11 +211,8 @@ def _env(
         {"name": ENV_ADMIN_TOKEN, "value": token},
     ]
     plain = dict(extra)
-    options = spec.engine.options.to_manifest()
     if spec.engine.options.num_threads is not None:
         plain["OMP_NUM_THREADS"] = str(spec.engine.options.num_threads)
-    if options:
-        plain[ENV_ENGINE_OPTIONS] = json.dumps(options, sort_keys=True)
     env.extend({"name": key, "value": value} for key, value in plain.items())
     env.extend(storage.env)
     chosen = {item.name: item.to_manifest() for item in spec.engine.env}

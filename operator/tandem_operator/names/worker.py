@@ -16,6 +16,7 @@ FLAG_BOOTSTRAP_PORT: Final = "bootstrap-port"
 FLAG_PAGE_SIZE: Final = "page-size"
 FLAG_MAX_BATCHED_TOKENS: Final = "max-batched-tokens"
 FLAG_MAX_RUNNING: Final = "max-running"
+FLAG_MAX_WAITING: Final = "max-waiting"
 FLAG_GPU_MEMORY_PERCENT: Final = "gpu-memory-percent"
 FLAG_DTYPE: Final = "dtype"
 FLAG_FORMAT: Final = "format"
@@ -32,6 +33,11 @@ FLAG_CACHE_DIR: Final = "cache-dir"
 FLAG_CHECKSUM: Final = "checksum"
 FLAG_NO_CHECKSUM: Final = "no-checksum"
 FLAG_TRUST_REMOTE_CODE: Final = "trust-remote-code"
+
+TRANSPORTS: Final = ("Shm", "Tcp")
+"""The values of --transfer that workers have code for, besides Auto; best first."""
+RDMA_TRANSPORTS: Final = tuple(name for name in TRANSPORTS if name in ("Nixl", "Mooncake"))
+"""Those of them that can use RDMA devices. Until there is one, rdma.mode Auto takes no devices."""
 
 ROUTE_HEALTH: Final = "/health"
 ROUTE_READY: Final = "/ready"

@@ -16,7 +16,7 @@ from tandem_operator.execute.executor import Executor
 from tandem_operator.facts.observed import Observed, PoolView
 from tandem_operator.facts.scaling import PolicyDecision, ScalingMemory
 from tandem_operator.facts.signals import DecodeSignals, PrefillSignals, Signals
-from tandem_operator.observe.collector import Collector
+from tandem_operator.observe.collector import Collector, Latency
 from tandem_operator.observe.scaling import ScalingObserver
 from tandem_operator.pair import Pair, Role
 from tandem_operator.plan import Plan
@@ -280,6 +280,21 @@ async def test_a_policy_that_cannot_be_read_is_told(bench: Bench) -> None:
     )
     decision = await bench.decide(observe({"policyName": "chat"}))
     assert "has an invalid spec" in decision.policy.because
+
+
+async def test_the_policys_percentile_is_measured(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    async def read(_self: Collector, _routers: Any, _workers: Any, latency: Latency) -> Signals:
+        asked.append(latency.percentile)
+        return Signals()
+
+    monkeypatch.setattr(Collector, "read", read)
+    await bench.decide(observe({"inline": {**POLICY, "objectives": {"percentile": 50}}}))
+    await bench.work(observe(None, uid="another"))
+    assert asked == [50, 95]
 
 
 async def test_fields_without_effect_and_a_first_look_are_told(bench: Bench) -> None:

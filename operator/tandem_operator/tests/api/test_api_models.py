@@ -20,6 +20,7 @@ from tandem_operator.api.kv_transfer import TransferBackend, VerifyMode
 from tandem_operator.api.pool import RoleChangeMode
 from tandem_operator.api.ratio import RatioMode
 from tandem_operator.api.rdma import RdmaMode
+from tandem_operator.api.refusal import find_refused
 from tandem_operator.api.router import RouterPolicy
 from tandem_operator.api.slo import Slo
 
@@ -39,7 +40,7 @@ def test_defaults() -> None:
     assert spec.prefill.gpus_per_pod == 0
     assert spec.engine.page_size == 64
     assert spec.ratio.mode is RatioMode.FREE
-    assert spec.role_change.mode is RoleChangeMode.WARM
+    assert spec.role_change.mode is RoleChangeMode.NONE
     assert spec.kv_transfer.backend is TransferBackend.AUTO
     assert spec.kv_transfer.bootstrap_port == 8998
     assert spec.kv_transfer.verify.mode is VerifyMode.REQUIRED
@@ -86,6 +87,10 @@ def test_examples_parse_and_come_back(path: Path) -> None:
         model = models[document["kind"]]
         spec = model.model_validate(document["spec"])
         assert model.model_validate(spec.to_manifest()) == spec
+        assert list(find_refused(spec)) == []
+    # kubeconform -strict takes no merge keys, and anchors are of little use without them.
+    tokens = yaml.scan(path.read_text(), Loader=yaml.SafeLoader)
+    assert not any(isinstance(token, yaml.AnchorToken | yaml.AliasToken) for token in tokens)
 
 
 def test_the_full_example_uses_every_field_of_the_spec() -> None:

@@ -13,7 +13,7 @@ from tandem_operator.tests.crds.crd_schema import rule_messages
 TRANSITIONS = {"spec.serviceName can't be changed", "spec.role can't be changed"}
 
 
-@pytest.mark.parametrize("bad", BAD_MANIFESTS, ids=lambda bad: bad.path.stem)
+@pytest.mark.parametrize("bad", BAD_MANIFESTS, ids=lambda bad: bad.name)
 def test_each_says_what_it_expects(bad: BadManifest) -> None:
     assert bad.what
     assert bad.field

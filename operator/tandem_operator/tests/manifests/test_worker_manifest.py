@@ -41,7 +41,7 @@ def env(pod: dict[str, Any]) -> dict[str, Any]:
 def test_flags_say_what_the_spec_says() -> None:
     pod = build(
         model={"uri": "hf://org/m", "name": "served", "maxModelLen": 4096, "revision": "v2"},
-        engine={"pageSize": 32, "options": {"kvMemory": "1Gi"}},
+        engine={"pageSize": 32, "options": {"kvMemory": "1Gi", "maxWaiting": 12, "numThreads": 3}},
         kvTransfer={"checksum": False, "bootstrapPort": 9000},
     )
     given = flags(pod)
@@ -51,9 +51,12 @@ def test_flags_say_what_the_spec_says() -> None:
     assert given["--revision"] == "r1"
     assert given["--page-size"] == "32"
     assert given["--max-model-len"] == "4096"
-    assert given["--kv-memory"] == "1Gi"
+    assert given["--kv-memory"] == str(2**30)
+    assert given["--max-waiting"] == "12"
     assert given["--bootstrap-port"] == "9000"
     assert given["--cache-dir"] == "/mnt/cache"
+    assert env(pod)["OMP_NUM_THREADS"]["value"] == "3"
+    assert "TANDEM_ENGINE_OPTIONS" not in env(pod)
     assert "--no-checksum" in pod["spec"]["containers"][0]["args"]
     assert pod["metadata"]["annotations"]["tandem.dev/bootstrap-port"] == "9000"
 

@@ -41,7 +41,7 @@ def settled(**changes: Any) -> Fleet:
         ({}, {}, "KvMoved", "True"),
         ({}, {"error": "refused"}, "ProbeFailed", "False"),
         ({}, {"seconds": 10_000.0}, "TooSlow", "False"),
-        ({"kvTransfer": {"backend": "Nixl"}}, {}, "OtherBackend", "False"),
+        ({"kvTransfer": {"backend": "Shm"}}, {}, "OtherBackend", "False"),
         ({"rdma": {"mode": "DevicePlugin"}}, {}, "FellBackToTcp", "True"),
     ],
 )

@@ -29,8 +29,11 @@ FABRIC = {
     "MOONCAKE_PROTOCOL": "rdma",
     "MC_ENABLE_DEST_DEVICE_AFFINITY": "1",
 }
+PLAIN = {"TANDEM_RDMA": "0", "NCCL_IB_DISABLE": "1", "MOONCAKE_PROTOCOL": "tcp"}
+# No transport of this release uses RDMA, so Auto is as good as None.
+WITHOUT_DEVICES = ("auto", "plain")
 ENVIRONMENT = {
-    "auto": FABRIC,
+    "auto": PLAIN,
     "plugin": FABRIC,
     "hostpath": {
         **FABRIC,
@@ -42,9 +45,9 @@ ENVIRONMENT = {
         "NCCL_IB_GID_INDEX": "3",
         "MC_GID_INDEX": "3",
     },
-    "plain": {"TANDEM_RDMA": "0", "NCCL_IB_DISABLE": "1", "MOONCAKE_PROTOCOL": "tcp"},
+    "plain": PLAIN,
 }
-WIRING = {"auto": "DevicePlugin", "plugin": "DevicePlugin", "hostpath": "HostPath", "plain": "None"}
+WIRING = {"auto": "None", "plugin": "DevicePlugin", "hostpath": "HostPath", "plain": "None"}
 by_mode = pytest.mark.parametrize("mode", MODES)
 
 
@@ -73,18 +76,15 @@ def workers(service: Service) -> list[dict[str, Any]]:
     return pods
 
 
-@pytest.mark.parametrize("mode", ["auto", "plugin"])
-def test_pods_land_where_the_fabric_is_and_hold_one_each(
-    wired: dict[str, Service], mode: str
-) -> None:
-    for pod in workers(wired[mode]):
+def test_pods_land_where_the_fabric_is_and_hold_one_each(wired: dict[str, Service]) -> None:
+    for pod in workers(wired["plugin"]):
         assert pod["spec"]["nodeName"] == "node-0"
         resources = pod["spec"]["containers"][0]["resources"]
         assert resources["limits"]["rdma/ib"] == "1"
         assert resources["requests"]["rdma/ib"] == "1"
 
 
-@pytest.mark.parametrize("mode", ["hostpath", "plain"])
+@pytest.mark.parametrize("mode", ["auto", "hostpath", "plain"])
 def test_other_modes_take_no_device_from_the_plugin(wired: dict[str, Service], mode: str) -> None:
     for pod in workers(wired[mode]):
         assert "rdma/ib" not in pod["spec"]["containers"][0]["resources"].get("limits", {})
@@ -99,7 +99,7 @@ def test_the_environment_inside_is_what_the_mode_promises(
         inside = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
         expected = ENVIRONMENT[mode]
         assert {name: inside.get(name) for name in expected} == expected
-        assert mode != "plain" or "rc" not in inside["UCX_TLS"].split(",")
+        assert mode not in WITHOUT_DEVICES or "rc" not in inside["UCX_TLS"].split(",")
 
 
 @by_mode
@@ -111,8 +111,8 @@ def test_rights_and_devices_inside(wired: dict[str, Service], mode: str) -> None
         )
         seen = wired[mode].kubectl("exec", pod["metadata"]["name"], "--", "sh", "-c", script)
         rights = int(seen.split("CapEff:")[1].split()[0], 16)
-        assert bool(rights & IPC_LOCK) == (mode != "plain")
-        assert mode != "plain" or rights == 0
+        assert bool(rights & IPC_LOCK) == (mode not in WITHOUT_DEVICES)
+        assert mode not in WITHOUT_DEVICES or rights == 0
         assert " /dev/shm tmpfs " in seen
         assert mode != "plugin" or "size=65536k" in seen
         # Every container of the embedded cluster sees the machine's /dev, so look at the volumes.
@@ -127,8 +127,14 @@ def test_status_names_the_choice(wired: dict[str, Service], mode: str) -> None:
     assert transport["wiring"] == WIRING[mode]
     verified = wired[mode].condition("TransportVerified")
     # The test cluster's devices are only numbers, and the operator must not be fooled.
-    assert verified["status"] == ("True" if mode == "plain" else "False")
-    assert mode == "plain" or "although RDMA is configured" in verified["message"]
+    assert verified["status"] == ("True" if mode in WITHOUT_DEVICES else "False")
+    assert mode in WITHOUT_DEVICES or "although RDMA is configured" in verified["message"]
+
+
+def test_auto_is_healthy_and_says_that_it_takes_no_devices(wired: dict[str, Service]) -> None:
+    degraded = wired["auto"].condition("Degraded")
+    assert degraded["status"] == "False"
+    assert "rdma.mode Auto takes no RDMA devices" in degraded["message"]
 
 
 def test_a_missing_fabric_is_a_condition(tandem: Any) -> None:

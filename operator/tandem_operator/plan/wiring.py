@@ -3,6 +3,7 @@
 from tandem_operator.api.rdma import Rdma, RdmaMode, RdmaResource
 from tandem_operator.facts.observed import NodeView
 from tandem_operator.manifests.wiring import Wiring
+from tandem_operator.names.worker import RDMA_TRANSPORTS
 
 KNOWN_RESOURCES = (
     "rdma/ib",
@@ -18,13 +19,21 @@ def choose_wiring(
     nodes: tuple[NodeView, ...] | None,
     num_gpus: int,
     recorded: RdmaMode | None = None,
+    rdma_transports: tuple[str, ...] = RDMA_TRANSPORTS,
 ) -> Wiring:
     """The wiring for new pods.
 
     `nodes` is None when the operator may not read nodes. `num_gpus` is the larger of both pools'
     GPUs per pod. `recorded` is the choice in status: with Auto it stands while the nodes still
     offer it, so that a node that joins later doesn't split a fleet into two wirings.
+    `rdma_transports` are those that workers could use the devices for: Auto takes none in vain.
     """
+    if rdma.mode is RdmaMode.AUTO and not rdma_transports:
+        return Wiring(
+            RdmaMode.NONE,
+            note="rdma.mode Auto takes no RDMA devices, because no transport of this release uses"
+            " them: KV moves over the plain network",
+        )
     if rdma.mode is RdmaMode.AUTO:
         return _automatic(rdma, nodes, num_gpus, recorded)
     if rdma.mode is RdmaMode.DEVICE_PLUGIN:

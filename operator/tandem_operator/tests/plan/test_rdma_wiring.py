@@ -7,7 +7,7 @@ import pytest
 from tandem_operator.api.conditions import ConditionType
 from tandem_operator.api.rdma import Rdma, RdmaMode
 from tandem_operator.facts.observed import NodeView, PoolView
-from tandem_operator.manifests.wiring import build_wiring
+from tandem_operator.manifests.wiring import Wiring, build_wiring
 from tandem_operator.manifests.worker import Blueprint, build_worker_pod
 from tandem_operator.pair import Pair, Role
 from tandem_operator.plan import reconcile
@@ -24,28 +24,62 @@ def rdma(**fields: Any) -> Rdma:
     return Rdma.model_validate(fields)
 
 
+def automatic(
+    nodes: tuple[NodeView, ...] | None,
+    recorded: RdmaMode | None = None,
+    transports: tuple[str, ...] = ("Nixl",),
+) -> Wiring:
+    """What Auto chooses in a release with these transports over RDMA."""
+    return choose_wiring(rdma(), nodes, 0, recorded, transports)
+
+
 def test_auto_takes_what_the_nodes_offer() -> None:
-    assert choose_wiring(rdma(), (PLAIN, IB), 0).resource == "rdma/ib"
-    assert choose_wiring(rdma(), (SHARED,), 0).resource == "rdma/hca_shared_devices_a"
-    assert choose_wiring(rdma(), (SHARED, IB), 0).resource == "rdma/ib"
+    assert automatic((PLAIN, IB)).resource == "rdma/ib"
+    assert automatic((SHARED,)).resource == "rdma/hca_shared_devices_a"
+    assert automatic((SHARED, IB)).resource == "rdma/ib"
 
 
 def test_auto_falls_back_to_the_plain_network_and_says_so() -> None:
-    wiring = choose_wiring(rdma(), (PLAIN, CORDONED), 0)
+    wiring = automatic((PLAIN, CORDONED))
     assert wiring.mode is RdmaMode.NONE
     assert "no node offers" in wiring.note
     assert not wiring.problem
 
 
 def test_auto_keeps_a_recorded_plain_choice() -> None:
-    assert choose_wiring(rdma(), (IB,), 0, RdmaMode.NONE).mode is RdmaMode.NONE
-    assert choose_wiring(rdma(), (IB,), 0, RdmaMode.DEVICE_PLUGIN).resource == "rdma/ib"
+    assert automatic((IB,), RdmaMode.NONE).mode is RdmaMode.NONE
+    assert automatic((IB,), RdmaMode.DEVICE_PLUGIN).resource == "rdma/ib"
 
 
 def test_auto_without_the_right_to_read_nodes() -> None:
-    wiring = choose_wiring(rdma(), None, 0)
+    wiring = automatic(None)
     assert wiring.mode is RdmaMode.NONE
     assert "namespaced" in wiring.note
+
+
+def test_auto_takes_no_device_that_no_transport_uses() -> None:
+    for recorded in (None, RdmaMode.NONE, RdmaMode.DEVICE_PLUGIN):
+        wiring = automatic((IB,), recorded, transports=())
+        assert (wiring.mode, wiring.resource, wiring.problem) == (RdmaMode.NONE, "", "")
+        assert "no transport of this release uses them" in wiring.note
+
+
+def test_auto_on_rdma_nodes_makes_plain_pods_and_says_why() -> None:
+    spec = make_spec(rdma={})
+    pools = Pair.build(lambda role: PoolView(f"qwen-{role}", str(role), 1, 1, 1))
+    plan = reconcile(make_observed(spec, pools=pools, nodes=(IB,)), NOW)
+    assert len(plan.create) == 3
+    for pod in plan.create:
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+        (container,) = pod["spec"]["containers"]
+        assert "add" not in container["securityContext"]["capabilities"]
+        assert "rdma/ib" not in container["resources"].get("limits", {})
+        assert "initContainers" not in pod["spec"]
+    assert plan.status is not None
+    assert plan.status["transport"]["wiring"] == "None"
+    degraded = next(item for item in plan.status["conditions"] if item["type"] == "Degraded")
+    assert (degraded["status"], degraded["reason"]) == ("False", "Healthy")
+    assert "rdma.mode Auto takes no RDMA devices" in degraded["message"]
 
 
 def test_a_missing_fabric_names_resource_and_remedy() -> None:
@@ -132,6 +166,18 @@ def test_a_missing_fabric_is_a_condition() -> None:
         assert conditions[kind]["reason"] == "FabricUnavailable"
     assert conditions["PrefillReady"]["reason"] == "FabricUnavailable"
     assert "rdma/ib" in conditions["PrefillReady"]["message"]
+
+
+def test_a_stored_backend_without_code_makes_no_pods() -> None:
+    spec = make_spec(kvTransfer={"backend": "Nixl"})
+    pools = Pair.build(lambda role: PoolView(f"qwen-{role}", str(role), 1, 1, 1))
+    plan = reconcile(make_observed(spec, pools=pools), NOW)
+    assert not plan.create
+    assert plan.status is not None
+    ready = next(item for item in plan.status["conditions"] if item["type"] == "DecodeReady")
+    assert ready["reason"] == "Unsupported"
+    assert "kvTransfer.backend is Nixl" in ready["message"]
+    assert "Auto or Shm or Tcp" in ready["message"]
 
 
 def test_an_unsupported_mode_makes_no_pods() -> None:

@@ -12,16 +12,19 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tandem_engine.config import MODEL_SCHEMES, parse_args
+from tandem_engine.config import MODEL_SCHEMES, WeightFormat, parse_args
+from tandem_engine.config import Dtype as EngineDtype
 from tandem_engine.handoff.transports.registry import BUILT
 from tandem_engine.metrics import METRICS
 from tandem_engine.server.api import Path as WorkerPath
 from tandem_engine.server.api import StateAnswer
 from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.api.kv_transfer import BUILT_BACKENDS, KvTransfer, TransferBackend
+from tandem_operator.api.model import Dtype, ModelFormat
 from tandem_operator.api.model_uri import ModelScheme
 from tandem_operator.api.rdma import RdmaMode
 from tandem_operator.api.refusal import refusal_of
+from tandem_operator.api.router import RouterPolicy
 from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.manifests.router import router_args
 from tandem_operator.manifests.storage import build_storage
@@ -31,7 +34,7 @@ from tandem_operator.names import annotations, labels, pods, router, worker
 from tandem_operator.observe.histogram import parse
 from tandem_operator.pair import Role
 from tandem_operator.tests.facts import make_observed, make_spec
-from tandem_router.config import RouterConfig
+from tandem_router.config import PolicyName, RouterConfig
 from tandem_router.discovery import pods as discovery
 from tandem_router.main import build_parser, parse_config, parse_slo_classes
 from tandem_router.metrics import RouterMetrics
@@ -83,6 +86,14 @@ def test_the_worker_takes_the_operators_flags(role: Role) -> None:
 
 def test_the_operator_offers_the_transports_that_the_worker_knows() -> None:
     assert [str(backend) for backend in TransferBackend] == list(get_args(TransportChoice))
+
+
+@pytest.mark.parametrize(
+    ("offered", "known"),
+    [(ModelFormat, WeightFormat), (Dtype, EngineDtype), (RouterPolicy, PolicyName)],
+)
+def test_every_admitted_choice_is_one_that_the_processes_know(offered: Any, known: Any) -> None:
+    assert [str(value) for value in offered] == list(get_args(known))
 
 
 def test_only_transports_that_workers_have_are_admitted() -> None:

@@ -316,8 +316,6 @@ class AutoscalingPolicyStatus(ApiObject):
         tuple[PolicyTarget, ...], Field(max_length=256, json_schema_extra=keyed_by("name"))
     ] = ()
     """The services that this policy scales."""
-    conditions: Conditions = ()
-    """Whether the policy can be used."""
 
 
 class Autoscaling(ApiObject):

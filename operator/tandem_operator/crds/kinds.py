@@ -200,7 +200,6 @@ AUTOSCALING_POLICY = Kind(
         Column("Decode-Max", "integer", ".spec.pools.decode.max", "Most decode workers."),
         Column("GPU-Budget", "integer", ".spec.coordination.gpuBudget", "Most GPUs; 0: no limit."),
         Column("Targets", "string", ".status.targets[*].name", "Services that it scales."),
-        _READY,
         _AGE,
     ),
 )

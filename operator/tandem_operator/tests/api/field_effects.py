@@ -19,6 +19,7 @@ from tandem_operator.tests.facts import NOW, make_observed, make_pod
 NODES = (NodeView("node-0", True, {"rdma/ib": 64, "rdma/other": 64}),)
 BUSY = Signals(age_seconds=0.0, requests_per_second=9.0, num_inflight=20)
 IDLE = Signals(age_seconds=0.0, idle_seconds=2000.0)
+STALE = replace(BUSY, age_seconds=40.0)
 SITUATIONS = (
     replace(BUSY, prefill=PrefillSignals(ttft_seconds=3.0, queued_seconds=8.0, busy_workers=2.0)),
     replace(BUSY, decode=DecodeSignals(0.04, 0.95, 0.97, 50)),
@@ -29,7 +30,7 @@ SITUATIONS = (
         prefill=PrefillSignals(ttft_seconds=6.0, busy_workers=1.5, queued_seconds=0.1),
         decode=DecodeSignals(kv_usage=0.99, max_kv_usage=1.0, num_running=9, num_waiting=5),
     ),
-    replace(BUSY, age_seconds=40.0),
+    STALE,
     IDLE,
 )
 
@@ -52,11 +53,13 @@ def manifests(spec: InferenceServiceSpec) -> list[dict[str, Any]]:
     ]
 
 
-def decisions(spec: InferenceServiceSpec) -> list[str]:
+def decisions(
+    spec: InferenceServiceSpec, situations: tuple[Signals, ...] = SITUATIONS
+) -> list[str]:
     """What an inline policy decides in many situations, each of which lasts for a while."""
     return [
         said
-        for signals in SITUATIONS
+        for signals in situations
         for size, pending in ((2, False), (2, True), (1, False))
         for said in _follow(spec, signals, _fleet(spec, size, pending))
     ]

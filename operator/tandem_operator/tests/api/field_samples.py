@@ -203,11 +203,9 @@ NAMED: dict[str, str] = {
     ),
     "autoscaling.policyName": "test_scaling_passes::test_a_named_policy_is_read_and_told",
     "objectives.percentile": "test_scaling_passes::test_the_policys_percentile_is_measured",
-    "signals.onStale": "test_scaling_passes::test_stale_metrics_hold",
-    "WorkerPool.serviceName": "observe.test_pod_reading::test_foreign_pools_are_left_alone",
-    "WorkerPool.role": "observe.test_pod_reading::test_foreign_pools_are_left_alone",
+    "signals.onStale": "api.test_every_field_works::test_stale_metrics_hold_both_pools",
+    "WorkerPool.serviceName": "api.test_every_field_works::test_the_operator_writes_its_pools",
+    "WorkerPool.role": "api.test_every_field_works::test_the_operator_writes_its_pools",
     "WorkerPool.replicas": "plan.test_scale_targets::test_a_scale_write_wins_until_the_next_edit",
-    "WorkerPool.revision": (
-        "plan.test_rollout_steps::test_a_new_image_rolls_out_beside_the_old_one"
-    ),
+    "WorkerPool.revision": "api.test_every_field_works::test_the_operator_writes_its_pools",
 }

@@ -4,6 +4,7 @@
 """
 
 import importlib
+import inspect
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 
 from tandem_operator.api import InferenceServiceSpec
+from tandem_operator.api.autoscaling_policy import OnStale
 from tandem_operator.api.refusal import MARK
 from tandem_operator.crds.kinds import AUTOSCALING_POLICY, INFERENCE_SERVICE, KINDS, WORKER_POOL
-from tandem_operator.tests.api.field_effects import decisions, manifests
+from tandem_operator.manifests.fleet import build_pool
+from tandem_operator.pair import Role
+from tandem_operator.tests.api.field_effects import STALE, decisions, manifests
 from tandem_operator.tests.api.field_samples import (
     BASE,
     GPUS,
@@ -24,6 +28,7 @@ from tandem_operator.tests.api.field_samples import (
     at,
     put,
 )
+from tandem_operator.tests.facts import make_observed, make_spec
 
 INLINE = "autoscaling.inline."
 
@@ -94,9 +99,27 @@ def test_a_field_of_a_policy_changes_a_decision(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(NAMED))
-def test_the_named_test_exists(path: str) -> None:
-    module, _, test = NAMED[path].partition("::")
-    assert hasattr(importlib.import_module(f"tandem_operator.tests.{module}"), test)
+def test_the_named_test_exists_and_is_about_the_field(path: str) -> None:
+    name, _, test = NAMED[path].partition("::")
+    module = importlib.import_module(f"tandem_operator.tests.{name}")
+    assert callable(getattr(module, test))
+    field = path.rpartition(".")[2].lower()
+    assert field in inspect.getsource(module).replace("_", "").lower()
+
+
+def test_stale_metrics_hold_both_pools() -> None:
+    assert [str(value) for value in OnStale] == ["Hold"], "signals.onStale has one value"
+    spec = make_spec(autoscaling={"inline": {"signals": {"onStale": "Hold"}}})
+    said = decisions(spec, (STALE,))
+    assert said
+    assert all("sizes are kept: no complete metrics" in text for text in said)
+
+
+def test_the_operator_writes_its_pools() -> None:
+    made = build_pool(make_observed(), Role.DECODE, 3, 3, "", "r1")["spec"]
+    wanted = {"serviceName": "qwen", "role": "Decode", "replicas": 3, "revision": "r1"}
+    assert made == wanted
+    assert set(made) == set(POOL)
 
 
 def test_every_leaf_has_its_proof() -> None:

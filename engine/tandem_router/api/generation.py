@@ -141,8 +141,9 @@ class Generation:
         exchange.slo_class = self._job.slo_class.name
         watcher = exchange.watch(self._stream)
         try:
-            dispatcher.admit(len(self._job.prompts) * (self._job.request.n or 1))
-            self._start(await dispatcher.model_facts())
+            num_sequences = len(self._job.prompts) * (self._job.request.n or 1)
+            dispatcher.admit(num_sequences)
+            self._start(await dispatcher.model_facts(num_sequences))
             if self._job.request.stream:
                 await self._answer_streaming()
             else:

@@ -84,11 +84,19 @@ async def health(exchange: Exchange) -> None:
 
 
 async def ready(exchange: Exchange) -> None:
-    """GET /ready: requests can be served here."""
+    """GET /ready: this router answers requests, if only by refusing them.
+
+    Behind a Service, readiness doesn't depend on the pools: while there are no workers, the routers
+    must stay its endpoints. They refuse with Retry-After, and the requests that they count wake a
+    service that was scaled to zero. A fixed list of workers is one that never becomes empty.
+    """
     context = exchange.context
     if context.dispatcher.leaving or context.dispatcher.draining:
         raise NoWorker("this router is shutting down", retry_after_seconds=1)
-    if not context.fleet.has_decode_worker():
+    if context.config.service:
+        if not context.fleet.is_surveyed:
+            raise NoWorker("this router is looking for workers", retry_after_seconds=1)
+    elif not context.fleet.has_decode_worker():
         raise NoWorker("no decode worker is connected", retry_after_seconds=1)
     await exchange.reply(b'{"status":"ready"}')
 

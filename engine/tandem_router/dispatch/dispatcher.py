@@ -35,6 +35,7 @@ class Dispatcher:
         self._metrics = metrics
         self._waiting: dict[str, Sequence] = {}
         self._inflight: dict[str, Sequence] = {}
+        self._num_unstarted = 0  # sequences of requests that wait for a first worker
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -68,11 +69,21 @@ class Dispatcher:
                 retry_after_seconds=1,
             )
 
-    async def model_facts(self) -> Welcome:
+    async def model_facts(self, num_sequences: int = 1) -> Welcome:
         """What the workers say about the model; waits for a first worker if there is none.
 
+        The waiting sequences count as in flight: by them the operator sees that workers are wanted.
         Raises NoWorker after `queue_seconds`.
         """
+        if self._fleet.welcome is not None:
+            return self._fleet.welcome
+        self._count_unstarted(num_sequences)
+        try:
+            return await self._first_welcome()
+        finally:
+            self._count_unstarted(-num_sequences)
+
+    async def _first_welcome(self) -> Welcome:
         give_up_at = self._loop.time() + self._config.queue_seconds
         while (welcome := self._fleet.welcome) is None:
             left = give_up_at - self._loop.time()
@@ -82,11 +93,18 @@ class Dispatcher:
             await self._wait_for_change(min(left, RETRY_TICK_SECONDS))
         return welcome
 
+    def _count_unstarted(self, change: int) -> None:
+        self._num_unstarted += change
+        self._count_inflight()
+
+    def _count_inflight(self) -> None:
+        self._metrics.inflight(len(self._inflight) + self._num_unstarted)
+
     def start(self, sequence: Sequence) -> None:
         """Take a sequence in; its tokens or its error come through its stream."""
         self._inflight[sequence.name] = sequence
         self._idle.clear()
-        self._metrics.inflight(len(self._inflight))
+        self._count_inflight()
         self.place(sequence)
 
     # --- Placer -----------------------------------------------------------------------------------
@@ -115,7 +133,7 @@ class Dispatcher:
             )
         self._waiting.pop(sequence.name, None)
         self._inflight.pop(sequence.name, None)
-        self._metrics.inflight(len(self._inflight))
+        self._count_inflight()
         if not self._inflight:
             self._idle.set()
 

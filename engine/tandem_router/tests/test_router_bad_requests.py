@@ -114,7 +114,7 @@ async def test_no_worker_at_all() -> None:
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) >= 1
         check_shape(answer.json())
-        assert (await running.http.get("/ready")).status_code == 503
+        assert (await running.http.get("/ready")).status_code == 503, "its fixed list has none yet"
         text = (await running.http.get("/metrics")).text
         assert 'tandem_rejected_total{model="mock",reason="no_worker"} 1.0' in text
 

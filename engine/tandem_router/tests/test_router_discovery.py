@@ -11,7 +11,7 @@ import pytest
 
 from tandem_router.discovery import pods as pods_module
 from tandem_router.discovery.pods import PodDiscovery, own_namespace, wire_port
-from tandem_router.discovery.source import parse_address
+from tandem_router.discovery.source import Discovery, OnWorkers, parse_address
 from tandem_router.router import build_discovery
 from tandem_router.tests.fake_api_server import FakeApiServer, pod
 from tandem_router.tests.fake_worker import FakeWorker
@@ -138,6 +138,63 @@ async def test_a_fleet_follows_the_pods() -> None:
 
 def router_with(api: FakeApiServer) -> AbstractAsyncContextManager[Running]:
     return router(wait=False, discovery=PodDiscovery("svc", "ns", api=api.api()))
+
+
+class ListedLater(Discovery):
+    """Lists nothing until `listed` is set, then `addresses`."""
+
+    def __init__(self, *addresses: WorkerAddress) -> None:
+        self.listed = asyncio.Event()
+        self.addresses = addresses
+
+    async def run(self, on_workers: OnWorkers) -> None:
+        await self.listed.wait()
+        on_workers(self.addresses)
+        await asyncio.Event().wait()
+
+
+async def ready(running: Running) -> bool:
+    return (await running.http.get("/ready")).status_code == 200
+
+
+async def test_a_router_without_workers_is_an_endpoint_that_refuses() -> None:
+    """Who takes it out of the Service leaves clients of a service at zero without an answer."""
+    source = ListedLater()
+    async with router(discovery=source, service="svc", queue_seconds=0.3) as running:
+        assert not await ready(running), "it doesn't know its workers yet"
+        source.listed.set()
+        await until(lambda: running.context.fleet.is_surveyed)
+        assert await ready(running)
+        waiting = asyncio.create_task(
+            running.post("/v1/completions", model="mock", prompt="x", n=2)
+        )
+
+        async def inflight() -> bool:
+            return 'tandem_inflight{model="mock"} 2.0' in (await running.http.get("/metrics")).text
+
+        while not await inflight():
+            assert not waiting.done(), "a request that waits for a first worker is in flight"
+        answer = await waiting
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) >= 1
+        text = (await running.http.get("/metrics")).text
+        assert 'tandem_requests_total{class="default",code="503",model="mock"} 1.0' in text
+        assert 'tandem_inflight{model="mock"} 0.0' in text
+
+
+async def test_a_router_is_ready_once_it_has_dialled_what_is_listed() -> None:
+    worker = await FakeWorker().start()
+    host, _, port = worker.address.rpartition(":")
+    here, away = WorkerAddress("d0", host, int(port)), WorkerAddress("d1", "127.0.0.1", 1)
+    source = ListedLater(here, away)
+    async with router(discovery=source, service="svc", wait=False) as running:
+        source.listed.set()
+        await until(lambda: running.context.fleet.is_surveyed)
+        assert await ready(running)
+        assert running.context.fleet.has_decode_worker()
+        await worker.die()
+        await until(lambda: not running.context.fleet.has_decode_worker())
+        assert await ready(running)
 
 
 def test_ports_and_addresses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ class Fleet:
         self._links: dict[tuple[str, str, str, int], WorkerLink] = {}
         self._tasks: dict[tuple[str, str, str, int], asyncio.Task[None]] = {}
         self._listeners: list[Callable[[], None]] = []
+        self._is_listed = False
+        self._is_surveyed = False
 
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Have `listener` called after every change that matters for placement."""
@@ -69,8 +71,19 @@ class Fleet:
             for link in self._links.values()
         )
 
+    @property
+    def is_surveyed(self) -> bool:
+        """Whether discovery has listed the workers and each of them was dialled once.
+
+        The list may be empty. Once true, this stays true.
+        """
+        if self._is_listed and not self._is_surveyed:
+            self._is_surveyed = all(link.was_dialled for link in self._links.values())
+        return self._is_surveyed
+
     def update(self, addresses: Iterable[WorkerAddress]) -> None:
         """Take discovery's newest list: dial new workers, let go of those that left."""
+        self._is_listed = True
         wanted = {
             (address.name, address.incarnation, address.host, address.port): address
             for address in addresses

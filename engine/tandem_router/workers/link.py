@@ -87,6 +87,7 @@ class WorkerLink:
         self.running: dict[str, Attempt] = {}
         self.leaving = False  # discovery no longer lists it; running streams finish
         self.trouble = "not connected yet"  # why it can't be used; empty when it can
+        self.was_dialled = False  # a first attempt to connect has succeeded or failed
         self.pong_at = 0.0
         self.num_submitted_since_state = 0
         self.num_prompt_tokens_since_state = 0
@@ -230,6 +231,7 @@ class WorkerLink:
         self.welcome = first
         self.state = None
         self.trouble = ""
+        self.was_dialled = True
         self.pong_at = self._loop.time()
         self._connection = connection
         log.info("worker connected", worker=first.worker_id, role=first.role)
@@ -278,6 +280,7 @@ class WorkerLink:
         elif not was_connected and self.trouble != reason:
             log.info("worker not usable yet", worker=self.address.name, reason=reason)
         self.trouble = reason
+        self.was_dialled = True
         self._connection = None
         self.state = None
         self.prefixes.clear()

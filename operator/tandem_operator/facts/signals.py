@@ -49,6 +49,8 @@ class Signals:
     `settled`: readings go back a whole window without a break, enough to say what isn't needed.
     `idle_seconds`: for how long no request has arrived or run, as far as readings go back.
     `attained_percent`: the share of sequences that kept their objectives, None without any.
+    `wanted`: requests arrived lately or are waiting, by the routers that answered in this reading,
+    complete or not. It is all that waking a service at zero depends on.
     """
 
     age_seconds: float = float("inf")
@@ -57,10 +59,11 @@ class Signals:
     num_inflight: int = 0
     idle_seconds: float = 0.0
     attained_percent: float | None = None
+    wanted: bool = False
     prefill: PrefillSignals = PrefillSignals()
     decode: DecodeSignals = DecodeSignals()
 
     @property
     def idle(self) -> bool:
         """Whether nothing arrives and nothing runs: that is a measurement, not a missing one."""
-        return self.requests_per_second == 0 and self.num_inflight == 0
+        return self.requests_per_second == 0 and self.num_inflight == 0 and not self.wanted

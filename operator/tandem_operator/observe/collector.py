@@ -78,11 +78,14 @@ class Collector:
         start = now - self.window_seconds
         self._routers = _remember(self._routers, routers, pages, start)
         self._workers = _remember(self._workers, everyone, answers, start)
+        wanted = self._is_wanted()
+        if wanted:
+            self._busy_at = now
         if not routers or None in pages or None in answers:
             age = float("inf") if self._complete_at is None else now - self._complete_at
             if age > self.window_seconds:
                 self._unbroken_since = None
-            return replace(self._last, age_seconds=age)
+            return replace(self._last, age_seconds=age, wanted=wanted)
         self._complete_at = now
         if self._unbroken_since is None:
             self._unbroken_since = now
@@ -104,8 +107,19 @@ class Collector:
             return None
         return _Answer(self.clock(), state.figures)
 
+    @property
+    def _spans(self) -> list[tuple[Scrape, Scrape]]:
+        """The oldest and the newest page of each router that has two in the window."""
+        return [(past[0], past[-1]) for past in self._routers.values() if len(past) > 1]
+
+    def _is_wanted(self) -> bool:
+        newest = (past[-1] for past in self._routers.values() if past)
+        if any(page.total(router.METRIC_INFLIGHT) > 0 for page in newest):
+            return True
+        return any(growth(router.METRIC_REQUESTS, *span) > 0 for span in self._spans)
+
     def _signals(self, workers: Pair[Pods], wanted: Latency, now: float) -> Signals:
-        spans = [(past[0], past[-1]) for past in self._routers.values() if len(past) > 1]
+        spans = self._spans
         seconds = max((last.at - first.at for first, last in spans), default=0.0)
         of_class = {router.METRIC_LABEL_CLASS: wanted.slo_class} if wanted.slo_class else {}
 
@@ -117,7 +131,7 @@ class Collector:
             past[-1].total(router.METRIC_INFLIGHT) for past in self._routers.values() if past
         )
         requests = sum(growth(router.METRIC_REQUESTS, first, last) for first, last in spans)
-        if requests > 0 or inflight > 0 or self._busy_at is None:
+        if self._busy_at is None:
             self._busy_at = now
         past = workers.map(lambda pods: [self._workers[pod.uid] for pod in pods])
         since = now if self._unbroken_since is None else self._unbroken_since
@@ -128,6 +142,7 @@ class Collector:
             num_inflight=int(inflight),
             idle_seconds=now - self._busy_at,
             attained_percent=_attained(spans, of_class),
+            wanted=requests > 0 or inflight > 0,
             prefill=_prefill_signals(past.prefill, latency(router.METRIC_TTFT)),
             decode=_decode_signals(past.decode, latency(router.METRIC_TBT)),
         )

@@ -13,9 +13,10 @@ from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.errors import ConflictError
 from tandem_operator.execute.events import Events
 from tandem_operator.execute.executor import Executor
-from tandem_operator.facts.observed import Observed, PoolView
-from tandem_operator.facts.scaling import PolicyDecision, ScalingMemory
+from tandem_operator.facts.observed import Observed, PoolView, RouterView
+from tandem_operator.facts.scaling import PolicyDecision, Scaling, ScalingMemory
 from tandem_operator.facts.signals import DecodeSignals, PrefillSignals, Signals
+from tandem_operator.manifests.revision import revision_of
 from tandem_operator.observe.collector import Collector, Latency
 from tandem_operator.observe.scaling import ScalingObserver
 from tandem_operator.pair import Pair, Role
@@ -356,3 +357,41 @@ async def test_a_new_policy_decides_at_once(bench: Bench) -> None:
     bench.clock.now += 1.0
     bench.signals = BUSY
     assert (await bench.decide(observe({"inline": POLICY}))).policy.desired.decode > 2
+
+
+TO_ZERO = {**POLICY, "scaleToZero": {"enabled": True, "idleSeconds": 60}}
+
+
+def at_zero(autoscaling: dict[str, Any]) -> Observed:
+    pools = Pair(
+        PoolView("qwen-prefill", "1", 1, 1, desired=0),
+        PoolView("qwen-decode", "2", 2, 2, desired=0),
+    )
+    facts = observe(autoscaling)
+    assert facts.spec is not None
+    router = RouterView(revision_of(facts.spec, facts.images), 2, 2, rolled_out=True)
+    return replace(facts, pools=pools, pods=(), router=router)
+
+
+async def test_a_service_at_zero_is_stable(bench: Bench) -> None:
+    bench.signals = Signals(age_seconds=0.0)
+    facts = at_zero({"inline": TO_ZERO})
+    decided = await bench.decide(facts)
+    assert decided.policy.desired == Pair(0, 0)
+    known = replace(facts, scaling=Scaling(memory=decided.memory))
+    status = InferenceServiceStatus.model_validate(reconcile(known, NOW).status)
+    reasons = {item.type: item.reason for item in status.conditions}
+    assert reasons[ConditionType.MODEL_READY] == "ScaledToZero"
+    assert reasons[ConditionType.PROGRESSING] == "Stable"
+    assert reasons[ConditionType.ROUTER_READY] == "RoutersReady"
+    assert status.updated_revision is None
+
+
+async def test_a_refused_request_wakes_a_service_at_zero(bench: Bench) -> None:
+    bench.signals = Signals(wanted=True)
+    assert (await bench.decide(at_zero({"inline": TO_ZERO}))).policy.desired == Pair(1, 1)
+
+
+async def test_without_scale_to_zero_the_minimum_comes_back_unmeasured(bench: Bench) -> None:
+    bench.signals = Signals()
+    assert (await bench.decide(at_zero({"inline": POLICY}))).policy.desired == Pair(1, 1)

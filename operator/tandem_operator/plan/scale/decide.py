@@ -15,7 +15,6 @@ from tandem_operator.api.autoscaling_policy import (
     PoolBounds,
 )
 from tandem_operator.facts.scaling import ScalerState
-from tandem_operator.facts.signals import Signals
 from tandem_operator.pair import Pair, Role
 from tandem_operator.plan.scale.need import (
     BACKLOG_SHARE,
@@ -72,10 +71,8 @@ def decide(at: Situation, now: float) -> Decision:
     """Sizes for both pools. `now` is a time of the clock of `at.state`."""
     policy, sizes, totals = at.policy, at.sizes, at.sizes.totals
     if at.signals.age_seconds > policy.signals.stale_seconds:
-        why = f"sizes are kept: no complete metrics for more than {policy.signals.stale_seconds} s"
-        held = replace(at.state, spare_since=Pair(None, None))
-        return Decision(totals, Pair(why, why), held, metrics_stale=True)
-    bounds = _bounds_now(policy, at.signals)
+        return _hold(at)
+    bounds = _bounds_now(at)
     needs = Pair(need_prefill(at, bounds.prefill.min), need_decode(at, bounds.decode.min))
     gated = _gate(at, needs)
     if gated:
@@ -92,10 +89,7 @@ def decide(at: Situation, now: float) -> Decision:
             needs.of(role), totals.of(role), bounds.of(role), state.spare_since.of(role), shrinking
         )
     )
-    if all(step.size < total for step, total in steps.zip(totals)):
-        # One drain at a time: a later tick takes the other pool.
-        kept = replace(steps.prefill, size=totals.prefill, spare_since=state.spare_since.prefill)
-        steps = Pair(kept, steps.decode)
+    steps = _one_drain(steps, totals, state)
     desired, limited = _coordinate(at, steps, bounds)
     return Decision(
         desired,
@@ -107,17 +101,56 @@ def decide(at: Situation, now: float) -> Decision:
     )
 
 
-def _bounds_now(policy: AutoscalingPolicySpec, signals: Signals) -> Pair[PoolBounds]:
+def _one_drain(steps: Pair[_Step], totals: Pair[int], state: ScalerState) -> Pair[_Step]:
+    """The steps, but only one pool shrinks: a later tick takes the other one."""
+    if not all(step.size < total for step, total in steps.zip(totals)):
+        return steps
+    kept = replace(steps.prefill, size=totals.prefill, spare_since=state.spare_since.prefill)
+    return Pair(kept, steps.decode)
+
+
+def _hold(at: Situation) -> Decision:
+    """Sizes without complete metrics: they are kept, but bounds and waking need no measurement."""
+    bounds = _bounds_now(at)
+    why = f"sizes are kept: no complete metrics for more than {at.policy.signals.stale_seconds} s"
+    held = replace(at.state, spare_since=Pair(None, None))
+    shrinking = _Shrinking(now=0.0, hold=0.0, allowed=at.sizes.num_draining == 0)
+    totals = at.sizes.totals
+    steps = totals.zip(bounds).map(
+        lambda both: _settle(Need(both[0], why), both[0], both[1], None, shrinking)
+    )
+    steps = _one_drain(steps, totals, held)
+    desired, limited = _coordinate(at, steps, bounds)
+    because = steps.map(lambda step: f"{step.because}{limited}")
+    return Decision(desired, because, held, metrics_stale=True)
+
+
+def _bounds_now(at: Situation) -> Pair[PoolBounds]:
     """The bounds, with the floor that holds now: zero is for a service that is idle for long."""
-    pools, to_zero = policy.pools, policy.scale_to_zero
-    if to_zero.enabled and signals.idle and signals.idle_seconds >= to_zero.idle_seconds:
+    pools = at.policy.pools
+    # Old figures don't say that nothing arrives; a request says that something does at any time.
+    stale = at.signals.age_seconds > at.policy.signals.stale_seconds
+    quiet = not at.signals.wanted if stale else at.signals.idle
+    if quiet and _may_be_zero(at, measured=not stale):
         floors = Pair(0, 0)
     else:
         # Nobody serves without decode. Prefill may be zero, for decode prefills by itself, but only
         # while nothing arrives: without a worker there is no measurement that would raise it.
-        prefill = pools.prefill.min if signals.idle else max(pools.prefill.min, 1)
+        prefill = pools.prefill.min if quiet else max(pools.prefill.min, 1)
         floors = Pair(prefill, max(pools.decode.min, 1))
     return pools.pair.zip(floors).map(lambda both: both[0].model_copy(update={"min": both[1]}))
+
+
+def _may_be_zero(at: Situation, *, measured: bool) -> bool:
+    """Whether a quiet service may have no workers: because it is at zero, or was idle for long."""
+    to_zero, decode = at.policy.scale_to_zero, at.sizes.pools.decode
+    if not to_zero.enabled:
+        return False
+    if decode.total == 0:
+        return True  # whoever has just started to measure it knows no idle time
+    # A service that was woken gets the whole time to serve, from when its workers are ready.
+    idle = min(at.signals.idle_seconds, decode.age_seconds)
+    return measured and decode.pending == 0 and idle >= to_zero.idle_seconds
 
 
 def _gate(at: Situation, needs: Pair[Need]) -> str:

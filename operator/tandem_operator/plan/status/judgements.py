@@ -82,6 +82,8 @@ def _model_ready(basis: StatusBasis) -> Judgement:
         return Judgement(True, "Loaded", f"{name} is loaded in {len(ready)} workers")
     if any(pod.failure is not None for pod in basis.observed.pods):
         return Judgement(False, "LoadFailed", "workers fail to load the model: see status.failures")
+    if not any(target.desired for target in basis.targets):
+        return Judgement(False, "ScaledToZero", "both pools are scaled to zero")
     started = sum(pod.started for pod in basis.observed.pods)
     return Judgement(False, "Loading", f"{started} workers are loading {basis.spec.model.uri}")
 

@@ -175,3 +175,28 @@ async def test_peaks_of_the_window_are_remembered(pods: Pods, collector: Collect
     assert signals.decode.peak_running == 9
     assert signals.prefill.peak_queued_seconds == 4.0
     assert signals.prefill.queued_seconds == 1.5
+
+
+async def test_a_refused_request_is_seen_without_any_worker(
+    pods: Pods, collector: Collector
+) -> None:
+    pods.pages["r1"] = page(total=5)
+    nothing: Pair[list[PodAddress]] = Pair([], [])
+    assert not (await collector.read(ROUTERS, nothing, Latency(95))).wanted
+    pods.now, pods.pages["r1"] = 5.0, page(total=6)
+    signals = await collector.read(ROUTERS, nothing, Latency(95))
+    assert signals.wanted
+    assert signals.age_seconds == 0
+    assert not signals.idle
+
+
+async def test_a_request_at_one_router_is_seen_while_another_is_silent(
+    pods: Pods, collector: Collector
+) -> None:
+    routers = [*ROUTERS, PodAddress("r2", "silent")]
+    pods.pages["r1"] = page(inflight=1)
+    signals = await collector.read(routers, Pair([], []), Latency(95))
+    assert signals.wanted
+    assert signals.age_seconds == float("inf")
+    pods.now, pods.pages["r1"] = 60.0, page()
+    assert not (await collector.read(routers, Pair([], []), Latency(95))).wanted

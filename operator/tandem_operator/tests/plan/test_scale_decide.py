@@ -293,6 +293,48 @@ def test_zero_is_for_long_idle_services_that_allow_it() -> None:
     assert (woken.desired.prefill, woken.desired.decode) == (1, 1)
 
 
+def zero_policy(**pools: int) -> AutoscalingPolicySpec:
+    return AutoscalingPolicySpec.model_validate(
+        {
+            "pools": {"prefill": {"min": 1, **pools}, "decode": {"min": 1, **pools}},
+            "scaleIn": {"hold": "Fixed", "minHoldSeconds": 0},
+            "scaleToZero": {"enabled": True, "idleSeconds": 60},
+        }
+    )
+
+
+@pytest.mark.parametrize("age", [0.0, math.inf])
+def test_a_service_at_zero_stays_there_however_short_its_known_past(age: float) -> None:
+    """Whoever has just started to measure knows no idle time: that is no reason to wake it."""
+    decision = run(Signals(age_seconds=age), fleet(0, 0), policy=zero_policy())
+    assert decision.desired == Pair(0, 0)
+
+
+@pytest.mark.parametrize("age", [0.0, 5.0, math.inf])
+def test_a_request_wakes_a_service_whatever_else_is_unmeasured(age: float) -> None:
+    decision = run(Signals(age_seconds=age, wanted=True), fleet(0, 0), policy=zero_policy())
+    assert decision.desired == Pair(1, 1)
+
+
+@pytest.mark.parametrize("age", [0.0, math.inf])
+def test_bounds_hold_without_a_measurement(age: float) -> None:
+    assert run(Signals(age_seconds=age), fleet(0, 0)).desired == Pair(1, 1)
+    above = run(Signals(age_seconds=age), fleet(1, 9))
+    assert above.desired == Pair(1, 8)
+    both = run(Signals(age_seconds=age), fleet(9, 9))
+    assert both.desired == Pair(9, 8), "one drain at a time"
+
+
+def test_a_woken_service_gets_its_whole_idle_time_to_serve() -> None:
+    state, idle = ScalerState(Pair(0.0, 0.0)), Signals(age_seconds=0.0, idle_seconds=900.0)
+    starting = run(idle, fleet(1, 0, pending=Pair(0, 1)), state, policy=zero_policy())
+    assert starting.desired == Pair(1, 1)
+    young = run(idle, fleet(1, 1, ages=Pair(9.0, 9.0)), state, policy=zero_policy())
+    assert young.desired == Pair(1, 1)
+    old = run(idle, fleet(1, 1, ages=Pair(90.0, 90.0)), state, policy=zero_policy())
+    assert old.desired.decode == 0
+
+
 @given(
     units=st.integers(1, 4),
     idle=st.booleans(),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from tandem_operator.names.pods import ENGINE_CONTAINER
 from tandem_operator.pair import Role
 
 
@@ -38,12 +39,13 @@ class WorkerState:
 
 @dataclass(frozen=True)
 class PodFailure:
-    """How the engine container of a pod ended."""
+    """How the engine container of a pod ended, or an init container without which it never ran."""
 
     exit_code: int | None
     reason: str
     at: datetime
     log: str = ""
+    container: str = ENGINE_CONTAINER
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class WorkerPod:
     cost: int = 0
     restarts: int = 0
     started: bool = False
-    trouble: str = ""  # why it is not started: "Unschedulable: …", "ErrImagePull: …"
+    trouble: str = ""  # why it is not ready: "ErrImagePull: …", "the container proxy ended …"
     trouble_reason: str = ""
     failure: PodFailure | None = None
     admin_token: str = field(default="", repr=False)

@@ -13,10 +13,9 @@ from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.errors import ClusterError, MissingError
 from tandem_operator.facts.observed import Images, NodeView, Observed, PoolView, RouterView
 from tandem_operator.facts.scaling import ScalingMemory
-from tandem_operator.facts.worker import PodFailure, ProbeResult, WorkerPod
+from tandem_operator.facts.worker import ProbeResult, WorkerPod
 from tandem_operator.names.labels import LABEL_SERVICE
 from tandem_operator.names.objects import FINALIZER, INFERENCE_SERVICE, WORKER_POOL, router_name
-from tandem_operator.names.pods import ENGINE_CONTAINER
 from tandem_operator.observe.objects import (
     read_node,
     read_pools,
@@ -111,11 +110,10 @@ class Observer:
             if failure is None or (pod.name, failure.at) in known:
                 return pod
             try:
-                log = await self._cluster.pod_log(namespace, pod.name, ENGINE_CONTAINER, LOG_LINES)
+                log = await self._cluster.pod_log(namespace, pod.name, failure.container, LOG_LINES)
             except ClusterError as error:
                 log = f"(no log: {error.message})"
-            found = PodFailure(failure.exit_code, failure.reason, failure.at, log or failure.log)
-            return replace(pod, failure=found)
+            return replace(pod, failure=replace(failure, log=log or failure.log))
 
         return tuple(await asyncio.gather(*(add_log(pod) for pod in pods)))
 

@@ -19,6 +19,7 @@ from tandem_operator.names.pods import (
     ENV_ADMIN_TOKEN,
     MEMLOCK_CONTAINER,
     PORT_WORKER_BOOTSTRAP,
+    ROUTER_CONTAINER,
 )
 from tandem_operator.pair import Role
 
@@ -36,7 +37,7 @@ def read_pod(pod: JsonObject) -> WorkerPod | None:
     if role not in set(Role):
         return None
     engine = _container(status.get("containerStatuses"), ENGINE_CONTAINER)
-    reason, trouble = _trouble(status, engine)
+    reason, trouble = _trouble(status)
     ready = _condition(status, "Ready")
     return WorkerPod(
         name=meta["name"],
@@ -83,18 +84,33 @@ def _draining_since(notes: dict[str, str]) -> datetime | None:
 
 
 def _failure(meta: JsonObject, status: JsonObject, engine: JsonObject) -> PodFailure | None:
-    if status.get("phase") not in ("Failed", "Succeeded"):
-        return None
+    """How the engine ended. With a sidecar the pod goes on running then: its phase says nothing."""
     ended = engine.get("state", {}).get("terminated") or {}
+    if not ended and status.get("phase") not in ("Failed", "Succeeded"):
+        return None
+    container = ENGINE_CONTAINER
+    if not ended:
+        container, ended = _failed_init(status)
     if meta.get("deletionTimestamp") and ended.get("exitCode") in _ORDERLY_ENDS:
         return None
     at = read_time(ended.get("finishedAt")) or _ended_at(status)
+    reason = status.get("reason") or ended.get("reason") or str(status.get("phase"))
     return PodFailure(
         exit_code=ended.get("exitCode"),
-        reason=status.get("reason") or ended.get("reason") or str(status.get("phase")),
+        reason=reason if container == ENGINE_CONTAINER else f"container {container}: {reason}",
         at=at,
         log=str(ended.get("message") or status.get("message") or ""),
+        container=container,
     )
+
+
+def _failed_init(status: JsonObject) -> tuple[str, JsonObject]:
+    """The init container that failed, with its end; the engine and nothing, if none did."""
+    for container in status.get("initContainerStatuses") or []:
+        ended = container.get("state", {}).get("terminated") or {}
+        if ended.get("exitCode"):
+            return container["name"], ended
+    return ENGINE_CONTAINER, {}
 
 
 def _ended_at(status: JsonObject) -> datetime:
@@ -103,15 +119,44 @@ def _ended_at(status: JsonObject) -> datetime:
     return max(known, default=read_time(status.get("startTime")) or _EPOCH)
 
 
-def _trouble(status: JsonObject, engine: JsonObject) -> tuple[str, str]:
+def _trouble(status: JsonObject) -> tuple[str, str]:
+    """Why a pod is not ready, as a reason and a sentence; empty if nothing is known."""
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False":
         return str(scheduled.get("reason") or "Pending"), str(scheduled.get("message") or "")
-    for container in [*(status.get("initContainerStatuses") or []), engine]:
+    containers = status.get("containerStatuses") or []
+    for container in [*(status.get("initContainerStatuses") or []), *containers]:
         waiting = container.get("state", {}).get("waiting") or {}
         reason = str(waiting.get("reason") or "")
         if reason and reason not in _HARMLESS:
-            return reason, f"{reason}: {waiting.get('message') or 'no message'}"
+            said = f"container {container.get('name')}: {reason}: "
+            return reason, said + (waiting.get("message") or "no message") + _last_end(container)
+    return _ended_sidecar(containers)
+
+
+def _last_end(container: JsonObject) -> str:
+    """How a container that restarts ended the last time."""
+    ended = container.get("lastState", {}).get("terminated") or {}
+    if not ended:
+        return ""
+    end = f"; it ended with {_exit(ended)}"
+    last = str(ended.get("message") or "").strip()
+    return f"{end}: {last[-500:]}" if last else end
+
+
+def _exit(ended: JsonObject) -> str:
+    return f"exit code {ended.get('exitCode')} ({ended.get('reason') or 'no reason'})"
+
+
+def _ended_sidecar(containers: list[JsonObject]) -> tuple[str, str]:
+    for container in containers:
+        ended = container.get("state", {}).get("terminated") or {}
+        if ended and container.get("name") not in (ENGINE_CONTAINER, ROUTER_CONTAINER):
+            return "SidecarEnded", (
+                f"the container {container.get('name')} ended with {_exit(ended)}, so the pod"
+                " can't be ready again: delete the pod, and make the container an init container"
+                " with restartPolicy: Always"
+            )
     return "", ""
 
 

@@ -185,6 +185,39 @@ async def test_a_crash_leaves_its_log_in_status(bench: Bench) -> None:
     assert bench.kinds()["Pod"] == 3
 
 
+async def test_an_engine_that_ends_beside_a_sidecar_is_replaced(bench: Bench) -> None:
+    bench.put_service()
+    await bench.settle()
+    name, pod = next((n, b) for (k, _, n), b in bench.cluster.objects.items() if k == "Pod")
+    ended = {"exitCode": 1, "reason": "Error", "finishedAt": "2026-11-22T12:30:00Z"}
+    pod["status"] = {
+        "phase": "Running",
+        "containerStatuses": [
+            {"name": "engine", "state": {"terminated": ended}},
+            {"name": "proxy", "state": {"running": {}}},
+        ],
+    }
+    await bench.controller.work(KEY)
+    assert (condition(bench, "Degraded")["reason"]) == "WorkersFailing"
+    await bench.settle()
+    assert bench.service["status"]["failures"][0]["pod"] == name
+    assert ("Pod", "default", name) not in bench.cluster.objects
+    assert bench.kinds()["Pod"] == 3
+
+
+async def test_a_sidecar_that_ends_is_told(bench: Bench) -> None:
+    bench.put_service()
+    await bench.settle()
+    pod = next(b for (k, _, _), b in bench.cluster.objects.items() if k == "Pod")
+    proxy = {"name": "proxy", "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}
+    pod["status"]["containerStatuses"].append(proxy)
+    pod["status"]["conditions"][0]["status"] = "False"
+    await bench.controller.work(KEY)
+    degraded = condition(bench, "Degraded")
+    assert degraded["reason"] == "SidecarEnded"
+    assert pod["metadata"]["name"] in degraded["message"]
+
+
 async def test_scale_in_calls_the_worker_before_it_deletes(bench: Bench) -> None:
     bench.put_service()
     await bench.settle()

@@ -1,6 +1,7 @@
 """Every condition of a service, judged from the facts and the decisions of a pass."""
 
 from datetime import timedelta
+from typing import Final
 
 from tandem_operator.api.conditions import (
     ConditionStatus,
@@ -20,6 +21,8 @@ from tandem_operator.plan.status.basis import StatusBasis
 from tandem_operator.plan.status.pool import POOL_READY
 from tandem_operator.plan.status.transport import FELL_BACK
 from tandem_operator.plan.support import find_unused
+
+UNSCHEDULABLE: Final = "Unschedulable"
 
 
 def judge_service(basis: StatusBasis, transport: Judgement) -> dict[ConditionType, Judgement]:
@@ -122,8 +125,8 @@ def _capacity(basis: StatusBasis) -> Judgement:
     if decision is not None and ConditionType.CAPACITY_UNAVAILABLE in decision.conditions:
         return decision.conditions[ConditionType.CAPACITY_UNAVAILABLE]
     for pod in basis.observed.pods:
-        if pod.live and pod.trouble_reason == "Unschedulable":
-            return Judgement(True, "Unschedulable", f"{pod.name}: {pod.trouble}")
+        if pod.live and pod.trouble_reason == UNSCHEDULABLE:
+            return Judgement(True, UNSCHEDULABLE, f"{pod.name}: {pod.trouble}")
     return Judgement(False, "CapacityFound", "every worker has a node")
 
 
@@ -148,6 +151,9 @@ def _degraded(basis: StatusBasis, transport: Judgement) -> Judgement:
         return Judgement(True, "WorkersFailing", f"{', '.join(failed)} failed: see status.failures")
     if basis.wiring.problem:
         return Judgement(True, "FabricUnavailable", basis.wiring.problem)
+    troubled = _troubled(basis)
+    if troubled is not None:
+        return troubled
     if transport.holds is False:
         return Judgement(True, transport.reason, transport.message)
     for pod in basis.observed.pods:
@@ -162,6 +168,15 @@ def _degraded(basis: StatusBasis, transport: Judgement) -> Judgement:
         message = f"these fields have no effect in this release: {', '.join(unused)}"
         return Judgement(True, "FieldsWithoutEffect", message)
     return Judgement(False, "Healthy", basis.wiring.note)
+
+
+def _troubled(basis: StatusBasis) -> Judgement | None:
+    """What keeps pods from being ready, of any revision; CapacityUnavailable tells of nodes."""
+    for pod in basis.observed.pods:
+        if pod.trouble and pod.trouble_reason != UNSCHEDULABLE and not pod.deleting:
+            reason = pod.trouble_reason or "WorkersPending"
+            return Judgement(True, reason, f"{pod.name}: {pod.trouble}")
+    return None
 
 
 def _ready(judged: dict[ConditionType, Judgement], spec: InferenceServiceSpec) -> Judgement:

@@ -93,6 +93,58 @@ def test_a_deleted_worker_that_ends_in_order_has_not_failed(code: int, crashed: 
     assert not deleted.live
 
 
+SIDECAR = {"name": "proxy", "state": {"running": {}}}
+ENDED = {"exitCode": 139, "reason": "Error", "finishedAt": "2026-11-22T12:05:00Z"}
+
+
+@pytest.mark.parametrize("phase", ["Running", "Failed"])
+def test_an_engine_that_ends_beside_a_sidecar_has_failed(phase: str) -> None:
+    status = {"phase": phase, "containerStatuses": [SIDECAR, *engine({"terminated": ENDED})]}
+    pod = read_pod(raw_pod(status))
+    assert pod is not None
+    assert pod.failure is not None
+    assert (pod.failure.exit_code, pod.failure.reason) == (139, "Error")
+    assert not pod.live
+
+
+def test_a_sidecar_that_ends_is_trouble_and_no_failure_of_the_engine() -> None:
+    ended = {"name": "proxy", "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}
+    status = {"phase": "Running", "containerStatuses": [ended, *engine({"running": {}})]}
+    pod = read_pod(raw_pod(status))
+    assert pod is not None
+    assert pod.failure is None
+    assert pod.trouble_reason == "SidecarEnded"
+    assert "proxy ended with exit code 1" in pod.trouble
+    assert "delete the pod" in pod.trouble
+
+
+@pytest.mark.parametrize("place", ["initContainerStatuses", "containerStatuses"])
+def test_trouble_of_any_container_is_named(place: str) -> None:
+    loop = {
+        "name": "proxy",
+        "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 5m0s"}},
+        "lastState": {"terminated": {"exitCode": 2, "reason": "Error", "message": "no config"}},
+    }
+    pod = read_pod(raw_pod({"phase": "Pending", place: [loop]}))
+    assert pod is not None
+    assert pod.trouble_reason == "CrashLoopBackOff"
+    assert pod.trouble == (
+        "container proxy: CrashLoopBackOff: back-off 5m0s; it ended with exit code 2 (Error):"
+        " no config"
+    )
+
+
+def test_an_init_container_that_fails_is_the_evidence() -> None:
+    init = [{"name": "memlock", "state": {"terminated": {**ENDED, "exitCode": 7}}}]
+    waiting = engine({"waiting": {"reason": "PodInitializing"}})
+    status = {"phase": "Failed", "initContainerStatuses": init, "containerStatuses": waiting}
+    pod = read_pod(raw_pod(status))
+    assert pod is not None
+    assert pod.failure is not None
+    assert (pod.failure.exit_code, pod.failure.container) == (7, "memlock")
+    assert pod.failure.reason == "container memlock: Error"
+
+
 def test_an_evicted_worker_has_evidence_too() -> None:
     status = {"phase": "Failed", "reason": "Evicted", "message": "disk", "startTime": None}
     pod = read_pod(raw_pod(status))

@@ -1,7 +1,9 @@
 """A worker: its pod, its own report, how it failed, and what a probe between two showed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from tandem_operator.names.pods import ENGINE_CONTAINER
 from tandem_operator.pair import Role
@@ -50,7 +52,10 @@ class PodFailure:
 
 @dataclass(frozen=True)
 class WorkerPod:
-    """One worker pod. `state` is None when nobody asked for it or the worker didn't answer."""
+    """One worker pod. `state` is None when nobody asked for it or the worker didn't answer.
+
+    `manifest` is the pod as the API server has it: what another worker of its revision is made of.
+    """
 
     name: str
     uid: str
@@ -69,12 +74,14 @@ class WorkerPod:
     cost: int = 0
     restarts: int = 0
     started: bool = False
+    served: bool = False  # it, or the worker that it was made like, has been ready
     trouble: str = ""  # why it is not ready: "ErrImagePull: …", "the container proxy ended …"
     trouble_reason: str = ""
     failure: PodFailure | None = None
     admin_token: str = field(default="", repr=False)
     memlock: str = ""  # what the memlock check printed: "unlimited" or KiB
     state: WorkerState | None = None
+    manifest: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def live(self) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,12 +11,19 @@ from tandem_operator.api.kv_transfer import TransferBackend
 from tandem_operator.api.pool import Pool
 from tandem_operator.api.quantity import parse_quantity
 from tandem_operator.facts.observed import Observed
+from tandem_operator.facts.worker import WorkerPod
 from tandem_operator.manifests.pod_template import merge_template
 from tandem_operator.manifests.storage import ModelStorage, build_storage
 from tandem_operator.manifests.wiring import PodWiring, Wiring, build_wiring
 from tandem_operator.names import worker as flags
-from tandem_operator.names.annotations import ANNOTATION_BOOTSTRAP_PORT, ANNOTATION_RESTARTS
-from tandem_operator.names.labels import LABEL_SERVICE, LABEL_WORKER, worker_labels
+from tandem_operator.names.annotations import (
+    ANNOTATION_BOOTSTRAP_PORT,
+    ANNOTATION_DRAINING,
+    ANNOTATION_MOVING,
+    ANNOTATION_RESTARTS,
+    ANNOTATION_SERVED,
+)
+from tandem_operator.names.labels import LABEL_GROUP, LABEL_SERVICE, LABEL_WORKER, worker_labels
 from tandem_operator.names.objects import API_VERSION, WORKER_POOL, worker_name
 from tandem_operator.names.pods import (
     ENGINE_CONTAINER,
@@ -39,6 +47,9 @@ GRACE_AFTER_DRAIN_SECONDS: Final = 30
 _STARTUP = {"periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": 3600}
 _READINESS = {"periodSeconds": 2, "timeoutSeconds": 5, "failureThreshold": 3}
 _LIVENESS = {"periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6}
+_KEPT_METADATA: Final = ("namespace", "labels", "annotations", "ownerReferences")
+# Fields of a pod's spec that the API server, admission or the scheduler filled in.
+_FILLED_IN: Final = ("nodeName", "priority", "preemptionPolicy", "overhead", "ephemeralContainers")
 USER_ID: Final = 65532
 """The user that the images run as."""
 
@@ -98,6 +109,35 @@ def build_worker_pod(
         "spec": _pod_spec(observed, spec, worker),
     }
     return merge_template(pod, spec.pool(worker.role).pod_template)
+
+
+def build_worker_like(
+    observed: Observed, worker: WorkerPod, name: str, restarts: int
+) -> dict[str, Any]:
+    """A pod that runs what `worker` runs, for a revision that the spec no longer describes.
+
+    It has another name and an admin token of its own.
+    """
+    pod = deepcopy(dict(worker.manifest))
+    metadata = {key: pod["metadata"][key] for key in _KEPT_METADATA if key in pod["metadata"]}
+    annotations = dict(metadata.get("annotations") or {})
+    for marked in (ANNOTATION_DRAINING, ANNOTATION_MOVING):
+        annotations.pop(marked, None)
+    annotations[ANNOTATION_RESTARTS] = str(restarts)
+    if worker.served:
+        annotations[ANNOTATION_SERVED] = "true"
+    labels = {**metadata["labels"], LABEL_GROUP: name.rsplit("-", 1)[-1]}
+    spec = {key: value for key, value in pod["spec"].items() if key not in _FILLED_IN}
+    for container in spec["containers"]:
+        for env in container.get("env") or []:
+            if env["name"] == ENV_ADMIN_TOKEN:
+                env["value"] = admin_token(observed.entropy, name)
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {**metadata, "name": name, "labels": labels, "annotations": annotations},
+        "spec": spec,
+    }
 
 
 def admin_token(entropy: str, pod_name: str) -> str:

@@ -12,6 +12,7 @@ from tandem_operator.names.annotations import (
     ANNOTATION_DRAINING,
     ANNOTATION_MOVING,
     ANNOTATION_RESTARTS,
+    ANNOTATION_SERVED,
 )
 from tandem_operator.names.labels import LABEL_GROUP, LABEL_REVISION, LABEL_ROLE, ROUTER
 from tandem_operator.names.pods import (
@@ -57,11 +58,13 @@ def read_pod(pod: JsonObject) -> WorkerPod | None:
         cost=_number(notes, ANNOTATION_COST, 0),
         restarts=_number(notes, ANNOTATION_RESTARTS, 0),
         started="running" in engine.get("state", {}),
+        served=_served(notes, ready, engine),
         trouble=trouble,
         trouble_reason=reason,
         failure=_failure(meta, status, engine),
         admin_token=_token(pod),
         memlock=_memlock(status),
+        manifest=pod,
     )
 
 
@@ -73,6 +76,16 @@ def read_router_pod(pod: JsonObject) -> PodAddress | None:
     if not (is_router and ready and status.get("podIP")) or meta.get("deletionTimestamp"):
         return None
     return PodAddress(meta["uid"], status["podIP"])
+
+
+def _served(notes: dict[str, str], ready: JsonObject, engine: JsonObject) -> bool:
+    """Whether the pod was ready at any time: else Ready is False since before its engine ran."""
+    if ready.get("status") == "True" or notes.get(ANNOTATION_SERVED) == "true":
+        return True
+    state = engine.get("state", {})
+    ran = state.get("running") or state.get("terminated") or {}
+    since, began = read_time(ready.get("lastTransitionTime")), read_time(ran.get("startedAt"))
+    return since is not None and began is not None and since > began
 
 
 def _draining_since(notes: dict[str, str]) -> datetime | None:

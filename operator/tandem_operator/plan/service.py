@@ -9,7 +9,7 @@ from tandem_operator.manifests.fleet import build_fleet, build_owner, build_pool
 from tandem_operator.manifests.revision import revision_of
 from tandem_operator.manifests.router import build_router
 from tandem_operator.manifests.wiring import Wiring
-from tandem_operator.manifests.worker import Blueprint, build_worker_pod
+from tandem_operator.manifests.worker import Blueprint, build_worker_like, build_worker_pod
 from tandem_operator.names.objects import pool_name
 from tandem_operator.pair import Pair, Role
 from tandem_operator.plan.notes import note_conditions, note_invalid_spec, note_scaling
@@ -17,7 +17,7 @@ from tandem_operator.plan.rollout.deletion import plan_deletion
 from tandem_operator.plan.rollout.failures import keep_evidence
 from tandem_operator.plan.rollout.probe import plan_probe
 from tandem_operator.plan.rollout.stage import RolloutStep, RolloutView, plan_rollout
-from tandem_operator.plan.rollout.workers import PoolSteps, PoolTask, plan_pool
+from tandem_operator.plan.rollout.workers import NewWorker, PoolSteps, PoolTask, plan_pool
 from tandem_operator.plan.scale.policy import plan_scaling
 from tandem_operator.plan.scale.targets import PoolTarget, plan_targets
 from tandem_operator.plan.status.basis import StatusBasis
@@ -53,7 +53,7 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
     if not wiring.supported:
         blockers.append(wiring.problem)
     step = plan_rollout(_rollout_view(observed, spec, revision, targets))
-    steps = _plan_pools(observed, spec, step, targets, blocked=bool(blockers), now=now)
+    steps = _plan_pools(observed, spec, step, targets, revision, blocked=bool(blockers), now=now)
     failures, failure_notes = keep_evidence(observed)
     basis = StatusBasis(
         observed, spec, revision, step, targets, wiring, blockers, failures, memory, now
@@ -130,7 +130,7 @@ def _rollout_view(
     return RolloutView(
         target=target,
         routed=routed,
-        routed_live=any(pod.started and pod.revision == routed for pod in present),
+        routed_served=any(pod.served and pod.revision == routed for pod in observed.pods),
         routers_changed=router is not None and router.rolled_out,
         target_ready=all(number >= pool.desired for number, pool in ready.zip(targets)),
         old_workers=any(pod.revision != target for pod in observed.pods),
@@ -143,6 +143,7 @@ def _plan_pools(
     spec: InferenceServiceSpec,
     step: RolloutStep,
     targets: Pair[PoolTarget],
+    target: str,
     *,
     blocked: bool,
     now: datetime,
@@ -152,7 +153,7 @@ def _plan_pools(
         if blocked or pool is None or pool.deleting:
             return PoolSteps(requeue_after=30.0 if blocked else 0.5)
         drain_seconds = spec.rollout.drain_seconds
-        return plan_pool(PoolTask(observed, role, desired, step, drain_seconds, now))
+        return plan_pool(PoolTask(observed, role, desired, step, target, drain_seconds, now))
 
     return Pair.build(plan)
 
@@ -164,11 +165,13 @@ def _new_pods(
     revision: str,
     wiring: Wiring,
 ) -> tuple[dict[str, Any], ...]:
-    return tuple(
-        build_worker_pod(observed, spec, Blueprint(role, new.name, revision, wiring, new.restarts))
-        for role, pool in steps.items()
-        for new in pool.create
-    )
+    def build(role: Role, new: NewWorker) -> dict[str, Any]:
+        if new.like is not None:
+            return build_worker_like(observed, new.like, new.name, new.restarts)
+        blueprint = Blueprint(role, new.name, revision, wiring, new.restarts)
+        return build_worker_pod(observed, spec, blueprint)
+
+    return tuple(build(role, new) for role, pool in steps.items() for new in pool.create)
 
 
 def _changed_pools(

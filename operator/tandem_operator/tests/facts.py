@@ -50,6 +50,7 @@ def make_pod(name: str = "qwen-decode-a", **changes: Any) -> WorkerPod:
         "node": "node-1",
         "ready": True,
         "started": True,
+        "served": True,
         "admin_token": "token",
     }
     return WorkerPod(**{**facts, **changes})
@@ -87,6 +88,7 @@ class Fleet:
     has_finalizer: bool = False
     plans: list[Plan] = field(default_factory=list)
     num_pods_made: int = 0
+    broken: set[str] = field(default_factory=set)  # revisions whose pods never start
 
     def observe(self) -> Observed:
         """What an observer would see."""
@@ -135,8 +137,8 @@ class Fleet:
     def start_pods(self) -> None:
         """Every pod that waits runs and is ready."""
         for name, pod in self.pods.items():
-            if not pod.started and pod.failure is None:
-                self.pods[name] = replace(pod, started=True, ready=True, ip="10.0.0.9")
+            if not pod.started and pod.failure is None and pod.revision not in self.broken:
+                self.pods[name] = replace(pod, started=True, served=True, ready=True, ip="10.0.0.9")
 
     def crash(self, name: str, reason: str = "Error") -> None:
         """The engine of a pod ends."""

@@ -2,7 +2,8 @@
 
 A whole new revision comes up beside the old one; when all of it is ready the routers change over;
 when the routers have changed over, the old workers drain. Revisions never serve each other: a
-router of one revision uses workers of its own revision only.
+router of one revision uses workers of its own revision only. Until the routers change over, the
+revision that serves keeps its numbers: its workers that fail are replaced by workers like them.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class RolloutView:
 
     target: str
     routed: str  # revision of the router Deployment
-    routed_live: bool  # workers of `routed` that were started exist
+    routed_served: bool  # `routed` has workers that served, or that replace such
     routers_changed: bool  # every router is of `routed`, ready, and no other is left
     target_ready: bool  # the target's workers are all ready
     old_workers: bool  # workers of other revisions than the target exist
@@ -36,13 +37,13 @@ class RolloutView:
 class RolloutStep:
     """What to do now.
 
-    `grow`: the revision whose workers are kept at the desired number, "" for none. `route`: the one
+    `grow`: the revisions whose workers are kept at the desired number. `route`: the one
     that routers use. `keep`: revisions whose workers stay; None: all of them, because a router that
     is being replaced may still have streams on any of them.
     """
 
     stage: Stage
-    grow: str
+    grow: tuple[str, ...]
     route: str
     keep: frozenset[str] | None
 
@@ -50,22 +51,22 @@ class RolloutStep:
 def plan_rollout(view: RolloutView) -> RolloutStep:
     """The next step. Idempotent: the same view gives the same step."""
     target, routed = view.target, view.routed
-    serving = bool(routed) and view.routed_live
+    serving = bool(routed) and view.routed_served
     if routed == target or not (serving or view.paused):
         return _routed_to_target(view)
     keep = frozenset({routed, target}) if view.routers_changed else None
     if view.paused:
-        return RolloutStep(Stage.PAUSED, "" if routed else target, routed or target, keep)
+        return RolloutStep(Stage.PAUSED, (routed or target,), routed or target, keep)
     if view.target_ready:
-        return RolloutStep(Stage.SWITCH, target, target, keep)
-    return RolloutStep(Stage.SURGE, target, routed, keep)
+        return RolloutStep(Stage.SWITCH, (target,), target, keep)
+    return RolloutStep(Stage.SURGE, (routed, target), routed, keep)
 
 
 def _routed_to_target(view: RolloutView) -> RolloutStep:
     target = view.target
     if not view.old_workers:
         stage = Stage.STEADY if view.routed == target and view.routers_changed else Stage.SWITCH
-        return RolloutStep(stage, target, target, frozenset({target}))
-    if (view.routed == target and view.routers_changed) or not view.routed_live:
-        return RolloutStep(Stage.RETIRE, target, target, frozenset({target}))
-    return RolloutStep(Stage.SWITCH, target, target, None)
+        return RolloutStep(stage, (target,), target, frozenset({target}))
+    if (view.routed == target and view.routers_changed) or not view.routed_served:
+        return RolloutStep(Stage.RETIRE, (target,), target, frozenset({target}))
+    return RolloutStep(Stage.SWITCH, (target,), target, None)

@@ -32,10 +32,11 @@ HEALTHY_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class NewWorker:
-    """A worker to create."""
+    """A worker to create: of the spec's revision, or `like` a worker of an older one."""
 
     name: str
     restarts: int
+    like: WorkerPod | None = None
 
 
 @dataclass
@@ -62,12 +63,16 @@ class PoolSteps:
 
 @dataclass(frozen=True)
 class PoolTask:
-    """One pool, and what is wanted of it: `desired` workers of the revision `step.grow`."""
+    """One pool, and what is wanted of it: `desired` workers of each revision in `step.grow`.
+
+    `target` is the revision of the spec.
+    """
 
     observed: Observed
     role: Role
     desired: int
     step: RolloutStep
+    target: str
     drain_seconds: int
     now: datetime
 
@@ -76,10 +81,9 @@ class PoolTask:
         """The pods of the role, oldest first."""
         return self.observed.pods_of(self.role)
 
-    @property
-    def growing(self) -> tuple[WorkerPod, ...]:
-        """The pods of the revision that grows."""
-        return tuple(pod for pod in self.pods if pod.revision == self.step.grow)
+    def of_revision(self, revision: str) -> tuple[WorkerPod, ...]:
+        """The pods of one revision, oldest first."""
+        return tuple(pod for pod in self.pods if pod.revision == revision)
 
     @property
     def failed(self) -> list[WorkerPod]:
@@ -95,12 +99,12 @@ def plan_pool(task: PoolTask) -> PoolSteps:
     """What to do with the pods of one pool now."""
     steps = PoolSteps()
     grow, keep = task.step.grow, task.step.keep
-    if grow:
-        _meet_desired(task, steps)
+    for revision in grow:
+        _meet_desired(task, revision, steps)
     steps.delete.extend(
         Deletion(pod.name, pod.uid)
         for pod in task.failed
-        if pod.revision != grow and (keep is None or bool(grow))
+        if pod.revision not in grow and (keep is None or pod.revision not in keep)
     )
     for pod in task.pods:
         if keep is not None and pod.revision not in keep and pod.live:
@@ -112,10 +116,16 @@ def plan_pool(task: PoolTask) -> PoolSteps:
     return steps
 
 
-def _meet_desired(task: PoolTask, steps: PoolSteps) -> None:
-    names = _free_names(task)
-    missing = task.desired - sum(pod.live for pod in task.growing)
-    failed = [pod for pod in task.failed if pod.revision == task.step.grow]
+def _meet_desired(task: PoolTask, revision: str, steps: PoolSteps) -> None:
+    names, pods = _free_names(task, revision), task.of_revision(revision)
+    missing = task.desired - sum(pod.live for pod in pods)
+    like = None
+    if revision != task.target:
+        # The spec has changed since: the workers of an older revision are made like each other.
+        like = next(iter(pods), None)
+        if like is None:
+            return
+    failed = [pod for pod in task.failed if pod.revision == revision]
     for pod in sorted(failed, key=lambda pod: pod.restarts):
         if missing <= 0:
             steps.delete.append(Deletion(pod.name, pod.uid))
@@ -125,32 +135,32 @@ def _meet_desired(task: PoolTask, steps: PoolSteps) -> None:
         if wait > 0:
             steps.again(wait)
             continue
-        new = NewWorker(next(names), _restarts_after(pod))
+        new = NewWorker(next(names), _restarts_after(pod), like)
         steps.create.append(new)
         steps.delete.append(Deletion(pod.name, pod.uid))
         steps.notes.append(Note("Replacing", f"{new.name} replaces {pod.name}, which failed"))
-    for pod in task.growing:
+    for pod in pods:
         if missing > 0 and _can_return(pod):
             missing -= 1
             steps.add(cancel_drain(pod))
             steps.notes.append(Note("DrainCancelled", f"{pod.name} is needed again"))
     for _ in range(missing):
-        new = NewWorker(next(names), 0)
+        new = NewWorker(next(names), 0, like)
         steps.create.append(new)
         steps.notes.append(Note("Creating", f"creating worker {new.name}"))
     if missing < 0:
-        _shrink(task, -missing, steps)
+        _shrink(task, pods, -missing, steps)
 
 
-def _shrink(task: PoolTask, surplus: int, steps: PoolSteps) -> None:
-    live = [pod for pod in task.growing if pod.live]
+def _shrink(task: PoolTask, pods: tuple[WorkerPod, ...], surplus: int, steps: PoolSteps) -> None:
+    live = [pod for pod in pods if pod.live]
     unstarted = sorted((p for p in live if not p.started), key=lambda p: p.created, reverse=True)
     for pod in unstarted[:surplus]:
         steps.delete.append(Deletion(pod.name, pod.uid))
         steps.notes.append(Note("Deleting", f"{pod.name} is not needed and had not started"))
     surplus -= min(surplus, len(unstarted))
     # One at a time: the survivors take over its load before the next one goes.
-    if surplus > 0 and not any(_drains(pod) for pod in task.growing):
+    if surplus > 0 and not any(_drains(pod) for pod in pods):
         victim = choose_victim(tuple(pod for pod in live if pod.started))
         steps.add(start_drain(victim, task.now, move=task.can_move(victim)))
         steps.notes.append(Note("Draining", f"{victim.name} has the least resident work"))
@@ -183,11 +193,11 @@ def _can_return(pod: WorkerPod) -> bool:
     return _drains(pod) and pod.ready and pod.state is not None
 
 
-def _free_names(task: PoolTask) -> Iterator[str]:
+def _free_names(task: PoolTask, revision: str) -> Iterator[str]:
     observed = task.observed
     taken = {pod.name for pod in observed.pods}
     for number in count():
-        group = stable_id(observed.uid, str(task.role), task.step.grow, number)
+        group = stable_id(observed.uid, str(task.role), revision, number)
         name = worker_pod_name(observed.name, task.role, group)
         if name not in taken:
             yield name

@@ -112,10 +112,19 @@ def _progressing(basis: StatusBasis) -> Judgement:
         stuck = old.reason == "ProgressDeadlineExceeded"
         late = old.status is ConditionStatus.TRUE and basis.now - old.last_transition_time > limit
         if stuck or late:
-            message = f"not finished within {limit}: {busy}; the old workers continue to serve"
+            message = f"not finished within {limit}: {busy}{_who_serves(basis)}"
             return Judgement(False, "ProgressDeadlineExceeded", message)
     reason = "RollingOut" if step.stage is not Stage.STEADY else "Scaling"
     return Judgement(True, reason, busy)
+
+
+def _who_serves(basis: StatusBasis) -> str:
+    """What an unfinished roll-out means for requests."""
+    if basis.serving == basis.target:
+        return ""
+    if basis.workers(Role.DECODE, basis.serving):
+        return f"; the workers of revision {basis.serving} continue to serve"
+    return f"; no decode worker of revision {basis.serving} is ready either"
 
 
 def _capacity(basis: StatusBasis) -> Judgement:

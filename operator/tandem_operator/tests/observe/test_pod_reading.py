@@ -134,6 +134,20 @@ def test_trouble_of_any_container_is_named(place: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("since", "served"), [("2026-11-22T12:05:00Z", True), ("2026-11-22T12:00:00Z", False)]
+)
+def test_whether_a_worker_served_outlives_it(since: str, served: bool) -> None:
+    ready = {"type": "Ready", "status": "False", "lastTransitionTime": since}
+    ended = engine({"terminated": {**ENDED, "startedAt": "2026-11-22T12:00:03Z"}})
+    pod = read_pod(raw_pod({"conditions": [ready], "containerStatuses": ended}))
+    assert pod is not None
+    assert pod.served == served
+    annotated = read_pod(raw_pod({}, served="true"))
+    assert annotated is not None
+    assert annotated.served
+
+
 def test_an_init_container_that_fails_is_the_evidence() -> None:
     init = [{"name": "memlock", "state": {"terminated": {**ENDED, "exitCode": 7}}}]
     waiting = engine({"waiting": {"reason": "PodInitializing"}})

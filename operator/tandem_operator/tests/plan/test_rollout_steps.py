@@ -1,20 +1,22 @@
 """Replace-all: surge, switch, retire; never two revisions behind one router."""
 
 from dataclasses import replace
+from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem_operator.pair import Role
+from tandem_operator.manifests.revision import revision_of
+from tandem_operator.pair import Pair, Role
 from tandem_operator.plan.rollout.stage import RolloutView, Stage, plan_rollout
-from tandem_operator.tests.facts import Fleet, make_spec
+from tandem_operator.tests.facts import IMAGES, Fleet, make_spec
 
 STEADY = RolloutView("new", "new", True, True, True, False)
 views = st.builds(
     RolloutView,
     target=st.sampled_from(["a", "b"]),
     routed=st.sampled_from(["", "a", "b", "c"]),
-    routed_live=st.booleans(),
+    routed_served=st.booleans(),
     routers_changed=st.booleans(),
     target_ready=st.booleans(),
     old_workers=st.booleans(),
@@ -25,7 +27,7 @@ views = st.builds(
 @given(views)
 def test_routers_change_over_only_to_ready_workers(view: RolloutView) -> None:
     step = plan_rollout(view)
-    if step.route != view.routed and view.routed and view.routed_live:
+    if step.route != view.routed and view.routed and view.routed_served:
         assert view.target_ready
         assert not view.paused
 
@@ -35,13 +37,16 @@ def test_workers_behind_a_router_are_never_retired(view: RolloutView) -> None:
     step = plan_rollout(view)
     if step.keep is not None:
         assert step.route in step.keep
-        if view.routed and view.routed_live and step.route != view.routed:
+        if view.routed and view.routed_served and step.route != view.routed:
             assert view.routed in step.keep
 
 
 @given(views)
-def test_only_the_target_grows(view: RolloutView) -> None:
-    assert plan_rollout(view).grow in ("", view.target)
+def test_the_target_grows_and_until_the_switch_what_serves_is_kept_up(view: RolloutView) -> None:
+    step = plan_rollout(view)
+    assert set(step.grow) <= {view.target, view.routed}
+    assert step.route in step.grow
+    assert view.paused or view.target in step.grow
 
 
 def test_stages_in_order() -> None:
@@ -62,9 +67,9 @@ def test_stages_in_order() -> None:
 def test_paused_holds_where_it_is() -> None:
     view = RolloutView("new", "old", True, True, True, True, paused=True)
     step = plan_rollout(view)
-    assert (step.stage, step.grow, step.route) == (Stage.PAUSED, "", "old")
+    assert (step.stage, step.grow, step.route) == (Stage.PAUSED, ("old",), "old")
     first = RolloutView("new", "", False, False, False, False, paused=True)
-    assert plan_rollout(first).grow == "new"
+    assert plan_rollout(first).grow == ("new",)
 
 
 def test_a_dead_old_revision_is_replaced_without_waiting() -> None:
@@ -123,3 +128,98 @@ def test_scaling_works_while_a_rollout_runs() -> None:
     fleet.scale(Role.DECODE, 4)
     fleet.settle()
     assert fleet.count(Role.DECODE) == 4
+
+
+def start_bad_rollout(**fields: Any) -> tuple[Fleet, str]:
+    """A fleet in whose roll-out no new worker ever starts, and the revision that serves."""
+    fleet = Fleet(make_spec(**fields))
+    fleet.settle()
+    first = str(fleet.status.revision)
+    fleet.edit(make_spec(engine={"image": "typo:1"}, **fields))
+    fleet.broken.add(revision_of(fleet.spec, IMAGES))
+    fleet.step()
+    return fleet, first
+
+
+def serving(fleet: Fleet, revision: str, role: Role) -> int:
+    pods = fleet.pods.values()
+    return sum(pod.revision == revision and pod.role is role and pod.ready for pod in pods)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["crash", "delete", "pass"]), st.integers(0, 9)), max_size=9)
+)
+@settings(max_examples=40, deadline=None)
+def test_what_serves_is_kept_up_while_nothing_new_can_start(
+    history: list[tuple[str, int]],
+) -> None:
+    fleet, first = start_bad_rollout()
+    for kind, number in history:
+        old = sorted(n for n, p in fleet.pods.items() if p.revision == first and p.ready)
+        if kind == "crash" and old:
+            fleet.crash(old[number % len(old)])
+        elif kind == "delete" and len(old) == 3:
+            decode = [name for name in old if fleet.pods[name].role is Role.DECODE]
+            del fleet.pods[decode[number % len(decode)]]
+        fleet.step()
+    fleet.step(seconds=400)
+    for _ in range(3):
+        fleet.step()
+    assert Pair.build(lambda role: serving(fleet, first, role)) == Pair(1, 2)
+    assert fleet.router is not None
+    assert fleet.router.revision == first
+    ready = next(item for item in fleet.status.conditions if item.type == "Ready")
+    assert ready.status == "True"
+
+
+def test_the_only_worker_that_serves_is_replaced_at_its_revision() -> None:
+    fleet, first = start_bad_rollout(prefill={"replicas": 0}, decode={"replicas": 1})
+    (name,) = (name for name, pod in fleet.pods.items() if pod.revision == first)
+    old_token = fleet.pods[name].admin_token
+    fleet.crash(name)
+    plan = fleet.step()
+    (body,) = plan.create
+    engine = body["spec"]["containers"][0]
+    assert engine["image"] == "engine:1"
+    assert body["metadata"]["labels"]["tandem.dev/revision"] == first
+    assert "nodeName" not in body["spec"]
+    (token,) = (env["value"] for env in engine["env"] if env["name"] == "TANDEM_ADMIN_TOKEN")
+    assert token not in ("", old_token)
+    fleet.step()
+    assert serving(fleet, first, Role.DECODE) == 1
+    assert fleet.router is not None
+    assert fleet.router.revision == first
+
+
+def test_what_serves_follows_the_load_while_nothing_new_can_start() -> None:
+    fleet, first = start_bad_rollout()
+    fleet.scale(Role.DECODE, 4)
+    for _ in range(4):
+        fleet.step()
+    assert serving(fleet, first, Role.DECODE) == 4
+
+
+def test_a_first_revision_that_never_served_is_replaced_without_waiting() -> None:
+    """Else workers that can't start would hold the places of those that could."""
+    fleet = Fleet(make_spec(engine={"image": "typo:1"}))
+    fleet.broken.add(revision_of(fleet.spec, IMAGES))
+    for _ in range(4):
+        fleet.step()
+    fleet.edit(make_spec())
+    fleet.step(start_pods=False)
+    assert {pod.revision for pod in fleet.pods.values()} == {revision_of(fleet.spec, IMAGES)}
+
+
+def test_an_outage_is_not_called_serving() -> None:
+    fields = {"rollout": {"drainSeconds": 60, "progressDeadlineSeconds": 60}}
+    fleet, first = start_bad_rollout(**fields)
+    for name, pod in list(fleet.pods.items()):
+        if pod.revision == first:
+            fleet.crash(name)
+    fleet.broken.add(first)
+    for _ in range(90):
+        fleet.step()
+    progressing = next(c for c in fleet.status.conditions if c.type == "Progressing")
+    assert progressing.reason == "ProgressDeadlineExceeded"
+    assert "continue to serve" not in progressing.message
+    assert f"no decode worker of revision {first} is ready" in progressing.message

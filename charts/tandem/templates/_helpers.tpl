@@ -81,5 +81,5 @@ reading pods. Nothing here reads a secret. */ -}}
   verbs: [get, create, patch, delete]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create]
+  verbs: [create, list]
 {{- end -}}

@@ -178,6 +178,13 @@ class Cluster:
         response = await self._call("get", path, query_params=query)
         return (await response.text()).rstrip()
 
+    async def last_warning(self, namespace: str, pod: str) -> JsonObject | None:
+        """The newest warning among the events about a pod, or None."""
+        selector = f"regarding.kind=Pod,regarding.name={pod},type=Warning"
+        path = self._path("Event", None, namespace)
+        answer = await self._request("get", path, query_params=[("fieldSelector", selector)])
+        return max(answer.get("items", []), key=_event_time, default=None)
+
     def _path(self, kind: str, name: str | None, namespace: str | None) -> str:
         return str(self._resources[kind].path(name=name, namespace=namespace))
 
@@ -210,6 +217,16 @@ def _resource(kind: Kind, dynamic: DynamicClient) -> Resource:
         namespaced=kind.namespaced,
         name=kind.plural,
         client=dynamic,
+    )
+
+
+def _event_time(event: JsonObject) -> str:
+    series = event.get("series") or {}
+    return str(
+        series.get("lastObservedTime")
+        or event.get("deprecatedLastTimestamp")
+        or event.get("eventTime")
+        or event["metadata"].get("creationTimestamp")
     )
 
 

@@ -23,7 +23,7 @@ from tandem_operator.names.objects import (
     WORKER_POOL,
 )
 from tandem_operator.names.worker import ACTION_PROBE
-from tandem_operator.plan import Deletion, EngineCall, Plan, PodMark
+from tandem_operator.plan import Deletion, EngineCall, Note, Plan, PodMark
 from tandem_operator.plan.steps import PolicyTargets
 
 REAPPLY_SECONDS: Final = 30.0
@@ -61,16 +61,20 @@ class Executor:
         others = [child for child in plan.apply if child["kind"] != "RoleBinding"]
         await self._all((self._apply(child, observed) for child in others), errors)
         await self._all((self._apply(child, observed) for child in grants), errors)
-        await self._all((self._create(pod) for pod in plan.create), errors)
+        refused: dict[str, str] = {}
+        await self._all((self._create(pod, refused) for pod in plan.create), errors)
         await self._all((self._mark(mark, observed) for mark in plan.mark), errors)
         for call in plan.engine_calls:
             if call.action == ACTION_PROBE:
                 probe = await self._probe(call)
         calls = [call for call in plan.engine_calls if call.action != ACTION_PROBE]
         await self._all((self._call(call) for call in calls), errors)
-        await self._all((self._delete(item, observed) for item in plan.delete), errors)
+        deletions = [item for item in plan.delete if item.replaced_by not in refused]
+        await self._all((self._delete(item, observed) for item in deletions), errors)
         await self._try(self._status(plan, observed), errors)
-        for note in plan.events:
+        told = [note for note in plan.events if note.created not in refused]
+        told += [Note("CreateRefused", text, warning=True) for text in refused.values()]
+        for note in told:
             await self._events.post(note, observed)
         if errors:
             raise errors[0]
@@ -128,12 +132,17 @@ class Executor:
             " remove or rename it"
         )
 
-    async def _create(self, pod: JsonObject) -> None:
+    async def _create(self, pod: JsonObject, refused: dict[str, str]) -> None:
+        """Create a pod. If the API server refuses it, `refused` says why, by the pod's name."""
+        name = pod["metadata"]["name"]
         try:
             await self._cluster.create(pod)
         except ConflictError:
             # The name is ours by its hash; an earlier pass made it and we looked too early.
-            log.info("pod exists already", pod=pod["metadata"]["name"])
+            log.info("pod exists already", pod=name)
+        except ClusterError as error:
+            refused[name] = f"worker {name} was not created: {error}"
+            raise
 
     async def _mark(self, mark: PodMark, observed: Observed) -> None:
         body = {"metadata": {"uid": mark.uid, "annotations": dict(mark.annotations)}}

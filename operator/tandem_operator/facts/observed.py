@@ -42,6 +42,15 @@ class RouterView:
 
 
 @dataclass(frozen=True)
+class RouterTrouble:
+    """Why one router pod is not ready: the reason as Kubernetes gives it, and a sentence."""
+
+    pod: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
 class PodAddress:
     """Where one ready pod answers."""
 
@@ -83,6 +92,7 @@ class Observed:
     pods: tuple[WorkerPod, ...] = ()
     router: RouterView | None = None
     router_pods: tuple[PodAddress, ...] = ()
+    router_troubles: tuple[RouterTrouble, ...] = ()
     nodes: tuple[NodeView, ...] | None = None  # None: not allowed to read nodes
     probe: ProbeResult | None = None
     last_error: str = ""  # what went wrong in the last pass

@@ -5,10 +5,13 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import structlog
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
 from tandem_operator.api.rdma import RdmaMode
-from tandem_operator.clients.cluster import Cluster
+from tandem_operator.clients.cluster import Cluster, JsonObject
 from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.errors import ClusterError, MissingError
 from tandem_operator.facts.observed import Images, NodeView, Observed, PoolView, RouterView
@@ -24,12 +27,22 @@ from tandem_operator.observe.objects import (
     read_status,
     read_workers,
 )
-from tandem_operator.observe.pod import read_router_pod, read_time
+from tandem_operator.observe.pod import (
+    read_router_pod,
+    read_router_trouble,
+    read_time,
+    waits_for_volumes,
+    with_warning,
+)
 from tandem_operator.observe.scaling import ScalingObserver
 from tandem_operator.pair import Pair
 
 LOG_LINES = 30
+WAITING_LIMIT = timedelta(seconds=15)
+"""A pod that waits for its volumes for this time is asked about."""
 FORBIDDEN = 403
+
+log = structlog.get_logger("tandem.observe")
 
 
 class Observer:
@@ -64,6 +77,7 @@ class Observer:
             self._cluster.list(WORKER_POOL, namespace, f"{LABEL_SERVICE}={name}"),
             self._router(namespace, name),
         )
+        pods = await self._with_warnings(namespace, pods)
         meta = raw["metadata"]
         spec, spec_error = read_spec(raw)
         views = read_pools(name, meta["uid"], pools)
@@ -85,6 +99,7 @@ class Observer:
             pods=await self._with_states(workers, views, all_of_them=deleting is not None),
             router=router,
             router_pods=tuple(found for pod in pods if (found := read_router_pod(pod))),
+            router_troubles=tuple(told for pod in pods if (told := read_router_trouble(pod))),
             nodes=await self._nodes(spec),
             probe=probe,
             last_error=last_error,
@@ -100,6 +115,27 @@ class Observer:
             return None
         return read_router(deployment)
 
+    async def _with_warnings(self, namespace: str, pods: list[JsonObject]) -> list[JsonObject]:
+        """The pods; where one waits for its volumes, the reason is that of its last warning.
+
+        Kubernetes tells of a volume that can't be mounted in an event and nowhere else.
+        """
+        late = datetime.now(UTC) - WAITING_LIMIT
+
+        async def add(pod: JsonObject) -> JsonObject:
+            created = read_time(pod["metadata"].get("creationTimestamp"))
+            if not waits_for_volumes(pod) or created is None or created > late:
+                return pod
+            name = pod["metadata"]["name"]
+            try:
+                found = await self._cluster.last_warning(namespace, name)
+            except ClusterError as error:
+                log.info("events can't be read", pod=name, error=str(error))
+                return pod
+            return with_warning(pod, found) if found else pod
+
+        return list(await asyncio.gather(*(add(pod) for pod in pods)))
+
     async def _with_evidence(
         self, namespace: str, pods: tuple[WorkerPod, ...], status: InferenceServiceStatus
     ) -> tuple[WorkerPod, ...]:
@@ -110,10 +146,12 @@ class Observer:
             if failure is None or (pod.name, failure.at) in known:
                 return pod
             try:
-                log = await self._cluster.pod_log(namespace, pod.name, failure.container, LOG_LINES)
+                text = await self._cluster.pod_log(
+                    namespace, pod.name, failure.container, LOG_LINES
+                )
             except ClusterError as error:
-                log = f"(no log: {error.message})"
-            return replace(pod, failure=replace(failure, log=log or failure.log))
+                text = f"(no log: {error.message})"
+            return replace(pod, failure=replace(failure, log=text or failure.log))
 
         return tuple(await asyncio.gather(*(add_log(pod) for pod in pods)))
 

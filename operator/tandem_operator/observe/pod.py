@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tandem_operator.clients.cluster import JsonObject
-from tandem_operator.facts.observed import PodAddress
+from tandem_operator.facts.observed import PodAddress, RouterTrouble
 from tandem_operator.facts.worker import PodFailure, WorkerPod
 from tandem_operator.names.annotations import (
     ANNOTATION_BOOTSTRAP_PORT,
@@ -86,6 +86,38 @@ def _served(notes: dict[str, str], ready: JsonObject, engine: JsonObject) -> boo
     ran = state.get("running") or state.get("terminated") or {}
     since, began = read_time(ready.get("lastTransitionTime")), read_time(ran.get("startedAt"))
     return since is not None and began is not None and since > began
+
+
+def read_router_trouble(pod: JsonObject) -> RouterTrouble | None:
+    """What keeps a router from being ready, or None if nothing is known or it is no router."""
+    meta, status = pod["metadata"], pod.get("status") or {}
+    if (meta.get("labels") or {}).get(LABEL_ROLE) != ROUTER or meta.get("deletionTimestamp"):
+        return None
+    reason, message = _trouble(status)
+    return RouterTrouble(meta["name"], reason, message) if reason else None
+
+
+def waits_for_volumes(pod: JsonObject) -> bool:
+    """Whether a pod has a node but none of its containers could be made yet."""
+    status = pod.get("status") or {}
+    containers = [
+        *(status.get("initContainerStatuses") or []),
+        *status.get("containerStatuses", []),
+    ]
+    waiting = [item.get("state", {}).get("waiting") or {} for item in containers]
+    return bool(waiting) and all(item.get("reason") in _HARMLESS for item in waiting)
+
+
+def with_warning(pod: JsonObject, event: JsonObject) -> JsonObject:
+    """The pod with an event's reason in place of its containers' empty one."""
+    state = {"waiting": {"reason": event.get("reason"), "message": event.get("note")}}
+
+    def told(items: list[JsonObject]) -> list[JsonObject]:
+        return [{**item, "state": state} for item in items]
+
+    status = pod["status"]
+    key = "initContainerStatuses" if status.get("initContainerStatuses") else "containerStatuses"
+    return {**pod, "status": {**status, key: told(status[key])}}
 
 
 def _draining_since(notes: dict[str, str]) -> datetime | None:

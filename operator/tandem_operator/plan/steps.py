@@ -33,20 +33,25 @@ class EngineCall:
 
 @dataclass(frozen=True)
 class Deletion:
-    """A pod to delete. `grace_seconds` None: the grace period in the pod's spec."""
+    """A pod to delete. `grace_seconds` None: the grace period in the pod's spec.
+
+    With `replaced_by` the pod stays, as evidence and for its back-off, if that one isn't created.
+    """
 
     name: str
     uid: str
     grace_seconds: int | None = None
+    replaced_by: str = ""
 
 
 @dataclass(frozen=True)
 class Note:
-    """An event for `kubectl describe`."""
+    """An event for `kubectl describe`. With `created` it is posted only if that pod was created."""
 
     reason: str
     message: str
     warning: bool = False
+    created: str = ""
 
 
 @dataclass(frozen=True)

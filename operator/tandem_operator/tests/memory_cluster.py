@@ -16,6 +16,7 @@ class MemoryCluster:
         self.objects: dict[Key, dict[str, Any]] = {}
         self.calls: list[tuple[str, str, str]] = []
         self.fail: dict[str, ClusterError] = {}
+        self.warnings: dict[str, dict[str, Any]] = {}  # events by pod
         self._numbers = count(1)
 
     def put(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -111,6 +112,10 @@ class MemoryCluster:
     async def pod_log(self, namespace: str, pod: str, container: str, num_lines: int) -> str:
         self._enter("pod_log", "Pod", pod)
         return "last words"
+
+    async def last_warning(self, namespace: str, pod: str) -> dict[str, Any] | None:
+        self._enter("last_warning", "Pod", pod)
+        return self.warnings.get(pod)
 
     def _enter(self, method: str, kind: str, name: str) -> None:
         self.calls.append((method, kind, name))

@@ -5,6 +5,8 @@ from datetime import datetime, timedelta
 
 from tandem_operator.api.status import MAX_FAILURES, Failure
 from tandem_operator.facts.observed import Observed
+from tandem_operator.names.objects import pool_name
+from tandem_operator.pair import Role
 from tandem_operator.plan.steps import Note
 
 NODE_FAILURES = 3
@@ -43,10 +45,28 @@ def keep_evidence(observed: Observed) -> tuple[tuple[Failure, ...], list[Note]]:
     return tuple(merged[:MAX_FAILURES]), notes
 
 
-def failing_node(failures: tuple[Failure, ...], now: datetime) -> str:
-    """The node on which at least three of the last failures happened recently, or ""."""
-    recent = Counter(item.node for item in failures if item.node and now - item.at <= NODE_WINDOW)
-    if not recent:
-        return ""
-    node, number = recent.most_common(1)[0]
-    return node if number >= NODE_FAILURES else ""
+def failing_node(
+    observed: Observed, failures: tuple[Failure, ...], revision: str, now: datetime
+) -> str:
+    """The node on which at least three of a pool's last failures happened recently, or "".
+
+    A node is at fault only if a worker of the same pool and `revision` is ready on another one and
+    none is ready there: else it may as well be what the workers run.
+    """
+    recent = Counter(
+        (item.node, role)
+        for item in failures
+        for role in Role
+        if item.node
+        and now - item.at <= NODE_WINDOW
+        and item.pod.startswith(f"{pool_name(observed.name, role)}-")
+    )
+    for (node, role), number in recent.most_common():
+        well = {
+            pod.node
+            for pod in observed.pods_of(role)
+            if pod.ready and pod.live and pod.revision == revision
+        }
+        if number >= NODE_FAILURES and well and node not in well:
+            return node
+    return ""

@@ -137,8 +137,9 @@ def _meet_desired(task: PoolTask, revision: str, steps: PoolSteps) -> None:
             continue
         new = NewWorker(next(names), _restarts_after(pod), like)
         steps.create.append(new)
-        steps.delete.append(Deletion(pod.name, pod.uid))
-        steps.notes.append(Note("Replacing", f"{new.name} replaces {pod.name}, which failed"))
+        steps.delete.append(Deletion(pod.name, pod.uid, replaced_by=new.name))
+        said = f"{new.name} replaces {pod.name}, which failed"
+        steps.notes.append(Note("Replacing", said, created=new.name))
     for pod in pods:
         if missing > 0 and _can_return(pod):
             missing -= 1
@@ -147,7 +148,7 @@ def _meet_desired(task: PoolTask, revision: str, steps: PoolSteps) -> None:
     for _ in range(missing):
         new = NewWorker(next(names), 0, like)
         steps.create.append(new)
-        steps.notes.append(Note("Creating", f"creating worker {new.name}"))
+        steps.notes.append(Note("Created", f"created worker {new.name}", created=new.name))
     if missing < 0:
         _shrink(task, pods, -missing, steps)
 

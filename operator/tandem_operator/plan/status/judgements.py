@@ -1,7 +1,6 @@
 """Every condition of a service, judged from the facts and the decisions of a pass."""
 
 from datetime import timedelta
-from typing import Final
 
 from tandem_operator.api.conditions import (
     ConditionStatus,
@@ -18,11 +17,17 @@ from tandem_operator.plan.rollout.failures import failing_node
 from tandem_operator.plan.rollout.stage import Stage
 from tandem_operator.plan.scale.policy import SCALING_CONDITIONS
 from tandem_operator.plan.status.basis import StatusBasis
+from tandem_operator.plan.status.causes import (
+    QUOTA_EXCEEDED,
+    UNSCHEDULABLE,
+    count_missing,
+    find_refusal,
+    find_router_cause,
+    find_worker_cause,
+)
 from tandem_operator.plan.status.pool import POOL_READY
 from tandem_operator.plan.status.transport import FELL_BACK
 from tandem_operator.plan.support import find_unused
-
-UNSCHEDULABLE: Final = "Unschedulable"
 
 
 def judge_service(basis: StatusBasis, transport: Judgement) -> dict[ConditionType, Judgement]:
@@ -54,28 +59,28 @@ def _pool_ready(basis: StatusBasis, role: Role) -> Judgement:
         return Judgement(True, "WorkersStarting", said)
     if basis.wiring.problem:
         return Judgement(False, "FabricUnavailable", f"{said}: {basis.wiring.problem}")
-    failed = next((pod for pod in basis.observed.pods_of(role) if pod.failure is not None), None)
-    if failed is not None and failed.failure is not None:
-        why = f"{failed.name} failed ({failed.failure.reason}): see status.failures"
-        return Judgement(False, "WorkersFailing", f"{said}: {why}")
-    troubled = next((pod for pod in basis.observed.pods_of(role) if pod.trouble), None)
-    if troubled is not None:
-        reason = troubled.trouble_reason or "WorkersPending"
-        return Judgement(False, reason, f"{said}: {troubled.name}: {troubled.trouble}")
+    for revision in (basis.serving, basis.target):
+        cause = find_worker_cause(basis, revision, (role,))
+        if cause is not None:
+            return Judgement(False, cause.reason, f"{said}: {cause.message}")
     return Judgement(False, "WorkersStarting", said)
 
 
 def _router_ready(basis: StatusBasis) -> Judgement:
     router, wanted = basis.observed.router, basis.spec.router.replicas
+    cause = find_router_cause(basis)
     if router is None:
+        if cause is not None:
+            return Judgement(False, cause.reason, f"there is no Deployment: {cause.message}")
         return Judgement(False, "RoutersStarting", "the router Deployment is being created")
     said = f"{router.ready} of {wanted} routers are ready"
     if router.ready >= wanted:
         return Judgement(True, "RoutersReady", said)
     if router.ready and holds(basis.observed.status.conditions, ConditionType.ROUTER_READY):
         return Judgement(True, "RoutersStarting", said)
-    detail = f": {router.message}" if router.message else ""
-    return Judgement(False, "RoutersStarting", said + detail)
+    if cause is not None:
+        return Judgement(False, cause.reason, f"{said}: {cause.message}")
+    return Judgement(False, "RoutersStarting", f"{said}: the others are starting")
 
 
 def _model_ready(basis: StatusBasis) -> Judgement:
@@ -106,6 +111,9 @@ def _progressing(basis: StatusBasis) -> Judgement:
             busy = f"{role}: {ready} of {desired} ready, {draining} draining"
     if not busy:
         return Judgement(False, "Stable", "both pools and the routers are as specified")
+    cause = find_worker_cause(basis, basis.target) or find_router_cause(basis)
+    if cause is not None:
+        busy = f"{busy}: {cause.message}"
     limit = timedelta(seconds=basis.spec.rollout.progress_deadline_seconds)
     old = condition_of(basis.observed.status.conditions, ConditionType.PROGRESSING)
     if old is not None and old.observed_generation == basis.observed.generation:
@@ -136,6 +144,15 @@ def _capacity(basis: StatusBasis) -> Judgement:
     for pod in basis.observed.pods:
         if pod.live and pod.trouble_reason == UNSCHEDULABLE:
             return Judgement(True, UNSCHEDULABLE, f"{pod.name}: {pod.trouble}")
+    refusal = find_refusal(basis)
+    if refusal is not None and refusal.reason == QUOTA_EXCEEDED:
+        return Judgement(True, QUOTA_EXCEEDED, refusal.message)
+    missing = sum(count_missing(basis, role, basis.target) for role in Role)
+    if missing:
+        return Judgement(False, "WorkersMissing", f"{missing} workers don't exist yet")
+    homeless = sum(pod.live and not (pod.node or pod.started) for pod in basis.observed.pods)
+    if homeless:
+        return Judgement(False, "Scheduling", f"{homeless} workers have no node yet")
     return Judgement(False, "CapacityFound", "every worker has a node")
 
 
@@ -147,11 +164,12 @@ def _scaling(decision: PolicyDecision | None) -> dict[ConditionType, Judgement]:
 
 
 def _degraded(basis: StatusBasis, transport: Judgement) -> Judgement:
-    node = failing_node(basis.failures, basis.now)
+    node = failing_node(basis.observed, basis.failures, basis.serving, basis.now)
     if basis.blockers:
         return Judgement(True, "Unsupported", "; ".join(basis.blockers))
-    if basis.observed.last_error:
-        return Judgement(True, "StepFailed", basis.observed.last_error)
+    refusal = find_refusal(basis)
+    if refusal is not None:
+        return Judgement(True, refusal.reason, refusal.message)
     if node:
         message = f"workers keep failing on node {node}: check the node, or cordon it"
         return Judgement(True, "NodeFailing", message)
@@ -180,11 +198,13 @@ def _degraded(basis: StatusBasis, transport: Judgement) -> Judgement:
 
 
 def _troubled(basis: StatusBasis) -> Judgement | None:
-    """What keeps pods from being ready, of any revision; CapacityUnavailable tells of nodes."""
+    """What keeps any pod from being ready; CapacityUnavailable tells of workers' nodes."""
     for pod in basis.observed.pods:
         if pod.trouble and pod.trouble_reason != UNSCHEDULABLE and not pod.deleting:
             reason = pod.trouble_reason or "WorkersPending"
             return Judgement(True, reason, f"{pod.name}: {pod.trouble}")
+    for trouble in basis.observed.router_troubles:
+        return Judgement(True, trouble.reason, f"{trouble.pod}: {trouble.message}")
     return None
 
 

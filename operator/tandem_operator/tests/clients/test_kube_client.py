@@ -149,3 +149,20 @@ async def test_a_server_that_is_away_is_a_cluster_error() -> None:
         await cluster.get("Node", "n")
     assert caught.value.status == 0
     await cluster.close()
+
+
+async def test_the_last_warning_about_a_pod(api: tuple[Api, Cluster]) -> None:
+    server, cluster = api
+    path = "/apis/events.k8s.io/v1/namespaces/ns/events"
+    assert await cluster.last_warning("ns", "p") is None
+    repeated = {
+        "metadata": {},
+        "reason": "FailedMount",
+        "eventTime": "2026-11-22T12:00:00Z",
+        "series": {"lastObservedTime": "2026-11-22T12:09:00Z"},
+    }
+    once = {"metadata": {}, "reason": "Failed", "deprecatedLastTimestamp": "2026-11-22T12:05:00Z"}
+    server.answers[path] = (200, {"items": [repeated, once]})
+    assert await cluster.last_warning("ns", "p") == repeated
+    selector = "regarding.kind=Pod,regarding.name=p,type=Warning"
+    assert server.requests[-1][2]["fieldSelector"] == selector

@@ -65,17 +65,37 @@ def test_a_long_healthy_run_starts_the_count_anew() -> None:
         assert restarts == "1"
 
 
+def fail_on(fleet: Fleet, node: str, elsewhere: str) -> None:
+    """Three decode workers in a row end on `node`; the others are on `elsewhere`."""
+    for _ in range(3):
+        for name, pod in fleet.pods.items():
+            fleet.pods[name] = replace(pod, node=elsewhere)
+        name = next(n for n, p in fleet.pods.items() if p.failure is None and p.role is Role.DECODE)
+        fleet.pods[name] = replace(fleet.pods[name], node=node)
+        fleet.crash(name)
+        fleet.step(seconds=60)
+        fleet.step()
+
+
 def test_a_node_that_keeps_failing_workers_is_named() -> None:
     fleet = Fleet(make_spec())
     fleet.settle()
-    for _ in range(3):
-        name = next(n for n, p in fleet.pods.items() if p.failure is None)
-        fleet.pods[name] = replace(fleet.pods[name], node="bad-node")
-        fleet.crash(name)
-        fleet.step()
+    fail_on(fleet, "bad-node", "good-node")
     degraded = condition(fleet, "Degraded")
     assert degraded.reason == "NodeFailing"
     assert "bad-node" in degraded.message
+
+
+def test_a_node_is_not_blamed_while_no_other_does_better() -> None:
+    """One node, or a spec that fails anywhere: to cordon the node would help nobody."""
+    alone = Fleet(make_spec())
+    alone.settle()
+    fail_on(alone, "only-node", "only-node")
+    assert condition(alone, "Degraded").reason == "WorkersFailing"
+    other_pool = Fleet(make_spec(decode={"replicas": 1}))
+    other_pool.settle()
+    fail_on(other_pool, "bad-node", "good-node")
+    assert condition(other_pool, "Degraded").reason == "WorkersFailing"
 
 
 def test_a_surplus_failed_pod_just_goes() -> None:

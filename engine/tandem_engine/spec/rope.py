@@ -67,7 +67,7 @@ def rope_spec(config: Mapping[str, Any], layer_type: str | None, theta: float) -
     `layer_type` picks one of several ropes; `theta` is the family's default.
 
     Raises:
-        UnsupportedModelError: the scaling is unknown.
+        UnsupportedModelError: the scaling is unknown, or only a part of each head is rotated.
     """
     parameters = config.get("rope_parameters")
     if layer_type is not None and parameters is not None and layer_type in parameters:
@@ -78,6 +78,12 @@ def rope_spec(config: Mapping[str, Any], layer_type: str | None, theta: float) -
         base = config.get("rope_local_base_freq" if local else "rope_theta")
         scaling = None if local else config.get("rope_scaling")
         parameters = {**(scaling or {}), "rope_theta": theta if base is None else base}
+    part = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if part not in (None, 1.0):
+        raise UnsupportedModelError(
+            f"the model's config: partial_rotary_factor is {part}, but only 1.0 is supported",
+            "use a model that rotates whole heads",
+        )
     kind = str(parameters.get("rope_type", parameters.get("type", "default")))
     base = float(parameters.get("rope_theta", theta))
     if kind == "default":

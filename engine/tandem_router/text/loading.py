@@ -1,7 +1,6 @@
 """From a model's URI to its tokenizer and chat template."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,16 +13,11 @@ from tandem_router.text.model import TextModel
 from tandem_router.text.tokenizer import ByteTokenizer, HFTokenizer
 from tandem_wire.disk_cache import build_once, default_cache_dir
 from tandem_wire.gguf_file import GgufError, GgufFile, read_gguf
+from tandem_wire.model_config import facts_of_gguf, read_model_facts
 from tandem_wire.model_source import ModelSourceError, resolve_model
+from tandem_wire.special_tokens import read_json_object
 
 MOCK_SCHEME: Final = "mock://"
-_SPECIAL_NAMES: Final = ("bos_token", "eos_token", "unk_token", "pad_token")
-_GGUF_NAMES: Final = {
-    "bos_token": "tokenizer.ggml.bos_token_id",
-    "eos_token": "tokenizer.ggml.eos_token_id",
-    "unk_token": "tokenizer.ggml.unknown_token_id",
-    "pad_token": "tokenizer.ggml.padding_token_id",
-}
 
 
 def load_text_model(uri: str, *, revision: str = "", cache_dir: str = "") -> TextModel:
@@ -32,7 +26,8 @@ def load_text_model(uri: str, *, revision: str = "", cache_dir: str = "") -> Tex
     Raises ModelLoadError, naming what is missing.
     """
     if uri.startswith(MOCK_SCHEME):
-        return TextModel(ByteTokenizer(), ChatTemplate(None, {}))
+        tokenizer = ByteTokenizer()
+        return TextModel(tokenizer, ChatTemplate(None, {}), tokenizer.vocab_size)
     cache = Path(cache_dir) if cache_dir else default_cache_dir()
     try:
         files = resolve_model(uri, revision=revision, weights=False, cache_dir=cache)
@@ -50,16 +45,16 @@ def load_directory(path: Path) -> TextModel:
         raise ModelLoadError(
             f"{path} has no tokenizer.json: convert the model's tokenizer to that form"
         )
-    config = _read_json(path / "tokenizer_config.json")
-    special = {
-        name: text for name in _SPECIAL_NAMES if (text := _token_text(config.get(name))) is not None
-    }
+    backend = _open_tokenizer(file)
+    config_file = path / "tokenizer_config.json"
+    config = read_json_object(config_file) if config_file.exists() else {}
+    facts = read_model_facts(path)
+    special = facts.special_tokens.texts
     adds_bos = config.get("add_bos_token")
     tokenizer = HFTokenizer(
-        _open_tokenizer(file),
+        backend,
         bos_token=special.get("bos_token"),
-        eos_tokens=[special["eos_token"]] if "eos_token" in special else [],
-        adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
+        adds_bos=bool(adds_bos) if adds_bos is not None else None,
     )
     template_file = path / "chat_template.jinja"
     template = (
@@ -67,29 +62,24 @@ def load_directory(path: Path) -> TextModel:
         if template_file.exists()
         else _default_template(config.get("chat_template"))
     )
-    return TextModel(tokenizer, ChatTemplate(template, special))
+    return TextModel(tokenizer, ChatTemplate(template, special), facts.vocab_size)
 
 
 def load_gguf(path: Path, cache: Path) -> TextModel:
     """A GGUF file; its tokenizer is converted once and kept in the cache."""
     file = read_gguf(path)
     tokenizer_file = _converted(file, cache)
-    tokens = file.array("tokenizer.ggml.tokens")
-    special: dict[str, str] = {}
-    for name, key in _GGUF_NAMES.items():
-        number = file.integer(key)
-        if number is not None and number < len(tokens):
-            special[name] = str(tokens[number])
+    facts = facts_of_gguf(file)
+    special = facts.special_tokens.texts
     is_sentencepiece = file.text("tokenizer.ggml.model") == "llama"
     tokenizer = HFTokenizer(
         _open_tokenizer(tokenizer_file),
         bos_token=special.get("bos_token"),
-        eos_tokens=[special["eos_token"]] if "eos_token" in special else [],
         # llama.cpp adds it to a SentencePiece vocabulary that doesn't say otherwise.
         adds_bos=bool(file.metadata.get("tokenizer.ggml.add_bos_token", is_sentencepiece)),
     )
     template = file.text("tokenizer.chat_template") or None
-    return TextModel(tokenizer, ChatTemplate(template, special))
+    return TextModel(tokenizer, ChatTemplate(template, special), facts.vocab_size)
 
 
 def _converted(file: GgufFile, cache: Path) -> Path:
@@ -108,25 +98,6 @@ def _open_tokenizer(path: Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for whatever is wrong
         raise ModelLoadError(f"{path} can't be read as a tokenizer: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelLoadError(f"{path} does not hold a JSON object")
-    return value
-
-
-def _token_text(value: Any) -> str | None:
-    """A special token's text, written as a string or as an object with `content`."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
 
 
 def _default_template(value: Any) -> str | None:

@@ -11,11 +11,19 @@ OFFLOAD_CHARACTERS: Final = 8192
 
 
 class TextModel:
-    """Prompts for one model. Long ones are tokenized in a thread, so that streams keep moving."""
+    """Prompts for one model. Long ones are tokenized in a thread, so that streams keep moving.
 
-    def __init__(self, tokenizer: TextTokenizer, template: ChatTemplate) -> None:
+    `vocab_size`: the model's number of embeddings; the ids of a prompt are below it. The
+    tokenizer's own number may be larger or smaller.
+    """
+
+    def __init__(
+        self, tokenizer: TextTokenizer, template: ChatTemplate, vocab_size: int | None = None
+    ) -> None:
+        """`vocab_size` None: the tokenizer's."""
         self.tokenizer = tokenizer
         self.template = template
+        self.vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
 
     @property
     def default_chat_stops(self) -> tuple[str, ...]:

@@ -15,14 +15,13 @@ _CONTEXT_TOKENS = 6
 
 
 class TextTokenizer(ABC):
-    """Text to token ids and back for one model.
+    """Text to token ids and back for one model. Its ids are below `vocab_size`.
 
     `adds_bos`: whether the model wants its begin-of-sequence token before a plain prompt.
     """
 
     vocab_size: int
     bos_token_id: int | None
-    eos_token_ids: frozenset[int]
     adds_bos: bool
 
     @abstractmethod
@@ -62,7 +61,6 @@ class ByteTokenizer(TextTokenizer):
     def __init__(self) -> None:
         self.vocab_size = 512
         self.bos_token_id = 256
-        self.eos_token_ids = frozenset({257})
         self.adds_bos = False
         self._pieces = [bytes([value]) for value in range(256)]
         self._plain = [*self._pieces, *([b""] * (self.vocab_size - 256))]
@@ -94,15 +92,13 @@ class HFTokenizer(TextTokenizer):
         backend: tokenizers.Tokenizer,
         *,
         bos_token: str | None = None,
-        eos_tokens: Sequence[str] = (),
         adds_bos: bool | None = None,
     ) -> None:
         """`adds_bos` None: what the file's own post-processor does."""
         self._backend = backend
-        self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
+        # Ids may have holes, as when a token was given an id beyond the others.
+        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.bos_token_id = backend.token_to_id(bos_token) if bos_token else None
-        ids = (backend.token_to_id(token) for token in eos_tokens)
-        self.eos_token_ids = frozenset(token for token in ids if token is not None)
         if adds_bos is None:
             with_special = backend.encode("a", add_special_tokens=True).ids
             adds_bos = self.bos_token_id is not None and with_special[:1] == [self.bos_token_id]

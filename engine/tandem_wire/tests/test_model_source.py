@@ -96,7 +96,7 @@ def test_of_a_multimodal_model_the_text_part_counts(tmp_path: Path) -> None:
     assert (facts.architecture, facts.vocab_size) == ("gemma3_text", 7)
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"model_type": "llama"}'])
+@pytest.mark.parametrize("content", ["[]", "{", "{}", '{"model_type": "mamba"}'])
 def test_a_damaged_config_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(BadModelFileError, match=r"config\.json"):

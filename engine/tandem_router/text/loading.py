@@ -1,13 +1,14 @@
 """From a model's URI to its tokenizer and chat template."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from tokenizers import Tokenizer
 
 from tandem_router.errors import ModelLoadError
-from tandem_router.text.chat_template import ChatTemplate
+from tandem_router.text.chat_template import DEFAULT_NAME, ChatTemplate
 from tandem_router.text.gguf_vocabulary import build_gguf_tokenizer
 from tandem_router.text.model import TextModel
 from tandem_router.text.tokenizer import ByteTokenizer, HFTokenizer
@@ -56,12 +57,10 @@ def load_directory(path: Path) -> TextModel:
         bos_token=special.get("bos_token"),
         adds_bos=bool(adds_bos) if adds_bos is not None else None,
     )
-    template_file = path / "chat_template.jinja"
-    template = (
-        template_file.read_text(encoding="utf-8")
-        if template_file.exists()
-        else _default_template(config.get("chat_template"))
-    )
+    template = _read_templates(path) or _named_templates(config, config_file)
+    processor = path / "chat_template.json"  # the older form of multimodal models
+    if not template and processor.exists():
+        template = _named_templates(read_json_object(processor), processor)
     return TextModel(tokenizer, ChatTemplate(template, special), facts.vocab_size)
 
 
@@ -78,8 +77,8 @@ def load_gguf(path: Path, cache: Path) -> TextModel:
         # llama.cpp adds it to a SentencePiece vocabulary that doesn't say otherwise.
         adds_bos=bool(file.metadata.get("tokenizer.ggml.add_bos_token", is_sentencepiece)),
     )
-    template = file.text("tokenizer.chat_template") or None
-    return TextModel(tokenizer, ChatTemplate(template, special), facts.vocab_size)
+    template = ChatTemplate(_gguf_templates(file), special)
+    return TextModel(tokenizer, template, facts.vocab_size)
 
 
 def _converted(file: GgufFile, cache: Path) -> Path:
@@ -100,9 +99,33 @@ def _open_tokenizer(path: Path) -> Tokenizer:
         raise ModelLoadError(f"{path} can't be read as a tokenizer: {error}") from error
 
 
-def _default_template(value: Any) -> str | None:
-    """One template, or the one named "default" of several."""
-    if isinstance(value, list):
-        named = {entry["name"]: entry["template"] for entry in value if isinstance(entry, dict)}
-        value = named.get("default")
-    return value if isinstance(value, str) else None
+def _read_templates(folder: Path) -> dict[str, str]:
+    """Templates that are files of their own, by name."""
+    found = {
+        file.stem: file.read_text(encoding="utf-8")
+        for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    }
+    single = folder / "chat_template.jinja"
+    if single.exists():
+        found[DEFAULT_NAME] = single.read_text(encoding="utf-8")
+    return found
+
+
+def _named_templates(holder: Mapping[str, Any], place: Path) -> dict[str, str]:
+    """By name, from the one template or the list of several that `chat_template` holds."""
+    value = holder.get("chat_template")
+    if isinstance(value, str) and value:
+        return {DEFAULT_NAME: value}
+    try:
+        return {str(entry["name"]): str(entry["template"]) for entry in value or []}
+    except (KeyError, TypeError) as error:
+        raise ModelLoadError(
+            f"{place}: chat_template is neither text nor a list of name and template"
+        ) from error
+
+
+def _gguf_templates(file: GgufFile) -> dict[str, str]:
+    names = [str(name) for name in file.array("tokenizer.chat_templates")]
+    found = {name: file.text(f"tokenizer.chat_template.{name}") for name in names}
+    found[DEFAULT_NAME] = file.text("tokenizer.chat_template")
+    return {name: text for name, text in found.items() if text}

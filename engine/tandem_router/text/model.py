@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from tandem_router.text.chat_template import PLAIN_STOP, ChatTemplate
+from tandem_router.text.conversation import content_size
 from tandem_router.text.tokenizer import TextTokenizer
 
 OFFLOAD_CHARACTERS: Final = 8192
@@ -46,7 +47,7 @@ class TextModel:
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a conversation. Raises InvalidRequest when the template rejects it."""
-        size = sum(len(message["content"]) for message in messages)
+        size = sum(map(content_size, messages))
         if size < OFFLOAD_CHARACTERS:
             return self._encode_chat(messages, add_generation_prompt, variables)
         return await asyncio.to_thread(

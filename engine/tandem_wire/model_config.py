@@ -1,5 +1,6 @@
 """What a model is, read from its own files: `config.json`, or the metadata of a GGUF file."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,11 @@ _GGUF_FIELDS: Final = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "attention.sliding_window": "sliding_window",
     "rope.freq_base": "rope_theta",
+}
+_GGUF_YARN_FIELDS: Final = {
+    "original_context_length": "original_max_position_embeddings",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
 }
 _GEMMA3_27B_LAYERS: Final = 62
 
@@ -186,13 +192,28 @@ def _add_gemma3_fields(config: dict[str, Any]) -> None:
 
 
 def _add_rope_scaling(file: GgufFile, architecture: str, config: dict[str, Any]) -> None:
-    kind = file.text(f"{architecture}.rope.scaling.type", "none")
+    prefix = f"{architecture}.rope.scaling"
+    kind = file.text(f"{prefix}.type", "none")
+    factor = file.number(f"{prefix}.factor") or 1.0
     if kind == "linear":
-        config["rope_scaling"] = {
-            "rope_type": "linear",
-            "factor": file.number(f"{architecture}.rope.scaling.factor") or 1.0,
-        }
+        config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
+    elif kind == "yarn":
+        config["rope_scaling"] = _gguf_yarn(file, prefix, factor)
     elif kind != "none":
         raise UnsupportedModelError(
-            f"{file.path} scales its positions by {kind!r}", "use a model with linear or no scaling"
+            f"{file.path} scales its positions by {kind!r}",
+            "use a model with yarn, linear or no scaling",
         )
+
+
+def _gguf_yarn(file: GgufFile, prefix: str, factor: float) -> dict[str, Any]:
+    scaling: dict[str, Any] = {"rope_type": "yarn", "factor": factor}
+    for key, name in _GGUF_YARN_FIELDS.items():
+        value = file.number(f"{prefix}.{key}")
+        if value is not None:
+            scaling[name] = value
+    scale = file.number(f"{prefix}.yarn_attn_factor") or file.number(f"{prefix}.attn_factor")
+    if scale is not None and factor > 1:
+        # GGUF's is a factor on yarn's own amplitude, that of a config.json stands in its place.
+        scaling["attention_factor"] = scale * (0.1 * math.log(factor) + 1.0)
+    return scaling

@@ -86,7 +86,8 @@ def rope_spec(config: Mapping[str, Any], layer_type: str | None, theta: float) -
         )
     kind = str(parameters.get("rope_type", parameters.get("type", "default")))
     base = float(parameters.get("rope_theta", theta))
-    if kind == "default":
+    if kind in ("default", "dynamic"):
+        # Dynamic scaling sets in behind max_position_embeddings, where no sequence gets to.
         return RopeSpec(base)
     if kind == "linear":
         return RopeSpec(base, "linear", float(parameters["factor"]))
@@ -97,19 +98,25 @@ def rope_spec(config: Mapping[str, Any], layer_type: str | None, theta: float) -
             float(parameters["factor"]),
             float(parameters["low_freq_factor"]),
             float(parameters["high_freq_factor"]),
-            int(parameters["original_max_position_embeddings"]),
+            _original_max_position(config, parameters),
         )
     if kind == "yarn":
         return _yarn(config, parameters, base)
     raise UnsupportedModelError(
         f"the model's config: rope_type {kind!r} is not supported",
-        "use a model with default, linear, llama3 or yarn scaling",
+        "use a model with default, dynamic, linear, llama3 or yarn scaling",
     )
+
+
+def _original_max_position(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> int:
+    """The length of the first training. As in transformers the config's own field comes first."""
+    name = "original_max_position_embeddings"
+    return int(config.get(name) or parameters.get(name) or config["max_position_embeddings"])
 
 
 def _yarn(config: Mapping[str, Any], parameters: Mapping[str, Any], theta: float) -> RopeSpec:
     longest = int(config["max_position_embeddings"])
-    original = int(parameters.get("original_max_position_embeddings") or longest)
+    original = _original_max_position(config, parameters)
     factor = float(parameters.get("factor") or longest / original)
 
     def temperature(weight: float) -> float:

@@ -36,6 +36,11 @@ SPLITS: Final[Mapping[str, str]] = {
     "tekken": _TEKKEN,
 }
 """How text is cut before merging, by `tokenizer.ggml.pre`; others use GPT-2's own pattern."""
+WHOLE_WORDS: Final = frozenset({"llama3", "llama-v3", "llama-bpe", "tekken"})
+"""Vocabularies in which a word that is a token is never merged from others. A prompt begins with
+their begin-of-sequence token if the file doesn't say otherwise, as in llama.cpp."""
+COMPOSED: Final = frozenset({"qwen2"})
+"""Vocabularies for text in Unicode's composed form (NFC)."""
 
 
 def build_gguf_tokenizer(file: GgufFile) -> Tokenizer:
@@ -110,10 +115,12 @@ def _build_byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
     for merge in file.array("tokenizer.ggml.merges"):
         left, _, right = str(merge).partition(" ")
         merges.append((left, right))
-    tokenizer = Tokenizer(
-        models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges)
-    )
-    split = SPLITS.get(file.text("tokenizer.ggml.pre"))
+    kind = file.text("tokenizer.ggml.pre")
+    vocab = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=kind in WHOLE_WORDS))
+    if kind in COMPOSED:
+        tokenizer.normalizer = normalizers.NFC()
+    split = SPLITS.get(kind)
     if split is None:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     else:

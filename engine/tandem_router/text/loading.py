@@ -9,16 +9,18 @@ from tokenizers import Tokenizer
 
 from tandem_router.errors import ModelLoadError
 from tandem_router.text.chat_template import DEFAULT_NAME, ChatTemplate
-from tandem_router.text.gguf_vocabulary import build_gguf_tokenizer
+from tandem_router.text.gguf_vocabulary import WHOLE_WORDS, build_gguf_tokenizer
 from tandem_router.text.model import TextModel
 from tandem_router.text.tokenizer import ByteTokenizer, HFTokenizer
 from tandem_wire.disk_cache import build_once, default_cache_dir
-from tandem_wire.gguf_file import GgufError, GgufFile, read_gguf
+from tandem_wire.gguf_file import GgufError, GgufFile, file_identity, read_gguf
 from tandem_wire.model_config import facts_of_gguf, read_model_facts
 from tandem_wire.model_source import ModelSourceError, resolve_model
 from tandem_wire.special_tokens import read_json_object
 
 MOCK_SCHEME: Final = "mock://"
+_CONVERSION: Final = 2
+"""Raised when `build_gguf_tokenizer` makes something else of the same file."""
 
 
 def load_text_model(uri: str, *, revision: str = "", cache_dir: str = "") -> TextModel:
@@ -70,12 +72,15 @@ def load_gguf(path: Path, cache: Path) -> TextModel:
     tokenizer_file = _converted(file, cache)
     facts = facts_of_gguf(file)
     special = facts.special_tokens.texts
-    is_sentencepiece = file.text("tokenizer.ggml.model") == "llama"
+    # llama.cpp adds it to these vocabularies where the file doesn't say otherwise.
+    adds_bos = (
+        file.text("tokenizer.ggml.model") == "llama"
+        or file.text("tokenizer.ggml.pre") in WHOLE_WORDS
+    )
     tokenizer = HFTokenizer(
         _open_tokenizer(tokenizer_file),
         bos_token=special.get("bos_token"),
-        # llama.cpp adds it to a SentencePiece vocabulary that doesn't say otherwise.
-        adds_bos=bool(file.metadata.get("tokenizer.ggml.add_bos_token", is_sentencepiece)),
+        adds_bos=bool(file.metadata.get("tokenizer.ggml.add_bos_token", adds_bos)),
     )
     template = ChatTemplate(_gguf_templates(file), special)
     return TextModel(tokenizer, template, facts.vocab_size)
@@ -83,9 +88,8 @@ def load_gguf(path: Path, cache: Path) -> TextModel:
 
 def _converted(file: GgufFile, cache: Path) -> Path:
     """The cached tokenizer.json of a GGUF file, made at first use."""
-    stat = file.path.stat()
-    facts = f"1:{file.path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-    name = hashlib.sha256(facts.encode()).hexdigest()[:24]
+    identity = f"{_CONVERSION} {file_identity(file.path)}"
+    name = hashlib.sha256(identity.encode()).hexdigest()[:24]
     folder = cache / "tokenizers"
     return build_once(
         folder / f"{name}.json", lambda target: build_gguf_tokenizer(file).save(str(target), False)

@@ -14,7 +14,9 @@ import msgspec
 
 from tandem_wire.gguf_file import GgufFile
 from tandem_wire.model_error import BadModelFileError
+from tandem_wire.sentencepiece_file import read_sentencepiece
 
+SENTENCEPIECE_NAME: Final = "tokenizer.model"
 SPECIAL_NAMES: Final = (
     "bos_token",
     "eos_token",
@@ -125,6 +127,15 @@ def read_special_tokens(folder: Path, token_ids: Mapping[str, int | None]) -> Sp
         for name, number in token_ids.items()
         if number is not None and name not in config and name not in legacy
     }
+    pieces = folder / SENTENCEPIECE_NAME
+    if pieces.exists() and not (folder / "tokenizer.json").exists():
+        file = read_sentencepiece(pieces)
+        own = {"bos_token": file.bos_id, "eos_token": file.eos_id}
+        unnamed = {
+            name: number
+            for name, number in {**own, **unnamed}.items()
+            if name not in texts and name not in config and number >= 0
+        }
     ids = _find_ids(folder, config, set(texts.values()), set(unnamed.values()))
     by_id = {number: text for text, number in ids.items()}
     texts |= {name: by_id[number] for name, number in unnamed.items() if number in by_id}
@@ -194,6 +205,10 @@ def _find_ids(
         vocab = _decode(data, _Vocabulary, file).model.vocab
         pieces = vocab.items() if isinstance(vocab, dict) else _numbered(vocab)
         if add(pieces):
+            return found
+    elif (folder / SENTENCEPIECE_NAME).exists():
+        tokens = read_sentencepiece(folder / SENTENCEPIECE_NAME).tokens
+        if add((text, number) for number, text in enumerate(tokens)):
             return found
     for name in ("added_tokens.json", "vocab.json"):
         if add(_read_if_there(folder / name).items()):

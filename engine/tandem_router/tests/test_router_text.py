@@ -252,6 +252,9 @@ def test_models_without_what_is_needed_say_so(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"tokenizer\.json"):
         load_text_model(f"file://{tmp_path}")
     (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match=r"config\.json lacks 'model_type'"):
+        load_text_model(f"file://{tmp_path}")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ModelLoadError, match="can't be read as a tokenizer"):
         load_text_model(f"file://{tmp_path}")
     write_model(tmp_path)

@@ -5,18 +5,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from tandem_router.errors import ModelLoadError
 from tandem_router.text.chat_template import DEFAULT_NAME, ChatTemplate
-from tandem_router.text.gguf_vocabulary import WHOLE_WORDS, build_gguf_tokenizer
+from tandem_router.text.gguf_vocabulary import (
+    WHOLE_WORDS,
+    build_gguf_tokenizer,
+    build_sentencepiece_tokenizer,
+)
 from tandem_router.text.model import TextModel
 from tandem_router.text.tokenizer import ByteTokenizer, HFTokenizer
 from tandem_wire.disk_cache import build_once, default_cache_dir
 from tandem_wire.gguf_file import GgufError, GgufFile, file_identity, read_gguf
 from tandem_wire.model_config import facts_of_gguf, read_model_facts
 from tandem_wire.model_source import ModelSourceError, resolve_model
-from tandem_wire.special_tokens import read_json_object
+from tandem_wire.sentencepiece_file import read_sentencepiece
+from tandem_wire.special_tokens import SENTENCEPIECE_NAME, read_json_object
 
 MOCK_SCHEME: Final = "mock://"
 _CONVERSION: Final = 2
@@ -42,18 +47,23 @@ def load_text_model(uri: str, *, revision: str = "", cache_dir: str = "") -> Tex
 
 
 def load_directory(path: Path) -> TextModel:
-    """A directory in the Hugging Face form: tokenizer.json, tokenizer_config.json, templates."""
-    file = path / "tokenizer.json"
-    if not file.exists():
+    """A directory in the Hugging Face form: tokenizer.json or .model, its config, templates."""
+    if not any((path / name).exists() for name in ("tokenizer.json", SENTENCEPIECE_NAME)):
         raise ModelLoadError(
-            f"{path} has no tokenizer.json: convert the model's tokenizer to that form"
+            f"{path} has neither tokenizer.json nor {SENTENCEPIECE_NAME}: convert the model's "
+            "tokenizer to tokenizer.json"
         )
-    backend = _open_tokenizer(file)
     config_file = path / "tokenizer_config.json"
     config = read_json_object(config_file) if config_file.exists() else {}
     facts = read_model_facts(path)
     special = facts.special_tokens.texts
     adds_bos = config.get("add_bos_token")
+    if (path / "tokenizer.json").exists():
+        backend = _open_tokenizer(path / "tokenizer.json")
+    else:
+        is_gemma = facts.architecture.startswith("gemma")
+        backend = _open_sentencepiece(path, config, is_gemma=is_gemma)
+        adds_bos = True if adds_bos is None else adds_bos  # as in transformers
     tokenizer = HFTokenizer(
         backend,
         bos_token=special.get("bos_token"),
@@ -101,6 +111,37 @@ def _open_tokenizer(path: Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for whatever is wrong
         raise ModelLoadError(f"{path} can't be read as a tokenizer: {error}") from error
+
+
+def _open_sentencepiece(folder: Path, config: Mapping[str, Any], *, is_gemma: bool) -> Tokenizer:
+    """A tokenizer.model, and the tokens that the files beside it add."""
+    file = read_sentencepiece(folder / SENTENCEPIECE_NAME)
+    legacy = bool(config.get("legacy", False))
+    tokenizer = build_sentencepiece_tokenizer(file, is_gemma=is_gemma, legacy=legacy)
+    listed = folder / "added_tokens.json"
+    added: dict[int, dict[str, Any]] = {
+        int(number): {"content": text, "special": True}
+        for text, number in (read_json_object(listed) if listed.exists() else {}).items()
+    }
+    added |= {
+        int(number): entry for number, entry in config.get("added_tokens_decoder", {}).items()
+    }
+    for number, entry in sorted(added.items()):
+        token = AddedToken(
+            entry["content"],
+            special=bool(entry.get("special", False)),
+            normalized=bool(entry.get("normalized", False)),
+            lstrip=bool(entry.get("lstrip", False)),
+            rstrip=bool(entry.get("rstrip", False)),
+        )
+        add = tokenizer.add_special_tokens if token.special else tokenizer.add_tokens
+        add([token])
+        if tokenizer.token_to_id(token.content) != number:
+            raise ModelLoadError(
+                f"{folder}: the added token {token.content!r} has the id {number}, but the next "
+                "free one is another: convert the tokenizer to tokenizer.json"
+            )
+    return tokenizer
 
 
 def _read_templates(folder: Path) -> dict[str, str]:

@@ -192,7 +192,7 @@ def _find_ids(
                 found.setdefault(text, number)
         return texts <= found.keys() and numbers <= set(found.values())
 
-    listed = config.get("added_tokens_decoder", {})
+    listed = config.get("added_tokens_decoder") or {}
     pairs = [(_text_of(entry), int(number)) for number, entry in listed.items()]
     if add((text, number) for text, number in pairs if text is not None):
         return found

@@ -84,6 +84,15 @@ def test_rope_factors_of_a_gguf_file_stand_for_llama3_scaling(tmp_path: Path) ->
     runner.close()
 
 
+def test_a_worker_knows_an_end_that_only_the_tokenizer_names(tmp_path: Path) -> None:
+    save_checkpoint("llama", tmp_path / "model")
+    turn = {"added_tokens_decoder": {"9": {"content": "<end>"}}, "eos_token": "<end>"}
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(turn))
+    runner = open_runner(tmp_path / "model")
+    assert runner.eos_token_ids == (2, 9)
+    runner.close()
+
+
 def test_a_gguf_file_keeps_its_yarn_scaling(tmp_path: Path) -> None:
     model = make_model("qwen2_yarn")
     write_gguf(model, tmp_path / "tiny.gguf")

@@ -124,7 +124,7 @@ def _open_sentencepiece(folder: Path, config: Mapping[str, Any], *, is_gemma: bo
         for text, number in (read_json_object(listed) if listed.exists() else {}).items()
     }
     added |= {
-        int(number): entry for number, entry in config.get("added_tokens_decoder", {}).items()
+        int(number): entry for number, entry in (config.get("added_tokens_decoder") or {}).items()
     }
     for number, entry in sorted(added.items()):
         token = AddedToken(

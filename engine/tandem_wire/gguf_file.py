@@ -6,6 +6,7 @@ takes a fraction of a second here, which is why this isn't left to the `gguf` pa
 """
 
 import mmap
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ _SCALARS: Final = {
 _STRING: Final = 8
 _ARRAY: Final = 9
 _MAX_DIMENSIONS: Final = 8
+_SPLIT: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 Scalar = int | float | bool | str
 MetadataValue = Scalar | list[Scalar]
@@ -43,18 +45,23 @@ class GgufTensor:
     """One tensor's place in the file.
 
     `shape` is in row-major order (outermost first; GGUF itself stores the reverse), `ggml_type` the
-    number of its quantisation type, `offset` its first byte from the start of the file.
+    number of its quantisation type, `offset` its first byte from the start of the file at `path`.
     """
 
     name: str
     shape: tuple[int, ...]
     ggml_type: int
     offset: int
+    path: Path
 
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """Metadata by key, and tensors in file order."""
+    """Metadata by key, and tensors in file order.
+
+    A model may be split into several files: then `path` and the metadata are those of the first,
+    and the tensors those of all.
+    """
 
     path: Path
     metadata: dict[str, MetadataValue]
@@ -133,13 +140,49 @@ class _Cursor:
         return _SCALARS[kind]
 
 
+def split_files(path: Path) -> list[Path]:
+    """All files of a model that is split like NAME-00001-of-00003.gguf, or the one file."""
+    match = _SPLIT.fullmatch(path.name)
+    if match is None:
+        return [path]
+    count = int(match["count"])
+    return [
+        path.with_name(f"{match['stem']}-{number:05}-of-{count:05}.gguf")
+        for number in range(1, count + 1)
+    ]
+
+
+def file_identity(path: Path) -> str:
+    """A text that changes when a GGUF file, or one of several that are a model, is another."""
+    found = []
+    for file in split_files(path):
+        status = file.stat()
+        found.append(f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}")
+    return " ".join(found)
+
+
 def read_gguf(path: Path) -> GgufFile:
-    """Read the header of a GGUF file.
+    """Read the header of a GGUF file, or the headers of all files of a split one.
 
     Raises:
-        GgufError: not a GGUF file, cut short, or of another version.
+        GgufError: not a GGUF file, cut short, of another version, or one of several is missing.
         OSError: the file can't be opened.
     """
+    files = split_files(path)
+    if len(files) == 1:
+        return _read_file(path)
+    missing = [file.name for file in files if not file.exists()]
+    if missing:
+        raise GgufError(f"{path} is one of {len(files)} files: {', '.join(missing)} is missing")
+    read = [_read_file(file) for file in files]
+    tensors = tuple(tensor for file in read for tensor in file.tensors)
+    promised = read[0].integer("split.tensors.count")
+    if promised is not None and promised != len(tensors):
+        raise GgufError(f"{files[0]} promises {promised} tensors, but {len(tensors)} were found")
+    return GgufFile(files[0], read[0].metadata, tensors)
+
+
+def _read_file(path: Path) -> GgufFile:
     with path.open("rb") as file:
         if file.read(4) != _MAGIC:
             raise GgufError(f"{path} doesn't start with GGUF's magic bytes")
@@ -175,5 +218,7 @@ def _read_header(path: Path, cursor: _Cursor) -> GgufFile:
     if not isinstance(alignment, int) or alignment <= 0:
         raise GgufError(f"general.alignment {alignment!r} is not a positive integer")
     base = -(-cursor.at // alignment) * alignment
-    tensors = tuple(GgufTensor(name, shape, kind, base + at) for name, shape, kind, at in found)
+    tensors = tuple(
+        GgufTensor(name, shape, kind, base + at, path) for name, shape, kind, at in found
+    )
     return GgufFile(path, metadata, tensors)

@@ -1,13 +1,21 @@
 """What a model is, read from its own files: `config.json`, or the metadata of a GGUF file."""
 
-import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from tandem_wire.config_defaults import CONFIG_DEFAULTS, fill_config
 from tandem_wire.gguf_file import GgufError, GgufFile, read_gguf
 from tandem_wire.model_error import BadModelFileError, UnsupportedModelError
+from tandem_wire.special_tokens import (
+    SpecialTokens,
+    gguf_end_tokens,
+    gguf_special_tokens,
+    read_json_object,
+    read_special_tokens,
+)
 
 _GGUF_MODEL_TYPES: Final = {
     "llama": "llama",
@@ -30,6 +38,11 @@ _GGUF_FIELDS: Final = {
     "attention.sliding_window": "sliding_window",
     "rope.freq_base": "rope_theta",
 }
+_GGUF_YARN_FIELDS: Final = {
+    "original_context_length": "original_max_position_embeddings",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
 _GEMMA3_27B_LAYERS: Final = 62
 
 
@@ -38,7 +51,9 @@ class ModelFacts:
     """What router and worker need to know about a model before they load it.
 
     `config` is in the form of transformers' config.json whatever the file format; of a multimodal
-    model it is the text part. `eos_token_ids` end a generation.
+    model it is the text part, and what the file leaves out is filled in as transformers does.
+    `eos_token_ids` end a generation, whichever of the model's files names them. Token ids of a
+    prompt are below `vocab_size`, the number of the model's embeddings.
     """
 
     architecture: str
@@ -46,6 +61,7 @@ class ModelFacts:
     eos_token_ids: tuple[int, ...]
     max_position: int
     vocab_size: int
+    special_tokens: SpecialTokens = field(default_factory=lambda: SpecialTokens({}, {}))
 
 
 def read_model_facts(path: Path) -> ModelFacts:
@@ -63,30 +79,41 @@ def read_model_facts(path: Path) -> ModelFacts:
         raise BadModelFileError(str(error), "download the file again") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise BadModelFileError(
-            f"can't read {path}: {error}", "download the model again"
-        ) from error
-    if not isinstance(content, dict):
-        raise BadModelFileError(f"{path} is not a JSON object", "download the model again")
-    return content
-
-
 def _facts_of_directory(path: Path) -> ModelFacts:
     if not (path / "config.json").exists():
         raise BadModelFileError(
             f"{path} has no config.json",
             "name a folder in the Hugging Face form, or a .gguf",
         )
-    whole = _read_json(path / "config.json")
-    config = {**whole, **whole["text_config"]} if "text_config" in whole else whole
-    eos = _token_ids(config.get("eos_token_id")) + _token_ids(whole.get("eos_token_id"))
-    if (path / "generation_config.json").exists():
-        eos += _token_ids(_read_json(path / "generation_config.json").get("eos_token_id"))
-    return _build_facts(config, eos, str(path / "config.json"))
+    whole = read_json_object(path / "config.json")
+    config = _text_half(whole)
+    generation = path / "generation_config.json"
+    stated = [config, whole, read_json_object(generation) if generation.exists() else {}]
+    bos, eos = (
+        [token for part in stated for token in _token_ids(part.get(f"{name}_token_id"))]
+        for name in ("bos", "eos")
+    )
+    special = read_special_tokens(
+        path,
+        {"bos_token": bos[0] if bos else None, "eos_token": eos[0] if eos else None},
+    )
+    if "eos_token" in special.ids:
+        eos.append(special.ids["eos_token"])
+    if not eos and not any("eos_token_id" in part for part in stated):
+        defaults = CONFIG_DEFAULTS.get(str(config.get("model_type")), {})
+        eos = _token_ids(defaults.get("eos_token_id"))
+    return _build_facts(config, eos, special, str(path / "config.json"))
+
+
+def _text_half(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the text half of a multimodal model, or of the whole of another, filled in."""
+    text = whole.get("text_config") or {}
+    model_type = str(text.get("model_type", whole.get("model_type", "")))
+    # What the half leaves out is its class's default, whatever the whole says; only whether the
+    # embeddings are tied is a matter of the whole.
+    its_own = CONFIG_DEFAULTS.get(model_type, {}).keys() - {"tie_word_embeddings"} if text else ()
+    outer = {name: value for name, value in whole.items() if name not in its_own}
+    return fill_config(model_type, {**outer, **text})
 
 
 def _token_ids(value: object) -> list[int]:
@@ -95,16 +122,19 @@ def _token_ids(value: object) -> list[int]:
     return [int(item) for item in value] if isinstance(value, list) else []
 
 
-def _build_facts(config: Mapping[str, Any], eos: list[int], origin: str) -> ModelFacts:
-    for field in ("model_type", "vocab_size", "max_position_embeddings"):
-        if field not in config:
-            raise BadModelFileError(f"{origin} lacks {field!r}", "use a complete model")
+def _build_facts(
+    config: Mapping[str, Any], eos: list[int], special: SpecialTokens, origin: str
+) -> ModelFacts:
+    for needed in ("model_type", "vocab_size", "max_position_embeddings"):
+        if config.get(needed) is None:
+            raise BadModelFileError(f"{origin} lacks {needed!r}", "use a complete model")
     return ModelFacts(
         architecture=str(config["model_type"]),
         config=config,
         eos_token_ids=tuple(dict.fromkeys(eos)),
         max_position=int(config["max_position_embeddings"]),
         vocab_size=int(config["vocab_size"]),
+        special_tokens=special,
     )
 
 
@@ -123,13 +153,13 @@ def facts_of_gguf(file: GgufFile) -> ModelFacts:
             f"use one of {', '.join(_GGUF_MODEL_TYPES)}",
         )
     config: dict[str, Any] = {"model_type": _GGUF_MODEL_TYPES[architecture]}
-    for key, field in _GGUF_FIELDS.items():
+    for key, name in _GGUF_FIELDS.items():
         value = file.number(f"{architecture}.{key}")
         if value is not None:
-            config[field] = value
-    for field in ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"):
-        if field not in config:
-            raise BadModelFileError(f"{file.path} lacks {field!r}", "use a complete GGUF file")
+            config[name] = value
+    for name in ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"):
+        if name not in config:
+            raise BadModelFileError(f"{file.path} lacks {name!r}", "use a complete GGUF file")
     names = {tensor.name for tensor in file.tensors}
     embedding = next((t for t in file.tensors if t.name == "token_embd.weight"), None)
     if embedding is None:
@@ -145,12 +175,8 @@ def facts_of_gguf(file: GgufFile) -> ModelFacts:
     else:
         config["hidden_act"] = "silu"
     _add_rope_scaling(file, architecture, config)
-    eos = [
-        token
-        for name in ("eos_token_id", "eot_token_id", "eom_token_id")
-        if (token := file.integer(f"tokenizer.ggml.{name}")) is not None
-    ]
-    return _build_facts(config, eos, str(file.path))
+    special = gguf_special_tokens(file)
+    return _build_facts(config, gguf_end_tokens(file), special, str(file.path))
 
 
 def _add_gemma3_fields(config: dict[str, Any]) -> None:
@@ -166,13 +192,28 @@ def _add_gemma3_fields(config: dict[str, Any]) -> None:
 
 
 def _add_rope_scaling(file: GgufFile, architecture: str, config: dict[str, Any]) -> None:
-    kind = file.text(f"{architecture}.rope.scaling.type", "none")
+    prefix = f"{architecture}.rope.scaling"
+    kind = file.text(f"{prefix}.type", "none")
+    factor = file.number(f"{prefix}.factor") or 1.0
     if kind == "linear":
-        config["rope_scaling"] = {
-            "rope_type": "linear",
-            "factor": file.number(f"{architecture}.rope.scaling.factor") or 1.0,
-        }
+        config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
+    elif kind == "yarn":
+        config["rope_scaling"] = _gguf_yarn(file, prefix, factor)
     elif kind != "none":
         raise UnsupportedModelError(
-            f"{file.path} scales its positions by {kind!r}", "use a model with linear or no scaling"
+            f"{file.path} scales its positions by {kind!r}",
+            "use a model with yarn, linear or no scaling",
         )
+
+
+def _gguf_yarn(file: GgufFile, prefix: str, factor: float) -> dict[str, Any]:
+    scaling: dict[str, Any] = {"rope_type": "yarn", "factor": factor}
+    for key, name in _GGUF_YARN_FIELDS.items():
+        value = file.number(f"{prefix}.{key}")
+        if value is not None:
+            scaling[name] = value
+    scale = file.number(f"{prefix}.yarn_attn_factor") or file.number(f"{prefix}.attn_factor")
+    if scale is not None and factor > 1:
+        # GGUF's is a factor on yarn's own amplitude, that of a config.json stands in its place.
+        scaling["attention_factor"] = scale * (0.1 * math.log(factor) + 1.0)
+    return scaling

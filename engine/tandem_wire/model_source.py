@@ -1,6 +1,7 @@
 """From a model's URI to files on this machine. Used by routers (tokenizer, config) and workers.
 
 - `file:///models/llama`: a directory in the Hugging Face form; `file:///models/x.gguf`: a GGUF file
+  (of one that is split, any of its parts)
 - `hf://org/name`, `hf://org/name@revision`: a repository of the hub; `hf://org/name/x.gguf`: one
   file of it
 - `package://NAME`: an installed Python package that ships a GGUF file, whole or in parts
@@ -9,7 +10,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from tandem_wire.disk_cache import build_once, default_cache_dir
+from tandem_wire.gguf_file import split_files
 from tandem_wire.model_config import ModelFacts, read_model_facts
 from tandem_wire.model_error import (
     BadModelFileError,
@@ -96,23 +98,28 @@ def resolve_model(
 
 def _local_model(uri: str, revision: str, path: Path) -> ModelFiles:
     if path.is_file():
-        return ModelFiles(uri, revision, path, "Gguf")
+        return ModelFiles(uri, revision, split_files(path)[0], "Gguf")
     if not path.is_dir():
         raise ModelNotFoundError(
             f"{path} doesn't exist", "check the path, and that its volume is mounted"
         )
     if (path / "config.json").exists():
         return ModelFiles(uri, revision, path, "Safetensors")
-    found = sorted(path.glob("*.gguf"))
+    found = _whole_models(path.glob("*.gguf"))
     if len(found) == 1:
         return ModelFiles(uri, revision, found[0], "Gguf")
     if found:
         raise ModelNotFoundError(
-            f"{path} holds {len(found)} GGUF files", f"name one of them, such as file://{found[0]}"
+            f"{path} holds {len(found)} GGUF models", f"name one of them, such as file://{found[0]}"
         )
     raise ModelNotFoundError(
         f"{path} holds neither config.json nor a .gguf file", "name the folder of one model"
     )
+
+
+def _whole_models(files: Iterable[Path]) -> list[Path]:
+    """The files that are a model each, or the first of several that are one together."""
+    return sorted({split_files(path)[0] for path in files})
 
 
 # --- installed packages ---------------------------------------------------------------------------
@@ -126,9 +133,9 @@ def _package_gguf(name: str, cache: Path, report: Progress) -> Path:
             f"the Python package {name!r} is not installed", f"pip install {name}"
         ) from error
     files = _package_files(package)
-    whole = [file for file in files if file.name.endswith(".gguf")]
+    whole = _whole_models(Path(str(file.locate())) for file in files if file.name.endswith(".gguf"))
     if len(whole) == 1:
-        return Path(str(whole[0].locate()))
+        return whole[0]
     parts = sorted(
         (int(match["number"]), match["stem"], file)
         for file in files
@@ -231,11 +238,13 @@ def _download(
     hub_cache = cache / "hub"
     try:
         if file is not None:
-            return Path(
+            paths = [
                 hf_hub_download(
-                    repository, file, revision=revision, cache_dir=hub_cache, tqdm_class=bar
+                    repository, str(name), revision=revision, cache_dir=hub_cache, tqdm_class=bar
                 )
-            )
+                for name in split_files(Path(file))
+            ]
+            return Path(paths[0])
         patterns = _TEXT_FILES + (_WEIGHT_FILES if weights else [])
         return Path(
             snapshot_download(

@@ -67,7 +67,7 @@ def rope_spec(config: Mapping[str, Any], layer_type: str | None, theta: float) -
     `layer_type` picks one of several ropes; `theta` is the family's default.
 
     Raises:
-        UnsupportedModelError: the scaling is unknown.
+        UnsupportedModelError: the scaling is unknown, or only a part of each head is rotated.
     """
     parameters = config.get("rope_parameters")
     if layer_type is not None and parameters is not None and layer_type in parameters:
@@ -78,9 +78,16 @@ def rope_spec(config: Mapping[str, Any], layer_type: str | None, theta: float) -
         base = config.get("rope_local_base_freq" if local else "rope_theta")
         scaling = None if local else config.get("rope_scaling")
         parameters = {**(scaling or {}), "rope_theta": theta if base is None else base}
+    part = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if part not in (None, 1.0):
+        raise UnsupportedModelError(
+            f"the model's config: partial_rotary_factor is {part}, but only 1.0 is supported",
+            "use a model that rotates whole heads",
+        )
     kind = str(parameters.get("rope_type", parameters.get("type", "default")))
     base = float(parameters.get("rope_theta", theta))
-    if kind == "default":
+    if kind in ("default", "dynamic"):
+        # Dynamic scaling sets in behind max_position_embeddings, where no sequence gets to.
         return RopeSpec(base)
     if kind == "linear":
         return RopeSpec(base, "linear", float(parameters["factor"]))
@@ -91,19 +98,25 @@ def rope_spec(config: Mapping[str, Any], layer_type: str | None, theta: float) -
             float(parameters["factor"]),
             float(parameters["low_freq_factor"]),
             float(parameters["high_freq_factor"]),
-            int(parameters["original_max_position_embeddings"]),
+            _original_max_position(config, parameters),
         )
     if kind == "yarn":
         return _yarn(config, parameters, base)
     raise UnsupportedModelError(
         f"the model's config: rope_type {kind!r} is not supported",
-        "use a model with default, linear, llama3 or yarn scaling",
+        "use a model with default, dynamic, linear, llama3 or yarn scaling",
     )
+
+
+def _original_max_position(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> int:
+    """The length of the first training. As in transformers the config's own field comes first."""
+    name = "original_max_position_embeddings"
+    return int(config.get(name) or parameters.get(name) or config["max_position_embeddings"])
 
 
 def _yarn(config: Mapping[str, Any], parameters: Mapping[str, Any], theta: float) -> RopeSpec:
     longest = int(config["max_position_embeddings"])
-    original = int(parameters.get("original_max_position_embeddings") or longest)
+    original = _original_max_position(config, parameters)
     factor = float(parameters.get("factor") or longest / original)
 
     def temperature(weight: float) -> float:

@@ -84,6 +84,43 @@ def test_rope_factors_of_a_gguf_file_stand_for_llama3_scaling(tmp_path: Path) ->
     runner.close()
 
 
+def test_a_worker_knows_an_end_that_only_the_tokenizer_names(tmp_path: Path) -> None:
+    save_checkpoint("llama", tmp_path / "model")
+    turn = {"added_tokens_decoder": {"9": {"content": "<end>"}}, "eos_token": "<end>"}
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(turn))
+    runner = open_runner(tmp_path / "model")
+    assert runner.eos_token_ids == (2, 9)
+    runner.close()
+
+
+def test_a_gguf_file_keeps_its_yarn_scaling(tmp_path: Path) -> None:
+    model = make_model("qwen2_yarn")
+    write_gguf(model, tmp_path / "tiny.gguf")
+    prompts = [*PROMPTS, [4, 9] * 100]
+    runner = open_runner(tmp_path / "tiny.gguf")
+    assert generate(runner, prompts, 8) == [reference_tokens(model, ids, 8) for ids in prompts]
+    runner.close()
+
+
+def test_a_split_gguf_file_is_one_model(tmp_path: Path) -> None:
+    model = make_model("qwen2")
+    write_gguf(model, tmp_path / "tiny.gguf", split=9)
+    parts = sorted(tmp_path.glob("tiny-*.gguf"))
+    assert len(parts) > 2
+    expected = [reference_tokens(model, prompt, 8) for prompt in PROMPTS]
+    for path in (parts[0], parts[1], tmp_path):  # any part, or their folder
+        runner = open_runner(path, cache_dir=str(tmp_path / "cache"))
+        assert generate(runner, PROMPTS, 8) == expected
+        runner.close()
+    assert len(list((tmp_path / "cache" / "weights").glob("*.safetensors"))) == 1
+    parts[1].touch()
+    open_runner(parts[0]).close()
+    assert len(list((tmp_path / "cache" / "weights").glob("*.safetensors"))) == 2
+    parts[2].rename(tmp_path / "aside")
+    with pytest.raises(BadModelFileError, match=rf"{parts[2].name} is missing"):
+        open_runner(parts[0])
+
+
 def _load(path: str, cache: str) -> None:
     config = WorkerConfig(model=f"file://{path}", kv_memory_bytes=16 << 20, cache_dir=cache)
     load_runner(config, Startup()).close()

@@ -112,6 +112,12 @@ _YARN: dict[str, Any] = {
 }
 
 
+def _llama_dynamic() -> PreTrainedModel:
+    rope = {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 4.0}
+    shape = {**_SHAPE, "max_position_embeddings": 256}
+    return LlamaForCausalLM(LlamaConfig(**shape, rope_parameters=rope))
+
+
 def _qwen2_yarn() -> PreTrainedModel:
     rope = {
         "rope_type": "yarn",
@@ -134,6 +140,7 @@ def _deepseek_v3(**extra: Any) -> PreTrainedModel:
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SHAPE, attention_bias=True, mlp_bias=True)),
     "llama3": _llama3,
+    "llama_dynamic": _llama_dynamic,
     "llama_eight": lambda: LlamaForCausalLM(LlamaConfig(**{**_SHAPE, **_EIGHT_HEADS})),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**_SHAPE, head_dim=16, sliding_window=40)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_SHAPE)),

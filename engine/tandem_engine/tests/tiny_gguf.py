@@ -51,14 +51,17 @@ def write_gguf(
     rope_factors: list[float] | None = None,
     skip: str = "",
     extra: str = "",
+    split: int = 0,
 ) -> None:
     """Write `model`. Matrices are quantised where their rows allow.
 
-    `skip` names a tensor to leave out; `extra` adds one that no model has.
+    `skip` names a tensor to leave out; `extra` adds one that no model has. With `split` there are
+    files like NAME-00001-of-00003.gguf, each with at most this many tensors.
     """
     config = model.config
     gemma = config.model_type == "gemma3_text"
-    writer = gguf.GGUFWriter(path, _ARCHITECTURES.get(config.model_type, config.model_type))
+    architecture = _ARCHITECTURES.get(config.model_type, config.model_type)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -70,6 +73,13 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     ropes = config.rope_parameters
     writer.add_rope_freq_base(ropes.get("full_attention", ropes)["rope_theta"])
+    if ropes.get("rope_type") == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(ropes["factor"])
+        writer.add_rope_scaling_orig_ctx_len(ropes["original_max_position_embeddings"])
+        if "beta_fast" in ropes:
+            writer.add_rope_scaling_yarn_beta_fast(ropes["beta_fast"])
+            writer.add_rope_scaling_yarn_beta_slow(ropes["beta_slow"])
     if gemma:
         writer.add_sliding_window(config.sliding_window)
     writer.add_token_list([f"<{number}>" for number in range(config.vocab_size)])

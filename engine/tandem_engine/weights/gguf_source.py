@@ -14,13 +14,16 @@ from tandem_wire.model_error import BadModelFileError, UnsupportedModelError
 
 
 class GgufSource(TensorSource):
-    """Tensors of one GGUF file, in float32 whatever their quantisation."""
+    """Tensors of a GGUF file, split or not, in float32 whatever their quantisation."""
 
     norms_are_final = True
 
     def __init__(self, file: GgufFile, spec: ModelSpec) -> None:
         self._spec = spec
-        self._data = np.memmap(file.path, dtype=np.uint8, mode="r")
+        self._data = {
+            path: np.memmap(path, dtype=np.uint8, mode="r")
+            for path in {file.path, *(tensor.path for tensor in file.tensors)}
+        }
         self._interleaved = file.text("general.architecture") in ("llama", "mistral")
         self._tensors = {
             hugging_face_name(tensor.name, spec.family): tensor
@@ -51,7 +54,7 @@ class GgufSource(TensorSource):
             *rows, columns = tensor.shape
             row_bytes = columns // block_size * block_bytes
             size = int(np.prod(rows, dtype=np.int64)) * row_bytes
-            raw = self._data[tensor.offset : tensor.offset + size]
+            raw = self._data[tensor.path][tensor.offset : tensor.offset + size]
             if raw.size != size or columns % block_size:
                 raise BadModelFileError(
                     f"tensor {tensor.name} is cut short", "download the file again"

@@ -18,7 +18,7 @@ from tandem_engine.weights.safetensors_header import read_header
 from tandem_engine.weights.source import Progress, iterate_parameters
 from tandem_engine.weights.streaming import stream_parameters
 from tandem_wire.disk_cache import build_once
-from tandem_wire.gguf_file import read_gguf
+from tandem_wire.gguf_file import file_identity, read_gguf
 
 ROPE_FACTORS = "rope_factors"
 """An extra parameter, only of GGUF files: divisors of the rope's frequencies."""
@@ -138,8 +138,7 @@ def _dequantise(
             tensors = chain(tensors, [(ROPE_FACTORS, factors)])
         write_parameters(target, layout, tensors)
 
-    status = path.stat()
-    identity = (path.resolve(), status.st_size, status.st_mtime_ns, str(dtype), _CACHE_VERSION)
+    identity = (file_identity(path), str(dtype), _CACHE_VERSION)
     key = xxhash.xxh3_64_hexdigest(repr(identity).encode())
     folder = cache_dir / "weights"
     return build_once(folder / f"{path.stem}-{key}.safetensors", build)

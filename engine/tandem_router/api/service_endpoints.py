@@ -72,7 +72,7 @@ async def detokenize(exchange: Exchange) -> None:
     tokenizer = context.text.tokenizer
     welcome = context.fleet.welcome
     # A model may have more ids than its tokenizer (a padded vocabulary); these have no text.
-    vocab_size = tokenizer.vocab_size if welcome is None else welcome.vocab_size
+    vocab_size = context.text.vocab_size if welcome is None else welcome.vocab_size
     check_token_ids(request.tokens, vocab_size, "tokens")
     text = tokenizer.decode(request.tokens, skip_special_tokens=request.skip_special_tokens)
     await exchange.reply(msgspec.json.encode({"prompt": text}))

@@ -102,7 +102,7 @@ async def test_alternatives_that_decode_alike_stay_apart(k: int) -> None:
 
 
 async def test_alternatives_on_a_byte_level_vocabulary() -> None:
-    tokenizer = HFTokenizer(byte_level(), bos_token="<s>", eos_tokens=["</s>"])
+    tokenizer = HFTokenizer(byte_level(), bos_token="<s>")
     text = TextModel(tokenizer, ChatTemplate(None, {}))
     said = tokenizer.encode("東京 dog")
     padded = tokenizer.vocab_size + 3  # ids that only the model has

@@ -1,14 +1,15 @@
 """From token ids to text while they arrive, never splitting a character.
 
-Where a tokenizer's decoder maps each token to bytes on its own (byte-level BPE, SentencePiece with
-byte fallback), the text is the UTF-8 decoding of the concatenated bytes: one table look-up and one
-incremental decode per token. Other decoders (WordPiece and the like) look at neighbours; for these
-the prefix-offset method decodes a short window twice and takes the difference, as in vLLM and TGI.
+Where a tokenizer's decoder maps each token to bytes on its own (byte-level BPE), the text is the
+UTF-8 decoding of the concatenated bytes: one table look-up and one incremental decode per token.
+With SentencePiece's byte fallback a token is text, or one byte of a run. Other decoders (WordPiece
+and the like) look at neighbours; for these the prefix-offset method decodes a short window twice
+and takes the difference, as in vLLM and TGI.
 """
 
 import codecs
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 REPLACEMENT = "\ufffd"
 _NEW_UTF8_DECODER = codecs.getincrementaldecoder("utf-8")
@@ -42,6 +43,39 @@ class BytesDetokenizer(Detokenizer):
 
     def flush(self) -> str:
         return self._decode(b"", True)
+
+
+class FallbackDetokenizer(Detokenizer):
+    """For SentencePiece with byte fallback, where most tokens are text and some a single byte.
+
+    Consecutive bytes are a text together or, if they aren't UTF-8 as a whole, U+FFFD each. So they
+    are held back until the next token that is text.
+    """
+
+    __slots__ = ("_byte_of", "_run", "_text_of")
+
+    def __init__(self, text_of: Callable[[int], str], byte_of: Mapping[int, int]) -> None:
+        """`byte_of`: the value of each token that stands for a byte; others have a text."""
+        self._text_of = text_of
+        self._byte_of = byte_of
+        self._run = bytearray()
+
+    def feed(self, tokens: Sequence[int]) -> str:
+        shown = ""
+        for token in tokens:
+            value = self._byte_of.get(token)
+            if value is not None:
+                self._run.append(value)
+            elif text := self._text_of(token):
+                shown += self.flush() + text if self._run else text
+        return shown
+
+    def flush(self) -> str:
+        run, self._run = self._run, bytearray()
+        try:
+            return run.decode()
+        except UnicodeDecodeError:
+            return REPLACEMENT * len(run)
 
 
 class WindowDetokenizer(Detokenizer):

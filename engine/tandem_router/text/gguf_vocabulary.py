@@ -1,17 +1,18 @@
-"""A tokenizer from the vocabulary that a GGUF file carries in its metadata.
+"""A tokenizer from the vocabulary that a GGUF file or a SentencePiece model carries.
 
 Two families, by `tokenizer.ggml.model`: "llama" is a SentencePiece BPE without its merges (they
 follow from the vocabulary), "gpt2" a byte-level BPE with them. What a GGUF doesn't say, the
 normalizer, pre-tokenizer and decoder, is a fact of each family's published `tokenizer.json`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tandem_router.errors import ModelLoadError
 from tandem_wire.gguf_file import GgufFile
+from tandem_wire.sentencepiece_file import SentencePieceFile
 
 BLANK: Final = "\u2581"
 CONTROL: Final = 3  # token types of ggml
@@ -36,6 +37,11 @@ SPLITS: Final[Mapping[str, str]] = {
     "tekken": _TEKKEN,
 }
 """How text is cut before merging, by `tokenizer.ggml.pre`; others use GPT-2's own pattern."""
+WHOLE_WORDS: Final = frozenset({"llama3", "llama-v3", "llama-bpe", "tekken"})
+"""Vocabularies in which a word that is a token is never merged from others. A prompt begins with
+their begin-of-sequence token if the file doesn't say otherwise, as in llama.cpp."""
+COMPOSED: Final = frozenset({"qwen2"})
+"""Vocabularies for text in Unicode's composed form (NFC)."""
 
 
 def build_gguf_tokenizer(file: GgufFile) -> Tokenizer:
@@ -46,7 +52,7 @@ def build_gguf_tokenizer(file: GgufFile) -> Tokenizer:
         raise ModelLoadError(f"{file.path} has no vocabulary")
     if family == "llama":
         is_gemma = file.text("general.architecture").startswith("gemma")
-        tokenizer = _build_gemma(tokens) if is_gemma else _build_llama(file, tokens)
+        tokenizer = _build_gemma(tokens) if is_gemma else _build_gguf_llama(file, tokens)
     elif family == "gpt2":
         tokenizer = _build_byte_level(file, tokens)
     else:
@@ -54,7 +60,22 @@ def build_gguf_tokenizer(file: GgufFile) -> Tokenizer:
             f"{file.path} has a tokenizer of family {family!r}, but only 'llama' and 'gpt2' are "
             "supported"
         )
-    _add_special_tokens(tokenizer, file, tokens)
+    types = [int(kind) for kind in file.array("tokenizer.ggml.token_type")]
+    _add_special_tokens(tokenizer, tokens, types)
+    return tokenizer
+
+
+def build_sentencepiece_tokenizer(
+    file: SentencePieceFile, *, is_gemma: bool, legacy: bool = False
+) -> Tokenizer:
+    """The tokenizer of a tokenizer.model; GGUF's "llama" family holds the same facts.
+
+    `legacy`: the blank is put before the text behind each special token, too.
+    """
+    scheme = ("always" if legacy else "first") if file.adds_prefix else "never"
+    tokens = list(file.tokens)
+    tokenizer = _build_gemma(tokens) if is_gemma else _build_llama(tokens, file.scores, scheme)
+    _add_special_tokens(tokenizer, tokens, file.types)
     return tokenizer
 
 
@@ -79,12 +100,17 @@ def _build_gemma(tokens: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def _build_llama(file: GgufFile, tokens: list[str]) -> Tokenizer:
-    scores = file.array("tokenizer.ggml.scores")
+def _build_gguf_llama(file: GgufFile, tokens: list[str]) -> Tokenizer:
+    scores = [float(score) for score in file.array("tokenizer.ggml.scores")]
     if len(scores) != len(tokens):
         raise ModelLoadError(f"{file.path} has {len(tokens)} tokens but {len(scores)} scores")
+    prefix = bool(file.metadata.get("tokenizer.ggml.add_space_prefix", True))
+    return _build_llama(tokens, scores, "first" if prefix else "never")
+
+
+def _build_llama(tokens: list[str], scores: Sequence[float], scheme: str) -> Tokenizer:
     rank = {
-        token: -float(score) for token, score in zip(tokens, scores, strict=True)
+        token: -score for token, score in zip(tokens, scores, strict=True)
     }  # the best score merges first
     tokenizer = Tokenizer(
         models.BPE(
@@ -94,12 +120,11 @@ def _build_llama(file: GgufFile, tokens: list[str]) -> Tokenizer:
             byte_fallback=True,
         )
     )
-    prefix = file.metadata.get("tokenizer.ggml.add_space_prefix", True)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
-        replacement=BLANK, prepend_scheme="first" if prefix else "never", split=False
+        replacement=BLANK, prepend_scheme=scheme, split=False
     )
     steps = [decoders.Replace(BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if prefix:
+    if scheme != "never":
         steps.append(decoders.Strip(content=" ", left=1))
     tokenizer.decoder = decoders.Sequence(steps)
     return tokenizer
@@ -110,10 +135,12 @@ def _build_byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
     for merge in file.array("tokenizer.ggml.merges"):
         left, _, right = str(merge).partition(" ")
         merges.append((left, right))
-    tokenizer = Tokenizer(
-        models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges)
-    )
-    split = SPLITS.get(file.text("tokenizer.ggml.pre"))
+    kind = file.text("tokenizer.ggml.pre")
+    vocab = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=kind in WHOLE_WORDS))
+    if kind in COMPOSED:
+        tokenizer.normalizer = normalizers.NFC()
+    split = SPLITS.get(kind)
     if split is None:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     else:
@@ -145,8 +172,7 @@ def derive_merges(tokens: list[str], rank: Mapping[str, float]) -> list[tuple[st
     return [(left, right) for *_, left, right in found]
 
 
-def _add_special_tokens(tokenizer: Tokenizer, file: GgufFile, tokens: list[str]) -> None:
-    types = file.array("tokenizer.ggml.token_type")
+def _add_special_tokens(tokenizer: Tokenizer, tokens: list[str], types: Sequence[int]) -> None:
     kinds = list(zip(tokens, types, strict=False))
     tokenizer.add_special_tokens(
         [

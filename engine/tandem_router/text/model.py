@@ -5,17 +5,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from tandem_router.text.chat_template import PLAIN_STOP, ChatTemplate
+from tandem_router.text.conversation import content_size
 from tandem_router.text.tokenizer import TextTokenizer
 
 OFFLOAD_CHARACTERS: Final = 8192
 
 
 class TextModel:
-    """Prompts for one model. Long ones are tokenized in a thread, so that streams keep moving."""
+    """Prompts for one model. Long ones are tokenized in a thread, so that streams keep moving.
 
-    def __init__(self, tokenizer: TextTokenizer, template: ChatTemplate) -> None:
+    `vocab_size`: the model's number of embeddings; the ids of a prompt are below it. The
+    tokenizer's own number may be larger or smaller.
+    """
+
+    def __init__(
+        self, tokenizer: TextTokenizer, template: ChatTemplate, vocab_size: int | None = None
+    ) -> None:
+        """`vocab_size` None: the tokenizer's."""
         self.tokenizer = tokenizer
         self.template = template
+        self.vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
 
     @property
     def default_chat_stops(self) -> tuple[str, ...]:
@@ -38,7 +47,7 @@ class TextModel:
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a conversation. Raises InvalidRequest when the template rejects it."""
-        size = sum(len(message["content"]) for message in messages)
+        size = sum(map(content_size, messages))
         if size < OFFLOAD_CHARACTERS:
             return self._encode_chat(messages, add_generation_prompt, variables)
         return await asyncio.to_thread(

@@ -1,28 +1,30 @@
 """Tokenizers behind one interface: Hugging Face's `tokenizers`, and plain bytes for mock models."""
 
 import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import tokenizers
 
-from tandem_router.text.detokenizer import BytesDetokenizer, Detokenizer, WindowDetokenizer
+from tandem_router.text.detokenizer import (
+    BytesDetokenizer,
+    Detokenizer,
+    FallbackDetokenizer,
+    WindowDetokenizer,
+)
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _CONTEXT_TOKENS = 6
 
 
 class TextTokenizer(ABC):
-    """Text to token ids and back for one model.
+    """Text to token ids and back for one model. Its ids are below `vocab_size`.
 
     `adds_bos`: whether the model wants its begin-of-sequence token before a plain prompt.
     """
 
     vocab_size: int
     bos_token_id: int | None
-    eos_token_ids: frozenset[int]
     adds_bos: bool
 
     @abstractmethod
@@ -62,7 +64,6 @@ class ByteTokenizer(TextTokenizer):
     def __init__(self) -> None:
         self.vocab_size = 512
         self.bos_token_id = 256
-        self.eos_token_ids = frozenset({257})
         self.adds_bos = False
         self._pieces = [bytes([value]) for value in range(256)]
         self._plain = [*self._pieces, *([b""] * (self.vocab_size - 256))]
@@ -94,15 +95,13 @@ class HFTokenizer(TextTokenizer):
         backend: tokenizers.Tokenizer,
         *,
         bos_token: str | None = None,
-        eos_tokens: Sequence[str] = (),
         adds_bos: bool | None = None,
     ) -> None:
         """`adds_bos` None: what the file's own post-processor does."""
         self._backend = backend
-        self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
+        # Ids may have holes, as when a token was given an id beyond the others.
+        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.bos_token_id = backend.token_to_id(bos_token) if bos_token else None
-        ids = (backend.token_to_id(token) for token in eos_tokens)
-        self.eos_token_ids = frozenset(token for token in ids if token is not None)
         if adds_bos is None:
             with_special = backend.encode("a", add_special_tokens=True).ids
             adds_bos = self.bos_token_id is not None and with_special[:1] == [self.bos_token_id]
@@ -111,6 +110,7 @@ class HFTokenizer(TextTokenizer):
         self._special = {token for token, entry in added.items() if entry.special}
         self._added = {token: entry.content for token, entry in added.items()}
         self._style = _decoder_style(backend)
+        self._byte_of = _byte_tokens(backend) if self._style == "sentencepiece" else {}
         self._pieces: dict[int, bytes] = {}
         self._shown: dict[int, bytes] = dict.fromkeys(self._special, b"")
 
@@ -146,16 +146,19 @@ class HFTokenizer(TextTokenizer):
                 return bytes(table[character] for character in text)
             return str(text).encode()
         if self._style == "sentencepiece":
-            match = _BYTE_TOKEN.fullmatch(text)
-            if match is not None:
-                return bytes([int(match[1], 16)])
+            value = self._byte_of.get(token)
+            if value is not None:
+                return bytes([value])
             return str(text).replace("\u2581", " ").encode()
         return self.decode([token], skip_special_tokens=False).encode()
 
     def detokenizer(
         self, *, skip_special_tokens: bool = True, context: Sequence[int] = ()
     ) -> Detokenizer:
-        if self._style != "other":
+        if self._style == "sentencepiece":
+            piece = self._shown_piece if skip_special_tokens else self.piece
+            return FallbackDetokenizer(lambda token: piece(token).decode(), self._byte_of)
+        if self._style == "bytelevel":
             return BytesDetokenizer(self._shown_piece if skip_special_tokens else self.piece)
 
         def decode(tokens: Sequence[int]) -> str:
@@ -178,10 +181,18 @@ def _decoder_style(backend: tokenizers.Tokenizer) -> str:
         for step in steps
         if step["type"] == "Replace"
     )
-    if "Replace" in kinds and replaces_blank:
-        # Strip only trims the very start of a text; what follows a prompt isn't one.
-        return "sentencepiece" if kinds <= {"Replace", "ByteFallback", "Fuse", "Strip"} else "other"
-    return "other"
+    # Strip only trims the very start of a text; what follows a prompt isn't one.
+    is_fallback = (
+        {"Replace", "ByteFallback"} <= kinds <= {"Replace", "ByteFallback", "Fuse", "Strip"}
+    )
+    return "sentencepiece" if is_fallback and replaces_blank else "other"
+
+
+def _byte_tokens(backend: tokenizers.Tokenizer) -> dict[int, int]:
+    """The values of the tokens that SentencePiece falls back to for unknown characters."""
+    names = {f"<0x{value:02X}>": value for value in range(256)}
+    ids = {backend.token_to_id(name): value for name, value in names.items()}
+    return {token: value for token, value in ids.items() if token is not None}
 
 
 _ALPHABET: dict[str, int] = {}

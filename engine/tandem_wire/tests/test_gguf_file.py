@@ -89,11 +89,16 @@ def test_facts_from_metadata(tmp_path: Path) -> None:
     assert facts.config["num_key_value_heads"] == 32
 
 
+def test_yarn_has_the_form_of_a_config(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gguf", scaling=gguf.RopeScalingType.YARN)
+    assert read_model_facts(path).config["rope_scaling"] == {"rope_type": "yarn", "factor": 4.0}
+
+
 def test_what_can_not_be_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="'mamba'"):
         read_model_facts(write(tmp_path / "a.gguf", "mamba"))
-    with pytest.raises(UnsupportedModelError, match="'yarn'"):
-        read_model_facts(write(tmp_path / "b.gguf", scaling=gguf.RopeScalingType.YARN))
+    with pytest.raises(UnsupportedModelError, match="'longrope'"):
+        read_model_facts(write(tmp_path / "b.gguf", scaling=gguf.RopeScalingType.LONGROPE))
     with pytest.raises(BadModelFileError, match="hidden_size"):
         read_model_facts(write(tmp_path / "c.gguf", drop="embedding_length"))
     with pytest.raises(BadModelFileError, match="token_embd"):

@@ -48,7 +48,7 @@ def test_a_directory_with_one_gguf_file_means_that_file(tmp_path: Path) -> None:
     assert resolve_model(f"file://{tmp_path}").path == tmp_path / "a.gguf"
     assert resolve_model(f"file://{tmp_path}/a.gguf").format == "Gguf"
     (tmp_path / "b.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ModelNotFoundError, match=r"2 GGUF files; name one of them.*a\.gguf"):
+    with pytest.raises(ModelNotFoundError, match=r"2 GGUF models; name one of them.*a\.gguf"):
         resolve_model(f"file://{tmp_path}")
 
 
@@ -96,7 +96,7 @@ def test_of_a_multimodal_model_the_text_part_counts(tmp_path: Path) -> None:
     assert (facts.architecture, facts.vocab_size) == ("gemma3_text", 7)
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"model_type": "llama"}'])
+@pytest.mark.parametrize("content", ["[]", "{", "{}", '{"model_type": "mamba"}'])
 def test_a_damaged_config_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(BadModelFileError, match=r"config\.json"):

@@ -19,14 +19,17 @@ _LAYER_TYPES: Final = ("full_attention", "sliding_attention")
 class ConfigReader:
     """One config.json, which may leave out any value that is the family's default.
 
-    `values` are the file's own. Reading by key raises KeyError for a value without a default.
+    `values` are the file's own. Reading by key raises KeyError for a value that is missing or null.
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
 
     def __getitem__(self, key: str) -> Any:
-        return self.values[key]
+        value = self.values[key]
+        if value is None:
+            raise KeyError(key)
+        return value
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value, or the default where it is missing or null."""

@@ -3,10 +3,20 @@
 from tandem_engine.spec.families.config_reader import ConfigReader
 from tandem_engine.spec.model import LayerSpec, ModelSpec
 from tandem_engine.spec.rope import rope_spec
+from tandem_wire.model_error import UnsupportedModelError
 
 
 def gemma3(config: ConfigReader) -> ModelSpec:
-    """The spec of a gemma3 model's text half, or of a gemma3_text model."""
+    """The spec of a gemma3 model's text half, or of a gemma3_text model.
+
+    Raises:
+        UnsupportedModelError: the model's tokens attend to later ones.
+    """
+    if config.get("use_bidirectional_attention"):
+        raise UnsupportedModelError(
+            "the model's config: use_bidirectional_attention is true, but Tandem generates text",
+            "use a model whose attention is causal",
+        )
     shape = config.shape(head_dim=256, tie_word_embeddings=True)
     shape["attention_scale"] = float(config.get("query_pre_attn_scalar", 256)) ** -0.5
     bias = bool(config.get("attention_bias", False))

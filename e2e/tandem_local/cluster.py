@@ -15,7 +15,12 @@ from pathlib import Path
 from tandem_local.binaries.build import Binaries, find_binaries
 from tandem_local.client import Commands
 from tandem_local.components.configuration import prepare
-from tandem_local.components.images import merge_images, read_images, write_images
+from tandem_local.components.images import (
+    check_images,
+    merge_images,
+    read_images,
+    write_images,
+)
 from tandem_local.errors import ClusterNotFound, LocalError, SpecError, StartError
 from tandem_local.folders import ClusterFolder, cache_dir, clusters_dir, locked
 from tandem_local.machine.process import ProcessRef, end
@@ -75,6 +80,7 @@ class LocalCluster(Commands):
         Raises RequirementError, BuildError, SpecError or StartError; each says what to do.
         """
         check_machine(progress)
+        check_images(spec.images, progress)
         folder = ClusterFolder.of(spec.name)
         with locked(folder.lock):
             state = ClusterState.read(folder.state)

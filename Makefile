@@ -6,6 +6,7 @@ EXTRAS ?= engine,demo,dev
 STAMP := $(VENV)/.installed
 # Every package, with its hashes. A GPU has another torch. Empty: the newest of everything.
 PINS ?= $(if $(findstring gpu,$(EXTRAS)),constraints-gpu.txt,constraints.txt)
+comma := ,
 PYTHONS := 3.11 3.12 3.13 3.14
 GENERATE := $(BIN)/python -m tandem_operator.crds --output crds \
 	--chart charts/tandem/templates/crds --docs docs/api.md
@@ -25,7 +26,7 @@ $(STAMP): pyproject.toml $(PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Tandem needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
 	@umask 022 && { test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); }
 	@umask 022 && { $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade >/dev/null; }
-	@umask 022 && $(BIN)/python -m pip install --quiet $(if $(PINS),--constraint $(PINS) "$$(sed -n 's/^\(uv==[^ ]*\).*/\1/p' $(PINS))",--upgrade uv)
+	@umask 022 && $(if $(PINS),sed -n '/^uv==/$(comma)/[^\]$$/p' $(PINS),echo uv) | $(BIN)/python -m pip install --quiet --upgrade --requirement /dev/stdin
 	@$(UV) pip install --python $(BIN)/python $(if $(PINS),--constraint $(PINS) --build-constraint $(PINS),--upgrade) -e '.[$(EXTRAS)]'
 	@touch $(STAMP)
 

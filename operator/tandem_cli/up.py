@@ -1,5 +1,6 @@
 """`tandem up`: cluster, chart, manifest, Ready, and an answer from the model."""
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ import yaml
 
 from tandem_cli.console import Steps, console, show_steps
 from tandem_cli.errors import CliError
-from tandem_cli.target import get_items, repository_file
+from tandem_cli.target import find_url, forward_hint, get_items, repository_file
 from tandem_cli.waiting import PodWatch
 from tandem_operator.names.labels import LABEL_SERVICE
 
@@ -111,8 +112,6 @@ def is_rolled_out(deployment: dict[str, Any]) -> bool:
 
 def wait_ready(target: "Cluster", service: dict[str, Any], timeout: int, steps: Steps) -> None:
     """Wait for the condition Ready. Shows the pools meanwhile, and the reason if it fails."""
-    import json
-
     name, namespace = service["metadata"]["name"], service["metadata"].get("namespace", "default")
     watches = {
         f"service {namespace}/{name}": PodWatch(target, namespace, f"{LABEL_SERVICE}={name}"),
@@ -182,6 +181,10 @@ def _answer(target: "Cluster", service: dict[str, Any], prompt: str) -> None:
         f"{answer.kv_bytes:,} bytes of KV moved between them",
         soft_wrap=True,
     )
+    shown = json.loads(target.kubectl("get", "service", name, "-n", namespace, "-o", "json").stdout)
+    url = find_url(target, shown)
     console.print(
-        f"endpoint: {endpoint.url}/v1  (in the cluster: {answer.cluster_url(name, namespace)})"
+        f"endpoint: {f'{url}/v1' if url else forward_hint(name, namespace)}\n"
+        f"in the cluster: http://{name}.{namespace}.svc:{shown['spec']['ports'][0]['port']}/v1",
+        soft_wrap=True,
     )

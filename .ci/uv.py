@@ -1,4 +1,4 @@
-"""uv, with the indexes and certificates that pip is configured with: ``python .ci/uv.py ARGUMENTS``.
+"""uv with the indexes and certificates of pip: ``python .ci/uv.py ARGUMENTS``.
 
 uv reads neither pip.conf nor PIP_INDEX_URL, so behind a mirror it would ask the public index. What
 uv's own variables say stays. Only the standard library: this runs before anything is installed.

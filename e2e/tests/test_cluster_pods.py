@@ -9,6 +9,7 @@ from functools import partial
 
 import httpx
 import pytest
+from deadlines import patience
 
 from tandem_local import ImageEntry, LocalCluster
 
@@ -63,7 +64,9 @@ def test_logs_exec_and_port_forward(local_cluster: LocalCluster, namespace: str)
         found = re.search(r"127\.0\.0\.1:(\d+)", forward.stdout.readline())
         assert found is not None
         for _ in range(3):
-            answer = httpx.get(f"http://127.0.0.1:{found[1]}/", trust_env=False, timeout=10)
+            answer = httpx.get(
+                f"http://127.0.0.1:{found[1]}/", trust_env=False, timeout=patience(10)
+            )
             assert answer.text.strip() == "web"
         forward.terminate()
 
@@ -117,7 +120,10 @@ def test_the_host_reaches_pods_and_services(local_cluster: LocalCluster, namespa
         def answers(address: str, name: str = name) -> bool:
             try:
                 return (
-                    httpx.get(f"http://{address}/", trust_env=False, timeout=5).text.strip() == name
+                    httpx.get(
+                        f"http://{address}/", trust_env=False, timeout=patience(5)
+                    ).text.strip()
+                    == name
                 )
             except httpx.HTTPError:
                 return False

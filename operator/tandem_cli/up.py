@@ -103,11 +103,9 @@ def install_chart(target: "Cluster", chart: Path, steps: Steps) -> None:
 def is_rolled_out(deployment: dict[str, Any]) -> bool:
     """Whether every replica of a Deployment is of its current template, and available."""
     status, wanted = deployment.get("status", {}), deployment["spec"].get("replicas", 1)
-    return (
-        status.get("observedGeneration") == deployment["metadata"]["generation"]
-        and status.get("updatedReplicas", 0) == wanted
-        and status.get("availableReplicas", 0) == status.get("replicas", 0) == wanted
-    )
+    counts = [status.get(f"{what}Replicas", 0) for what in ("updated", "available")]
+    current: bool = status.get("observedGeneration") == deployment["metadata"]["generation"]
+    return current and [status.get("replicas", 0), *counts] == [wanted] * 3
 
 
 def wait_ready(target: "Cluster", service: dict[str, Any], timeout: int, steps: Steps) -> None:

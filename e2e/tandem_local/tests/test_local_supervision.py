@@ -11,6 +11,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
+from deadlines import patience
 
 from tandem_local import ClusterSpec, ExternalCluster, LocalCluster
 from tandem_local.binaries.build import Binaries
@@ -46,7 +47,7 @@ def folder(tmp_path: Path) -> ClusterFolder:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + patience(30)
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -114,7 +115,7 @@ def test_teardown_ends_what_is_recorded_and_spares_the_rest(folder: ClusterFolde
         (records / "b.json").write_text('{"pid": ')
         assert len(list(container_records(folder))) == 1
         end_processes(folder, state)
-        assert recorded.wait(10) == unrecorded.wait(10) == -9
+        assert recorded.wait(patience(10)) == unrecorded.wait(patience(10)) == -9
         assert bystander.poll() is None
         bystander.kill()
     assert marked(MARKER, str(folder.root)) == []

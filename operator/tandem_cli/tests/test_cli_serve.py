@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from deadlines import patience
 
 from tandem_cli.serve import Fleet, Stopped
 from tandem_local.machine.process import marked
@@ -88,6 +89,6 @@ def test_what_a_process_leaves_behind_ends_with_the_fleet(monkeypatch: pytest.Mo
     fleet, told, mark = Fleet(), threading.Event(), uuid.uuid4().hex
     script = "trap '' TERM; (sleep 1000; :) & echo started; exit 0"
     fleet.start(["sh", "-c", script], lambda line: told.set(), {MARK: mark})
-    assert told.wait(60)
+    assert told.wait(patience(20))
     fleet.stop()
     assert marked(MARK, mark) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 MARGIN = 2.0
 # Beyond this a machine isn't busy but stuck.
-LIMIT = 20.0
+LIMIT = 10.0
 
 
 def patience(seconds: float) -> float:

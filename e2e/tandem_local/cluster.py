@@ -42,6 +42,8 @@ READY_TIMEOUT_S = 180.0
 # The supervisor ends the kubelets, the containers and the rest: procri's grace, and a little more.
 STOP_TIMEOUT_S = 30.0
 LOG_TAIL_LINES = 15
+# Of one component before the cluster is Ready. With the supervisor's back-off, six seconds.
+MAX_RESTARTS = 5
 
 
 @dataclass(frozen=True)
@@ -253,6 +255,9 @@ class LocalCluster(Commands):
                 progress(ProgressEvent("start", said))
             if state is not None and not state.supervisor.alive():
                 raise self._start_error(state, "failed to start")
+            if state is not None and (dying := find_dying(state)):
+                what = f"can't start, because {' and '.join(dying)} ended again and again"
+                raise self._start_error(state, what)
             if time.monotonic() > deadline:
                 raise self._start_error(state, f"was not Ready after {timeout_s:.0f} s")
             time.sleep(0.05)
@@ -280,6 +285,11 @@ class LocalCluster(Commands):
                 names = [f"kubelet-{node.name}" for node in self.spec.nodes]
         logs = [self.logs / f"{name}.log" for name in (*names, "supervisor")]
         return [log for log in logs if log.exists()]
+
+
+def find_dying(state: ClusterState) -> list[str]:
+    """The components that were restarted too often for another time to help."""
+    return [f"{c.name} on {c.node}" for c in state.components if c.restarts >= MAX_RESTARTS]
 
 
 def tail(log: Path, lines: int) -> str:

@@ -16,6 +16,7 @@ from deadlines import patience
 from tandem_local import ClusterSpec, ExternalCluster, LocalCluster
 from tandem_local.binaries.build import Binaries
 from tandem_local.client import Cluster, Commands
+from tandem_local.cluster import MAX_RESTARTS, find_dying
 from tandem_local.components.command_lines import MARKER, Component
 from tandem_local.errors import (
     ClusterNotFound,
@@ -225,3 +226,12 @@ def test_a_failed_command_says_what_it_said(tools: Path, tmp_path: Path) -> None
         commands.kubectl("fail")
     assert caught.value.returncode == 4
     assert commands.kubectl("fail", check=False).returncode == 4
+
+
+def test_a_component_that_keeps_dying_ends_the_wait_for_the_cluster() -> None:
+    parts = [
+        ComponentState("etcd", "node-0", restarts=MAX_RESTARTS - 1),
+        ComponentState("procri", "node-1", restarts=MAX_RESTARTS),
+    ]
+    state = ClusterState(supervisor=ProcessRef(10, 20), components=parts)
+    assert find_dying(state) == ["procri on node-1"]

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
@@ -36,6 +37,29 @@ def test_every_node_is_ready(local_cluster: LocalCluster) -> None:
         assert conditions["Ready"] == "True"
     assert nodes[0]["status"]["allocatable"]["nvidia.com/gpu"] == "8"
     assert "nvidia.com/gpu" not in nodes[1]["status"]["allocatable"]
+
+
+def test_a_volume_does_not_hide_what_an_image_consists_of(
+    local_cluster: LocalCluster, namespace: str, tmp_path: Path
+) -> None:
+    program = tmp_path / "app" / "run"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\ntouch /tmp/mine && ls /tmp && exec sleep 600\n")
+    program.chmod(0o755)
+    covering = f"/{tmp_path.parts[1]}"
+    image = ImageEntry("tandem.local/app:1", (str(program),), files=(str(program.parent),))
+    local_cluster.add_image(image)
+    container = {
+        **{"image": image.name, "command": None},
+        "volumeMounts": [{"name": "empty", "mountPath": path} for path in {covering, "/tmp"}],
+    }
+    volumes = [{"name": "empty", "emptyDir": {}}]
+    manifest = pod("app", "", container=container, volumes=volumes)
+    local_cluster.kubectl("apply", "-n", namespace, "-f", "-", input=manifest)
+    wait_ready(local_cluster, namespace, "app")
+    seen = local_cluster.kubectl("logs", "-n", namespace, "app").stdout.split()
+    assert "mine" in seen
+    assert not (Path("/tmp") / "mine").exists()
 
 
 def test_logs_exec_and_port_forward(local_cluster: LocalCluster, namespace: str) -> None:

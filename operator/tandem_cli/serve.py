@@ -22,6 +22,8 @@ from tandem_cli.errors import CliError
 PAUSE_S = 0.1
 # From SIGTERM to SIGKILL.
 STOP_S = 15.0
+# From SIGKILL to the end.
+KILL_S = 3.0
 
 
 def model_name(uri: str) -> str:
@@ -99,15 +101,20 @@ class Fleet:
             if process.poll() is None:
                 process.terminate()
         hurry = self.num_signals + 1
-        deadline = time.monotonic() + STOP_S
-        while time.monotonic() < deadline and self.num_signals < hurry:
-            if not any(process.poll() is None or _has_group(process) for process in self.processes):
-                break
-            time.sleep(PAUSE_S)
+        self._wait_gone(STOP_S, lambda: self.num_signals >= hurry)
         for process in self.processes:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        # Orphans are gone when the system's first process has collected them.
+        self._wait_gone(KILL_S, lambda: False)
+
+    def _wait_gone(self, seconds: float, enough: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not enough():
+            if not any(process.poll() is None or _has_group(process) for process in self.processes):
+                return
+            time.sleep(PAUSE_S)
 
 
 def _has_group(process: subprocess.Popen[str]) -> bool:

@@ -4,6 +4,7 @@
 #   docker build --target engine   -t ghcr.io/tandem-inference/tandem-engine:0.1.0 .
 # The engine needs no CUDA base image: the container toolkit mounts the driver, and torch brings its
 # own CUDA libraries. ENGINE_EXTRAS chooses the transports, for example "engine,gpu,nixl".
+# Every package comes by its pin and hashes (`make pins`).
 ARG BASE=python:3.12-slim
 ARG ENGINE_BASE=${BASE}
 
@@ -21,7 +22,10 @@ FROM ${BASE} AS base
 RUN python -m venv /opt/tandem
 ENV PATH=/opt/tandem/bin:$PATH PYTHONUNBUFFERED=1
 COPY --from=wheel /dist /dist
-RUN pip install --no-cache-dir /dist/*.whl && rm -r /dist
+COPY constraints.txt /dist/
+RUN sed -n '/^uv==/,/[^\\]$/p' /dist/constraints.txt | pip install --no-cache-dir -r /dev/stdin \
+    && uv pip install --no-cache --python /opt/tandem/bin/python -c /dist/constraints.txt /dist/*.whl \
+    && pip uninstall --yes uv && rm -r /dist
 
 FROM base AS operator
 USER 65532:65532
@@ -38,7 +42,12 @@ ARG ENGINE_EXTRAS=engine,gpu
 RUN python -m venv /opt/tandem
 ENV PATH=/opt/tandem/bin:$PATH PYTHONUNBUFFERED=1 TANDEM_CACHE_DIR=/var/cache/tandem
 COPY --from=wheel /dist /dist
-RUN set -- /dist/*.whl && pip install --no-cache-dir "$1[${ENGINE_EXTRAS}]" && rm -r /dist \
+COPY constraints.txt constraints-gpu.txt /dist/
+RUN set -- /dist/*.whl \
+    && case "${ENGINE_EXTRAS}" in *gpu*) pins=/dist/constraints-gpu.txt;; *) pins=/dist/constraints.txt;; esac \
+    && sed -n '/^uv==/,/[^\\]$/p' "$pins" | pip install --no-cache-dir -r /dev/stdin \
+    && uv pip install --no-cache --python /opt/tandem/bin/python -c "$pins" "$1[${ENGINE_EXTRAS}]" \
+    && pip uninstall --yes uv && rm -r /dist \
     && install -d -o 65532 -g 65532 /var/cache/tandem
 USER 65532:65532
 EXPOSE 8100 8101 8998

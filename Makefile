@@ -4,20 +4,30 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= engine,demo,dev
 STAMP := $(VENV)/.installed
+# Every package, with its hashes. A GPU has another torch. Empty: the newest of everything.
+PINS ?= $(if $(findstring gpu,$(EXTRAS)),constraints-gpu.txt,constraints.txt)
+comma := ,
+PYTHONS := 3.11 3.12 3.13 3.14
 GENERATE := $(BIN)/python -m tandem_operator.crds --output crds \
 	--chart charts/tandem/templates/crds --docs docs/api.md
 
 PYTEST := $(BIN)/python -m pytest
+# uv asks the index that pip is configured with. Pods run under another user, so they must be able
+# to read all of it.
+UV := umask 022 && $(BIN)/python .ci/uv.py
+COMPILE := pip compile pyproject.toml --quiet --universal --generate-hashes --no-header --no-annotate \
+	--no-emit-index-url --no-emit-find-links --group install \
+	--extra engine --extra demo --extra dev --extra nixl
 
-.PHONY: up down install check check-generated test test-gpu e2e gen bench clean
+.PHONY: up down install check check-generated test test-unit test-newest test-gpu e2e gen pins bench clean
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(PINS)
 	@echo "==> installing into $(VENV) (extras: $(EXTRAS))"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Tandem needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade >/dev/null
-	@$(BIN)/python -m pip install --quiet --upgrade uv
-	@$(BIN)/uv pip install --python $(BIN)/python -e '.[$(EXTRAS)]'
+	@umask 022 && { test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); }
+	@umask 022 && { $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade >/dev/null; }
+	@umask 022 && $(if $(PINS),sed -n '/^uv==/$(comma)/[^\]$$/p' $(PINS),echo uv) | $(BIN)/python -m pip install --quiet --upgrade --requirement /dev/stdin
+	@$(UV) pip install --python $(BIN)/python $(if $(PINS),--constraint $(PINS) --build-constraint $(PINS),--upgrade) -e '.[$(EXTRAS)]'
 	@touch $(STAMP)
 
 install: $(STAMP) ## install into .venv
@@ -38,11 +48,26 @@ check: $(STAMP) ## lint, types, layers, generated files
 check-generated: $(STAMP)
 	$(GENERATE) --check
 
+pins: $(STAMP) ## constraints*.txt from pyproject.toml; UPGRADE=1 takes the newest of everything
+	$(UV) $(COMPILE) $(if $(UPGRADE),--upgrade) --extra mooncake --python-version $(firstword $(PYTHONS)) --output-file constraints.txt
+	$(UV) $(COMPILE) $(if $(UPGRADE),--upgrade) --extra mooncake --extra gpu --python-version $(firstword $(PYTHONS)) --output-file constraints-gpu.txt
+	@# All but Mooncake, which has no wheel for the newest Python.
+	@for version in $(PYTHONS); do \
+		$(UV) $(COMPILE) --python-version $$version --constraint constraints.txt >/dev/null && \
+		$(UV) $(COMPILE) --python-version $$version --extra gpu --constraint constraints-gpu.txt >/dev/null || exit 1; \
+		echo "the pins hold for Python $$version"; done
+
 gen: $(STAMP) ## CRDs, the chart's copies of them and docs/api.md from the models
 	$(GENERATE)
 
-test: $(STAMP) ## unit, integration and end-to-end tests
+test-unit: $(STAMP) ## unit and integration tests
 	$(PYTEST) -m "not gpu and not cluster" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+
+test-newest: ## unit and integration tests with the newest of every package, in an environment of their own
+	rm -f .venv-newest/.installed
+	@$(MAKE) --no-print-directory test-unit VENV=.venv-newest PINS=
+
+test: test-unit ## unit, integration and end-to-end tests
 	@# Cold, the Go build takes minutes: it must not count against a test's time limit.
 	$(BIN)/tandem cluster build
 	$(PYTEST) -m cluster --reruns 1 --durations=15
@@ -60,4 +85,4 @@ bench: $(STAMP) ## figures of this machine: hand-off, router, engine against tra
 	$(BIN)/tandem bench against-transformers
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .venv-newest build dist

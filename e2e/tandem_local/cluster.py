@@ -15,7 +15,12 @@ from pathlib import Path
 from tandem_local.binaries.build import Binaries, find_binaries
 from tandem_local.client import Commands
 from tandem_local.components.configuration import prepare
-from tandem_local.components.images import merge_images, read_images, write_images
+from tandem_local.components.images import (
+    check_images,
+    merge_images,
+    read_images,
+    write_images,
+)
 from tandem_local.errors import ClusterNotFound, LocalError, SpecError, StartError
 from tandem_local.folders import ClusterFolder, cache_dir, clusters_dir, locked
 from tandem_local.machine.process import ProcessRef, end
@@ -37,6 +42,8 @@ READY_TIMEOUT_S = 180.0
 # The supervisor ends the kubelets, the containers and the rest: procri's grace, and a little more.
 STOP_TIMEOUT_S = 30.0
 LOG_TAIL_LINES = 15
+# Of one component before the cluster is Ready. With the supervisor's back-off, six seconds.
+MAX_RESTARTS = 5
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ class LocalCluster(Commands):
         Raises RequirementError, BuildError, SpecError or StartError; each says what to do.
         """
         check_machine(progress)
+        check_images(spec.images, progress)
         folder = ClusterFolder.of(spec.name)
         with locked(folder.lock):
             state = ClusterState.read(folder.state)
@@ -247,6 +255,9 @@ class LocalCluster(Commands):
                 progress(ProgressEvent("start", said))
             if state is not None and not state.supervisor.alive():
                 raise self._start_error(state, "failed to start")
+            if state is not None and (dying := find_dying(state)):
+                what = f"can't start, because {' and '.join(dying)} ended again and again"
+                raise self._start_error(state, what)
             if time.monotonic() > deadline:
                 raise self._start_error(state, f"was not Ready after {timeout_s:.0f} s")
             time.sleep(0.05)
@@ -274,6 +285,11 @@ class LocalCluster(Commands):
                 names = [f"kubelet-{node.name}" for node in self.spec.nodes]
         logs = [self.logs / f"{name}.log" for name in (*names, "supervisor")]
         return [log for log in logs if log.exists()]
+
+
+def find_dying(state: ClusterState) -> list[str]:
+    """The components that were restarted too often for another time to help."""
+    return [f"{c.name} on {c.node}" for c in state.components if c.restarts >= MAX_RESTARTS]
 
 
 def tail(log: Path, lines: int) -> str:

@@ -77,6 +77,8 @@ class ImageEntry:
     """The directory in which the container starts."""
     user: int | None = None
     """The uid of the image's USER; None is root, as in an image without one."""
+    files: tuple[str, ...] = ()
+    """The machine's folders and files that the image consists of; no pod's volume hides them."""
 
     def to_table(self) -> dict[str, Any]:
         """The entry in the form that procri reads."""
@@ -85,6 +87,7 @@ class ImageEntry:
             "entrypoint": list(self.entrypoint),
             "env": dict(self.env),
             "workingDir": self.working_dir,
+            "files": list(self.files),
         }
         if self.user is not None:
             entry["user"] = self.user
@@ -99,6 +102,7 @@ class ImageEntry:
             env=dict(entry.get("env") or {}),
             working_dir=entry.get("workingDir") or "/",
             user=entry.get("user"),
+            files=tuple(entry.get("files") or ()),
         )
 
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from deadlines import patience
+
 SHELL = "tandem.local/shell:1"
 
 
@@ -51,7 +53,8 @@ def service(name: str, port: int) -> str:
 
 def eventually(what: str, condition: Callable[[], bool], *, timeout_s: float = 60) -> None:
     """Wait until `condition` holds. Raises AssertionError with `what` when the time is up."""
-    deadline = time.monotonic() + timeout_s
+    limit = patience(timeout_s)
+    deadline = time.monotonic() + limit
     while not condition():
-        assert time.monotonic() < deadline, f"not true after {timeout_s:.0f} s: {what}"
+        assert time.monotonic() < deadline, f"not true after {limit:.0f} s: {what}"
         time.sleep(0.1)

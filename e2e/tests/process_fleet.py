@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from deadlines import patience
 
 from tandem_wire.disk_cache import default_cache_dir
 from tests.waiting import wait_for
@@ -48,7 +49,7 @@ class Process:
         """Ask the process to end, or kill it if it doesn't; returns its exit code."""
         self.child.terminate()
         try:
-            return self.child.wait(timeout=60)
+            return self.child.wait(timeout=patience(60))
         except subprocess.TimeoutExpired:
             self.child.kill()
             return self.child.wait()

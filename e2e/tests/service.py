@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from deadlines import patience
 
 from tests.waiting import wait_for
 
@@ -142,7 +143,7 @@ class Service:
 
     def worker_state(self, pod: dict[str, Any]) -> dict[str, Any]:
         """`GET /state` of a worker."""
-        reply = httpx.get(f"http://{pod['status']['podIP']}:8100/state", timeout=10)
+        reply = httpx.get(f"http://{pod['status']['podIP']}:8100/state", timeout=patience(10))
         state: dict[str, Any] = reply.json()
         return state
 

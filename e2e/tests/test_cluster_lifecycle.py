@@ -151,8 +151,10 @@ def test_a_cluster_that_cannot_start_says_why_and_ends(
     for variable in ("TANDEM_CLUSTER_BINARY", "TANDEM_COREDNS_BINARY"):
         monkeypatch.setenv(variable, str(broken))
     before = footprint()
-    with pytest.raises(StartError, match="kube-apiserver is broken"):
-        LocalCluster.up(ClusterSpec(name), say, timeout_s=3)
+    with pytest.raises(StartError, match="kube-apiserver is broken") as told:
+        LocalCluster.up(ClusterSpec(name), say)
+    assert "can't start, because " in str(told.value)
+    assert "ended again and again" in str(told.value)
     assert footprint()["links"] == before["links"]
     LocalCluster.remove(name)
 

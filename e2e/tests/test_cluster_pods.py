@@ -6,9 +6,11 @@ import json
 import re
 import subprocess
 from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
+from deadlines import patience
 
 from tandem_local import ImageEntry, LocalCluster
 
@@ -37,6 +39,29 @@ def test_every_node_is_ready(local_cluster: LocalCluster) -> None:
     assert "nvidia.com/gpu" not in nodes[1]["status"]["allocatable"]
 
 
+def test_a_volume_does_not_hide_what_an_image_consists_of(
+    local_cluster: LocalCluster, namespace: str, tmp_path: Path
+) -> None:
+    program = tmp_path / "app" / "run"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\ntouch /tmp/mine && ls /tmp && exec sleep 600\n")
+    program.chmod(0o755)
+    covering = f"/{tmp_path.parts[1]}"
+    image = ImageEntry("tandem.local/app:1", (str(program),), files=(str(program.parent),))
+    local_cluster.add_image(image)
+    container = {
+        **{"image": image.name, "command": None},
+        "volumeMounts": [{"name": "empty", "mountPath": path} for path in {covering, "/tmp"}],
+    }
+    volumes = [{"name": "empty", "emptyDir": {}}]
+    manifest = pod("app", "", container=container, volumes=volumes)
+    local_cluster.kubectl("apply", "-n", namespace, "-f", "-", input=manifest)
+    wait_ready(local_cluster, namespace, "app")
+    seen = local_cluster.kubectl("logs", "-n", namespace, "app").stdout.split()
+    assert "mine" in seen
+    assert not (Path("/tmp") / "mine").exists()
+
+
 def test_logs_exec_and_port_forward(local_cluster: LocalCluster, namespace: str) -> None:
     cluster = local_cluster
     cluster.kubectl(
@@ -63,7 +88,9 @@ def test_logs_exec_and_port_forward(local_cluster: LocalCluster, namespace: str)
         found = re.search(r"127\.0\.0\.1:(\d+)", forward.stdout.readline())
         assert found is not None
         for _ in range(3):
-            answer = httpx.get(f"http://127.0.0.1:{found[1]}/", trust_env=False, timeout=10)
+            answer = httpx.get(
+                f"http://127.0.0.1:{found[1]}/", trust_env=False, timeout=patience(10)
+            )
             assert answer.text.strip() == "web"
         forward.terminate()
 
@@ -117,7 +144,10 @@ def test_the_host_reaches_pods_and_services(local_cluster: LocalCluster, namespa
         def answers(address: str, name: str = name) -> bool:
             try:
                 return (
-                    httpx.get(f"http://{address}/", trust_env=False, timeout=5).text.strip() == name
+                    httpx.get(
+                        f"http://{address}/", trust_env=False, timeout=patience(5)
+                    ).text.strip()
+                    == name
                 )
             except httpx.HTTPError:
                 return False

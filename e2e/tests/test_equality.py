@@ -16,6 +16,7 @@ import httpx
 import pytest
 import tokenizers
 import torch
+from deadlines import patience
 from transformers import PreTrainedModel
 
 from tandem_engine.tests.real_gemma import MODEL, prompt_of, transformers_gemma
@@ -65,7 +66,7 @@ async def ask(client: httpx.AsyncClient, model: str, prompt: list[int]) -> Answe
 async def ask_in_waves(fleet: Fleet, model: str, prompts: list[list[int]]) -> list[Answer]:
     """Send one wave after the other, each all at once; there is no failover anywhere."""
     answers: list[Answer] = []
-    async with httpx.AsyncClient(base_url=fleet.url, timeout=600) as client:
+    async with httpx.AsyncClient(base_url=fleet.url, timeout=patience(600)) as client:
         for size in WAVES:
             wave = prompts[len(answers) : len(answers) + size]
             answers += await asyncio.gather(*(ask(client, model, prompt) for prompt in wave))

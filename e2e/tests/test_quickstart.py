@@ -15,6 +15,7 @@ import httpx
 import openai
 import pytest
 import yaml
+from deadlines import patience
 
 from tests.service import Service, is_ready
 from tests.waiting import wait_for
@@ -44,7 +45,7 @@ def model(client: openai.OpenAI) -> str:
 
 def test_a_prompt_is_answered_through_both_pools(quickstart: Service, model: str) -> None:
     body = {"model": model, "prompt": PROMPT, "max_tokens": 16, "temperature": 0}
-    reply = httpx.post(f"{quickstart.url}/v1/completions", json=body, timeout=60).json()
+    reply = httpx.post(f"{quickstart.url}/v1/completions", json=body, timeout=patience(60)).json()
     assert "Paris" in reply["choices"][0]["text"]
     told = reply["tandem"]
     assert told["decode_worker"] in quickstart.pod_names("decode")
@@ -144,7 +145,7 @@ def test_the_openai_client_streams(client: openai.OpenAI, model: str) -> None:
 
 def test_generate(quickstart: Service) -> None:
     body = {"text": "Once upon a time", "max_new_tokens": 32, "temperature": 0.7}
-    reply = httpx.post(f"{quickstart.url}/generate", json=body, timeout=60)
+    reply = httpx.post(f"{quickstart.url}/generate", json=body, timeout=patience(60))
     assert reply.status_code == 200
     assert reply.json()["text"]
 
@@ -162,7 +163,7 @@ def test_aggregated_and_disaggregated_agree(quickstart: Service, model: str) -> 
                 # Neither may reuse the other's cached blocks.
                 **{"return_token_ids": True, "ignore_eos": True, "cache_salt": salt},
             }
-            reply = httpx.post(f"{url}/v1/completions", json=body, timeout=120).json()
+            reply = httpx.post(f"{url}/v1/completions", json=body, timeout=patience(120)).json()
             assert (reply["tandem"]["kv_bytes"] > 0) == moved
             answers.append(reply["choices"][0]["token_ids"])
         return answers

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from deadlines import patience
 
 from tandem_router.tests.bad_requests import BAD, BAD_GENERATE
 from tests.service import Service, is_ready, mock_manifest
@@ -38,7 +39,7 @@ def mock(tandem: Any) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def http(mock: Service) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=mock.url, timeout=30) as client:
+    with httpx.Client(base_url=mock.url, timeout=patience(30)) as client:
         yield client
 
 
@@ -98,7 +99,9 @@ def test_clients_that_leave(mock: Service, http: httpx.Client) -> None:
 
     async def everybody_leaves() -> None:
         limits = httpx.Limits(max_connections=100)
-        async with httpx.AsyncClient(base_url=mock.url, timeout=60, limits=limits) as client:
+        async with httpx.AsyncClient(
+            base_url=mock.url, timeout=patience(60), limits=limits
+        ) as client:
             await asyncio.gather(
                 *(streams_and_leaves(client, i) for i in range(20)),
                 *(waits_and_leaves(client, i) for i in range(20)),

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from deadlines import patience
 
 from tests.service import Service, mock_manifest
 from tests.waiting import wait_for
@@ -133,6 +134,6 @@ def holder(operator: Service) -> str:
 
 def passes(address: str) -> float:
     """The number of reconcile passes of a replica, from its own metrics."""
-    text = httpx.get(f"http://{address}:9090/metrics", timeout=10).text
+    text = httpx.get(f"http://{address}:9090/metrics", timeout=patience(10)).text
     counts = re.findall(r"^tandem_operator_reconcile_seconds_count\{.*\} (\S+)$", text, re.M)
     return sum(map(float, counts))

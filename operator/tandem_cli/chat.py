@@ -14,7 +14,7 @@ import httpx
 
 from tandem_cli.console import console
 from tandem_cli.errors import CliError, NotRunning
-from tandem_cli.target import find_target, routes_services
+from tandem_cli.target import find_target, find_url
 
 if TYPE_CHECKING:
     from tandem_local import Cluster
@@ -37,11 +37,6 @@ class Answer:
     prefill_worker: str
     kv_bytes: int
 
-    @staticmethod
-    def cluster_url(name: str, namespace: str) -> str:
-        """The service's address for pods."""
-        return f"http://{name}.{namespace}.svc:8000/v1"
-
 
 @contextmanager
 def find_endpoint(
@@ -58,20 +53,18 @@ def find_endpoint(
 
 @contextmanager
 def find_service_endpoint(target: "Cluster", name: str, namespace: str) -> Iterator[Endpoint]:
-    """A URL that works on this machine: the ClusterIP if it is reachable, else a port-forward."""
+    """A URL that works on this machine: the service's own, if it has one, else a port-forward."""
     found = target.kubectl("get", "service", name, "-n", namespace, "-o", "json", check=False)
     if found.returncode:
         raise NotRunning(
             f"there is no service {name!r} in namespace {namespace!r}",
             "see `tandem status` for what runs",
         )
-    spec = json.loads(found.stdout)["spec"]
-    port = spec["ports"][0]["port"]
-    if routes_services(target):
-        base = f"http://{spec['clusterIP']}:{port}"
+    shown = json.loads(found.stdout)
+    if base := find_url(target, shown):
         yield Endpoint(base, _first_model(base))
         return
-    with _forward(target, name, namespace, port) as base:
+    with _forward(target, name, namespace, shown["spec"]["ports"][0]["port"]) as base:
         yield Endpoint(base, _first_model(base))
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -27,9 +28,10 @@ results = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 def print_error(error: CliError) -> None:
     """The message in red, the remedy below it."""
-    console.print(f"[bold red]error:[/] {error.message}", soft_wrap=True)
+    # A message may quote logs, in which brackets are no markup.
+    console.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True)
     if error.remedy:
-        console.print(f"[bold]remedy:[/] {error.remedy}", soft_wrap=True)
+        console.print(f"[bold]remedy:[/] {escape(error.remedy)}", soft_wrap=True)
 
 
 class Steps:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tandem_cli.target import find_target, replace_process
-from tandem_cli.up import OPERATOR_NAMESPACE
+from tandem_cli.up import OPERATOR_NAMESPACE, OPERATOR_SELECTOR
 from tandem_operator.names.labels import LABEL_ROLE, LABEL_SERVICE
 
 
@@ -19,7 +19,7 @@ def show_logs(
     """Replace this process with kubectl, which follows logs well."""
     target = find_target(cluster, kubeconfig)
     if service == "operator":
-        selector, namespace = "app.kubernetes.io/component=operator", OPERATOR_NAMESPACE
+        selector, namespace = OPERATOR_SELECTOR, OPERATOR_NAMESPACE
     else:
         selector = f"{LABEL_SERVICE}={service}"
     if role:

@@ -7,14 +7,23 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import httpx
 
 from tandem_cli.console import console
 from tandem_cli.errors import CliError
+
+PAUSE_S = 0.1
+# From SIGTERM to SIGKILL.
+STOP_S = 15.0
+# From SIGKILL to the end.
+KILL_S = 3.0
 
 
 def model_name(uri: str) -> str:
@@ -23,11 +32,36 @@ def model_name(uri: str) -> str:
     return tail.removesuffix(".gguf").lower() or "model"
 
 
+class Stopped(Exception):
+    """A signal has asked `serve` to end."""
+
+
 @dataclass
 class Fleet:
-    """The processes of one `serve`; all end together."""
+    """The processes of one `serve`; all end together.
+
+    Each leads a process group, to which its own children belong. Signals only count here, and the
+    waits look at the count, so that none can come between the start of a process and its record.
+    """
 
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    num_signals: int = 0
+
+    def catch_signals(self) -> None:
+        """From now on SIGINT, SIGTERM and SIGHUP end `serve` in order; a second one at once."""
+
+        def count(number: int, frame: FrameType | None) -> None:
+            self.num_signals += 1
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, count)
+
+    def pause(self) -> None:
+        """Wait a moment. Raises Stopped after a signal."""
+        if not self.num_signals:
+            time.sleep(PAUSE_S)
+        if self.num_signals:
+            raise Stopped
 
     def start(
         self,
@@ -35,7 +69,12 @@ class Fleet:
         on_line: Callable[[str], None],
         environ: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[str]:
-        """Start a process whose output lines go to `on_line` (in a thread)."""
+        """Start a process whose output lines go to `on_line` (in a thread).
+
+        Raises Stopped after a signal.
+        """
+        if self.num_signals:
+            raise Stopped
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -43,6 +82,8 @@ class Fleet:
             text=True,
             bufsize=1,
             env={**os.environ, **(environ or {})},
+            # The terminal's Ctrl-C is for `serve`, which then ends them in order.
+            start_new_session=True,
         )
         self.processes.append(process)
 
@@ -55,24 +96,43 @@ class Fleet:
         return process
 
     def stop(self) -> None:
-        """Stop all: SIGTERM in reverse order, then SIGKILL for those that don't end."""
+        """Stop all: SIGTERM in reverse order, then SIGKILL; one more signal hurries."""
         for process in reversed(self.processes):
             if process.poll() is None:
                 process.terminate()
+        hurry = self.num_signals + 1
+        self._wait_gone(STOP_S, lambda: self.num_signals >= hurry)
         for process in self.processes:
-            try:
-                process.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        # Orphans are gone when the system's first process has collected them.
+        self._wait_gone(KILL_S, lambda: False)
+
+    def _wait_gone(self, seconds: float, enough: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not enough():
+            if not any(process.poll() is None or _has_group(process) for process in self.processes):
+                return
+            time.sleep(PAUSE_S)
+
+
+def _has_group(process: subprocess.Popen[str]) -> bool:
+    """Whether anything is left of the process group that a process leads."""
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def serve_model(
     model: str, host: str, port: int, name: str, prefill: int, worker_options: list[str]
 ) -> None:
-    """Run until Ctrl-C, or until one of the processes ends (CliError with its last line)."""
+    """Run until a signal, or until one of the processes ends (CliError with its last line)."""
     name = name or model_name(model)
     fleet = Fleet()
+    fleet.catch_signals()
     try:
         roles = ["prefill"] * prefill + ["decode" if prefill else "both"]
         workers = [
@@ -89,12 +149,12 @@ def serve_model(
         _wait_until_ready(fleet, base)
         console.print(f"[bold green]ready[/]: {base}/v1  model [bold]{name}[/]")
         console.print(f"try: tandem chat --url {base}    Ctrl-C stops everything")
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        router.wait()
+        while router.poll() is None:
+            fleet.pause()
         raise CliError(
             f"the router ended with exit code {router.returncode}", "its last lines above show why"
         )
-    except KeyboardInterrupt:
+    except Stopped:
         console.print("[dim]draining …[/]")
     finally:
         fleet.stop()
@@ -152,7 +212,8 @@ def _start_worker(
     process = fleet.start(command + options, on_line, environ)
 
     def wire_port() -> int:
-        while not listening.wait(0.1):
+        while not listening.is_set():
+            fleet.pause()
             if process.poll() is not None:
                 raise CliError(
                     f"the {role} worker ended with exit code {process.returncode}",
@@ -164,7 +225,6 @@ def _start_worker(
 
 
 def _wait_until_ready(fleet: Fleet, base: str) -> None:
-    pause = threading.Event()
     while True:
         for process in fleet.processes:
             if process.poll() is not None:
@@ -173,11 +233,11 @@ def _wait_until_ready(fleet: Fleet, base: str) -> None:
                     "its last lines above show why",
                 )
         try:
-            if httpx.get(f"{base}/ready", timeout=5).status_code == 200:
+            if httpx.get(f"{base}/ready", timeout=1).status_code == 200:
                 return
         except httpx.HTTPError:
             pass
-        pause.wait(0.1)
+        fleet.pause()
 
 
 def _print_line(line: str) -> None:

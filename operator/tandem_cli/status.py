@@ -1,6 +1,7 @@
 """`tandem status`: what runs, for people and (`-o json`) for scripts."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +9,29 @@ import typer
 from rich.table import Table
 
 from tandem_cli.console import results
-from tandem_cli.target import find_target, get_items
+from tandem_cli.target import find_target, find_url, forward_hint, get_items
 
 
 def show_status(cluster: str, kubeconfig: Path | None, output: str) -> None:
     """Print kubeconfig, services, pools and every condition that needs attention."""
     target = find_target(cluster, kubeconfig)
-    services = [summarize(item) for item in get_items(target, "tisvc", "-A")]
+    urls = {
+        (item["metadata"]["namespace"], item["metadata"]["name"]): find_url(target, item)
+        for item in get_items(target, "service", "-A")
+    }
+    services = [summarize(item, urls) for item in get_items(target, "tisvc", "-A")]
     document = {
         "url": services[0]["url"] if services else "",
+        "clusterUrl": services[0]["clusterUrl"] if services else "",
         "kubeconfig": str(target.kubeconfig),
         "services": services,
     }
     if output == "json":
         typer.echo(json.dumps(document, indent=2))
         return
-    table = Table("SERVICE", "MODEL", "PREFILL", "DECODE", "READY", "URL", box=None)
+    table = Table(
+        "SERVICE", "MODEL", "PREFILL", "DECODE", "READY", "URL", "URL IN THE CLUSTER", box=None
+    )
     for service in services:
         pools = {pool["role"]: f"{pool['ready']}/{pool['desired']}" for pool in service["pools"]}
         ready = next((c["status"] for c in service["conditions"] if c["type"] == "Ready"), "?")
@@ -33,11 +41,15 @@ def show_status(cluster: str, kubeconfig: Path | None, output: str) -> None:
             pools.get("Prefill", "-"),
             pools.get("Decode", "-"),
             ready,
-            service["url"],
+            service["url"] or "-",
+            service["clusterUrl"],
         )
     results.print(f"kubeconfig: {target.kubeconfig}", soft_wrap=True)
     results.print(table)
     for service in services:
+        if service["clusterUrl"] and not service["url"]:
+            hint = forward_hint(service["name"], service["namespace"])
+            results.print(f"  {service['name']}: from here, {hint}", soft_wrap=True)
         for condition in troubles(service["conditions"]):
             results.print(
                 f"  {service['name']}: [yellow]{condition['type']}={condition['status']}[/] "
@@ -46,13 +58,18 @@ def show_status(cluster: str, kubeconfig: Path | None, output: str) -> None:
             )
 
 
-def summarize(item: dict[str, Any]) -> dict[str, Any]:
-    """The part of an InferenceService that `status` shows."""
+def summarize(item: dict[str, Any], urls: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+    """The part of an InferenceService that `status` shows.
+
+    `urls` has the URL of each Service, by namespace and name, that works from this machine.
+    """
     status = item.get("status", {})
+    name, namespace = item["metadata"]["name"], item["metadata"]["namespace"]
     return {
-        "name": item["metadata"]["name"],
-        "namespace": item["metadata"]["namespace"],
-        "url": status.get("url", ""),
+        "name": name,
+        "namespace": namespace,
+        "url": urls.get((namespace, name), ""),
+        "clusterUrl": status.get("url", ""),
         "model": status.get("model", ""),
         "ratio": status.get("ratio", ""),
         "pools": status.get("pools", []),

@@ -29,6 +29,31 @@ def routes_services(target: "Cluster") -> bool:
     return isinstance(target, LocalCluster)
 
 
+def find_url(target: "Cluster", service: dict[str, Any]) -> str:
+    """The URL of a Service, as kubectl prints it, that works from here; empty if there is none.
+
+    From outside a cluster that is a load balancer's; into the embedded one there are routes.
+    """
+    spec = service["spec"]
+    balancer = service.get("status", {}).get("loadBalancer", {}).get("ingress", [])
+    hosts = [entry.get("hostname") or entry.get("ip") for entry in balancer]
+    if routes_services(target):
+        # A headless Service has no address of its own.
+        hosts = [spec.get("clusterIP", "").replace("None", "")]
+    for port in spec.get("ports", [])[:1]:
+        for host in filter(None, hosts):
+            return f"http://{f'[{host}]' if ':' in host else host}:{port['port']}"
+    return ""
+
+
+def forward_hint(name: str, namespace: str) -> str:
+    """What to run for a URL of a service that has none outside its cluster."""
+    return (
+        f"tandem kubectl port-forward -n {namespace} service/{name} 8000, "
+        "then http://127.0.0.1:8000"
+    )
+
+
 def passthrough(tool: str, arguments: list[str]) -> int:
     """Replace this process with kubectl or helm, with the cluster's kubeconfig."""
     name = os.environ.get("TANDEM_CLUSTER", "tandem")

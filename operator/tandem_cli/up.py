@@ -1,5 +1,6 @@
 """`tandem up`: cluster, chart, manifest, Ready, and an answer from the model."""
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -9,13 +10,19 @@ import yaml
 
 from tandem_cli.console import Steps, console, show_steps
 from tandem_cli.errors import CliError
-from tandem_cli.target import repository_file
+from tandem_cli.target import find_url, forward_hint, get_items, repository_file
+from tandem_cli.waiting import PodWatch
+from tandem_operator.names.labels import LABEL_SERVICE
 
 if TYPE_CHECKING:
     from tandem_local import Cluster
 
 RELEASE = "tandem"
 OPERATOR_NAMESPACE = "tandem-system"
+OPERATOR_SELECTOR = "app.kubernetes.io/component=operator"
+OPERATOR_TIMEOUT_S = 180.0
+# Between two questions to the API server, and between two looks at all pods.
+POLL_S, LOOK_S = 0.5, 2.0
 
 
 def bring_up(
@@ -68,23 +75,50 @@ def _start(cluster: str, kubeconfig: Path | None, steps: Steps) -> "Cluster":
 
 
 def install_chart(target: "Cluster", chart: Path, steps: Steps) -> None:
-    """Install or upgrade the operator with the real helm, and wait until it runs."""
+    """Install or upgrade the operator with the real helm, and wait until it runs.
+
+    helm's own --wait would say nothing for minutes, and then not why.
+    """
     steps.update("operator", 0.0, "helm upgrade --install")
     target.helm(
         *("upgrade", "--install", RELEASE, str(chart)),
-        *("--namespace", OPERATOR_NAMESPACE, "--create-namespace", "--wait", "--timeout", "180s"),
-        timeout=200,
+        *("--namespace", OPERATOR_NAMESPACE, "--create-namespace"),
     )
+    pods = PodWatch(target, OPERATOR_NAMESPACE, OPERATOR_SELECTOR)
+    pods.renew()
+    deadline = time.monotonic() + OPERATOR_TIMEOUT_S
+    arguments = ("-n", OPERATOR_NAMESPACE, "-l", OPERATOR_SELECTOR)
+    while not all(map(is_rolled_out, get_items(target, "deployment", *arguments))):
+        pods.check("the operator")
+        if time.monotonic() > deadline:
+            raise CliError(
+                f"the operator is not available after {OPERATOR_TIMEOUT_S:.0f} s",
+                f"see `tandem kubectl describe pods -n {OPERATOR_NAMESPACE}` and "
+                "`tandem logs operator`",
+            )
+        time.sleep(POLL_S)
     steps.update("operator", 1.0, "installed")
+
+
+def is_rolled_out(deployment: dict[str, Any]) -> bool:
+    """Whether every replica of a Deployment is of its current template, and available."""
+    status, wanted = deployment.get("status", {}), deployment["spec"].get("replicas", 1)
+    counts = [status.get(f"{what}Replicas", 0) for what in ("updated", "available")]
+    current: bool = status.get("observedGeneration") == deployment["metadata"]["generation"]
+    return current and [status.get("replicas", 0), *counts] == [wanted] * 3
 
 
 def wait_ready(target: "Cluster", service: dict[str, Any], timeout: int, steps: Steps) -> None:
     """Wait for the condition Ready. Shows the pools meanwhile, and the reason if it fails."""
-    import json
-
     name, namespace = service["metadata"]["name"], service["metadata"].get("namespace", "default")
+    watches = {
+        f"service {namespace}/{name}": PodWatch(target, namespace, f"{LABEL_SERVICE}={name}"),
+        "the operator": PodWatch(target, OPERATOR_NAMESPACE, OPERATOR_SELECTOR),
+    }
+    watches[f"service {namespace}/{name}"].renew()
     deadline = time.monotonic() + timeout
     note = ""
+    next_look = 0.0
     while time.monotonic() < deadline:
         seen = json.loads(
             target.kubectl("get", "tisvc", name, "-n", namespace, "-o", "json").stdout
@@ -93,7 +127,11 @@ def wait_ready(target: "Cluster", service: dict[str, Any], timeout: int, steps: 
         steps.update(f"service {name}", fraction, note)
         if ready:
             return
-        time.sleep(0.5)
+        if time.monotonic() >= next_look:
+            for what, pods in watches.items():
+                pods.check(what)
+            next_look = time.monotonic() + LOOK_S
+        time.sleep(POLL_S)
     raise CliError(
         f"service {namespace}/{name} is not Ready after {timeout} s: {note}",
         f"see `tandem kubectl describe tisvc {name} -n {namespace}` and `tandem logs {name}`",
@@ -141,6 +179,10 @@ def _answer(target: "Cluster", service: dict[str, Any], prompt: str) -> None:
         f"{answer.kv_bytes:,} bytes of KV moved between them",
         soft_wrap=True,
     )
+    shown = json.loads(target.kubectl("get", "service", name, "-n", namespace, "-o", "json").stdout)
+    url = find_url(target, shown)
     console.print(
-        f"endpoint: {endpoint.url}/v1  (in the cluster: {answer.cluster_url(name, namespace)})"
+        f"endpoint: {f'{url}/v1' if url else forward_hint(name, namespace)}\n"
+        f"in the cluster: http://{name}.{namespace}.svc:{shown['spec']['ports'][0]['port']}/v1",
+        soft_wrap=True,
     )

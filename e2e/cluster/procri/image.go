@@ -29,6 +29,8 @@ type Image struct {
 	Env map[string]string `json:"env"`
 	// WorkingDir is where processes start unless the pod says otherwise; empty stands for the root.
 	WorkingDir string `json:"workingDir"`
+	// Files are the folders and files of the machine that the image consists of. They stay where they are under every volume of a pod.
+	Files []string `json:"files"`
 	// User is the number of the user that processes run as unless the pod says otherwise.
 	User int64 `json:"user"`
 }

@@ -1,6 +1,7 @@
 package procri
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -76,4 +77,48 @@ func TestImageService(t *testing.T) {
 		PodSandboxId: pod, Config: &runtimeapi.ContainerConfig{Image: spec("tandem.local/other:1")},
 	})
 	equal(t, status.Code(err), codes.NotFound)
+}
+
+// TestVolumesDoNotHideTheImage mounts volumes over and in the folders of an image that lies below them, behind a link and a closed folder.
+func TestVolumesDoNotHideTheImage(t *testing.T) {
+	n := startNode(t)
+	home := t.TempDir()
+	app, link, out := filepath.Join(home, "closed", "app"), filepath.Join(home, "link"), filepath.Join(home, "out")
+	check(t, os.MkdirAll(filepath.Join(app, "bin"), 0o755))
+	check(t, os.Mkdir(filepath.Join(app, "data"), 0o755))
+	check(t, os.WriteFile(filepath.Join(app, "bin", "run"), []byte("#!/bin/sh\n. \"$1\"\n"), 0o755))
+	check(t, os.Chmod(filepath.Join(home, "closed"), 0o700))
+	check(t, os.Symlink(filepath.Join(home, "closed"), link))
+	check(t, os.Mkdir(out, 0o755))
+	check(t, os.WriteFile(filepath.Join(out, "script"), []byte(`
+		ls $APP; echo $APP/data/*; touch $APP/new 2>&1 | grep -c . ; touch $HOME/new /tmp/new; ls /tmp/missing-on-the-machine`), 0o644))
+	image := Image{
+		Name: "tandem.local/app:1", Entrypoint: []string{link + "/app/bin/run"}, User: 65532,
+		Env: map[string]string{"APP": link + "/app"}, Files: []string{app, link + "/app", home + "/gone"},
+	}
+	table, err := json.Marshal(map[string]any{"images": []Image{image}})
+	check(t, err)
+	n.writeImages(string(table))
+	pod, _ := n.pod(nil)
+	for name, readonly := range map[string]bool{"a writable root": false, "a read-only root": true} {
+		volume, data := t.TempDir(), t.TempDir()
+		check(t, os.Chmod(volume, 0o777))
+		check(t, os.WriteFile(filepath.Join(data, "from-a-volume"), nil, 0o644))
+		got := n.output(pod, "", func(c *runtimeapi.ContainerConfig) {
+			c.Image.Image, c.Command, c.Args = image.Name, nil, []string{"/missing/script"}
+			c.Envs = []*runtimeapi.KeyValue{{Key: "HOME", Value: []byte("/tmp")}}
+			c.Linux.SecurityContext.ReadonlyRootfs = readonly
+			c.Mounts = []*runtimeapi.Mount{
+				{HostPath: data, ContainerPath: link + "/app/data"}, {HostPath: volume, ContainerPath: "/tmp"},
+				{HostPath: data, ContainerPath: "/tmp/missing-on-the-machine"}, {HostPath: out, ContainerPath: "/missing"},
+			}
+		})
+		equal(t, got, "bin\ndata\n"+link+"/app/data/from-a-volume\n1\nfrom-a-volume\n")
+		if !exists(filepath.Join(volume, "new")) || exists("/tmp/missing-on-the-machine") {
+			t.Errorf("%s: the volume at /tmp is not the pod's", name)
+		}
+	}
+	entries, err := os.ReadDir(app)
+	check(t, err)
+	equal(t, len(entries), 2)
 }

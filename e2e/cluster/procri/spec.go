@@ -1,6 +1,7 @@
 package procri
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -38,7 +39,7 @@ func buildSpec(
 	if err != nil {
 		return nil, err
 	}
-	mounts, err := buildMounts(config, podMounts)
+	mounts, err := buildMounts(config, image, podMounts)
 	if err != nil {
 		return nil, err
 	}
@@ -171,9 +172,13 @@ func buildEnv(config *runtimeapi.ContainerConfig, image Image, defaults map[stri
 	return env
 }
 
-// buildMounts lists the mounts in an order in which none hides an earlier one.
-func buildMounts(config *runtimeapi.ContainerConfig, podMounts []shim.Mount) ([]shim.Mount, error) {
-	mounts := slices.Clone(podMounts)
+// buildMounts lists the mounts in an order in which none hides an earlier one. The image's files come after a volume around them.
+func buildMounts(config *runtimeapi.ContainerConfig, image Image, podMounts []shim.Mount) ([]shim.Mount, error) {
+	var mounts []shim.Mount
+	for _, path := range image.Files {
+		mounts = append(mounts, shim.Mount{Target: path, Image: true})
+	}
+	mounts = append(mounts, podMounts...)
 	for _, wanted := range config.GetMounts() {
 		if wanted.GetImage().GetImage() != "" {
 			return nil, fmt.Errorf("%w: image volume at %s: images have no files here", errConfig, wanted.GetContainerPath())
@@ -197,19 +202,48 @@ func buildMounts(config *runtimeapi.ContainerConfig, podMounts []shim.Mount) ([]
 		}
 		mounts = append(mounts, shim.Mount{Source: device.GetHostPath(), Target: device.GetContainerPath()})
 	}
-	// A container's mount replaces the pod's at the same place.
+	return inOrder(mounts), nil
+}
+
+// inOrder sorts mounts from the outside to the inside. Of those at the same place the last is kept: a container's mount replaces the
+// pod's, and both replace the image's files.
+func inOrder(mounts []shim.Mount) []shim.Mount {
+	places := make([]string, len(mounts))
 	last := map[string]int{}
 	for i, mount := range mounts {
-		last[mount.Target] = i
-	}
-	var kept []shim.Mount
-	for i, mount := range mounts {
-		if last[mount.Target] == i {
-			kept = append(kept, mount)
+		places[i] = placeOf(mount.Target)
+		if !mount.Image {
+			last[places[i]] = i
 		}
 	}
-	slices.SortStableFunc(kept, func(a, b shim.Mount) int { return strings.Count(a.Target, "/") - strings.Count(b.Target, "/") })
-	return kept, nil
+	kept := slices.Collect(maps.Values(last))
+	for i, mount := range mounts {
+		// Two names of one file are both kept: a volume can cover the link that makes them one.
+		if _, replaced := last[places[i]]; mount.Image && !replaced {
+			kept = append(kept, i)
+		}
+	}
+	slices.SortFunc(kept, func(a, b int) int {
+		return cmp.Or(cmp.Compare(strings.Count(places[a], "/"), strings.Count(places[b], "/")), cmp.Compare(a, b))
+	})
+	sorted := make([]shim.Mount, len(kept))
+	for i, index := range kept {
+		sorted[i] = mounts[index]
+	}
+	return sorted
+}
+
+// placeOf follows the links in that part of a path which exists on the machine: /var/run/x and /run/x are often one place.
+func placeOf(path string) string {
+	resolved, err := filepath.EvalSymlinks(path)
+	switch {
+	case err == nil:
+		return resolved
+	case path == "/" || path == ".":
+		return path
+	default:
+		return filepath.Join(placeOf(filepath.Dir(path)), filepath.Base(path))
+	}
 }
 
 // resolveSource follows the links in a path on the machine. A missing folder is created, as in other runtimes for host paths.

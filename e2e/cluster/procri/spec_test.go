@@ -2,6 +2,8 @@ package procri
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -54,7 +56,7 @@ func TestMountsAreOrderedAndUnique(t *testing.T) {
 			{HostPath: "/dev/null", ContainerPath: "/dev/null"}, {HostPath: "/dev/null", ContainerPath: "/dev/other/null"},
 		},
 	}
-	mounts, err := buildMounts(config, []shim.Mount{{Source: "/pod", Target: "/dev/shm"}})
+	mounts, err := buildMounts(config, Image{}, []shim.Mount{{Source: "/pod", Target: "/dev/shm"}})
 	check(t, err)
 	var targets []string
 	for _, mount := range mounts {
@@ -66,9 +68,34 @@ func TestMountsAreOrderedAndUnique(t *testing.T) {
 	equal(t, mounts[1].Source, folder)
 	_, err = buildMounts(&runtimeapi.ContainerConfig{Mounts: []*runtimeapi.Mount{
 		{ContainerPath: "/i", Image: &runtimeapi.ImageSpec{Image: "x"}},
-	}}, nil)
+	}}, Image{}, nil)
 	if !errors.Is(err, errConfig) {
 		t.Fatalf("an image volume: %v", err)
+	}
+}
+
+func TestFilesOfTheImageComeAfterWhatIsAroundThem(t *testing.T) {
+	folder := t.TempDir()
+	linked := filepath.Join(folder, "deep", "down", "link")
+	check(t, os.MkdirAll(filepath.Dir(linked), 0o755))
+	check(t, os.Symlink(folder, linked))
+	files := []string{folder + "/app", folder + "/cache", folder + "/app/lib"}
+	var mounts []*runtimeapi.Mount
+	for _, target := range []string{folder + "/app/lib/extra", linked, folder + "/cache"} {
+		mounts = append(mounts, &runtimeapi.Mount{HostPath: folder, ContainerPath: target})
+	}
+	sorted, err := buildMounts(&runtimeapi.ContainerConfig{Mounts: mounts}, Image{Files: files}, nil)
+	check(t, err)
+	var targets []string
+	for _, mount := range sorted {
+		targets = append(targets, mount.Target)
+		equal(t, mount.Image, mount.Source == "")
+	}
+	if want := []string{linked, files[0], files[1], files[2], files[2] + "/extra"}; !slices.Equal(targets, want) {
+		t.Fatalf("got %v", targets)
+	}
+	if sorted[2].Image {
+		t.Fatal("the image's folder hides the volume at the same place")
 	}
 }
 

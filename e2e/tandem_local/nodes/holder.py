@@ -73,7 +73,7 @@ def needed_paths(images: Iterable[ImageEntry]) -> list[Path]:
     # Editable installs lie where the sources are.
     paths |= {Path(entry) for entry in sys.path if entry}
     for image in images:
-        named = [*image.entrypoint[:1], *image.env.values()]
+        named = [*image.entrypoint[:1], *image.env.values(), *image.files]
         paths |= {Path(part) for value in named for part in value.split(":")}
     return sorted(path for path in paths if path.is_absolute())
 

@@ -270,6 +270,8 @@ def detach(log: Path) -> None:
     if os.fork():
         os._exit(0)
     os.chdir("/")
+    # Whatever the caller's: pods of any user read what the components write for them.
+    os.umask(0o022)
     null = os.open(os.devnull, os.O_RDONLY)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for source, target in ((null, 0), (output, 1), (output, 2)):

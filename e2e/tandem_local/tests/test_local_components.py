@@ -39,7 +39,7 @@ SPEC = ClusterSpec(
         NodeSpec("node-0", {"nvidia.com/gpu": "8", "rdma/ib": "8"}, {"zone": "a"}),
         NodeSpec("node-1"),
     ),
-    (ImageEntry("x:1", ("/bin/x",), {"K": "V"}, "/tmp", 65532),),
+    (ImageEntry("x:1", ("/bin/x",), {"K": "V"}, "/tmp", 65532, ("/opt/x",)),),
 )
 BINARIES = Binaries(Path("/b/tandem-cluster"), Path("/b/coredns"))
 
@@ -167,9 +167,11 @@ def test_closed_folders_are_found_from_the_root_down(tmp_path: Path) -> None:
 
 
 def test_needed_paths_are_those_of_the_interpreter_and_the_images() -> None:
-    image = ImageEntry("x:1", ("/opt/x/bin/x",), {"HF_HOME": "/models", "K": "v", "P": "/a:/b"})
+    image = ImageEntry(
+        "x:1", ("/opt/x/bin/x",), {"HF_HOME": "/m", "K": "v", "P": "/a:/b"}, files=("/f",)
+    )
     needed = needed_paths([image])
-    assert {Path("/opt/x/bin/x"), Path("/models"), Path("/a"), Path("/b")} <= set(needed)
+    assert {Path(name) for name in ("/opt/x/bin/x", "/m", "/a", "/b", "/f")} <= set(needed)
     assert Path(sys.executable).resolve() in needed
     assert Path("v") not in needed
 
@@ -208,6 +210,7 @@ def test_the_image_table_is_what_the_runtime_reads(tmp_path: Path) -> None:
                 "entrypoint": ["/bin/x"],
                 "env": {"K": "V"},
                 "workingDir": "/tmp",
+                "files": ["/opt/x"],
                 "user": 65532,
             }
         ]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from deadlines import patience
 
 from tandem_local.machine.process import ProcessRef, end, marked, members, namespace, wait_gone
 
@@ -46,7 +47,7 @@ def test_another_process_of_the_same_pid_is_not_it(sleeper: subprocess.Popen[byt
 def test_a_zombie_is_dead(sleeper: subprocess.Popen[bytes]) -> None:
     ref = ref_of(sleeper)
     sleeper.kill()
-    assert wait_gone([ref], timeout_s=10) == []
+    assert wait_gone([ref], timeout_s=patience(10)) == []
     assert sleeper.returncode is None, "no one has waited for it yet"
     assert not ref.alive()
     assert ProcessRef.of(sleeper.pid) is None

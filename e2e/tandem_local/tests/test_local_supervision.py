@@ -11,10 +11,12 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
+from deadlines import patience
 
 from tandem_local import ClusterSpec, ExternalCluster, LocalCluster
 from tandem_local.binaries.build import Binaries
 from tandem_local.client import Cluster, Commands
+from tandem_local.cluster import MAX_RESTARTS, find_dying
 from tandem_local.components.command_lines import MARKER, Component
 from tandem_local.errors import (
     ClusterNotFound,
@@ -46,7 +48,7 @@ def folder(tmp_path: Path) -> ClusterFolder:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + patience(30)
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -114,7 +116,7 @@ def test_teardown_ends_what_is_recorded_and_spares_the_rest(folder: ClusterFolde
         (records / "b.json").write_text('{"pid": ')
         assert len(list(container_records(folder))) == 1
         end_processes(folder, state)
-        assert recorded.wait(10) == unrecorded.wait(10) == -9
+        assert recorded.wait(patience(10)) == unrecorded.wait(patience(10)) == -9
         assert bystander.poll() is None
         bystander.kill()
     assert marked(MARKER, str(folder.root)) == []
@@ -224,3 +226,12 @@ def test_a_failed_command_says_what_it_said(tools: Path, tmp_path: Path) -> None
         commands.kubectl("fail")
     assert caught.value.returncode == 4
     assert commands.kubectl("fail", check=False).returncode == 4
+
+
+def test_a_component_that_keeps_dying_ends_the_wait_for_the_cluster() -> None:
+    parts = [
+        ComponentState("etcd", "node-0", restarts=MAX_RESTARTS - 1),
+        ComponentState("procri", "node-1", restarts=MAX_RESTARTS),
+    ]
+    state = ClusterState(supervisor=ProcessRef(10, 20), components=parts)
+    assert find_dying(state) == ["procri on node-1"]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from deadlines import patience
 
 from tandem_bench.errors import EndpointError, WorkloadError
 from tandem_bench.report.document import Report
@@ -118,12 +119,12 @@ async def test_stopping_ends_a_run_whatever_hangs(concurrency: int) -> None:
     ):
         generator = LoadGenerator(target, PromptMaker("ids", 500, 0), load)
         running = asyncio.create_task(generator.run(plan_random(FAST, None, 0)))
-        deadline = asyncio.get_running_loop().time() + 20
+        deadline = asyncio.get_running_loop().time() + patience(20)
         while endpoint.open_now < (concurrency or 5):
             assert asyncio.get_running_loop().time() < deadline
             await asyncio.sleep(0.01)
         generator.stop()
-        result = await asyncio.wait_for(running, 20)
+        result = await asyncio.wait_for(running, patience(20))
     assert result.interrupted
     assert {record.error for record in result.records} == {"interrupted"}
 

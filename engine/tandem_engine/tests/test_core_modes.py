@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import pytest
+from deadlines import patience
 
 from tandem_engine.frames import (
     CoreFailed,
@@ -266,11 +267,11 @@ def test_idle_core_wakes_for_a_message_from_another_thread() -> None:
     thread = threading.Thread(target=core.run)
     thread.start()
     fleet["a"].submit("r", prompt(40))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patience(20)
     while "r" not in ends(fleet, "a") and time.monotonic() < deadline:
         thread.join(0.01)
     core.post(Shutdown())
-    thread.join(20)
+    thread.join(patience(20))
     assert not thread.is_alive()
     assert ends(fleet, "a") == {"r": "length"}
 

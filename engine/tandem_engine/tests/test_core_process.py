@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from deadlines import patience
 
 from tandem_engine.config import WorkerConfig, parse_args
 from tandem_engine.core import child
@@ -56,7 +57,7 @@ async def first(core: CoreProcess, kind: type[Any]) -> Any:
                 return frame
         raise AssertionError(f"no {kind.__name__} came")
 
-    return await asyncio.wait_for(search(), SECONDS)
+    return await asyncio.wait_for(search(), patience(SECONDS))
 
 
 async def collect(core: CoreProcess, rid: str) -> list[StepItem]:
@@ -69,7 +70,7 @@ async def collect(core: CoreProcess, rid: str) -> list[StepItem]:
                     return items
         raise AssertionError("the core ended")
 
-    return await asyncio.wait_for(search(), SECONDS)
+    return await asyncio.wait_for(search(), patience(SECONDS))
 
 
 async def test_two_processes_hand_a_prompt_over() -> None:
@@ -112,7 +113,7 @@ async def test_core_ends_with_its_server() -> None:
     core = await CoreProcess.spawn(make_config("a"))
     await first(core, CoreReady)
     core._writer.close()  # as if this process had died
-    assert await asyncio.to_thread(core._process.wait, SECONDS) == 0
+    assert await asyncio.to_thread(core._process.wait, patience(SECONDS)) == 0
 
 
 async def test_core_that_does_not_end_is_killed() -> None:
@@ -134,10 +135,10 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator["Serve"]:
     yield start
     for server in servers:
         server.ours.close()
-        server.thread.join(SECONDS)
+        server.thread.join(patience(SECONDS))
     for thread in threading.enumerate():
         if thread.name == "pump":
-            thread.join(SECONDS)
+            thread.join(patience(SECONDS))
             assert not thread.is_alive()
 
 
@@ -168,7 +169,7 @@ class Server:
         self.ours.sendall(pack_frame(msgspec.msgpack.encode(message)))
 
     def wait_for(self, kind: type[Any]) -> Any:
-        self.ours.settimeout(SECONDS)
+        self.ours.settimeout(patience(SECONDS))
         while (payload := read_frame(self.ours)) is not None:
             frame = self.decoder.decode(payload)
             if isinstance(frame, kind):
@@ -182,7 +183,7 @@ def test_child_serves_and_ends_on_shutdown(serve: Serve) -> None:
     server.send(submit("r", prompt(10)))
     server.wait_for(CoreStep)
     server.send(Shutdown())
-    server.thread.join(SECONDS)
+    server.thread.join(patience(SECONDS))
     assert server.code == [0]
 
 
@@ -190,7 +191,7 @@ def test_child_ends_when_the_server_is_gone(serve: Serve) -> None:
     server = serve(make_config("a"))
     server.wait_for(CoreReady)
     server.ours.close()
-    server.thread.join(SECONDS)
+    server.thread.join(patience(SECONDS))
     assert server.code == [0]
     server.pipe.send(CoreFailed("no one hears this"))
     server.pipe.send(CoreFailed("nor this"))
@@ -202,7 +203,7 @@ def test_child_reports_what_keeps_it_from_starting(
     config = make_config("a", "tiny", "--transfer", "Nixl")
     server = serve(config)
     assert "Nixl" in server.wait_for(CoreFailed).message
-    server.thread.join(SECONDS)
+    server.thread.join(patience(SECONDS))
     assert server.code == [1]
     server.ours.close()
 
@@ -218,7 +219,7 @@ def test_child_reports_a_failing_step(monkeypatch: pytest.MonkeyPatch, serve: Se
     server.wait_for(CoreReady)
     server.send(submit("r", prompt(10)))
     assert "ZeroDivisionError" in server.wait_for(CoreFailed).message
-    server.thread.join(SECONDS)
+    server.thread.join(patience(SECONDS))
     assert server.code == [1]
     server.ours.close()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deadlines import patience
 
 from tandem_engine.config import WorkerConfig
 from tandem_engine.core.process import CoreProcess
@@ -168,7 +169,7 @@ def test_a_killed_rank_ends_the_worker_with_an_account(tmp_path: Path) -> None:
         generate(runner, [make_prompt(5)], 2)
         os.kill(runner.group.ranks[0].pid, signal.SIGKILL)
         # No step is running: the group itself notices.
-        assert failed.wait(SECONDS)
+        assert failed.wait(patience(SECONDS))
         assert "rank 1 of 2 ended (signal 9)" in accounts[0]
         with pytest.raises(RankDiedError, match="signal 9"):
             generate(runner, [make_prompt(5)], 2)

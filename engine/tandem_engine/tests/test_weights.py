@@ -8,6 +8,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
+from deadlines import patience
 from safetensors.torch import load_file, save_file
 
 from tandem_engine.config import WorkerConfig
@@ -134,7 +135,7 @@ def test_workers_that_start_together_dequantise_once(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(120)
+        worker.join(patience(120))
         assert worker.exitcode == 0
     made = list((tmp_path / "cache" / "weights").glob("*.safetensors"))
     assert len(made) == 1

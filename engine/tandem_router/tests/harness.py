@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import openai
+from deadlines import patience
 
 from tandem_router.api.context import RouterContext
 from tandem_router.app import build_app
@@ -28,7 +29,7 @@ BASE = RouterConfig(
 
 async def until(condition: Callable[[], Any], *, seconds: float = 20.0) -> None:
     """Wait for a condition; fails with it after `seconds`."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patience(seconds)
     while not condition():
         assert time.monotonic() < deadline, f"never came true: {condition}"
         await asyncio.sleep(0.005)
@@ -100,7 +101,7 @@ async def router(
             await until(
                 lambda: sum(link.is_connected for link in context.fleet.links) >= len(workers)
             )
-        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=patience(60)) as http:
             try:
                 yield Running(context, url, http)
             finally:

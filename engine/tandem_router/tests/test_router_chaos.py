@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from deadlines import patience
 
 from tandem_router.tests.test_router_process import (
     Process,
@@ -38,7 +39,7 @@ class Worker:
     url: str
 
     async def state(self) -> dict[str, Any]:
-        async with httpx.AsyncClient(timeout=30) as client:
+        async with httpx.AsyncClient(timeout=patience(30)) as client:
             state: dict[str, Any] = (await client.get(f"{self.url}/state")).json()
             return state
 
@@ -169,7 +170,9 @@ async def _read_stream(
 async def answers(
     fleet: Fleet, disturb: Callable[[], Awaitable[None]] | None = None, retries: int = 0
 ) -> list[Answer]:
-    async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=None)) as client:
+    async with httpx.AsyncClient(
+        timeout=patience(120), limits=httpx.Limits(max_connections=None)
+    ) as client:
         begun = asyncio.Semaphore(0)
         requests = [
             asyncio.create_task(ask(client, fleet, number, retries, begun))
@@ -201,7 +204,7 @@ async def test_no_blow_changes_an_answer(tmp_path: Path) -> None:
             again = await workers[name].signal(signal.SIGSTOP)
 
             async def lost() -> float:
-                async with httpx.AsyncClient(timeout=30) as client:
+                async with httpx.AsyncClient(timeout=patience(30)) as client:
                     entries = (await client.get(f"{fleet.urls[0]}/state")).json()["workers"]
                 return float(sum(not entry["connected"] for entry in entries))
 

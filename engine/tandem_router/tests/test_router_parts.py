@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from deadlines import patience
 
 from tandem_router.config import RouterConfig, SloClass
 from tandem_router.main import (
@@ -172,7 +173,7 @@ async def test_a_failing_worker_is_avoided_until_it_has_answered_again() -> None
                 assert (await running.post("/v1/completions", **body)).status_code == 200
                 await asyncio.sleep(0.05)
 
-        await asyncio.wait_for(until_open(), 20)
+        await asyncio.wait_for(until_open(), patience(20))
         num = len(bad.submits)
         await running.post("/v1/completions", **body)
         await running.post("/v1/completions", **body)
@@ -184,7 +185,7 @@ async def test_a_failing_worker_is_avoided_until_it_has_answered_again() -> None
                 assert (await running.post("/v1/completions", **body)).status_code == 200
                 await asyncio.sleep(0.05)
 
-        await asyncio.wait_for(until_closed(), 20)
+        await asyncio.wait_for(until_closed(), patience(20))
 
 
 def test_tail_mean() -> None:

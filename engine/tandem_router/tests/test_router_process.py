@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from deadlines import patience
 
 from tandem_router.config import RouterConfig
 from tandem_router.main import configure_logging, serve
@@ -182,7 +183,7 @@ async def until_streaming(url: str) -> None:
 async def until_async(
     measure: Callable[[], Awaitable[float]], least: float, *, seconds: float
 ) -> None:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patience(seconds)
     while (value := await measure()) < least:
         assert time.monotonic() < deadline, f"still {value} < {least}"
         await asyncio.sleep(0.01)
@@ -192,7 +193,7 @@ async def until_async(
 async def test_a_drained_worker_moves_or_finishes_its_streams(tmp_path: Path) -> None:
     async with (
         fleet(tmp_path, "tiny?decode_base=0.01") as (url, workers),
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        httpx.AsyncClient(base_url=url, timeout=patience(60)) as client,
     ):
         body = {"model": "mock", "prompt": PROMPT, "max_tokens": 100, "seed": 1}
         expected = (await client.post("/v1/completions", json=body)).json()["choices"]
@@ -211,7 +212,7 @@ async def test_kv_aware_finds_the_worker_that_holds_the_prefix(tmp_path: Path) -
     """The router computes the very hashes that real workers report."""
     async with (
         fleet(tmp_path, policy="KvAware") as (url, _),
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        httpx.AsyncClient(base_url=url, timeout=patience(60)) as client,
     ):
 
         async def ask(prompt: str) -> tuple[str, int]:
@@ -255,7 +256,7 @@ async def test_sigterm_finishes_streams_then_ends(capsys: pytest.CaptureFixture[
     serving = asyncio.create_task(serve(config, load_text_model(config.model)))
     url = f"http://127.0.0.1:{port}"
     await until_connected(url, 1)
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=patience(60)) as client:
         body = {"model": "mock", "prompt": "x", "max_tokens": 60, "seed": 0}
         request = asyncio.create_task(client.post("/v1/completions", json=body))
         await until(lambda: fake.submits)
@@ -265,7 +266,7 @@ async def test_sigterm_finishes_streams_then_ends(capsys: pytest.CaptureFixture[
         assert late.status_code == 200, "it lingers while clients still find it"
         answer = await request
         assert len(answer.json()["choices"][0]["text"]) == 60
-    await asyncio.wait_for(serving, 30)
+    await asyncio.wait_for(serving, patience(30))
     await fake.die()
 
 

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 import msgspec
 import pytest
+from deadlines import patience
 
 from tandem_wire.connection import MAX_QUEUED_MESSAGES, Connection
 from tandem_wire.endpoint import Listener, dial, keep_alive, listen
@@ -68,7 +69,7 @@ async def pair_fixture() -> AsyncIterator[Pair]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patience(20)
     while True:
         if condition():
             return

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from deadlines import patience
 from triton import knobs
 from triton.runtime.jit import JITFunction
 
@@ -139,7 +140,7 @@ def test_threads_build_launchers_and_one_thread_loads_them(
     """Python mixes up extension modules of one name that threads load at the same time."""
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     function = Function()
-    together = threading.Barrier(2, timeout=20)
+    together = threading.Barrier(2, timeout=patience(20))
     build = compiler.launcher_cls
 
     def build_together(function: Function, name: str) -> None:

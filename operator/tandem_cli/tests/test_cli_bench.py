@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deadlines import patience
 from typer.testing import CliRunner
 
 from tandem_bench.catalog import BENCHMARKS
@@ -114,7 +115,7 @@ def test_the_command_measures_writes_and_compares(
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
     try:
-        ready.wait(20)
+        ready.wait(patience(20))
         for name in ("a", "b"):
             code = run_main(
                 monkeypatch, "bench", "serve", "--url", endpoint.url, "--rates", "100,200",

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -13,7 +13,11 @@ from tandem_cli.chat import Answer, Conversation, Endpoint, ask_once, find_endpo
 from tandem_cli.errors import CliError
 from tandem_cli.serve import divide_gpus, model_name, visible_gpus
 from tandem_cli.status import summarize, troubles
-from tandem_cli.up import readiness
+from tandem_cli.target import find_url
+from tandem_cli.up import is_rolled_out, readiness
+
+if TYPE_CHECKING:
+    from tandem_local import Cluster
 
 
 def service(generation: int = 2, observed: int = 2, ready: str = "False") -> dict[str, Any]:
@@ -49,8 +53,45 @@ def test_ready_counts_for_the_current_generation_only() -> None:
     assert readiness({"metadata": {"generation": 1}})[1] == "waiting for the operator"
 
 
+def test_a_deployment_is_rolled_out_when_every_replica_is_new_and_available() -> None:
+    counts = {"replicas": 1, "updatedReplicas": 1, "availableReplicas": 1}
+    deployment = {"metadata": {"generation": 2}, "spec": {"replicas": 1}}
+    assert is_rolled_out({**deployment, "status": {"observedGeneration": 2, **counts}})
+    for different in ({"observedGeneration": 1}, {"replicas": 2}, {"availableReplicas": 0}):
+        status = {"observedGeneration": 2, **counts, **different}
+        assert not is_rolled_out({**deployment, "status": status})
+    assert not is_rolled_out(deployment)
+
+
+def kubernetes_service(address: str, balancer: dict[str, str] | None = None) -> dict[str, Any]:
+    return {
+        "spec": {"clusterIP": address, "ports": [{"port": 8000}]},
+        "status": {"loadBalancer": {"ingress": [balancer] if balancer else []}},
+    }
+
+
+def test_the_url_that_is_shown_works_from_the_shell_that_shows_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    external = cast("Cluster", object())
+    assert find_url(external, kubernetes_service("10.0.0.1")) == ""
+    assert find_url(external, kubernetes_service("10.0.0.1", {"ip": "fd::1"})) == (
+        "http://[fd::1]:8000"
+    )
+    monkeypatch.setattr("tandem_cli.target.routes_services", lambda target: True)
+    assert find_url(external, kubernetes_service("10.0.0.1")) == "http://10.0.0.1:8000"
+    assert find_url(external, kubernetes_service("None")) == ""
+    assert find_url(external, {"spec": {"clusterIP": "10.0.0.1"}}) == ""
+
+
+def test_status_has_the_url_from_here_and_the_one_in_the_cluster() -> None:
+    seen = summarize(service(), {("n", "s"): "http://10.0.0.1:8000"})
+    assert (seen["url"], seen["clusterUrl"]) == ("http://10.0.0.1:8000", "http://s.n.svc:8000")
+    assert summarize(service(), {("other", "s"): "x"})["url"] == ""
+
+
 def test_troubles_are_what_a_person_should_look_at() -> None:
-    seen = troubles(summarize(service())["conditions"])
+    seen = troubles(summarize(service(), {})["conditions"])
     assert [condition["type"] for condition in seen] == ["Ready", "Degraded"]
 
 
@@ -123,7 +164,6 @@ def test_ask_once_tells_who_served(url: str) -> None:
     with find_endpoint("c", None, "s", "n", url + "/v1") as endpoint:
         answer = ask_once(endpoint, "really?", 4)
     assert answer == Answer(" yes", "d", "p", 7)
-    assert answer.cluster_url("s", "n") == "http://s.n.svc:8000/v1"
 
 
 def test_a_conversation_streams_and_remembers(url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import kopf
 import pytest
 from aiohttp.test_utils import unused_port
+from deadlines import patience
 
 from tandem_operator import main
 from tandem_operator.clients.cluster import Cluster
@@ -58,7 +59,7 @@ async def test_it_leads_watches_and_stops_on_a_signal(
 
     monkeypatch.setattr(kopf, "operator", operator)
     config = read_config(arguments(), {})
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patience(10)):
         assert await main.run(config) == 0
     assert started == {"identity": "op-1", "clusterwide": True, "namespaces": ()}
     lease = cluster.objects[("Lease", "ns", "tandem-operator")]
@@ -73,7 +74,7 @@ async def test_a_watch_that_ends_with_an_error_ends_the_process(
 
     monkeypatch.setattr(kopf, "operator", operator)
     config = read_config(arguments("--namespace=a", "--no-leader-election"), {})
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patience(10)):
         assert await main.run(config) == 1
     assert ("list", "WorkerPool", "") in cluster.calls
 

@@ -66,6 +66,8 @@ func serve() {
 // start builds the container around the shim and starts the main process.
 func start(tree *tree, message Message, descriptors []int) error {
 	spec := message.Spec
+	// Whatever the umask of whoever started procri: the root's own folders are for every user.
+	syscall.Umask(containerUmask)
 	if err := buildRoot(spec); err != nil {
 		return err
 	}

@@ -24,7 +24,6 @@ const (
 
 // limit applies the limits that every process of the container inherits from the calling thread.
 func limit(spec *Spec) error {
-	syscall.Umask(containerUmask)
 	if spec.OOMScoreAdj != nil {
 		value := strconv.FormatInt(*spec.OOMScoreAdj, 10)
 		err := os.WriteFile(ownScoreAdjustment, []byte(value), 0)

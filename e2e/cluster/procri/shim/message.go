@@ -78,13 +78,15 @@ type Spec struct {
 
 // Mount is one bind mount.
 type Mount struct {
-	// Source is a path on the machine without symbolic links.
-	Source string `json:"source"`
+	// Source is a path on the machine without symbolic links; an image's files have none.
+	Source string `json:"source,omitempty"`
 	// Target is a path in the container; its missing parts are created without touching the machine's file system.
 	Target string `json:"target"`
 	// Readonly makes the mount itself read-only, RecursiveReadonly everything mounted below it too.
 	Readonly          bool `json:"readonly,omitempty"`
 	RecursiveReadonly bool `json:"recursiveReadonly,omitempty"`
+	// Image says that Target belongs to the image, which is part of the root: it is bound again if a volume around it has covered it.
+	Image bool `json:"image,omitempty"`
 	// Follow lets later mounts of the machine below Source appear in the container.
 	Follow bool `json:"follow,omitempty"`
 }

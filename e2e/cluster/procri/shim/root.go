@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"unsafe"
 )
 
 // hostRoot is the path of the machine's own root while the container's is built.
@@ -32,10 +31,16 @@ var ownEntries = []string{"dev", "proc", "sys"}
 type root struct {
 	// own holds the folders that lie on one of our tmpfs, where entries can be created freely.
 	own map[string]bool
-	// scaffolds lists the tmpfs mounts, to be made read-only at the end.
-	scaffolds []string
-	// mounted lists the targets of the container's mounts.
-	mounted []string
+	// scaffolds are the roots of the tmpfs mounts, to be made read-only at the end, even if a volume covers them by then.
+	scaffolds []*os.File
+	// mounted lists the mounts by their targets, the latest last.
+	mounted []mounted
+}
+
+// mounted is one mount of the container, below which missing folders are real if it is a volume.
+type mounted struct {
+	target string
+	volume bool
 }
 
 // buildRoot moves the shim, which must have a mount namespace of its own, into the container's root.
@@ -64,6 +69,7 @@ func buildRoot(spec *Spec) error {
 		return err
 	}
 	r := &root{own: map[string]bool{"/": true}}
+	defer r.close()
 	if err := r.fill(spec); err != nil {
 		return err
 	}
@@ -76,12 +82,12 @@ func buildRoot(spec *Spec) error {
 	if !spec.ReadonlyRoot {
 		return nil
 	}
-	for _, path := range append(r.scaffolds, "/") {
-		if err := readonly(path, false); err != nil {
+	for _, scaffold := range r.scaffolds {
+		if err := readonlyAt(int(scaffold.Fd()), "", atEmptyPath); err != nil {
 			return err
 		}
 	}
-	return nil
+	return readonly("/", false)
 }
 
 // bindEntries binds the machine's root, entry by entry, into the new one.
@@ -154,13 +160,75 @@ func (r *root) fill(spec *Spec) error {
 			return fmt.Errorf("open %s: %w", folder, err)
 		}
 	}
+	files, err := openImage(spec.Mounts)
+	defer closeAll(files)
+	if err != nil {
+		return err
+	}
 	for _, wanted := range spec.Mounts {
-		if err := r.bind(wanted); err != nil {
+		if file := files[wanted.Target]; wanted.Image {
+			err = r.restore(wanted.Target, file, spec.ReadonlyRoot)
+		} else {
+			err = r.bind(wanted)
+		}
+		if err != nil {
 			return fmt.Errorf("mount %s at %s: %w", wanted.Source, wanted.Target, err)
 		}
 	}
 	if _, err := r.reach(spec.Process.Dir, true); err != nil {
 		return fmt.Errorf("working directory %s: %w", spec.Process.Dir, err)
+	}
+	return nil
+}
+
+// openImage opens the image's files before any volume can cover them; those that the machine does not have are left out.
+func openImage(mounts []Mount) (map[string]*os.File, error) {
+	files := map[string]*os.File{}
+	for _, wanted := range mounts {
+		if !wanted.Image {
+			continue
+		}
+		file, err := os.Open(wanted.Target)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return files, err
+		}
+		files[wanted.Target] = file
+	}
+	return files, nil
+}
+
+func closeAll(files map[string]*os.File) {
+	for _, file := range files {
+		_ = file.Close() // read only
+	}
+}
+
+// restore binds a file or folder of the image where it was, if a volume has covered it or a link on the way to it.
+func (r *root) restore(path string, file *os.File, readonlyRoot bool) error {
+	if file == nil {
+		return nil
+	}
+	before, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	if now, err := os.Stat(path); err == nil && os.SameFile(before, now) {
+		return nil
+	}
+	target, err := r.reach(path, before.IsDir())
+	if err != nil {
+		return err
+	}
+	if err := mount(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), target, "", syscall.MS_BIND|syscall.MS_REC, ""); err != nil {
+		return err
+	}
+	delete(r.own, target)
+	r.mounted = append(r.mounted, mounted{target: target})
+	if readonlyRoot {
+		return readonly(target, true)
 	}
 	return nil
 }
@@ -179,7 +247,7 @@ func (r *root) bind(wanted Mount) error {
 		return err
 	}
 	delete(r.own, target)
-	r.mounted = append(r.mounted, target)
+	r.mounted = append(r.mounted, mounted{target: target, volume: true})
 	if !wanted.Follow {
 		if err := mount("", target, "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 			return err
@@ -248,10 +316,20 @@ func (r *root) create(parent, path string, folder bool) error {
 	return makeEntry(path, folder)
 }
 
+// inVolume says whether a path lies in a volume, and not in files of the image that were bound into that volume.
 func (r *root) inVolume(path string) bool {
-	return slices.ContainsFunc(r.mounted, func(target string) bool {
-		return path == target || strings.HasPrefix(path, target+"/")
-	})
+	for _, m := range slices.Backward(r.mounted) {
+		if path == m.target || strings.HasPrefix(path, m.target+"/") {
+			return m.volume
+		}
+	}
+	return false
+}
+
+func (r *root) close() {
+	for _, scaffold := range r.scaffolds {
+		_ = scaffold.Close() // read only
+	}
 }
 
 // scaffold covers a folder with a tmpfs that shows the same entries and adds to the folder's permissions.
@@ -283,9 +361,14 @@ func (r *root) scaffold(path string, permissions uint32) error {
 	}
 	runtime.KeepAlive(below)
 	r.own[path] = true
-	if path != "/dev" && !strings.HasPrefix(path, "/dev/") {
-		r.scaffolds = append(r.scaffolds, path)
+	if path == "/dev" || strings.HasPrefix(path, "/dev/") {
+		return nil
 	}
+	own, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	r.scaffolds = append(r.scaffolds, own)
 	return nil
 }
 
@@ -312,44 +395,4 @@ func touch(path string) error {
 		return err
 	}
 	return file.Close()
-}
-
-func mount(source, target, kind string, flags uintptr, options string) error {
-	if err := syscall.Mount(source, target, kind, flags, options); err != nil {
-		return fmt.Errorf("mount %q at %s: %w", source, target, err)
-	}
-	return nil
-}
-
-// Numbers of mount_setattr (Linux 5.12), the same on every architecture.
-const (
-	sysMountSetattr = 442
-	atFdcwd         = -100
-	atRecursive     = 0x8000
-	mountAttrRdonly = 1
-)
-
-// mountAttributes is the kernel's struct mount_attr.
-type mountAttributes struct {
-	set, clear, propagation, userns uint64
-}
-
-// readonly makes a mount read-only, and if all is true everything mounted below it too. Other flags stay as they are.
-func readonly(path string, all bool) error {
-	name, err := syscall.BytePtrFromString(path)
-	if err != nil {
-		return err
-	}
-	attributes := mountAttributes{set: mountAttrRdonly}
-	flags := uintptr(0)
-	if all {
-		flags = atRecursive
-	}
-	directory := atFdcwd
-	_, _, errno := syscall.Syscall6(sysMountSetattr, uintptr(directory), uintptr(unsafe.Pointer(name)), flags,
-		uintptr(unsafe.Pointer(&attributes)), unsafe.Sizeof(attributes), 0)
-	if errno != 0 {
-		return fmt.Errorf("make %s read-only: %w", path, errno)
-	}
-	return nil
 }

@@ -4,6 +4,8 @@ import asyncio
 import secrets
 import threading
 
+from deadlines import patience
+
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.pages import Pages, payload_checksum
 from tandem_engine.handoff.transports.base import (
@@ -114,7 +116,7 @@ class InMemoryOutbound(Outbound):
         payload = memoryview(write.pages.export(write.source_blocks, write.layers))
         if self._transport.holds:
             self._transport.held.set()
-            assert self._transport.release.wait(20)
+            assert self._transport.release.wait(patience(20))
         try:
             self._region.write(write, payload)
         except TransportError:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
+from deadlines import patience
 
 from tandem_engine.handoff.events import (
     FetchDone,
@@ -66,7 +67,7 @@ class BytesStore(KVStore):
 
 def eventually(condition: Callable[[], bool]) -> None:
     """Poll until the condition holds."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + patience(DEADLINE)
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -101,7 +102,7 @@ class Worker:
 
     def wait_until(self, is_it: Callable[[FromHandoff], bool]) -> FromHandoff:
         """The first reported event for which that holds; it is taken out of `seen`."""
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + patience(DEADLINE)
         while True:
             self.seen += self.handoff.poll()
             for number, event in enumerate(self.seen):
@@ -176,7 +177,7 @@ class Worker:
         self.num_tried += 1
         rid = f"takes-{self.num_tried}"
         self.fetch(rid, [p])
-        end = time.monotonic() + DEADLINE
+        end = time.monotonic() + patience(DEADLINE)
         while time.monotonic() < end:
             for event in p.handoff.poll():
                 if isinstance(event, PrefillArrived):

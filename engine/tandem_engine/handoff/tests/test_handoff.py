@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from deadlines import patience
 
 from tandem_engine.handoff.decode.session import DecodeSession
 from tandem_engine.handoff.errors import HandoffUnavailable
@@ -197,7 +198,7 @@ def test_a_stale_write_is_dropped(stack: ExitStack, monkeypatch: pytest.MonkeyPa
     def hold(self: Inbound, epoch: int, *rest: Any) -> None:
         if epoch == 1:
             held.set()
-            assert release.wait(20)
+            assert release.wait(patience(20))
         land(self, epoch, *rest)
 
     monkeypatch.setattr(Inbound, "_land", hold)
@@ -205,7 +206,7 @@ def test_a_stale_write_is_dropped(stack: ExitStack, monkeypatch: pytest.MonkeyPa
     d.fetch("r", [p])
     arrived = p.arrived()
     p.push(arrived, finish=False)
-    assert held.wait(20)
+    assert held.wait(patience(20))
     d.handoff.post(FetchCancelled("r"))
     assert isinstance(d.outcome("r"), FetchFailed)
     p.wait(PrefillDropped, lambda event: event.key == arrived.key)
@@ -350,6 +351,6 @@ def test_the_death_of_the_thread_is_the_cores_death(
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(PrefillSide, "sweep", broken)
-    p.wake.wait(20)
+    p.wake.wait(patience(20))
     with pytest.raises(RuntimeError, match="a bug"):
         p.handoff.poll()

@@ -7,6 +7,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from deadlines import patience
 
 from tandem_engine.frames import ProbeRequest, ProbeResult
 from tandem_engine.handoff.errors import HandoffUnavailable
@@ -74,7 +75,7 @@ def test_a_fence_waits_for_the_completion_of_a_one_sided_write(
     planted.holds = True
     d.fetch("r", [p])
     p.push(p.arrived(), finish=False)
-    assert planted.held.wait(20)
+    assert planted.held.wait(patience(20))
     d.handoff.post(FetchCancelled("r"))
     eventually(lambda: p.handoff.counters().get("kv_fences_total", 0) == 1)
     assert not d.handoff.poll()
@@ -101,7 +102,7 @@ def test_a_peer_that_does_not_complete_loses_its_right_to_write(
     before = d.kv.data.copy()
     d.fetch("r", [p])
     p.push(p.arrived(), finish=False)
-    assert planted.held.wait(20)
+    assert planted.held.wait(patience(20))
     assert isinstance(d.outcome("r"), FetchFailed)
     planted.release.set()
     eventually(lambda: planted.num_refused >= 1)

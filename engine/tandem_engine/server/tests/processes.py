@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import msgspec
+from deadlines import patience
 
 from tandem_wire.connection import Connection
 from tandem_wire.endpoint import dial
@@ -37,14 +38,15 @@ DECODER: msgspec.msgpack.Decoder[WorkerMessage] = msgspec.msgpack.Decoder(Worker
 
 async def until(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
     """Poll until `condition()` (or its awaited result) is true; returns it."""
-    end = time.monotonic() + deadline
+    limit = patience(deadline)
+    end = time.monotonic() + limit
     while True:
         result = condition()
         if asyncio.iscoroutine(result):
             result = await result
         if result:
             return result
-        assert time.monotonic() < end, f"waited {deadline} s for {what}"
+        assert time.monotonic() < end, f"waited {limit:.0f} s for {what}"
         await asyncio.sleep(0.01)
 
 
@@ -85,7 +87,7 @@ class WorkerProcess:
 
     async def wait_ports(self, event: str = "listening") -> None:
         assert self.process.stdout is not None
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(patience(DEADLINE)):
             while not self.ports:
                 line = await self.process.stdout.readline()
                 assert line, f"{self.name} ended: {self.stderr.decode()}"
@@ -155,7 +157,7 @@ class WorkerProcess:
         self.process.send_signal(number)
 
     async def wait_exit(self) -> int:
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(patience(DEADLINE)):
             code = await self.process.wait()
         assert self._pump is not None
         await self._pump

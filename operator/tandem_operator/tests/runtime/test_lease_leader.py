@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from deadlines import patience
 
 from tandem_operator.errors import ClusterError, LeadershipLost
 from tandem_operator.runtime.leader import Leader, LeaseTimes
@@ -44,7 +45,7 @@ async def test_a_standby_waits_and_takes_over_from_a_dead_leader() -> None:
     await until(lambda: len(cluster.calls) > 8)
     assert not changes
     keep.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patience(5)):
         await waiting
     assert holder(cluster) == "b"
     spec = cluster.objects[("Lease", "ns", "lease")]["spec"]
@@ -58,7 +59,7 @@ async def test_a_released_lease_is_free_at_once() -> None:
     await first.release()
     assert changes == [True, False]
     second, _ = make(cluster, "b", LeaseTimes(100, 50, 0.02))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patience(5)):
         await second.acquire()
     assert holder(cluster) == "b"
 
@@ -68,7 +69,7 @@ async def test_a_leader_whose_lease_was_taken_must_end() -> None:
     leader, changes = make(cluster, "a")
     await leader.acquire()
     cluster.objects[("Lease", "ns", "lease")]["spec"]["holderIdentity"] = "thief"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patience(5)):
         with pytest.raises(LeadershipLost):
             await leader.keep()
     assert changes == [True, False]
@@ -94,6 +95,6 @@ async def test_acquiring_survives_errors() -> None:
     waiting = asyncio.create_task(leader.acquire())
     await until(lambda: len(cluster.calls) > 2)
     cluster.fail.clear()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patience(5)):
         await waiting
     assert changes == [True]

@@ -139,7 +139,8 @@ class Service:
     @property
     def url(self) -> str:
         """The router's address as seen from here (the ClusterIP of the embedded cluster)."""
-        return f"http://{self.get('service')['spec']['clusterIP']}:8000"
+        spec = self.get("service")["spec"]
+        return f"http://{spec['clusterIP']}:{spec['ports'][0]['port']}"
 
     def worker_state(self, pod: dict[str, Any]) -> dict[str, Any]:
         """`GET /state` of a worker."""

@@ -58,9 +58,9 @@ def port_annotations(ports: WorkerPorts) -> dict[str, str]:
 
 
 def used_ports(pod: dict[str, Any]) -> frozenset[int]:
-    """The ports that a worker pod was made with."""
+    """The ports that a worker pod was made with; one like a pod of an older release tells fewer."""
     notes = pod["metadata"]["annotations"]
-    return frozenset(int(notes[name]) for name in port_annotations(WorkerPorts()))
+    return frozenset(int(notes[name]) for name in port_annotations(WorkerPorts()) if name in notes)
 
 
 def move_worker(pod: dict[str, Any], taken: Collection[int]) -> dict[str, Any]:

@@ -104,6 +104,20 @@ def test_a_worker_like_another_gets_ports_of_its_own() -> None:
     assert engine(copy)["readinessProbe"]["httpGet"]["port"] in used_ports(copy)
 
 
+def test_a_worker_like_one_of_an_older_release() -> None:
+    """Before, workers told only their bootstrap port, and had the known ports on nodes too."""
+    spec = on_nodes()
+    for old in (*new_pods(spec)[:1], *new_pods(make_spec())[:1]):
+        for name in ("http", "wire"):
+            del old["metadata"]["annotations"][f"tandem.dev/{name}-port"]
+        seen = read_pod({**old, "metadata": {**old["metadata"], "uid": "u"}})
+        assert seen is not None
+        assert (seen.ports.http, seen.ports.wire) == (8100, 8101)
+        observed = make_observed(spec, pools=POOLS)
+        copy = build_worker_like(observed, seen, "qwen-decode-z", 1)
+        assert len(used_ports(copy)) == (3 if copy["spec"].get("hostNetwork") else 1)
+
+
 def test_a_users_own_dns_policy_and_ports_stay() -> None:
     template = {
         "spec": {

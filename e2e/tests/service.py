@@ -144,7 +144,8 @@ class Service:
 
     def worker_state(self, pod: dict[str, Any]) -> dict[str, Any]:
         """`GET /state` of a worker."""
-        reply = httpx.get(f"http://{pod['status']['podIP']}:8100/state", timeout=patience(10))
+        port = pod["metadata"]["annotations"]["tandem.dev/http-port"]
+        reply = httpx.get(f"http://{pod['status']['podIP']}:{port}/state", timeout=patience(10))
         state: dict[str, Any] = reply.json()
         return state
 

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
 async def run(config: Config) -> int:
     """Run everything until a signal or the loss of the lease. Returns the exit code."""
     cluster = await Cluster.connect(config.kubeconfig or None)
-    workers, metrics = WorkerClient(config.worker_port), Metrics()
+    workers, metrics = WorkerClient(), Metrics()
     executor = Executor(cluster, workers, Events(cluster, config.identity))
     observer = Observer(cluster, workers, Images(config.router_image, config.engine_image))
     controller = Controller(cluster, observer, executor, metrics)

@@ -177,6 +177,8 @@ class Dispatcher:
 
     def _submit(self, sequence: Sequence, link: WorkerLink, now: float) -> bool:
         prefill = self._policy.order_prefill(self._fleet.prefill_candidates(link, now))
+        if sequence.params.prompt_logprobs is not None:
+            prefill = []  # they don't travel with KV: the worker computes such a prompt by itself
         peers = [
             PrefillPeer(
                 peer.welcome.worker_id,

@@ -136,6 +136,20 @@ async def test_a_fleet_follows_the_pods() -> None:
     await api.stop()
 
 
+async def test_another_worker_at_a_pods_address_is_not_taken_for_it() -> None:
+    api = await FakeApiServer().start()
+    other = await FakeWorker("other").start()
+    api.put(pod("a", port=other.port))
+    async with router_with(api) as running:
+        fleet = running.context.fleet
+        await until(lambda: any("another worker answers" in link.trouble for link in fleet.links))
+        assert not fleet.has_decode_worker()
+        other.name = "a"
+        await until(fleet.has_decode_worker)
+    await other.die()
+    await api.stop()
+
+
 def router_with(api: FakeApiServer) -> AbstractAsyncContextManager[Running]:
     return router(wait=False, discovery=PodDiscovery("svc", "ns", api=api.api()))
 

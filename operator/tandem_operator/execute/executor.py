@@ -16,6 +16,7 @@ from tandem_operator.errors import ClusterError, ConflictError, MissingError, No
 from tandem_operator.execute.events import Events
 from tandem_operator.facts.observed import Observed
 from tandem_operator.facts.worker import ProbeResult
+from tandem_operator.names.labels import was_made_for
 from tandem_operator.names.objects import (
     AUTOSCALING_POLICY,
     FINALIZER,
@@ -24,7 +25,7 @@ from tandem_operator.names.objects import (
 )
 from tandem_operator.names.worker import ACTION_PROBE
 from tandem_operator.plan import Deletion, EngineCall, Note, Plan, PodMark
-from tandem_operator.plan.steps import PolicyTargets
+from tandem_operator.plan.steps import Adoption, PolicyTargets
 
 REAPPLY_SECONDS: Final = 30.0
 """An unchanged child is applied again after this time, which repairs what others changed."""
@@ -61,6 +62,7 @@ class Executor:
         others = [child for child in plan.apply if child["kind"] != "RoleBinding"]
         await self._all((self._apply(child, observed) for child in others), errors)
         await self._all((self._apply(child, observed) for child in grants), errors)
+        await self._all((self._adopt(pod, observed) for pod in plan.adopt), errors)
         refused: dict[str, str] = {}
         await self._all((self._create(pod, refused) for pod in plan.create), errors)
         await self._all((self._mark(mark, observed) for mark in plan.mark), errors)
@@ -119,8 +121,11 @@ class Executor:
             found = await self._cluster.get(child["kind"], meta["name"], meta["namespace"])
         except MissingError:
             return
-        owners = found["metadata"].get("ownerReferences", [])
+        owners = found["metadata"].get("ownerReferences") or []
         if any(owner["uid"] == observed.uid for owner in owners):
+            return
+        if not owners and was_made_for(observed.name, found["metadata"]):
+            # Its service was deleted with --cascade=orphan. Applying makes this one its owner.
             return
         if any(_is_predecessor(owner, observed) for owner in owners):
             # The service was deleted and created again before its old children were collected.
@@ -131,6 +136,13 @@ class Executor:
             f"{child['kind']} {meta['name']} exists and does not belong to {observed.name}:"
             " remove or rename it"
         )
+
+    async def _adopt(self, pod: Adoption, observed: Observed) -> None:
+        body = {"metadata": {"uid": pod.uid, "ownerReferences": [dict(pod.owner)]}}
+        try:
+            await self._cluster.merge("Pod", pod.name, observed.namespace, body)
+        except (MissingError, ConflictError):
+            log.info("pod to adopt is gone", pod=pod.name)
 
     async def _create(self, pod: JsonObject, refused: dict[str, str]) -> None:
         """Create a pod. If the API server refuses it, `refused` says why, by the pod's name."""
@@ -152,10 +164,10 @@ class Executor:
             log.info("pod to mark is gone", pod=mark.name)
 
     async def _call(self, call: EngineCall) -> None:
-        await self._workers.admin(call.ip, call.action, call.token, call.body)
+        await self._workers.admin(call.ip, call.port, call.action, call.token, call.body)
 
     async def _probe(self, call: EngineCall) -> ProbeResult:
-        answer = await self._workers.probe(call.ip, call.token, call.body)
+        answer = await self._workers.probe(call.ip, call.port, call.token, call.body)
         return ProbeResult(
             revision=call.revision,
             decode=call.pod,

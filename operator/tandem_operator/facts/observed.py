@@ -56,6 +56,7 @@ class PodAddress:
 
     uid: str
     ip: str
+    port: int
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Observed:
     status: InferenceServiceStatus = field(default_factory=InferenceServiceStatus)
     deleting_since: datetime | None = None
     has_finalizer: bool = False
+    orphaning: bool = False  # it is being deleted with --cascade=orphan
     pools: Pair[PoolView | None] = Pair(None, None)
     pods: tuple[WorkerPod, ...] = ()
     router: RouterView | None = None

@@ -23,6 +23,8 @@ OPERATOR: Final = "tandem-operator"
 FINALIZER: Final = f"{GROUP}/finalizer"
 KOPF_FINALIZER: Final = f"{GROUP}/kopf"
 """kopf's own. kopf removes it from objects that need no handler, so ours has another name."""
+ORPHAN_FINALIZER: Final = "orphan"
+"""Kubernetes' own, on what is deleted with `--cascade=orphan`: its children stay."""
 REPORTING_CONTROLLER: Final = f"{GROUP}/operator"
 """Who reports the operator's events."""
 STORAGE_PREFIX: Final = GROUP
@@ -63,9 +65,15 @@ def worker_pod_name(service: str, role: Role, group: str, rank: int = 0) -> str:
 
 def stable_id(*parts: str | int) -> str:
     """Eight characters that depend only on `parts`, without vowels, so that they form no word."""
-    number = int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:8], "big")
+    number = stable_number(*parts)
     letters = []
     for _ in range(_ID_LENGTH):
         number, index = divmod(number, len(_ID_ALPHABET))
         letters.append(_ID_ALPHABET[index])
     return "".join(letters)
+
+
+def stable_number(*parts: str | int) -> int:
+    """A number of 64 bits that depends only on `parts`."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big")

@@ -18,7 +18,13 @@ from tandem_operator.facts.observed import Images, NodeView, Observed, PoolView,
 from tandem_operator.facts.scaling import ScalingMemory
 from tandem_operator.facts.worker import ProbeResult, WorkerPod
 from tandem_operator.names.labels import LABEL_SERVICE
-from tandem_operator.names.objects import FINALIZER, INFERENCE_SERVICE, WORKER_POOL, router_name
+from tandem_operator.names.objects import (
+    FINALIZER,
+    INFERENCE_SERVICE,
+    ORPHAN_FINALIZER,
+    WORKER_POOL,
+    router_name,
+)
 from tandem_operator.observe.objects import (
     read_node,
     read_pools,
@@ -82,7 +88,7 @@ class Observer:
         spec, spec_error = read_spec(raw)
         views = read_pools(name, meta["uid"], pools)
         status = read_status(raw)
-        workers = read_workers(pods, {view.uid for view in views if view is not None})
+        workers = read_workers(pods, views)
         workers = await self._with_evidence(namespace, workers, status)
         deleting = read_time(meta.get("deletionTimestamp"))
         observed = Observed(
@@ -95,6 +101,7 @@ class Observer:
             status=status,
             deleting_since=deleting,
             has_finalizer=FINALIZER in meta.get("finalizers", []),
+            orphaning=ORPHAN_FINALIZER in meta.get("finalizers", []),
             pools=views,
             pods=await self._with_states(workers, views, all_of_them=deleting is not None),
             router=router,
@@ -174,7 +181,7 @@ class Observer:
             asked = all_of_them or pod.draining_since is not None or pod.role in crowded
             if not (asked and pod.started and pod.ip) or pod.deleting:
                 return pod
-            return replace(pod, state=await self._workers.state(pod.ip))
+            return replace(pod, state=await self._workers.state(pod.ip, pod.ports.http))
 
         return tuple(await asyncio.gather(*(add_state(pod) for pod in pods)))
 

@@ -183,7 +183,7 @@ async def _measure(
     asked = observed.pods if policy is not None else ()
     workers = Pair.build(
         lambda role: [
-            PodAddress(pod.uid, pod.ip)
+            PodAddress(pod.uid, pod.ip, pod.ports.http)
             for pod in asked
             if pod.role is role and pod.ready and pod.live and pod.ip
         ]

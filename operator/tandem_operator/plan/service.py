@@ -6,10 +6,16 @@ from typing import Any
 from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.facts.observed import Observed
 from tandem_operator.manifests.fleet import build_fleet, build_owner, build_pool
+from tandem_operator.manifests.host_network import used_ports
 from tandem_operator.manifests.revision import revision_of
 from tandem_operator.manifests.router import build_router
 from tandem_operator.manifests.wiring import Wiring
-from tandem_operator.manifests.worker import Blueprint, build_worker_like, build_worker_pod
+from tandem_operator.manifests.worker import (
+    Blueprint,
+    build_pool_owner,
+    build_worker_like,
+    build_worker_pod,
+)
 from tandem_operator.names.objects import pool_name
 from tandem_operator.pair import Pair, Role
 from tandem_operator.plan.notes import note_conditions, note_invalid_spec, note_scaling
@@ -17,14 +23,14 @@ from tandem_operator.plan.rollout.deletion import plan_deletion
 from tandem_operator.plan.rollout.failures import keep_evidence
 from tandem_operator.plan.rollout.probe import plan_probe
 from tandem_operator.plan.rollout.stage import RolloutStep, RolloutView, plan_rollout
-from tandem_operator.plan.rollout.workers import NewWorker, PoolSteps, PoolTask, plan_pool
+from tandem_operator.plan.rollout.workers import PoolSteps, PoolTask, plan_pool
 from tandem_operator.plan.scale.policy import plan_scaling
 from tandem_operator.plan.scale.targets import PoolTarget, plan_targets
 from tandem_operator.plan.status.basis import StatusBasis
 from tandem_operator.plan.status.policy import plan_policy_status
 from tandem_operator.plan.status.pool import build_pool_status
 from tandem_operator.plan.status.service import build_status, build_unreadable_status
-from tandem_operator.plan.steps import Plan
+from tandem_operator.plan.steps import Adoption, Plan
 from tandem_operator.plan.support import find_blockers
 from tandem_operator.plan.wiring import choose_wiring
 
@@ -68,6 +74,7 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
             *build_fleet(observed, spec, owner),
             *_routers(observed, spec, step.route, revision, owner),
         ),
+        adopt=_orphans(observed),
         create=_new_pods(observed, spec, steps, revision, wiring),
         mark=tuple(mark for pool in steps for mark in pool.mark),
         engine_calls=(
@@ -165,13 +172,26 @@ def _new_pods(
     revision: str,
     wiring: Wiring,
 ) -> tuple[dict[str, Any], ...]:
-    def build(role: Role, new: NewWorker) -> dict[str, Any]:
-        if new.like is not None:
-            return build_worker_like(observed, new.like, new.name, new.restarts)
-        blueprint = Blueprint(role, new.name, revision, wiring, new.restarts)
-        return build_worker_pod(observed, spec, blueprint)
+    made: list[dict[str, Any]] = []
+    taken = frozenset(port for pod in observed.pods for port in pod.ports.numbers)
+    for role, pool in steps.items():
+        for new in pool.create:
+            if new.like is not None:
+                pod = build_worker_like(observed, new.like, new.name, new.restarts, taken)
+            else:
+                blueprint = Blueprint(role, new.name, revision, wiring, new.restarts, taken)
+                pod = build_worker_pod(observed, spec, blueprint)
+            made.append(pod)
+            taken |= used_ports(pod)
+    return tuple(made)
 
-    return tuple(build(role, new) for role, pool in steps.items() for new in pool.create)
+
+def _orphans(observed: Observed) -> tuple[Adoption, ...]:
+    return tuple(
+        Adoption(pod.name, pod.uid, build_pool_owner(pool))
+        for pod in observed.pods
+        if pod.orphan and (pool := observed.pools.of(pod.role)) is not None
+    )
 
 
 def _changed_pools(

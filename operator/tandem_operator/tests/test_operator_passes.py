@@ -25,19 +25,31 @@ class QuietWorkers:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    async def state(self, ip: str, seconds: float = 1.0) -> WorkerState | None:
+    async def state(self, ip: str, port: int, seconds: float = 1.0) -> WorkerState | None:
         return WorkerState(0, 0, draining=True)
 
-    async def metrics(self, ip: str) -> str | None:
+    async def metrics(self, ip: str, port: int) -> str | None:
         return ""
 
-    async def admin(self, ip: str, action: str, token: str, body: Any) -> bool:
+    async def admin(self, ip: str, port: int, action: str, token: str, body: Any) -> bool:
         self.calls.append(action)
         return True
 
-    async def probe(self, ip: str, token: str, body: Any) -> ProbeAnswer:
+    async def probe(self, ip: str, port: int, token: str, body: Any) -> ProbeAnswer:
         self.calls.append("probe")
         return ProbeAnswer("tcp", 10**8, 0.1)
+
+
+OWNED_BY_SERVICE = {
+    "WorkerPool",
+    "Deployment",
+    "Service",
+    "ServiceAccount",
+    "Role",
+    "RoleBinding",
+    "PodDisruptionBudget",
+    "NetworkPolicy",
+}
 
 
 class Bench:
@@ -167,6 +179,81 @@ async def test_children_of_a_deleted_predecessor_are_replaced(bench: Bench) -> N
     await bench.settle(2)
     service = bench.cluster.objects[("Service", "default", "qwen")]
     assert service["metadata"]["ownerReferences"][0]["uid"] == "u"
+
+
+def pods_of(bench: Bench) -> dict[str, str]:
+    return {
+        name: body["metadata"]["uid"]
+        for (kind, _, name), body in bench.cluster.objects.items()
+        if kind == "Pod"
+    }
+
+
+def cut_loose(bench: Bench, owner: str) -> None:
+    """What Kubernetes does with `--cascade=orphan`: the owner goes, what it owned stays."""
+    for body in bench.cluster.objects.values():
+        meta = body["metadata"]
+        meta["ownerReferences"] = [
+            item for item in meta.get("ownerReferences", []) if item["uid"] != owner
+        ]
+
+
+async def test_orphaned_workers_go_on_and_a_new_service_adopts_them(bench: Bench) -> None:
+    bench.put_service()
+    await bench.settle()
+    pods = pods_of(bench)
+    bench.service["metadata"]["deletionTimestamp"] = "2026-11-22T12:00:00Z"
+    bench.service["metadata"]["finalizers"].append("orphan")
+    bench.workers.calls.clear()
+    await bench.settle(3)
+    assert bench.service["metadata"]["finalizers"] == ["orphan"]
+    assert bench.workers.calls == [], "nothing drains"
+    del bench.cluster.objects[("InferenceService", "default", "qwen")]
+    cut_loose(bench, "u")
+    await bench.settle(2)
+    assert pods_of(bench) == pods
+    bench.put_service()
+    bench.service["metadata"]["uid"] = "second"
+    await bench.settle()
+    assert pods_of(bench) == pods
+    assert condition(bench, "Ready")["status"] == "True"
+    children = [
+        body for (kind, _, _), body in bench.cluster.objects.items() if kind in OWNED_BY_SERVICE
+    ]
+    assert {body["kind"] for body in children} == OWNED_BY_SERVICE
+    for body in children:
+        assert [owner["uid"] for owner in body["metadata"]["ownerReferences"]] == ["second"]
+
+
+async def test_workers_of_an_orphaned_pool_get_the_new_pool_as_their_owner(bench: Bench) -> None:
+    bench.put_service()
+    await bench.settle()
+    pods = pods_of(bench)
+    pool = bench.cluster.objects.pop(("WorkerPool", "default", "qwen-decode"))
+    cut_loose(bench, pool["metadata"]["uid"])
+    bench.executor.forget("WorkerPool", "default", "qwen-decode")
+    await bench.settle()
+    assert pods_of(bench) == pods
+    new = bench.cluster.objects[("WorkerPool", "default", "qwen-decode")]["metadata"]["uid"]
+    assert new != pool["metadata"]["uid"]
+    owners = {
+        body["metadata"]["ownerReferences"][0]["uid"]
+        for (kind, _, name), body in bench.cluster.objects.items()
+        if kind == "Pod" and "decode" in name
+    }
+    assert owners == {new}
+
+
+async def test_orphans_of_another_service_are_not_adopted(bench: Bench) -> None:
+    labels = {
+        "app.kubernetes.io/managed-by": "tandem-operator",
+        "tandem.dev/service": "other",
+    }
+    meta = {"name": "qwen", "namespace": "default", "labels": labels}
+    bench.cluster.put({"apiVersion": "v1", "kind": "Service", "metadata": meta})
+    bench.put_service()
+    with pytest.raises(NotOwnedError):
+        await bench.controller.work(KEY)
 
 
 async def test_a_crash_leaves_its_log_in_status(bench: Bench) -> None:

@@ -19,7 +19,8 @@ def plan_deletion(
 ) -> Plan:
     """Drain every worker for a short time, then remove the finalizer.
 
-    `policy_status` takes the service out of the policy that lists it.
+    With --cascade=orphan the workers go on. `policy_status` takes the service out of the policy
+    that lists it.
     """
     since = observed.deleting_since
     assert since is not None, "only a service that is being deleted gets here"
@@ -27,7 +28,7 @@ def plan_deletion(
         return Plan(policy_status=policy_status, requeue_after=30.0)
     left = [pod for pod in observed.pods if not pod.deleting]
     overdue = now - since >= timedelta(seconds=DELETE_LIMIT_SECONDS)
-    if not observed.pods or overdue:
+    if not observed.pods or overdue or observed.orphaning:
         return Plan(finalizer="remove", policy_status=policy_status)
     drains: list[DrainStep] = []
     for pod in left:

@@ -20,9 +20,10 @@ AUTOSCALING_POLICIES: Final = "autoscalingpolicies"
 
 OPERATOR: Final = "tandem-operator"
 """The field manager of everything that the operator writes, and its default lease."""
-FINALIZER: Final = f"{GROUP}/finalizer"
+FORMER_FINALIZER: Final = f"{GROUP}/finalizer"
+"""Earlier versions put it on services; the operator takes it off, and never adds one (adr/0013)."""
 KOPF_FINALIZER: Final = f"{GROUP}/kopf"
-"""kopf's own. kopf removes it from objects that need no handler, so ours has another name."""
+"""kopf's own, which is never added: kopf puts it only on objects that need a handler."""
 REPORTING_CONTROLLER: Final = f"{GROUP}/operator"
 """Who reports the operator's events."""
 STORAGE_PREFIX: Final = GROUP

@@ -36,11 +36,16 @@ def test_an_unknown_flag_ends_with_a_message(capsys: pytest.CaptureFixture[str])
 async def test_health_and_metrics_are_served() -> None:
     metrics = Metrics()
     ports = unused_port(), unused_port()
-    server = HealthServer(metrics.registry, *ports)
+    problems: dict[str, str] = {}
+    server = HealthServer(metrics.registry, *ports, problems)
     await server.start()
     async with httpx.AsyncClient(trust_env=False) as client:
         assert (await client.get(f"http://127.0.0.1:{ports[0]}/healthz")).status_code == 200
         assert (await client.get(f"http://127.0.0.1:{ports[0]}/readyz")).status_code == 200
+        problems["team-a"] = "Pod: pods is forbidden (HTTP 403)"
+        told = await client.get(f"http://127.0.0.1:{ports[0]}/readyz")
+        assert (told.status_code, told.text) == (503, f"not served: team-a: {problems['team-a']}\n")
+        assert (await client.get(f"http://127.0.0.1:{ports[0]}/healthz")).status_code == 200
         text = (await client.get(f"http://127.0.0.1:{ports[1]}/metrics")).text
     await server.stop()
     assert "tandem_operator_leading" in text
@@ -66,8 +71,8 @@ def test_metrics_follow_a_service_and_forget_it() -> None:
 def test_kopf_writes_nothing() -> None:
     settings = build_settings()
     assert not settings.posting.enabled
-    # kopf takes the finalizer that it is configured with off objects: it must not be ours.
-    assert settings.persistence.finalizer != "tandem.dev/finalizer"
+    # It would kill the process some time after the watches of one namespace ended.
+    assert settings.process.ultimate_exiting_timeout is None
 
 
 def test_watches_are_patient() -> None:

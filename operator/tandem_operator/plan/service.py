@@ -41,7 +41,11 @@ def reconcile(observed: Observed, now: datetime) -> Plan:
         return plan_leaving(observed, plan_policy_status(observed, None, second))
     if observed.spec is None:
         status = build_unreadable_status(observed, second)
-        return Plan(status=status.to_manifest(), events=note_invalid_spec(observed))
+        return Plan(
+            drop_finalizer=observed.has_former_finalizer,
+            status=status.to_manifest(),
+            events=note_invalid_spec(observed),
+        )
     return _plan_service(observed, observed.spec, now)
 
 

@@ -12,7 +12,7 @@ from tandem_operator.pair import Pair, Role
 from tandem_operator.plan import Plan, reconcile
 from tandem_operator.plan.scale.ratio import allows
 from tandem_operator.plan.scale.targets import plan_targets
-from tandem_operator.tests.facts import OPERATOR, Fleet, make_spec
+from tandem_operator.tests.facts import NOW, OPERATOR, Fleet, make_spec
 
 steps = st.lists(
     st.tuples(
@@ -155,6 +155,8 @@ def test_nothing_is_done_for_a_service_that_is_being_deleted() -> None:
 
 
 def test_the_finalizer_of_an_earlier_version_is_taken_off() -> None:
+    observed = Fleet(make_spec(), has_former_finalizer=True).observe()
+    assert reconcile(replace(observed, spec=None, spec_error="bad"), NOW).drop_finalizer
     for deleting in (False, True):
         fleet = Fleet(make_spec(), has_former_finalizer=True)
         fleet.deleting_since = fleet.now if deleting else None

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deadlines import patience
+
 from tests.waiting import wait_for
 
 CHART = Path(__file__).resolve().parents[2] / "charts/tandem"
@@ -63,6 +65,20 @@ def operator_pods(cluster: Any, namespace: str) -> list[dict[str, Any]]:
     text = cluster.kubectl("-n", namespace, "get", "pods", "-l", selector, "-o", "json").stdout
     items: list[dict[str, Any]] = json.loads(text)["items"]
     return items
+
+
+def wait_for_collector(cluster: Any) -> None:
+    """Wait until Kubernetes' garbage collector knows the kinds of CRDs that are new.
+
+    It looks for new kinds twice a minute; only then does it end a deletion in the foreground.
+    """
+    meta = {"name": "for-the-collector", "namespace": "default"}
+    policy = {"apiVersion": "tandem.dev/v1alpha1", "kind": "AutoscalingPolicy", "metadata": meta}
+    cluster.kubectl("create", "-f", "-", input=json.dumps({**policy, "spec": {}}))
+    cluster.kubectl(
+        *("delete", KINDS[2], meta["name"], "-n", "default", "--cascade=foreground"),
+        timeout=patience(120),
+    )
 
 
 def exists(cluster: Any, kind: str, name: str) -> bool:

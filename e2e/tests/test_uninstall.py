@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from tests.release import CHART, OWN, crds, exists, install, uninstall
+from tests.release import (
+    CHART,
+    OWN,
+    crds,
+    exists,
+    install,
+    uninstall,
+    wait_for_collector,
+)
 from tests.service import Service, mock_manifest
 from tests.waiting import wait_for
 
@@ -48,16 +56,18 @@ def leaves_nothing(tandem: Any, service: Service) -> None:
     )
 
 
-def test_the_line_of_the_notes_removes_everything_without_an_operator(tandem: Any) -> None:
+def test_the_lines_of_the_notes_remove_everything_without_an_operator(tandem: Any) -> None:
     service = run_service(tandem)
     notes = tandem.helm("get", "notes", OWN[0], "-n", OWN[1]).stdout
-    line = next(text for text in notes.splitlines() if "kubectl delete crd" in text)
+    lines = [text.split()[1:] for text in notes.splitlines() if "kubectl delete" in text]
+    assert [line[1] for line in lines] == ["inferenceservices", "crd"]
     before = {pod["metadata"]["uid"] for pod in service.pods()}
     uninstall(tandem, *OWN)
     # The services go on without an operator.
     assert {pod["metadata"]["uid"] for pod in service.pods()} == before
     assert crds(tandem)
-    tandem.kubectl(*line.split()[1:], "--timeout=60s", timeout=70)
+    for line in lines:
+        tandem.kubectl(*line, "--timeout=120s", timeout=130)
     leaves_nothing(tandem, service)
     install(tandem, *OWN)
     assert run_service(tandem).condition("Ready")["status"] == "True"
@@ -69,6 +79,7 @@ def test_a_release_of_another_name_can_take_its_crds_with_it(tandem: Any) -> Non
     for _ in range(2):
         install(tandem, *OTHER, "crds.keep=false")
         service = run_service(tandem)
+        wait_for_collector(tandem)
         uninstall(tandem, *OTHER)
         leaves_nothing(tandem, service)
 

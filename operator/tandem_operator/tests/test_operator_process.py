@@ -8,9 +8,11 @@ import kopf
 import pytest
 from aiohttp.test_utils import unused_port
 
+from tandem_operator.clients.cluster import KINDS
 from tandem_operator.config import read_config
 from tandem_operator.runtime.health import HealthServer
 from tandem_operator.runtime.metrics import Metrics
+from tandem_operator.runtime.serving import WATCHED
 from tandem_operator.runtime.watch import Patient, build_registry, build_settings
 from tandem_operator.tests.facts import Fleet, make_spec
 
@@ -101,6 +103,12 @@ def handlers(recorder: Recorder) -> dict[str, Any]:
     registry = build_registry(recorder, recorder.forget)  # type: ignore[arg-type]
     found: list[Any] = [handler.fn for handler in registry._watching._handlers]
     return {handler.__name__: handler for handler in found}
+
+
+def test_a_namespace_is_served_only_when_every_watched_kind_can_be_read() -> None:
+    registry = build_registry(Recorder(), lambda *_: None)  # type: ignore[arg-type]
+    found: list[Any] = list(registry._watching._handlers)
+    assert {handler.selector.any_name for handler in found} == {KINDS[k].plural for k in WATCHED}
 
 
 def body(**metadata: Any) -> kopf.Body:

@@ -30,6 +30,11 @@ class Config:
     resync_seconds: float
     log_level: str
 
+    @property
+    def operator(self) -> str:
+        """Who this operator is in `status.operator` of what it serves: its Lease."""
+        return f"{self.own_namespace}/{self.lease_name}"
+
 
 def read_config(argv: list[str] | None = None, env: Mapping[str, str] | None = None) -> Config:
     """Parse flags and environment. Exits with a message for a flag that isn't known."""

@@ -19,7 +19,7 @@ from tandem_operator.facts.worker import ProbeResult
 from tandem_operator.names.labels import was_made_for
 from tandem_operator.names.objects import (
     AUTOSCALING_POLICY,
-    FINALIZER,
+    FORMER_FINALIZER,
     INFERENCE_SERVICE,
     WORKER_POOL,
 )
@@ -53,10 +53,10 @@ class Executor:
         probe: ProbeResult | None = None
         for policy in plan.policy_status:
             await self._policy_status(policy, observed)
-        if plan.finalizer != "keep":
-            await self._finalizer(plan, observed)
-            if plan.finalizer == "remove":
-                return None
+        if plan.claim:
+            await self._claim(plan.claim, observed)
+        if plan.drop_finalizer:
+            await self._drop_finalizer(observed)
         # A role can be granted only once it exists.
         grants = [child for child in plan.apply if child["kind"] == "RoleBinding"]
         others = [child for child in plan.apply if child["kind"] != "RoleBinding"]
@@ -204,15 +204,19 @@ class Executor:
                 INFERENCE_SERVICE, observed.name, observed.namespace, old, plan.status
             )
 
-    async def _policy_status(self, policy: PolicyTargets, observed: Observed) -> None:
+    async def write_policy_status(self, policy: PolicyTargets, namespace: str) -> None:
+        """Write the status of a policy. Raises ConflictError if another service wrote first."""
         body = {
             "metadata": {"resourceVersion": policy.resource_version},
             "status": {"targets": [target.to_manifest() for target in policy.targets]},
         }
+        await self._cluster.merge(
+            AUTOSCALING_POLICY, policy.name, namespace, body, subresource="status"
+        )
+
+    async def _policy_status(self, policy: PolicyTargets, observed: Observed) -> None:
         try:
-            await self._cluster.merge(
-                AUTOSCALING_POLICY, policy.name, observed.namespace, body, subresource="status"
-            )
+            await self.write_policy_status(policy, observed.namespace)
         except ClusterError as error:
             # Another service wrote first, or the policy is gone; the next tick makes it good.
             log.info("policy status was not written", policy=policy.name, error=str(error))
@@ -226,7 +230,17 @@ class Executor:
         except MissingError:
             log.info("object is gone, no status to write", kind=kind, name=name)
 
-    async def _finalizer(self, plan: Plan, observed: Observed) -> None:
+    async def _claim(self, operator: str, observed: Observed) -> None:
+        """Take a service. Raises ConflictError if it changed since it was read, by a claim say."""
+        body = {
+            "metadata": {"resourceVersion": observed.resource_version},
+            "status": {"operator": operator},
+        }
+        name, namespace = observed.name, observed.namespace
+        await self._cluster.merge(INFERENCE_SERVICE, name, namespace, body, subresource="status")
+        log.info("serving", service=name, namespace=namespace, before=observed.ownership.holder)
+
+    async def _drop_finalizer(self, observed: Observed) -> None:
         try:
             service = await self._cluster.get(INFERENCE_SERVICE, observed.name, observed.namespace)
         except MissingError:
@@ -234,9 +248,8 @@ class Executor:
         meta = service["metadata"]
         if meta["uid"] != observed.uid:
             return
-        kept = [item for item in meta.get("finalizers", []) if item != FINALIZER]
-        wanted = [*kept, FINALIZER] if plan.finalizer == "add" else kept
-        body = {"metadata": {"finalizers": wanted, "resourceVersion": meta["resourceVersion"]}}
+        kept = [item for item in meta.get("finalizers", []) if item != FORMER_FINALIZER]
+        body = {"metadata": {"finalizers": kept, "resourceVersion": meta["resourceVersion"]}}
         await self._cluster.merge(INFERENCE_SERVICE, observed.name, observed.namespace, body)
 
 

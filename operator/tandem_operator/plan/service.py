@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec
-from tandem_operator.facts.observed import Observed
+from tandem_operator.facts.observed import Claim, Observed
 from tandem_operator.manifests.fleet import build_fleet, build_owner, build_pool
 from tandem_operator.manifests.host_network import used_ports
 from tandem_operator.manifests.revision import revision_of
@@ -19,7 +19,7 @@ from tandem_operator.manifests.worker import (
 from tandem_operator.names.objects import pool_name
 from tandem_operator.pair import Pair, Role
 from tandem_operator.plan.notes import note_conditions, note_invalid_spec, note_scaling
-from tandem_operator.plan.rollout.deletion import plan_deletion
+from tandem_operator.plan.ownership import plan_claim, plan_leaving
 from tandem_operator.plan.rollout.failures import keep_evidence
 from tandem_operator.plan.rollout.probe import plan_probe
 from tandem_operator.plan.rollout.stage import RolloutStep, RolloutView, plan_rollout
@@ -41,11 +41,17 @@ MEASURE_SECONDS = 15.0
 def reconcile(observed: Observed, now: datetime) -> Plan:
     """What to do about a service, given all facts about it."""
     second = now.replace(microsecond=0)
+    if observed.ownership.claim is not Claim.MINE:
+        return plan_claim(observed)
     if observed.deleting_since is not None:
-        return plan_deletion(observed, plan_policy_status(observed, None, second), second)
+        return plan_leaving(observed, plan_policy_status(observed, None, second))
     if observed.spec is None:
         status = build_unreadable_status(observed, second)
-        return Plan(status=status.to_manifest(), events=note_invalid_spec(observed))
+        return Plan(
+            drop_finalizer=observed.has_former_finalizer,
+            status=status.to_manifest(),
+            events=note_invalid_spec(observed),
+        )
     return _plan_service(observed, observed.spec, now)
 
 
@@ -68,7 +74,7 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
     probe = plan_probe(observed, spec, step.route, now)
     owner = build_owner(observed)
     return Plan(
-        finalizer="keep" if observed.has_finalizer else "add",
+        drop_finalizer=observed.has_former_finalizer,
         apply=(
             *_changed_pools(observed, targets, revision),
             *build_fleet(observed, spec, owner),

@@ -82,7 +82,8 @@ class Plan:
     spec can't be read.
     """
 
-    finalizer: Literal["keep", "add", "remove"] = "keep"
+    claim: str = ""  # what to write to status.operator before anything else is done
+    drop_finalizer: bool = False  # that of an earlier version
     apply: tuple[dict[str, Any], ...] = ()
     adopt: tuple[Adoption, ...] = ()
     create: tuple[dict[str, Any], ...] = ()

@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 
 from tandem_operator.clients.workers import ProbeAnswer
-from tandem_operator.controller import Controller, resync
+from tandem_operator.controller import Controller
 from tandem_operator.errors import ClusterError, ConflictError, NotOwnedError
 from tandem_operator.execute.events import Events
 from tandem_operator.execute.executor import Executor
 from tandem_operator.facts.worker import WorkerState
+from tandem_operator.observe.claims import ClaimReader
 from tandem_operator.observe.observer import Observer
 from tandem_operator.runtime.metrics import Metrics
-from tandem_operator.runtime.workqueue import WorkQueue, key_of
-from tandem_operator.tests.facts import IMAGES
+from tandem_operator.tests.facts import IMAGES, OPERATOR
 from tandem_operator.tests.memory_cluster import MemoryCluster
 
 KEY = ("default", "qwen")
@@ -58,10 +58,12 @@ class Bench:
         self.workers = QuietWorkers()
         self.metrics = Metrics()
         self.executor = Executor(self.cluster, self.workers, Events(self.cluster, "me"))  # type: ignore[arg-type]
-        observer = Observer(self.cluster, self.workers, IMAGES)  # type: ignore[arg-type]
+        claims = ClaimReader(self.cluster, OPERATOR, everywhere=True)  # type: ignore[arg-type]
+        observer = Observer(self.cluster, self.workers, IMAGES, claims)  # type: ignore[arg-type]
         self.controller = Controller(self.cluster, observer, self.executor, self.metrics)  # type: ignore[arg-type]
 
-    def put_service(self, **spec: Any) -> None:
+    def put_service(self, *, claimed: bool = True, **spec: Any) -> None:
+        """A new service, which the operator has claimed; otherwise its first pass does that."""
         base = {
             "model": {"uri": "mock://fast"},
             "prefill": {"replicas": 1},
@@ -74,6 +76,7 @@ class Bench:
                 "kind": "InferenceService",
                 "metadata": {"name": "qwen", "namespace": "default", "generation": 1, "uid": "u"},
                 "spec": {**base, **spec},
+                "status": {"operator": OPERATOR} if claimed else {},
             }
         )
 
@@ -130,7 +133,8 @@ async def test_a_service_becomes_everything_that_serves_it(bench: Bench) -> None
     assert kinds["Role"] == kinds["RoleBinding"] == 1
     assert kinds["PodDisruptionBudget"] == 3
     assert kinds["NetworkPolicy"] == 2
-    assert bench.service["metadata"]["finalizers"] == ["tandem.dev/finalizer"]
+    assert bench.service["status"]["operator"] == OPERATOR
+    assert "finalizers" not in bench.service["metadata"]
     assert condition(bench, "Ready")["status"] == "True"
     assert bench.workers.calls == ["probe"]
     names = {name for kind, _, name in bench.cluster.objects if kind == "Pod"}
@@ -203,7 +207,7 @@ async def test_orphaned_workers_go_on_and_a_new_service_adopts_them(bench: Bench
     await bench.settle()
     pods = pods_of(bench)
     bench.service["metadata"]["deletionTimestamp"] = "2026-11-22T12:00:00Z"
-    bench.service["metadata"]["finalizers"].append("orphan")
+    bench.service["metadata"]["finalizers"] = ["orphan"]
     bench.workers.calls.clear()
     await bench.settle(3)
     assert bench.service["metadata"]["finalizers"] == ["orphan"]
@@ -340,30 +344,15 @@ async def test_a_scale_write_between_look_and_apply_is_not_lost(bench: Bench) ->
         await bench.cluster.apply({**pool, "metadata": seen})
 
 
-async def test_deletion_ends_with_the_finalizer(bench: Bench) -> None:
+async def test_the_finalizer_of_an_earlier_version_goes(bench: Bench) -> None:
     bench.put_service()
-    await bench.settle()
-    bench.service["metadata"]["deletionTimestamp"] = "2026-11-22T00:00:00Z"
-    await bench.controller.work(KEY)
-    assert bench.service["metadata"]["finalizers"] == []
+    bench.service["metadata"]["finalizers"] = ["theirs", "tandem.dev/finalizer"]
+    await bench.settle(2)
+    assert bench.service["metadata"]["finalizers"] == ["theirs"]
 
 
 async def test_a_service_that_is_gone_is_forgotten(bench: Bench) -> None:
     assert await bench.controller.work(KEY) is None
-
-
-async def test_resync_triggers_every_service(bench: Bench) -> None:
-    bench.put_service()
-    seen: list[tuple[str, str]] = []
-
-    async def work(key: tuple[str, str]) -> float | None:
-        seen.append(key)
-        return None
-
-    queue = WorkQueue(work)
-    assert await resync(bench.cluster, queue, ()) == 1  # type: ignore[arg-type]
-    assert queue.known() == [key_of("default", "qwen")]
-    await queue.close()
 
 
 async def test_nodes_that_may_not_be_read_are_unknown(

@@ -5,10 +5,12 @@ from datetime import UTC, datetime
 
 import structlog
 
+from tandem_operator.clients.children import CHILD_KINDS, Children
 from tandem_operator.clients.cluster import Cluster
-from tandem_operator.errors import ConflictError, MissingError, OperatorError
+from tandem_operator.errors import ClusterError, ConflictError, MissingError, OperatorError
 from tandem_operator.execute.executor import Executor
 from tandem_operator.facts.worker import ProbeResult
+from tandem_operator.names.labels import LABEL_SERVICE
 from tandem_operator.names.objects import INFERENCE_SERVICE
 from tandem_operator.observe.observer import Observer
 from tandem_operator.plan import reconcile
@@ -86,12 +88,27 @@ class Controller:
         return True
 
 
-async def resync(cluster: Cluster, queue: WorkQueue, namespaces: tuple[str, ...]) -> int:
+async def resync(
+    cluster: Cluster, queue: WorkQueue, children: Children, namespaces: tuple[str, ...]
+) -> int:
     """Trigger every service, in case events were missed. Returns how many services there are."""
     number = 0
     for namespace in namespaces or (None,):
+        await _list_children(cluster, children, namespace)
         for service in await cluster.list(INFERENCE_SERVICE, namespace):
             meta = service["metadata"]
             queue.trigger(key_of(meta["namespace"], meta["name"]))
             number += 1
     return number
+
+
+async def _list_children(cluster: Cluster, children: Children, namespace: str | None) -> None:
+    """Nothing but a full list shows that a child is gone whose deletion no watch has seen."""
+    for kind in CHILD_KINDS:
+        before = children.versions(kind, namespace)
+        try:
+            found = await cluster.list(kind, namespace, LABEL_SERVICE)
+        except ClusterError as error:
+            log.warning("children can't be listed", kind=kind, error=str(error))
+        else:
+            children.replace(kind, before, found)

@@ -13,6 +13,7 @@ from typing import Any
 import kopf
 import structlog
 
+from tandem_operator.clients.children import Children
 from tandem_operator.clients.cluster import Cluster
 from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.config import Config, read_config
@@ -50,8 +51,10 @@ async def run(config: Config) -> int:
     """Run everything until a signal or the loss of the lease. Returns the exit code."""
     cluster = await Cluster.connect(config.kubeconfig or None)
     workers, metrics = WorkerClient(config.worker_port), Metrics()
-    executor = Executor(cluster, workers, Events(cluster, config.identity))
-    observer = Observer(cluster, workers, Images(config.router_image, config.engine_image))
+    children = Children()
+    executor = Executor(cluster, workers, Events(cluster, config.identity), children)
+    images = Images(config.router_image, config.engine_image)
+    observer = Observer(cluster, workers, images, children)
     controller = Controller(cluster, observer, executor, metrics)
     queue = WorkQueue(controller.work, concurrency=config.concurrency)
     metrics.queued.set_function(lambda: queue.num_keys)
@@ -66,9 +69,10 @@ async def run(config: Config) -> int:
     stop = _stop_on_signals()
     try:
         settings = build_settings(metrics.watch_restarts.inc)
-        registry = build_registry(queue, executor.forget)
+        registry = build_registry(queue, children)
         watch = partial(_watch, config, registry, settings)
-        return await _lead(config, cluster, queue, leader, stop, watch)
+        repair = partial(_resync, config, cluster, queue, children)
+        return await _lead(config, cluster, queue, leader, stop, (watch, repair))
     finally:
         await queue.close()
         await leader.release()
@@ -83,7 +87,7 @@ async def _lead(
     queue: WorkQueue,
     leader: Leader,
     stop: asyncio.Event,
-    watch: Callable[[], Coroutine[Any, Any, None]],
+    work: tuple[Callable[[], Coroutine[Any, Any, None]], ...],
 ) -> int:
     if config.leader_election:
         if not await _unless_stopped(leader.acquire(), stop):
@@ -93,8 +97,7 @@ async def _lead(
     if not await _unless_stopped(_kinds_served(config, cluster), stop):
         return 0
     tasks = [
-        asyncio.create_task(watch()),
-        asyncio.create_task(_resync(config, cluster, queue)),
+        *(asyncio.create_task(start()) for start in work),
         asyncio.create_task(stop.wait()),
     ]
     if config.leader_election:
@@ -134,10 +137,10 @@ async def _kinds_served(config: Config, cluster: Cluster) -> None:
                 await asyncio.sleep(KIND_SECONDS)
 
 
-async def _resync(config: Config, cluster: Cluster, queue: WorkQueue) -> None:
+async def _resync(config: Config, cluster: Cluster, queue: WorkQueue, children: Children) -> None:
     while True:
         try:
-            await resync(cluster, queue, config.namespaces)
+            await resync(cluster, queue, children, config.namespaces)
         except ClusterError as error:
             log.warning("resync failed", error=str(error))
         await asyncio.sleep(config.resync_seconds)

@@ -30,6 +30,8 @@ from tandem_operator.names.objects import (
 )
 
 REQUEST_SECONDS: Final = 30.0
+_STRICT: Final = (("fieldValidation", "Strict"),)
+"""In every write: the API server refuses a field that it doesn't know instead of dropping it."""
 JsonObject = dict[str, Any]
 
 
@@ -115,18 +117,21 @@ class Cluster:
     async def create(self, body: JsonObject) -> JsonObject:
         """Create an object. Raises ConflictError when the name is taken."""
         path = self._path(body["kind"], None, body["metadata"].get("namespace"))
-        return await self._request("post", path, body=body, field_manager=OPERATOR)
+        return await self._request(
+            "post", path, body=body, field_manager=OPERATOR, query_params=[*_STRICT]
+        )
 
-    async def apply(self, body: JsonObject) -> JsonObject:
-        """Server-side apply of a child as the only field manager of the fields in it."""
+    async def apply(self, body: JsonObject, manager: str = OPERATOR) -> JsonObject:
+        """Server-side apply of a child: `manager` then owns every field in it."""
         meta = body["metadata"]
         return await self._request(
             "patch",
             self._path(body["kind"], meta["name"], meta.get("namespace")),
             body=body,
             content_type="application/apply-patch+yaml",
-            field_manager=OPERATOR,
+            field_manager=manager,
             force_conflicts=True,
+            query_params=[*_STRICT],
         )
 
     async def merge(
@@ -139,13 +144,16 @@ class Cluster:
             body=body,
             content_type="application/merge-patch+json",
             field_manager=OPERATOR,
+            query_params=[*_STRICT],
         )
 
     async def replace(self, body: JsonObject) -> JsonObject:
         """Put an object with its resourceVersion. Raises ConflictError when it changed since."""
         meta = body["metadata"]
         path = self._path(body["kind"], meta["name"], meta.get("namespace"))
-        return await self._request("put", path, body=body, field_manager=OPERATOR)
+        return await self._request(
+            "put", path, body=body, field_manager=OPERATOR, query_params=[*_STRICT]
+        )
 
     async def delete(
         self,

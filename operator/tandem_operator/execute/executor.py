@@ -1,18 +1,17 @@
 """Carries a plan out. Every step is tried, and the status is written even if one failed."""
 
 import asyncio
-import hashlib
-import json
-import time
 from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
 
+from tandem_operator.clients.children import Children
 from tandem_operator.clients.cluster import Cluster, JsonObject
 from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.errors import ClusterError, ConflictError, MissingError, NotOwnedError
+from tandem_operator.execute.child_writer import ChildWriter
 from tandem_operator.execute.events import Events
 from tandem_operator.facts.observed import Observed
 from tandem_operator.facts.worker import ProbeResult
@@ -20,27 +19,28 @@ from tandem_operator.names.objects import (
     AUTOSCALING_POLICY,
     FINALIZER,
     INFERENCE_SERVICE,
+    SCALE_HOLDER,
     WORKER_POOL,
 )
 from tandem_operator.names.worker import ACTION_PROBE
 from tandem_operator.plan import Deletion, EngineCall, Note, Plan, PodMark
 from tandem_operator.plan.steps import PolicyTargets
 
-REAPPLY_SECONDS: Final = 30.0
-"""An unchanged child is applied again after this time, which repairs what others changed."""
 MAX_PARALLEL: Final = 16
 
 log = structlog.get_logger("tandem.execute")
 
 
 class Executor:
-    """Writes to the API server and calls workers. Keeps what it last applied, to apply less."""
+    """Writes to the API server and calls workers."""
 
-    def __init__(self, cluster: Cluster, workers: WorkerClient, events: Events) -> None:
+    def __init__(
+        self, cluster: Cluster, workers: WorkerClient, events: Events, children: Children
+    ) -> None:
         self._cluster = cluster
         self._workers = workers
         self._events = events
-        self._applied: dict[tuple[str, str, str], tuple[str, float]] = {}
+        self._writer = ChildWriter(cluster, children)
         self._limit = asyncio.Semaphore(MAX_PARALLEL)
 
     async def execute(self, plan: Plan, observed: Observed) -> ProbeResult | None:
@@ -56,11 +56,7 @@ class Executor:
             await self._finalizer(plan, observed)
             if plan.finalizer == "remove":
                 return None
-        # A role can be granted only once it exists.
-        grants = [child for child in plan.apply if child["kind"] == "RoleBinding"]
-        others = [child for child in plan.apply if child["kind"] != "RoleBinding"]
-        await self._all((self._apply(child, observed) for child in others), errors)
-        await self._all((self._apply(child, observed) for child in grants), errors)
+        await self._children(plan, observed, errors)
         refused: dict[str, str] = {}
         await self._all((self._create(pod, refused) for pod in plan.create), errors)
         await self._all((self._mark(mark, observed) for mark in plan.mark), errors)
@@ -80,9 +76,16 @@ class Executor:
             raise errors[0]
         return probe
 
-    def forget(self, kind: str, namespace: str, name: str) -> None:
-        """Apply a child again in the next pass, because someone deleted it."""
-        self._applied.pop((kind, namespace, name), None)
+    async def _children(self, plan: Plan, observed: Observed, errors: list[Exception]) -> None:
+        write = self._writer
+        given = (write.apply(child, observed, SCALE_HOLDER) for child in plan.hand_over)
+        await self._all(given, errors)
+        # A role can be granted only once it exists.
+        grants = [child for child in plan.apply if child["kind"] == "RoleBinding"]
+        others = [child for child in plan.apply if child["kind"] != "RoleBinding"]
+        await self._all((write.apply(child, observed) for child in others), errors)
+        await self._all((write.apply(child, observed) for child in grants), errors)
+        await self._all((write.remove(item, observed) for item in plan.remove), errors)
 
     async def _all(self, steps: Any, errors: list[Exception]) -> None:
         async def limited(step: Awaitable[None]) -> None:
@@ -97,40 +100,6 @@ class Executor:
         except (ClusterError, NotOwnedError) as error:
             log.warning("step failed", error=str(error))
             errors.append(error)
-
-    async def _apply(self, child: JsonObject, observed: Observed) -> None:
-        meta = child["metadata"]
-        key = (child["kind"], meta["namespace"], meta["name"])
-        digest = hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()
-        seen, at = self._applied.get(key, ("", 0.0))
-        if seen == digest and time.monotonic() - at < REAPPLY_SECONDS:
-            return
-        await self._refuse_foreign(child, observed)
-        try:
-            await self._cluster.apply(child)
-        except MissingError:
-            # The API server answers so now and then when it creates by apply; the second try works.
-            await self._cluster.apply(child)
-        self._applied[key] = (digest, time.monotonic())
-
-    async def _refuse_foreign(self, child: JsonObject, observed: Observed) -> None:
-        meta = child["metadata"]
-        try:
-            found = await self._cluster.get(child["kind"], meta["name"], meta["namespace"])
-        except MissingError:
-            return
-        owners = found["metadata"].get("ownerReferences", [])
-        if any(owner["uid"] == observed.uid for owner in owners):
-            return
-        if any(_is_predecessor(owner, observed) for owner in owners):
-            # The service was deleted and created again before its old children were collected.
-            uid = found["metadata"]["uid"]
-            await self._cluster.delete(child["kind"], meta["name"], meta["namespace"], uid=uid)
-            return
-        raise NotOwnedError(
-            f"{child['kind']} {meta['name']} exists and does not belong to {observed.name}:"
-            " remove or rename it"
-        )
 
     async def _create(self, pod: JsonObject, refused: dict[str, str]) -> None:
         """Create a pod. If the API server refuses it, `refused` says why, by the pod's name."""
@@ -226,10 +195,6 @@ class Executor:
         wanted = [*kept, FINALIZER] if plan.finalizer == "add" else kept
         body = {"metadata": {"finalizers": wanted, "resourceVersion": meta["resourceVersion"]}}
         await self._cluster.merge(INFERENCE_SERVICE, observed.name, observed.namespace, body)
-
-
-def _is_predecessor(owner: JsonObject, observed: Observed) -> bool:
-    return owner.get("kind") == INFERENCE_SERVICE and owner.get("name") == observed.name
 
 
 def _with_removals(old: Any, new: Any) -> dict[str, Any]:

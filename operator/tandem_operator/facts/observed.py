@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
+from tandem_operator.facts.child import ChildView
 from tandem_operator.facts.scaling import Scaling
 from tandem_operator.facts.worker import ProbeResult, WorkerPod
 from tandem_operator.pair import Pair, Role
@@ -32,13 +33,20 @@ class PoolView:
 
 @dataclass(frozen=True)
 class RouterView:
-    """The router Deployment and its state."""
+    """The router Deployment and its state.
+
+    `held` says that only the operator has set `wanted`: if the operator leaves the number out of
+    what it applies, the API server puts it back to 1.
+    """
 
     revision: str
     replicas: int
     ready: int
     rolled_out: bool  # all router pods have the latest template and are ready; no others are left
     message: str = ""
+    wanted: int = 1
+    held: bool = False
+    resource_version: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,9 +101,11 @@ class Observed:
     router: RouterView | None = None
     router_pods: tuple[PodAddress, ...] = ()
     router_troubles: tuple[RouterTrouble, ...] = ()
+    children: tuple[ChildView, ...] = ()  # what has the service's label, whoever owns it
     nodes: tuple[NodeView, ...] | None = None  # None: not allowed to read nodes
     probe: ProbeResult | None = None
     last_error: str = ""  # what went wrong in the last pass
+    last_reason: str = ""  # the same in one PascalCase word
     scaling: Scaling = field(default_factory=Scaling)
     images: Images = Images("", "")
     entropy: str = ""  # fresh randomness for the admin tokens of new pods

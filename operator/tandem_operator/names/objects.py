@@ -20,6 +20,8 @@ AUTOSCALING_POLICIES: Final = "autoscalingpolicies"
 
 OPERATOR: Final = "tandem-operator"
 """The field manager of everything that the operator writes, and its default lease."""
+SCALE_HOLDER: Final = f"{OPERATOR}-scale"
+"""The field manager that keeps the routers' number when the operator leaves it to others."""
 FINALIZER: Final = f"{GROUP}/finalizer"
 KOPF_FINALIZER: Final = f"{GROUP}/kopf"
 """kopf's own. kopf removes it from objects that need no handler, so ours has another name."""

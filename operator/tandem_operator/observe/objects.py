@@ -10,7 +10,7 @@ from tandem_operator.facts.observed import NodeView, PoolView, RouterView
 from tandem_operator.facts.worker import WorkerPod
 from tandem_operator.names.annotations import ANNOTATION_IGNORED_SCALE, ANNOTATION_SPEC_REPLICAS
 from tandem_operator.names.labels import LABEL_REVISION
-from tandem_operator.names.objects import pool_name
+from tandem_operator.names.objects import OPERATOR, pool_name
 from tandem_operator.observe.pod import read_pod
 from tandem_operator.pair import Pair, Role
 
@@ -42,7 +42,20 @@ def read_router(deployment: JsonObject) -> RouterView:
         ready=int(status.get("readyReplicas", 0)),
         rolled_out=rolled_out,
         message=message,
+        wanted=wanted,
+        held=_set_only_by_operator(meta.get("managedFields") or []),
+        resource_version=meta.get("resourceVersion", ""),
     )
+
+
+def _set_only_by_operator(entries: list[JsonObject]) -> bool:
+    """Whether the operator's own applies, and nobody else, have set spec.replicas."""
+    owners = [
+        (entry.get("manager"), entry.get("operation"))
+        for entry in entries
+        if "f:replicas" in entry.get("fieldsV1", {}).get("f:spec", {})
+    ]
+    return owners == [(OPERATOR, "Apply")]
 
 
 def read_spec(raw: JsonObject) -> tuple[InferenceServiceSpec | None, str]:

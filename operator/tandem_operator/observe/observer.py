@@ -11,6 +11,7 @@ import structlog
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
 from tandem_operator.api.rdma import RdmaMode
+from tandem_operator.clients.children import Children
 from tandem_operator.clients.cluster import Cluster, JsonObject
 from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.errors import ClusterError, MissingError
@@ -53,11 +54,13 @@ class Observer:
         cluster: Cluster,
         workers: WorkerClient,
         images: Images,
+        children: Children,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
         self._workers = workers
         self._images = images
+        self._children = children
         self._scaling = ScalingObserver(cluster, workers, clock)
 
     def remember(self, observed: Observed, memory: ScalingMemory | None) -> None:
@@ -100,6 +103,7 @@ class Observer:
             router=router,
             router_pods=tuple(found for pod in pods if (found := read_router_pod(pod))),
             router_troubles=tuple(told for pod in pods if (told := read_router_trouble(pod))),
+            children=self._children.of_service(namespace, name),
             nodes=await self._nodes(spec),
             probe=probe,
             last_error=last_error,

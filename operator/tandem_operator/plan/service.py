@@ -5,13 +5,12 @@ from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.facts.observed import Observed
-from tandem_operator.manifests.fleet import build_fleet, build_owner, build_pool
 from tandem_operator.manifests.revision import revision_of
-from tandem_operator.manifests.router import build_router
 from tandem_operator.manifests.wiring import Wiring
 from tandem_operator.manifests.worker import Blueprint, build_worker_like, build_worker_pod
 from tandem_operator.names.objects import pool_name
 from tandem_operator.pair import Pair, Role
+from tandem_operator.plan.children import plan_children
 from tandem_operator.plan.notes import note_conditions, note_invalid_spec, note_scaling
 from tandem_operator.plan.rollout.deletion import plan_deletion
 from tandem_operator.plan.rollout.failures import keep_evidence
@@ -60,14 +59,12 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
     )
     status = build_status(basis)
     probe = plan_probe(observed, spec, step.route, now)
-    owner = build_owner(observed)
+    children = plan_children(observed, spec, targets, step.route, revision)
     return Plan(
         finalizer="keep" if observed.has_finalizer else "add",
-        apply=(
-            *_changed_pools(observed, targets, revision),
-            *build_fleet(observed, spec, owner),
-            *_routers(observed, spec, step.route, revision, owner),
-        ),
+        hand_over=children.hand_over,
+        apply=children.apply,
+        remove=children.remove,
         create=_new_pods(observed, spec, steps, revision, wiring),
         mark=tuple(mark for pool in steps for mark in pool.mark),
         engine_calls=(
@@ -92,20 +89,6 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
         memory=memory,
         requeue_after=_requeue(observed, steps, probing=probe is not None),
     )
-
-
-def _routers(
-    observed: Observed,
-    spec: InferenceServiceSpec,
-    route: str,
-    target: str,
-    owner: dict[str, Any],
-) -> list[dict[str, Any]]:
-    children = build_router(observed, spec, target, owner)
-    if route == target:
-        return children
-    # Until the routers change over, their Deployment stays as the old spec made it.
-    return [child for child in children if child["kind"] != "Deployment"]
 
 
 def _wiring(observed: Observed, spec: InferenceServiceSpec) -> Wiring:
@@ -172,24 +155,6 @@ def _new_pods(
         return build_worker_pod(observed, spec, blueprint)
 
     return tuple(build(role, new) for role, pool in steps.items() for new in pool.create)
-
-
-def _changed_pools(
-    observed: Observed, targets: Pair[PoolTarget], revision: str
-) -> list[dict[str, Any]]:
-    changed = []
-    for role, target in targets.items():
-        pool = observed.pools.of(role)
-        wanted = (target.replicas, target.spec_replicas, target.ignored, revision)
-        if pool is not None and wanted == (
-            pool.replicas,
-            pool.spec_replicas,
-            pool.ignored_scale,
-            pool.revision,
-        ):
-            continue
-        changed.append(build_pool(observed, role, *wanted))
-    return changed
 
 
 def _requeue(observed: Observed, steps: Pair[PoolSteps], *, probing: bool) -> float:

@@ -45,6 +45,15 @@ class Deletion:
 
 
 @dataclass(frozen=True)
+class Removal:
+    """A child that isn't wanted any more."""
+
+    kind: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
 class Note:
     """An event for `kubectl describe`. With `created` it is posted only if that pod was created."""
 
@@ -67,13 +76,16 @@ class PolicyTargets:
 class Plan:
     """One pass over one service.
 
-    `scaling` are the decisions that status.scaling shows for the first time. `memory` is what
-    scaling hands on to the next pass; None: nothing, because the service is being deleted or its
-    spec can't be read.
+    `hand_over` are fields that are applied in another manager's name, so that the operator can
+    leave them to others. `scaling` are the decisions that status.scaling shows for the first time.
+    `memory` is what scaling hands on to the next pass; None: nothing, because the service is being
+    deleted or its spec can't be read.
     """
 
     finalizer: Literal["keep", "add", "remove"] = "keep"
+    hand_over: tuple[dict[str, Any], ...] = ()
     apply: tuple[dict[str, Any], ...] = ()
+    remove: tuple[Removal, ...] = ()
     create: tuple[dict[str, Any], ...] = ()
     mark: tuple[PodMark, ...] = ()
     engine_calls: tuple[EngineCall, ...] = ()

@@ -206,9 +206,9 @@ class Fleet:
             )
             self.pools = self.pools.put(role, pool)
         elif child["kind"] == "Deployment":
-            number = child["spec"]["replicas"]
+            number = child["spec"].get("replicas", self.router.wanted if self.router else 1)
             revision = meta["labels"][LABEL_REVISION]
-            self.router = RouterView(revision, number, number, rolled_out=True)
+            self.router = RouterView(revision, number, number, rolled_out=True, wanted=number)
 
     def _create(self, body: dict[str, Any]) -> None:
         name = body["metadata"]["name"]

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tandem_operator.clients.children import Children
 from tandem_operator.clients.workers import ProbeAnswer
 from tandem_operator.controller import Controller, resync
 from tandem_operator.errors import ClusterError, ConflictError, NotOwnedError
@@ -45,9 +46,11 @@ class Bench:
         self.cluster = MemoryCluster()
         self.workers = QuietWorkers()
         self.metrics = Metrics()
-        self.executor = Executor(self.cluster, self.workers, Events(self.cluster, "me"))  # type: ignore[arg-type]
-        observer = Observer(self.cluster, self.workers, IMAGES)  # type: ignore[arg-type]
-        self.controller = Controller(self.cluster, observer, self.executor, self.metrics)  # type: ignore[arg-type]
+        self.children = Children()
+        events = Events(self.cluster, "me")  # type: ignore[arg-type]
+        executor = Executor(self.cluster, self.workers, events, self.children)  # type: ignore[arg-type]
+        observer = Observer(self.cluster, self.workers, IMAGES, self.children)  # type: ignore[arg-type]
+        self.controller = Controller(self.cluster, observer, executor, self.metrics)  # type: ignore[arg-type]
 
     def put_service(self, **spec: Any) -> None:
         base = {
@@ -274,7 +277,7 @@ async def test_resync_triggers_every_service(bench: Bench) -> None:
         return None
 
     queue = WorkQueue(work)
-    assert await resync(bench.cluster, queue, ()) == 1  # type: ignore[arg-type]
+    assert await resync(bench.cluster, queue, bench.children, ()) == 1  # type: ignore[arg-type]
     assert queue.known() == [key_of("default", "qwen")]
     await queue.close()
 

@@ -1,0 +1,81 @@
+"""Writes children: applies one only when it differs from what was applied, removes the unwanted."""
+
+import hashlib
+import json
+
+import structlog
+
+from tandem_operator.clients.children import ChildKey, Children
+from tandem_operator.clients.cluster import Cluster, JsonObject
+from tandem_operator.errors import ConflictError, MissingError, NotOwnedError
+from tandem_operator.facts.observed import Observed
+from tandem_operator.names.objects import INFERENCE_SERVICE, OPERATOR
+from tandem_operator.plan.steps import Removal
+
+log = structlog.get_logger("tandem.execute")
+
+
+class ChildWriter:
+    """Keeps what it last applied, and what the API server made of it.
+
+    A child whose manifest and whose state in `children` are still the same costs no request. One
+    that somebody changed is applied again, and a new process applies each child once.
+    """
+
+    def __init__(self, cluster: Cluster, children: Children) -> None:
+        self._cluster = cluster
+        self._children = children
+        self._applied: dict[ChildKey, tuple[str, str]] = {}
+
+    async def apply(self, child: JsonObject, observed: Observed, manager: str = OPERATOR) -> None:
+        """Bring a child into being as it should be.
+
+        Raises NotOwnedError when an object of this name belongs to someone else.
+        """
+        meta = child["metadata"]
+        key = (child["kind"], meta["namespace"], meta["name"])
+        text = json.dumps([manager, child], sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        if self._applied.get(key) == (digest, self._children.content(*key)):
+            return
+        await self._refuse_foreign(child, observed)
+        try:
+            found = await self._cluster.apply(child, manager)
+        except MissingError:
+            # The API server answers so now and then when it creates by apply; the second try works.
+            found = await self._cluster.apply(child, manager)
+        self._children.put(child["kind"], found)
+        if manager == OPERATOR:
+            self._applied[key] = (digest, self._children.content(*key))
+
+    async def remove(self, item: Removal, observed: Observed) -> None:
+        """Delete a child that isn't wanted any more, if it is still the same one."""
+        try:
+            await self._cluster.delete(item.kind, item.name, observed.namespace, uid=item.uid)
+        except ConflictError:
+            log.info("child to delete was replaced", kind=item.kind, name=item.name)
+        self._children.drop(item.kind, observed.namespace, item.name)
+        self._applied.pop((item.kind, observed.namespace, item.name), None)
+
+    async def _refuse_foreign(self, child: JsonObject, observed: Observed) -> None:
+        meta = child["metadata"]
+        try:
+            found = await self._cluster.get(child["kind"], meta["name"], meta["namespace"])
+        except MissingError:
+            return
+        owners = found["metadata"].get("ownerReferences", [])
+        if any(owner["uid"] == observed.uid for owner in owners):
+            return
+        if any(_is_predecessor(owner, observed) for owner in owners):
+            # The service was deleted and created again before its old children were collected.
+            uid = found["metadata"]["uid"]
+            await self._cluster.delete(child["kind"], meta["name"], meta["namespace"], uid=uid)
+            return
+        raise NotOwnedError(
+            f"{child['kind']} {meta['name']} exists and does not belong to {observed.name}:"
+            " remove or rename it"
+        )
+
+
+def _is_predecessor(owner: JsonObject, observed: Observed) -> bool:
+    return owner.get("kind") == INFERENCE_SERVICE and owner.get("name") == observed.name

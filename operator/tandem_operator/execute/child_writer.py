@@ -7,8 +7,16 @@ import structlog
 
 from tandem_operator.clients.children import ChildKey, Children
 from tandem_operator.clients.cluster import Cluster, JsonObject
-from tandem_operator.errors import ConflictError, MissingError, NotOwnedError
+from tandem_operator.errors import (
+    ClusterError,
+    ConflictError,
+    MissingError,
+    NotOwnedError,
+    OperatorError,
+    RefusedFieldError,
+)
 from tandem_operator.facts.observed import Observed
+from tandem_operator.manifests.user_fields import find_fields
 from tandem_operator.names.objects import INFERENCE_SERVICE, OPERATOR
 from tandem_operator.plan.steps import Removal
 
@@ -30,7 +38,8 @@ class ChildWriter:
     async def apply(self, child: JsonObject, observed: Observed, manager: str = OPERATOR) -> None:
         """Bring a child into being as it should be.
 
-        Raises NotOwnedError when an object of this name belongs to someone else.
+        Raises NotOwnedError when an object of this name belongs to someone else, and
+        RefusedFieldError when the API server refuses what the user wrote into it.
         """
         meta = child["metadata"]
         key = (child["kind"], meta["namespace"], meta["name"])
@@ -40,10 +49,9 @@ class ChildWriter:
             return
         await self._refuse_foreign(child, observed)
         try:
-            found = await self._cluster.apply(child, manager)
-        except MissingError:
-            # The API server answers so now and then when it creates by apply; the second try works.
-            found = await self._cluster.apply(child, manager)
+            found = await self._apply(child, manager)
+        except ClusterError as error:
+            raise explain(error, child, observed) from error
         self._children.put(child["kind"], found)
         if manager == OPERATOR:
             self._applied[key] = (digest, self._children.content(*key))
@@ -56,6 +64,13 @@ class ChildWriter:
             log.info("child to delete was replaced", kind=item.kind, name=item.name)
         self._children.drop(item.kind, observed.namespace, item.name)
         self._applied.pop((item.kind, observed.namespace, item.name), None)
+
+    async def _apply(self, child: JsonObject, manager: str) -> JsonObject:
+        try:
+            return await self._cluster.apply(child, manager)
+        except MissingError:
+            # The API server answers so now and then when it creates by apply; the second try works.
+            return await self._cluster.apply(child, manager)
 
     async def _refuse_foreign(self, child: JsonObject, observed: Observed) -> None:
         meta = child["metadata"]
@@ -75,6 +90,20 @@ class ChildWriter:
             f"{child['kind']} {meta['name']} exists and does not belong to {observed.name}:"
             " remove or rename it"
         )
+
+
+def explain(error: ClusterError, sent: JsonObject, observed: Observed) -> OperatorError:
+    """The error to tell: one that names the user's fields, if the refusal is about them."""
+    spec, has_pods = observed.spec, sent["kind"] in ("Pod", "Deployment")
+    # Server-side apply answers 500 where a create answers 400.
+    if spec is None or not has_pods or error.status not in (400, 422, 500):
+        return error
+    fields = find_fields(error.message, sent, spec)
+    if not fields:
+        return error
+    return RefusedFieldError(
+        f"{', '.join(fields)}: the API server refuses this ({error.message}): correct or remove it"
+    )
 
 
 def _is_predecessor(owner: JsonObject, observed: Observed) -> bool:

@@ -10,8 +10,14 @@ import structlog
 from tandem_operator.clients.children import Children
 from tandem_operator.clients.cluster import Cluster, JsonObject
 from tandem_operator.clients.workers import WorkerClient
-from tandem_operator.errors import ClusterError, ConflictError, MissingError, NotOwnedError
-from tandem_operator.execute.child_writer import ChildWriter
+from tandem_operator.errors import (
+    ClusterError,
+    ConflictError,
+    MissingError,
+    NotOwnedError,
+    RefusedFieldError,
+)
+from tandem_operator.execute.child_writer import ChildWriter, explain
 from tandem_operator.execute.events import Events
 from tandem_operator.facts.observed import Observed
 from tandem_operator.facts.worker import ProbeResult
@@ -58,7 +64,7 @@ class Executor:
                 return None
         await self._children(plan, observed, errors)
         refused: dict[str, str] = {}
-        await self._all((self._create(pod, refused) for pod in plan.create), errors)
+        await self._all((self._create(pod, observed, refused) for pod in plan.create), errors)
         await self._all((self._mark(mark, observed) for mark in plan.mark), errors)
         for call in plan.engine_calls:
             if call.action == ACTION_PROBE:
@@ -97,11 +103,11 @@ class Executor:
     async def _try(self, step: Awaitable[None], errors: list[Exception]) -> None:
         try:
             await step
-        except (ClusterError, NotOwnedError) as error:
+        except (ClusterError, NotOwnedError, RefusedFieldError) as error:
             log.warning("step failed", error=str(error))
             errors.append(error)
 
-    async def _create(self, pod: JsonObject, refused: dict[str, str]) -> None:
+    async def _create(self, pod: JsonObject, observed: Observed, refused: dict[str, str]) -> None:
         """Create a pod. If the API server refuses it, `refused` says why, by the pod's name."""
         name = pod["metadata"]["name"]
         try:
@@ -110,8 +116,9 @@ class Executor:
             # The name is ours by its hash; an earlier pass made it and we looked too early.
             log.info("pod exists already", pod=name)
         except ClusterError as error:
-            refused[name] = f"worker {name} was not created: {error}"
-            raise
+            told = explain(error, pod, observed)
+            refused[name] = f"worker {name} was not created: {told}"
+            raise told from error
 
     async def _mark(self, mark: PodMark, observed: Observed) -> None:
         body = {"metadata": {"uid": mark.uid, "annotations": dict(mark.annotations)}}

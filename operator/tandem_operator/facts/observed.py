@@ -105,7 +105,7 @@ class Observed:
     nodes: tuple[NodeView, ...] | None = None  # None: not allowed to read nodes
     probe: ProbeResult | None = None
     last_error: str = ""  # what went wrong in the last pass
-    last_reason: str = ""  # the same in one PascalCase word
+    last_reason: str = "StepFailed"  # the same in one PascalCase word
     scaling: Scaling = field(default_factory=Scaling)
     images: Images = Images("", "")
     entropy: str = ""  # fresh randomness for the admin tokens of new pods

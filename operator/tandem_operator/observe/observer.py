@@ -14,7 +14,7 @@ from tandem_operator.api.rdma import RdmaMode
 from tandem_operator.clients.children import Children
 from tandem_operator.clients.cluster import Cluster, JsonObject
 from tandem_operator.clients.workers import WorkerClient
-from tandem_operator.errors import ClusterError, MissingError
+from tandem_operator.errors import ClusterError, MissingError, OperatorError
 from tandem_operator.facts.observed import Images, NodeView, Observed, PoolView, RouterView
 from tandem_operator.facts.scaling import ScalingMemory
 from tandem_operator.facts.worker import ProbeResult, WorkerPod
@@ -68,7 +68,11 @@ class Observer:
         self._scaling.remember(observed.uid, memory)
 
     async def observe(
-        self, namespace: str, name: str, probe: ProbeResult | None = None, last_error: str = ""
+        self,
+        namespace: str,
+        name: str,
+        probe: ProbeResult | None = None,
+        last_error: OperatorError | None = None,
     ) -> Observed:
         """All facts about a service. Raises MissingError when there is no such service.
 
@@ -106,7 +110,8 @@ class Observer:
             children=self._children.of_service(namespace, name),
             nodes=await self._nodes(spec),
             probe=probe,
-            last_error=last_error,
+            last_error=str(last_error or ""),
+            last_reason=last_error.reason if last_error is not None else "",
             images=self._images,
             entropy=secrets.token_hex(32),
         )

@@ -289,7 +289,7 @@ async def test_the_policys_percentile_is_measured(
 ) -> None:
     asked = []
 
-    async def read(_self: Collector, _routers: Any, _workers: Any, latency: Latency) -> Signals:
+    async def read(_self: Collector, _r: Any, _w: Any, latency: Latency, _c: Any) -> Signals:
         asked.append(latency.percentile)
         return Signals()
 

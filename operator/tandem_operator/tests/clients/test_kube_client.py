@@ -84,6 +84,22 @@ async def test_apply_is_server_side_and_forced(api: tuple[Api, Cluster]) -> None
     assert query["force"].lower() == "true"
 
 
+async def test_every_write_refuses_fields_that_the_api_server_does_not_know(
+    api: tuple[Api, Cluster],
+) -> None:
+    server, cluster = api
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "ns"}}
+    await cluster.create(body)
+    await cluster.apply(body)
+    await cluster.apply(body, "another")
+    await cluster.merge("Pod", "p", "ns", {})
+    await cluster.replace(body)
+    queries = [query for method, _, query, _, _ in server.requests if method != "GET"]
+    assert [query["fieldValidation"] for query in queries] == ["Strict"] * 5
+    managers = [query["fieldManager"] for query in queries]
+    assert managers == ["tandem-operator"] * 2 + ["another"] + ["tandem-operator"] * 2
+
+
 async def test_lists_fill_in_the_kind(api: tuple[Api, Cluster]) -> None:
     server, cluster = api
     server.answers["/api/v1/namespaces/ns/pods"] = (200, {"items": [{"metadata": {"name": "p"}}]})

@@ -3,14 +3,14 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 from deadlines import patience
 
-from tests.service import Service, mock_manifest
+from tests.service import Service, is_ready, mock_manifest
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -68,9 +68,26 @@ def passes(service: Service) -> int:
 def more_passes(service: Service, number: int = 2) -> None:
     """Cause passes, one after the other."""
     for _ in range(number):
-        first = passes(service)
-        service.kubectl("annotate", "tisvc", service.name, f"test/pass={first}", "--overwrite")
-        wait_for("the operator passes", lambda seen=first: passes(service) > seen)
+        one_pass(service)
+
+
+def one_pass(service: Service) -> None:
+    first = passes(service)
+    service.kubectl("annotate", "tisvc", service.name, f"test/pass={first}", "--overwrite")
+    wait_for("the operator passes", lambda: passes(service) > first)
+
+
+def still(service: Service) -> Callable[[], bool]:
+    """Whether some passes in a row have left the service as it is."""
+    seen: dict[str, int] = {}
+
+    def probe() -> bool:
+        version, made = int(service.get()["metadata"]["resourceVersion"]), passes(service)
+        if seen.get("version") != version:
+            seen.update(version=version, since=made)
+        return made - seen["since"] >= 3
+
+    return probe
 
 
 def patch(service: Service, body: dict[str, Any], kind: str = "tisvc", name: str = "") -> None:
@@ -79,7 +96,7 @@ def patch(service: Service, body: dict[str, Any], kind: str = "tisvc", name: str
 
 
 def test_at_rest_nothing_is_written(resting: Service) -> None:
-    more_passes(resting)
+    wait_for("its status stands still", still(resting), 300)
     before, first = requests(resting), passes(resting)
     wait_for("the service rests", lambda: passes(resting) >= first + NUM_PASSES, 30 * NUM_PASSES)
     after, made = requests(resting), passes(resting) - first
@@ -218,3 +235,28 @@ def test_a_template_takes_away_with_kubectl_apply(tandem: Any) -> None:
 
         wait_for("the probe is gone", taken, 120)
         service.wait_ready()
+
+
+def test_a_roll_out_that_fails_keeps_its_old_revision_without_any_pod(tandem: Any) -> None:
+    with Service.running(tandem, mock_manifest("recorded", decode=1)) as service:
+        old = service.get()["status"]["revision"]
+        assert service.get("controllerrevision", f"recorded-{old}")["data"]["decode"]
+        patch(service, {"spec": {"engine": {"image": "ghcr.io/nobody/nothing:1"}}})
+        wait_for("the roll-out begins", lambda: service.get()["status"].get("updatedRevision"))
+        role = "tandem.dev/role in (prefill,decode)"
+        service.kubectl(
+            *("delete", "pods", "-l", f"tandem.dev/service=recorded,{role}"),
+            *("--grace-period=0", "--force"),
+        )
+
+        def serves() -> bool:
+            pods = [pod for pod in service.pods("decode") if is_ready(pod)]
+            return [pod["metadata"]["labels"]["tandem.dev/revision"] for pod in pods] == [old]
+
+        wait_for("a decode worker of the old revision is ready", serves, 120)
+        reply = httpx.post(
+            f"{service.url}/v1/completions",
+            json={"model": "recorded", "prompt": "hello", "max_tokens": 4},
+            timeout=patience(30),
+        )
+        assert reply.status_code == 200, reply.text

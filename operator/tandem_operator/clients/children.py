@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from tandem_operator.facts.child import ChildView
 from tandem_operator.names.labels import LABEL_SERVICE
+from tandem_operator.names.objects import CONTROLLER_REVISION
 
 CHILD_KINDS: Final = (
     "WorkerPool",
@@ -22,6 +23,7 @@ CHILD_KINDS: Final = (
     "RoleBinding",
     "NetworkPolicy",
     "PodDisruptionBudget",
+    CONTROLLER_REVISION,
 )
 """Every kind that is written for a service, except pods. Each is watched, and deleted when it isn't
 wanted any more."""

@@ -20,6 +20,7 @@ from tandem_operator.errors import ClusterError, ConflictError, MissingError
 from tandem_operator.names.objects import (
     AUTOSCALING_POLICIES,
     AUTOSCALING_POLICY,
+    CONTROLLER_REVISION,
     GROUP,
     INFERENCE_SERVICE,
     INFERENCE_SERVICES,
@@ -61,6 +62,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         Kind("", "v1", "ServiceAccount", "serviceaccounts"),
         Kind("", "v1", "Node", "nodes", namespaced=False),
         Kind("apps", "v1", "Deployment", "deployments"),
+        Kind("apps", "v1", CONTROLLER_REVISION, "controllerrevisions"),
         Kind("rbac.authorization.k8s.io", "v1", "Role", "roles"),
         Kind("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings"),
         Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies"),

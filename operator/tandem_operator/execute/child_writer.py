@@ -17,7 +17,7 @@ from tandem_operator.errors import (
 )
 from tandem_operator.facts.observed import Observed
 from tandem_operator.manifests.user_fields import find_fields
-from tandem_operator.names.objects import INFERENCE_SERVICE, OPERATOR
+from tandem_operator.names.objects import CONTROLLER_REVISION, INFERENCE_SERVICE, OPERATOR
 from tandem_operator.plan.steps import Removal
 
 log = structlog.get_logger("tandem.execute")
@@ -47,7 +47,11 @@ class ChildWriter:
         digest = hashlib.sha256(text.encode()).hexdigest()
         if self._applied.get(key) == (digest, self._children.content(*key)):
             return
-        await self._refuse_foreign(child, observed)
+        before = await self._refuse_foreign(child, observed)
+        if before is not None and child["kind"] == CONTROLLER_REVISION:
+            # It can't be changed: the first one stands.
+            self._children.put(child["kind"], before)
+            return
         try:
             found = await self._apply(child, manager)
         except ClusterError as error:
@@ -72,20 +76,21 @@ class ChildWriter:
             # The API server answers so now and then when it creates by apply; the second try works.
             return await self._cluster.apply(child, manager)
 
-    async def _refuse_foreign(self, child: JsonObject, observed: Observed) -> None:
+    async def _refuse_foreign(self, child: JsonObject, observed: Observed) -> JsonObject | None:
+        """The object as it is, or None if there is none."""
         meta = child["metadata"]
         try:
             found = await self._cluster.get(child["kind"], meta["name"], meta["namespace"])
         except MissingError:
-            return
+            return None
         owners = found["metadata"].get("ownerReferences", [])
         if any(owner["uid"] == observed.uid for owner in owners):
-            return
+            return found
         if any(_is_predecessor(owner, observed) for owner in owners):
             # The service was deleted and created again before its old children were collected.
             uid = found["metadata"]["uid"]
             await self._cluster.delete(child["kind"], meta["name"], meta["namespace"], uid=uid)
-            return
+            return None
         raise NotOwnedError(
             f"{child['kind']} {meta['name']} exists and does not belong to {observed.name}:"
             " remove or rename it"

@@ -101,6 +101,7 @@ class Observed:
     router: RouterView | None = None
     router_pods: tuple[PodAddress, ...] = ()
     router_troubles: tuple[RouterTrouble, ...] = ()
+    recorded: Pair[WorkerPod | None] = Pair(None, None)  # what the routed revision's workers are
     children: tuple[ChildView, ...] = ()  # what has the service's label, whoever owns it
     nodes: tuple[NodeView, ...] | None = None  # None: not allowed to read nodes
     probe: ProbeResult | None = None
@@ -109,6 +110,13 @@ class Observed:
     scaling: Scaling = field(default_factory=Scaling)
     images: Images = Images("", "")
     entropy: str = ""  # fresh randomness for the admin tokens of new pods
+
+    def owns(self, kind: str, name: str) -> bool:
+        """Whether there is such a child, and it is the service's own."""
+        return any(
+            (child.kind, child.name) == (kind, name) and self.uid in child.owners
+            for child in self.children
+        )
 
     def pods_of(self, role: Role) -> tuple[WorkerPod, ...]:
         """The pods of one role, oldest first."""

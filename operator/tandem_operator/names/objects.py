@@ -17,6 +17,7 @@ WORKER_POOL: Final = "WorkerPool"
 WORKER_POOLS: Final = "workerpools"
 AUTOSCALING_POLICY: Final = "AutoscalingPolicy"
 AUTOSCALING_POLICIES: Final = "autoscalingpolicies"
+CONTROLLER_REVISION: Final = "ControllerRevision"
 
 OPERATOR: Final = "tandem-operator"
 """The field manager of everything that the operator writes, and its default lease."""
@@ -51,6 +52,11 @@ def worker_name(service: str) -> str:
 def pool_name(service: str, role: Role) -> str:
     """The WorkerPool of a role, and its PodDisruptionBudget."""
     return f"{service}-{role}"
+
+
+def record_name(service: str, revision: str) -> str:
+    """The ControllerRevision that says what the workers of a revision are made of."""
+    return f"{service}-{revision}"
 
 
 def worker_pod_name(service: str, role: Role, group: str, rank: int = 0) -> str:

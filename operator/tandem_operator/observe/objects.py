@@ -1,5 +1,7 @@
 """Reads API objects other than pods: the service, its pools, its routers' Deployment, nodes."""
 
+from dataclasses import replace
+
 from pydantic import ValidationError
 
 from tandem_operator.api.inference_service import InferenceServiceSpec
@@ -123,6 +125,23 @@ def read_workers(pods: list[JsonObject], pool_uids: set[str]) -> tuple[WorkerPod
         if worker is not None:
             mine.append(worker)
     return tuple(sorted(mine, key=lambda pod: (pod.created, pod.name)))
+
+
+def read_record(record: JsonObject, pools: Pair[PoolView | None]) -> Pair[WorkerPod | None]:
+    """The workers of a revision that has served, as new ones are to be made; without names."""
+
+    def read(role: Role) -> WorkerPod | None:
+        pod, pool = (record.get("data") or {}).get(str(role)), pools.of(role)
+        if pod is None or pool is None:
+            return None
+        # The pool may be another one than when the revision was recorded.
+        owners = [{**owner, "uid": pool.uid} for owner in pod["metadata"]["ownerReferences"]]
+        uid = record["metadata"]["uid"]
+        made = {**pod, "metadata": {**pod["metadata"], "uid": uid, "ownerReferences": owners}}
+        worker = read_pod(made)
+        return replace(worker, served=True) if worker is not None else None
+
+    return Pair.build(read)
 
 
 def read_node(node: JsonObject) -> NodeView:

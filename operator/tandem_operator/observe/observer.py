@@ -19,10 +19,18 @@ from tandem_operator.facts.observed import Images, NodeView, Observed, PoolView,
 from tandem_operator.facts.scaling import ScalingMemory
 from tandem_operator.facts.worker import ProbeResult, WorkerPod
 from tandem_operator.names.labels import LABEL_SERVICE
-from tandem_operator.names.objects import FINALIZER, INFERENCE_SERVICE, WORKER_POOL, router_name
+from tandem_operator.names.objects import (
+    CONTROLLER_REVISION,
+    FINALIZER,
+    INFERENCE_SERVICE,
+    WORKER_POOL,
+    record_name,
+    router_name,
+)
 from tandem_operator.observe.objects import (
     read_node,
     read_pools,
+    read_record,
     read_router,
     read_spec,
     read_status,
@@ -36,7 +44,7 @@ from tandem_operator.observe.pod import (
     with_warning,
 )
 from tandem_operator.observe.scaling import ScalingObserver
-from tandem_operator.pair import Pair
+from tandem_operator.pair import Pair, Role
 
 LOG_LINES = 30
 WAITING_LIMIT = timedelta(seconds=15)
@@ -108,6 +116,7 @@ class Observer:
             router_pods=tuple(found for pod in pods if (found := read_router_pod(pod))),
             router_troubles=tuple(told for pod in pods if (told := read_router_trouble(pod))),
             children=self._children.of_service(namespace, name),
+            recorded=await self._record(namespace, name, router, workers, views),
             nodes=await self._nodes(spec),
             probe=probe,
             last_error=str(last_error or ""),
@@ -116,6 +125,29 @@ class Observer:
             entropy=secrets.token_hex(32),
         )
         return replace(observed, scaling=await self._scaling.observe(observed))
+
+    async def _record(
+        self,
+        namespace: str,
+        name: str,
+        router: RouterView | None,
+        workers: tuple[WorkerPod, ...],
+        pools: Pair[PoolView | None],
+    ) -> Pair[WorkerPod | None]:
+        """What the workers of the routed revision are made of, if a role has none left to copy."""
+        nothing: Pair[WorkerPod | None] = Pair(None, None)
+        routed = router.revision if router is not None else ""
+        present = {pod.role for pod in workers if pod.revision == routed}
+        known = self._children.content(CONTROLLER_REVISION, namespace, record_name(name, routed))
+        if present == set(Role) or not known:
+            return nothing
+        try:
+            record = await self._cluster.get(
+                CONTROLLER_REVISION, record_name(name, routed), namespace
+            )
+        except MissingError:
+            return nothing
+        return read_record(record, pools)
 
     async def _router(self, namespace: str, name: str) -> RouterView | None:
         try:

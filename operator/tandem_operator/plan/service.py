@@ -8,7 +8,7 @@ from tandem_operator.facts.observed import Observed
 from tandem_operator.manifests.revision import revision_of
 from tandem_operator.manifests.wiring import Wiring
 from tandem_operator.manifests.worker import Blueprint, build_worker_like, build_worker_pod
-from tandem_operator.names.objects import pool_name
+from tandem_operator.names.objects import CONTROLLER_REVISION, pool_name, record_name
 from tandem_operator.pair import Pair, Role
 from tandem_operator.plan.children import plan_children
 from tandem_operator.plan.notes import note_conditions, note_invalid_spec, note_scaling
@@ -59,7 +59,7 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
     )
     status = build_status(basis)
     probe = plan_probe(observed, spec, step.route, now)
-    children = plan_children(observed, spec, targets, step.route, revision)
+    children = plan_children(observed, spec, targets, wiring, step.route, revision)
     return Plan(
         finalizer="keep" if observed.has_finalizer else "add",
         hand_over=children.hand_over,
@@ -113,7 +113,8 @@ def _rollout_view(
     return RolloutView(
         target=target,
         routed=routed,
-        routed_served=any(pod.served and pod.revision == routed for pod in observed.pods),
+        routed_served=any(pod.served and pod.revision == routed for pod in observed.pods)
+        or observed.owns(CONTROLLER_REVISION, record_name(observed.name, routed)),
         routers_changed=router is not None and router.rolled_out,
         target_ready=all(number >= pool.desired for number, pool in ready.zip(targets)),
         old_workers=any(pod.revision != target for pod in observed.pods),

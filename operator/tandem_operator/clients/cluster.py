@@ -32,7 +32,8 @@ from tandem_operator.names.objects import (
 
 REQUEST_SECONDS: Final = 30.0
 _STRICT: Final = (("fieldValidation", "Strict"),)
-"""In every write: the API server refuses a field that it doesn't know instead of dropping it."""
+"""For what users have a part in: an unknown field is refused instead of dropped. A status is not
+strict: while older CRDs are installed, it is written without the fields that they lack."""
 JsonObject = dict[str, Any]
 
 
@@ -146,16 +147,13 @@ class Cluster:
             body=body,
             content_type="application/merge-patch+json",
             field_manager=OPERATOR,
-            query_params=[*_STRICT],
         )
 
     async def replace(self, body: JsonObject) -> JsonObject:
         """Put an object with its resourceVersion. Raises ConflictError when it changed since."""
         meta = body["metadata"]
         path = self._path(body["kind"], meta["name"], meta.get("namespace"))
-        return await self._request(
-            "put", path, body=body, field_manager=OPERATOR, query_params=[*_STRICT]
-        )
+        return await self._request("put", path, body=body, field_manager=OPERATOR)
 
     async def delete(
         self,

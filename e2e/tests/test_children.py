@@ -221,7 +221,7 @@ def test_an_unknown_field_of_a_template_is_named(
 
 
 def test_a_template_takes_away_with_kubectl_apply(tandem: Any) -> None:
-    """kubectl apply drops nulls when an object exists already; `$patch: delete` stays."""
+    """kubectl apply drops nulls, `$patch: delete` stays."""
     probes = {"name": "engine", "livenessProbe": {"$patch": "delete"}}
     manifest = mock_manifest("taking", decode=1)
     with Service.running(tandem, manifest) as service:

@@ -129,7 +129,7 @@ def test_delete_finishes_streams_and_leaves_nothing(tandem: Any) -> None:
     )
     service.kubectl("delete", "tisvc", "leaving", "--wait=false")
     kinds = "tisvc,pods,services,deployments,tpool,serviceaccounts,roles,rolebindings,"
-    kinds += "networkpolicies,poddisruptionbudgets,configmaps,endpointslices"
+    kinds += "networkpolicies,poddisruptionbudgets,controllerrevisions,configmaps,endpointslices"
 
     def nothing() -> bool:
         left = service.kubectl("get", kinds, "-l", "tandem.dev/service=leaving", "-o", "name")

@@ -33,7 +33,7 @@ class Controller:
         self._executor = executor
         self._metrics = metrics
         self._probes: dict[Key, ProbeResult] = {}
-        self._errors: dict[Key, str] = {}
+        self._errors: dict[Key, OperatorError] = {}
 
     async def work(self, key: Key) -> float | None:
         """Do one pass. Returns after how many seconds to repeat it; None: the service is gone."""
@@ -41,7 +41,7 @@ class Controller:
         started = time.perf_counter()
         try:
             observed = await self._observer.observe(
-                namespace, name, self._probes.get(key), self._errors.get(key, "")
+                namespace, name, self._probes.get(key), self._errors.get(key)
             )
             self._errors.pop(key, None)
             planning = time.perf_counter()
@@ -64,7 +64,7 @@ class Controller:
             return None
         except Exception as error:
             if isinstance(error, OperatorError) and not isinstance(error, ConflictError):
-                self._errors[key] = str(error)
+                self._errors[key] = error
             self._metrics.errors.labels(namespace, name, type(error).__name__).inc()
             raise
         self._metrics.reconcile_seconds.labels(namespace, name).observe(

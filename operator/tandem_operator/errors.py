@@ -2,6 +2,7 @@
 
 OperatorError
 ├── SpecError (ValueError)   an object's spec can't be read or served; the user has to change it
+│   └── RefusedFieldError    the API server refuses what the user wrote into pods
 ├── NotOwnedError            an object of that name belongs to someone else
 ├── ClusterError             the API server refused or couldn't be reached; carries the status
 │   ├── MissingError         404
@@ -9,13 +10,23 @@ OperatorError
 └── LeadershipLost           another replica holds the lease
 """
 
+from typing import ClassVar
+
 
 class OperatorError(Exception):
-    """Base of every error that the operator raises on purpose."""
+    """Base of every error that the operator raises on purpose. Conditions show its `reason`."""
+
+    reason: ClassVar[str] = "StepFailed"
 
 
 class SpecError(OperatorError, ValueError):
     """The spec of an object can't be served as it is."""
+
+
+class RefusedFieldError(SpecError):
+    """A pod can't be made with a field that the user wrote; the message has the field's path."""
+
+    reason = "FieldRefused"
 
 
 class NotOwnedError(OperatorError):

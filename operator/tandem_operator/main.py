@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from tandem_operator.clients.children import Children
 from tandem_operator.clients.cluster import Cluster
 from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.config import Config, read_config
@@ -46,19 +47,21 @@ async def run(config: Config) -> int:
     """Run everything until a signal or the loss of the lease. Returns the exit code."""
     cluster = await Cluster.connect(config.kubeconfig or None)
     workers, metrics = WorkerClient(), Metrics()
-    executor = Executor(cluster, workers, Events(cluster, config.identity))
+    children = Children()
+    executor = Executor(cluster, workers, Events(cluster, config.identity), children)
     claims = ClaimReader(cluster, config.operator, everywhere=not config.namespaces)
     images = Images(config.router_image, config.engine_image)
-    observer = Observer(cluster, workers, images, claims)
+    observer = Observer(cluster, workers, images, claims, children)
     controller = Controller(cluster, observer, executor, metrics)
     queue = WorkQueue(controller.work, concurrency=config.concurrency)
     metrics.queued.set_function(lambda: queue.num_keys)
     listen, stop = _stop_on_signals()
     settings = build_settings(metrics.watch_restarts.inc)
-    registry = build_registry(queue, executor.forget)
+    registry = build_registry(queue, children)
     serving = Serving(
         cluster,
         queue,
+        children,
         metrics,
         lambda namespace: watch(registry, settings, config.identity, namespace, listen),
         config.namespaces,

@@ -12,7 +12,7 @@ from tandem_operator.api.kv_transfer import KvTransfer
 from tandem_operator.api.model import Model
 from tandem_operator.api.pool import GPU_RESOURCE, Pool, RoleChange
 from tandem_operator.api.ratio import Ratio
-from tandem_operator.api.rdma import Rdma
+from tandem_operator.api.rdma import SHARED_MEMORY, Rdma
 from tandem_operator.api.rollout import Rollout
 from tandem_operator.api.router import Router
 from tandem_operator.api.slo import Slo
@@ -131,6 +131,13 @@ _WIRING_RULES = (
         " pods on nodes' networks: set it for prefill and decode too, or set networkPolicy.enabled:"
         " false",
         ".router.podTemplate.spec.hostNetwork",
+    ),
+    Rule(
+        "self.kvTransfer.backend != 'Shm' || quantity(string(self.rdma.sharedMemory))"
+        f".compareTo(quantity('{SHARED_MEMORY}')) == 0",
+        "rdma.sharedMemory has no effect with kvTransfer.backend Shm, whose workers use the node's"
+        " own /dev/shm: remove sharedMemory or set backend: Auto",
+        ".rdma.sharedMemory",
     ),
     Rule(
         "self.kvTransfer.bootstrapPort != self.router.service.port",

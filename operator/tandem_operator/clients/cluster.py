@@ -20,6 +20,7 @@ from tandem_operator.errors import ClusterError, ConflictError, MissingError
 from tandem_operator.names.objects import (
     AUTOSCALING_POLICIES,
     AUTOSCALING_POLICY,
+    CONTROLLER_REVISION,
     GROUP,
     INFERENCE_SERVICE,
     INFERENCE_SERVICES,
@@ -30,6 +31,9 @@ from tandem_operator.names.objects import (
 )
 
 REQUEST_SECONDS: Final = 30.0
+_STRICT: Final = (("fieldValidation", "Strict"),)
+"""For what users have a part in: an unknown field is refused instead of dropped. A status is not
+strict: while older CRDs are installed, it is written without the fields that they lack."""
 JsonObject = dict[str, Any]
 
 
@@ -59,6 +63,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         Kind("", "v1", "ServiceAccount", "serviceaccounts"),
         Kind("", "v1", "Node", "nodes", namespaced=False),
         Kind("apps", "v1", "Deployment", "deployments"),
+        Kind("apps", "v1", CONTROLLER_REVISION, "controllerrevisions"),
         Kind("rbac.authorization.k8s.io", "v1", "Role", "roles"),
         Kind("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings"),
         Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies"),
@@ -115,18 +120,21 @@ class Cluster:
     async def create(self, body: JsonObject) -> JsonObject:
         """Create an object. Raises ConflictError when the name is taken."""
         path = self._path(body["kind"], None, body["metadata"].get("namespace"))
-        return await self._request("post", path, body=body, field_manager=OPERATOR)
+        return await self._request(
+            "post", path, body=body, field_manager=OPERATOR, query_params=[*_STRICT]
+        )
 
-    async def apply(self, body: JsonObject) -> JsonObject:
-        """Server-side apply of a child as the only field manager of the fields in it."""
+    async def apply(self, body: JsonObject, manager: str = OPERATOR) -> JsonObject:
+        """Server-side apply of a child: `manager` then owns every field in it."""
         meta = body["metadata"]
         return await self._request(
             "patch",
             self._path(body["kind"], meta["name"], meta.get("namespace")),
             body=body,
             content_type="application/apply-patch+yaml",
-            field_manager=OPERATOR,
+            field_manager=manager,
             force_conflicts=True,
+            query_params=[*_STRICT],
         )
 
     async def merge(

@@ -1,47 +1,52 @@
 """Carries a plan out. Every step is tried, and the status is written even if one failed."""
 
 import asyncio
-import hashlib
-import json
-import time
 from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
 
+from tandem_operator.clients.children import Children
 from tandem_operator.clients.cluster import Cluster, JsonObject
 from tandem_operator.clients.workers import WorkerClient
-from tandem_operator.errors import ClusterError, ConflictError, MissingError, NotOwnedError
+from tandem_operator.errors import (
+    ClusterError,
+    ConflictError,
+    MissingError,
+    NotOwnedError,
+    RefusedFieldError,
+)
+from tandem_operator.execute.child_writer import ChildWriter, explain
 from tandem_operator.execute.events import Events
 from tandem_operator.facts.observed import Observed
 from tandem_operator.facts.worker import ProbeResult
-from tandem_operator.names.labels import was_made_for
 from tandem_operator.names.objects import (
     AUTOSCALING_POLICY,
     FORMER_FINALIZER,
     INFERENCE_SERVICE,
+    SCALE_HOLDER,
     WORKER_POOL,
 )
 from tandem_operator.names.worker import ACTION_PROBE
 from tandem_operator.plan import Deletion, EngineCall, Note, Plan, PodMark
 from tandem_operator.plan.steps import Adoption, PolicyTargets
 
-REAPPLY_SECONDS: Final = 30.0
-"""An unchanged child is applied again after this time, which repairs what others changed."""
 MAX_PARALLEL: Final = 16
 
 log = structlog.get_logger("tandem.execute")
 
 
 class Executor:
-    """Writes to the API server and calls workers. Keeps what it last applied, to apply less."""
+    """Writes to the API server and calls workers."""
 
-    def __init__(self, cluster: Cluster, workers: WorkerClient, events: Events) -> None:
+    def __init__(
+        self, cluster: Cluster, workers: WorkerClient, events: Events, children: Children
+    ) -> None:
         self._cluster = cluster
         self._workers = workers
         self._events = events
-        self._applied: dict[tuple[str, str, str], tuple[str, float]] = {}
+        self._writer = ChildWriter(cluster, children)
         self._limit = asyncio.Semaphore(MAX_PARALLEL)
 
     async def execute(self, plan: Plan, observed: Observed) -> ProbeResult | None:
@@ -57,14 +62,10 @@ class Executor:
             await self._claim(plan.claim, observed)
         if plan.drop_finalizer:
             await self._drop_finalizer(observed)
-        # A role can be granted only once it exists.
-        grants = [child for child in plan.apply if child["kind"] == "RoleBinding"]
-        others = [child for child in plan.apply if child["kind"] != "RoleBinding"]
-        await self._all((self._apply(child, observed) for child in others), errors)
-        await self._all((self._apply(child, observed) for child in grants), errors)
+        await self._children(plan, observed, errors)
         await self._all((self._adopt(pod, observed) for pod in plan.adopt), errors)
         refused: dict[str, str] = {}
-        await self._all((self._create(pod, refused) for pod in plan.create), errors)
+        await self._all((self._create(pod, observed, refused) for pod in plan.create), errors)
         await self._all((self._mark(mark, observed) for mark in plan.mark), errors)
         for call in plan.engine_calls:
             if call.action == ACTION_PROBE:
@@ -82,9 +83,16 @@ class Executor:
             raise errors[0]
         return probe
 
-    def forget(self, kind: str, namespace: str, name: str) -> None:
-        """Apply a child again in the next pass, because someone deleted it."""
-        self._applied.pop((kind, namespace, name), None)
+    async def _children(self, plan: Plan, observed: Observed, errors: list[Exception]) -> None:
+        write = self._writer
+        given = (write.apply(child, observed, SCALE_HOLDER) for child in plan.hand_over)
+        await self._all(given, errors)
+        # A role can be granted only once it exists.
+        grants = [child for child in plan.apply if child["kind"] == "RoleBinding"]
+        others = [child for child in plan.apply if child["kind"] != "RoleBinding"]
+        await self._all((write.apply(child, observed) for child in others), errors)
+        await self._all((write.apply(child, observed) for child in grants), errors)
+        await self._all((write.remove(item, observed) for item in plan.remove), errors)
 
     async def _all(self, steps: Any, errors: list[Exception]) -> None:
         async def limited(step: Awaitable[None]) -> None:
@@ -96,46 +104,9 @@ class Executor:
     async def _try(self, step: Awaitable[None], errors: list[Exception]) -> None:
         try:
             await step
-        except (ClusterError, NotOwnedError) as error:
+        except (ClusterError, NotOwnedError, RefusedFieldError) as error:
             log.warning("step failed", error=str(error))
             errors.append(error)
-
-    async def _apply(self, child: JsonObject, observed: Observed) -> None:
-        meta = child["metadata"]
-        key = (child["kind"], meta["namespace"], meta["name"])
-        digest = hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()
-        seen, at = self._applied.get(key, ("", 0.0))
-        if seen == digest and time.monotonic() - at < REAPPLY_SECONDS:
-            return
-        await self._refuse_foreign(child, observed)
-        try:
-            await self._cluster.apply(child)
-        except MissingError:
-            # The API server answers so now and then when it creates by apply; the second try works.
-            await self._cluster.apply(child)
-        self._applied[key] = (digest, time.monotonic())
-
-    async def _refuse_foreign(self, child: JsonObject, observed: Observed) -> None:
-        meta = child["metadata"]
-        try:
-            found = await self._cluster.get(child["kind"], meta["name"], meta["namespace"])
-        except MissingError:
-            return
-        owners = found["metadata"].get("ownerReferences") or []
-        if any(owner["uid"] == observed.uid for owner in owners):
-            return
-        if not owners and was_made_for(observed.name, found["metadata"]):
-            # Its service was deleted with --cascade=orphan. Applying makes this one its owner.
-            return
-        if any(_is_predecessor(owner, observed) for owner in owners):
-            # The service was deleted and created again before its old children were collected.
-            uid = found["metadata"]["uid"]
-            await self._cluster.delete(child["kind"], meta["name"], meta["namespace"], uid=uid)
-            return
-        raise NotOwnedError(
-            f"{child['kind']} {meta['name']} exists and does not belong to {observed.name}:"
-            " remove or rename it"
-        )
 
     async def _adopt(self, pod: Adoption, observed: Observed) -> None:
         body = {"metadata": {"uid": pod.uid, "ownerReferences": [dict(pod.owner)]}}
@@ -144,7 +115,7 @@ class Executor:
         except (MissingError, ConflictError):
             log.info("pod to adopt is gone", pod=pod.name)
 
-    async def _create(self, pod: JsonObject, refused: dict[str, str]) -> None:
+    async def _create(self, pod: JsonObject, observed: Observed, refused: dict[str, str]) -> None:
         """Create a pod. If the API server refuses it, `refused` says why, by the pod's name."""
         name = pod["metadata"]["name"]
         try:
@@ -153,8 +124,9 @@ class Executor:
             # The name is ours by its hash; an earlier pass made it and we looked too early.
             log.info("pod exists already", pod=name)
         except ClusterError as error:
-            refused[name] = f"worker {name} was not created: {error}"
-            raise
+            told = explain(error, pod, observed)
+            refused[name] = f"worker {name} was not created: {told}"
+            raise told from error
 
     async def _mark(self, mark: PodMark, observed: Observed) -> None:
         body = {"metadata": {"uid": mark.uid, "annotations": dict(mark.annotations)}}
@@ -251,10 +223,6 @@ class Executor:
         kept = [item for item in meta.get("finalizers", []) if item != FORMER_FINALIZER]
         body = {"metadata": {"finalizers": kept, "resourceVersion": meta["resourceVersion"]}}
         await self._cluster.merge(INFERENCE_SERVICE, observed.name, observed.namespace, body)
-
-
-def _is_predecessor(owner: JsonObject, observed: Observed) -> bool:
-    return owner.get("kind") == INFERENCE_SERVICE and owner.get("name") == observed.name
 
 
 def _with_removals(old: Any, new: Any) -> dict[str, Any]:

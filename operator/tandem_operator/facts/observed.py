@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
+from tandem_operator.facts.child import ChildView
 from tandem_operator.facts.scaling import Scaling
 from tandem_operator.facts.worker import ProbeResult, WorkerPod
 from tandem_operator.pair import Pair, Role
@@ -33,13 +34,20 @@ class PoolView:
 
 @dataclass(frozen=True)
 class RouterView:
-    """The router Deployment and its state."""
+    """The router Deployment and its state.
+
+    `held` says that only the operator has set `wanted`: if the operator leaves the number out of
+    what it applies, the API server puts it back to 1.
+    """
 
     revision: str
     replicas: int
     ready: int
     rolled_out: bool  # all router pods have the latest template and are ready; no others are left
     message: str = ""
+    wanted: int = 1
+    held: bool = False
+    resource_version: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,12 +124,22 @@ class Observed:
     router: RouterView | None = None
     router_pods: tuple[PodAddress, ...] = ()
     router_troubles: tuple[RouterTrouble, ...] = ()
+    recorded: Pair[WorkerPod | None] = Pair(None, None)  # what the routed revision's workers are
+    children: tuple[ChildView, ...] = ()  # what has the service's label, whoever owns it
     nodes: tuple[NodeView, ...] | None = None  # None: not allowed to read nodes
     probe: ProbeResult | None = None
     last_error: str = ""  # what went wrong in the last pass
+    last_reason: str = "StepFailed"  # the same in one PascalCase word
     scaling: Scaling = field(default_factory=Scaling)
     images: Images = Images("", "")
     entropy: str = ""  # fresh randomness for the admin tokens of new pods
+
+    def owns(self, kind: str, name: str) -> bool:
+        """Whether there is such a child, and it is the service's own."""
+        return any(
+            (child.kind, child.name) == (kind, name) and self.uid in child.owners
+            for child in self.children
+        )
 
     def pods_of(self, role: Role) -> tuple[WorkerPod, ...]:
         """The pods of one role, oldest first."""

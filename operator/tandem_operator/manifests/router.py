@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec
+from tandem_operator.api.router import FIRST_ROUTERS
 from tandem_operator.facts.observed import Observed
 from tandem_operator.manifests.host_network import move_router
 from tandem_operator.manifests.pod_template import merge_template
@@ -100,7 +101,7 @@ def _deployment(
         "kind": "Deployment",
         "metadata": {"name": router_name(observed.name), **meta, "labels": labels},
         "spec": {
-            "replicas": spec.router.replicas,
+            **_replicas(observed, spec),
             "selector": {"matchLabels": {LABEL_SERVICE: observed.name, LABEL_ROLE: ROUTER}},
             "strategy": {
                 "type": "RollingUpdate",
@@ -109,6 +110,35 @@ def _deployment(
             "revisionHistoryLimit": spec.revision_history_limit,
             "template": move_router(template, observed.namespace, observed.name),
         },
+    }
+
+
+def _replicas(observed: Observed, spec: InferenceServiceSpec) -> dict[str, int]:
+    """The number of routers, as long as it is the operator's: in the spec, or the first one."""
+    if spec.router.replicas is not None:
+        return {"replicas": spec.router.replicas}
+    return {"replicas": FIRST_ROUTERS} if observed.router is None else {}
+
+
+def build_scale_holder(observed: Observed, spec: InferenceServiceSpec) -> dict[str, Any] | None:
+    """The routers' present number, to be applied as SCALE_HOLDER; None when it isn't needed.
+
+    A field that its only manager stops applying goes back to its default, which is one router. So
+    before the operator leaves the number to a scaler, another manager has to hold it.
+    """
+    router = observed.router
+    if spec.router.replicas is not None or router is None or not router.held:
+        return None
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": router_name(observed.name),
+            "namespace": observed.namespace,
+            # A scaler that wrote in the meantime wins: the API server refuses this then.
+            "resourceVersion": router.resource_version,
+        },
+        "spec": {"replicas": router.wanted},
     }
 
 

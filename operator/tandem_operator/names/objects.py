@@ -17,11 +17,14 @@ WORKER_POOL: Final = "WorkerPool"
 WORKER_POOLS: Final = "workerpools"
 AUTOSCALING_POLICY: Final = "AutoscalingPolicy"
 AUTOSCALING_POLICIES: Final = "autoscalingpolicies"
+CONTROLLER_REVISION: Final = "ControllerRevision"
 
 OPERATOR: Final = "tandem-operator"
 """The field manager of everything that the operator writes, and its default lease."""
 FORMER_FINALIZER: Final = f"{GROUP}/finalizer"
 """Earlier versions put it on services; the operator takes it off, and never adds one (adr/0013)."""
+SCALE_HOLDER: Final = f"{OPERATOR}-scale"
+"""The field manager that keeps the routers' number when the operator leaves it to others."""
 KOPF_FINALIZER: Final = f"{GROUP}/kopf"
 """kopf's own, which is never added: kopf puts it only on objects that need a handler."""
 REPORTING_CONTROLLER: Final = f"{GROUP}/operator"
@@ -50,6 +53,11 @@ def worker_name(service: str) -> str:
 def pool_name(service: str, role: Role) -> str:
     """The WorkerPool of a role, and its PodDisruptionBudget."""
     return f"{service}-{role}"
+
+
+def record_name(service: str, revision: str) -> str:
+    """The ControllerRevision that says what the workers of a revision are made of."""
+    return f"{service}-{revision}"
 
 
 def worker_pod_name(service: str, role: Role, group: str, rank: int = 0) -> str:

@@ -44,7 +44,20 @@ def read_router(deployment: JsonObject) -> RouterView:
         ready=int(status.get("readyReplicas", 0)),
         rolled_out=rolled_out,
         message=message,
+        wanted=wanted,
+        held=_set_only_by_operator(meta.get("managedFields") or []),
+        resource_version=meta.get("resourceVersion", ""),
     )
+
+
+def _set_only_by_operator(entries: list[JsonObject]) -> bool:
+    """Whether the operator's own applies, and nobody else, have set spec.replicas."""
+    owners = [
+        (entry.get("manager"), entry.get("operation"))
+        for entry in entries
+        if "f:replicas" in entry.get("fieldsV1", {}).get("f:spec", {})
+    ]
+    return owners == [(OPERATOR, "Apply")]
 
 
 def read_spec(raw: JsonObject) -> tuple[InferenceServiceSpec | None, str]:
@@ -122,6 +135,23 @@ def read_workers(pods: list[JsonObject], pools: Pair[PoolView | None]) -> tuple[
         elif not owners and meta["labels"].get(LABEL_MANAGED_BY) == OPERATOR:
             mine.append(replace(worker, orphan=True))
     return tuple(sorted(mine, key=lambda pod: (pod.created, pod.name)))
+
+
+def read_record(record: JsonObject, pools: Pair[PoolView | None]) -> Pair[WorkerPod | None]:
+    """The workers of a revision that has served, as new ones are to be made; without names."""
+
+    def read(role: Role) -> WorkerPod | None:
+        pod, pool = (record.get("data") or {}).get(str(role)), pools.of(role)
+        if pod is None or pool is None:
+            return None
+        # The pool may be another one than when the revision was recorded.
+        owners = [{**owner, "uid": pool.uid} for owner in pod["metadata"]["ownerReferences"]]
+        uid = record["metadata"]["uid"]
+        made = {**pod, "metadata": {**pod["metadata"], "uid": uid, "ownerReferences": owners}}
+        worker = read_pod(made)
+        return replace(worker, served=True) if worker is not None else None
+
+    return Pair.build(read)
 
 
 def read_node(node: JsonObject) -> NodeView:

@@ -11,9 +11,10 @@ import structlog
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
 from tandem_operator.api.rdma import RdmaMode
+from tandem_operator.clients.children import Children
 from tandem_operator.clients.cluster import Cluster, JsonObject
 from tandem_operator.clients.workers import WorkerClient
-from tandem_operator.errors import ClusterError, MissingError
+from tandem_operator.errors import ClusterError, MissingError, OperatorError
 from tandem_operator.facts.observed import (
     Claim,
     Images,
@@ -27,15 +28,18 @@ from tandem_operator.facts.scaling import PolicyView, ScalingMemory
 from tandem_operator.facts.worker import ProbeResult, WorkerPod
 from tandem_operator.names.labels import LABEL_SERVICE
 from tandem_operator.names.objects import (
+    CONTROLLER_REVISION,
     FORMER_FINALIZER,
     INFERENCE_SERVICE,
     WORKER_POOL,
+    record_name,
     router_name,
 )
 from tandem_operator.observe.claims import ClaimReader
 from tandem_operator.observe.objects import (
     read_node,
     read_pools,
+    read_record,
     read_router,
     read_spec,
     read_status,
@@ -49,7 +53,7 @@ from tandem_operator.observe.pod import (
     with_warning,
 )
 from tandem_operator.observe.scaling import ScalingObserver
-from tandem_operator.pair import Pair
+from tandem_operator.pair import Pair, Role
 
 LOG_LINES = 30
 WAITING_LIMIT = timedelta(seconds=15)
@@ -68,6 +72,7 @@ class Observer:
         workers: WorkerClient,
         images: Images,
         claims: ClaimReader,
+        children: Children,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
@@ -75,6 +80,7 @@ class Observer:
         self._uids: dict[tuple[str, str], str] = {}
         self._workers = workers
         self._images = images
+        self._children = children
         self._scaling = ScalingObserver(cluster, workers, clock)
 
     def remember(self, observed: Observed, memory: ScalingMemory | None) -> None:
@@ -92,7 +98,11 @@ class Observer:
         self._claims.forget(uid)
 
     async def observe(
-        self, namespace: str, name: str, probe: ProbeResult | None = None, last_error: str = ""
+        self,
+        namespace: str,
+        name: str,
+        probe: ProbeResult | None = None,
+        last_error: OperatorError | None = None,
     ) -> Observed:
         """All facts about a service. Raises MissingError when there is no such service.
 
@@ -136,13 +146,39 @@ class Observer:
             router=router,
             router_pods=tuple(found for pod in pods if (found := read_router_pod(pod))),
             router_troubles=tuple(told for pod in pods if (told := read_router_trouble(pod))),
+            children=self._children.of_service(namespace, name),
+            recorded=await self._record(namespace, name, router, workers, views),
             nodes=await self._nodes(spec),
             probe=probe,
-            last_error=last_error,
+            last_error=str(last_error or ""),
+            last_reason=last_error.reason if last_error is not None else "",
             images=self._images,
             entropy=secrets.token_hex(32),
         )
         return replace(observed, scaling=await self._scaling.observe(observed))
+
+    async def _record(
+        self,
+        namespace: str,
+        name: str,
+        router: RouterView | None,
+        workers: tuple[WorkerPod, ...],
+        pools: Pair[PoolView | None],
+    ) -> Pair[WorkerPod | None]:
+        """What the workers of the routed revision are made of, if a role has none left to copy."""
+        nothing: Pair[WorkerPod | None] = Pair(None, None)
+        routed = router.revision if router is not None else ""
+        present = {pod.role for pod in workers if pod.revision == routed}
+        known = self._children.content(CONTROLLER_REVISION, namespace, record_name(name, routed))
+        if present == set(Role) or not known:
+            return nothing
+        try:
+            record = await self._cluster.get(
+                CONTROLLER_REVISION, record_name(name, routed), namespace
+            )
+        except MissingError:
+            return nothing
+        return read_record(record, pools)
 
     async def _router(self, namespace: str, name: str) -> RouterView | None:
         try:

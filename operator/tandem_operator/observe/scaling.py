@@ -192,4 +192,5 @@ async def _measure(
         ]
     )
     latency = Latency(chosen or default.percentile, default.name)
-    return await collector.read(observed.router_pods, workers, latency)
+    classes = [Latency(item.percentile, item.name) for item in spec.slo.classes]
+    return await collector.read(observed.router_pods, workers, latency, classes)

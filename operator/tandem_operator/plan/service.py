@@ -5,10 +5,8 @@ from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.facts.observed import Claim, Observed
-from tandem_operator.manifests.fleet import build_fleet, build_owner, build_pool
 from tandem_operator.manifests.host_network import used_ports
 from tandem_operator.manifests.revision import revision_of
-from tandem_operator.manifests.router import build_router
 from tandem_operator.manifests.wiring import Wiring
 from tandem_operator.manifests.worker import (
     Blueprint,
@@ -16,8 +14,9 @@ from tandem_operator.manifests.worker import (
     build_worker_like,
     build_worker_pod,
 )
-from tandem_operator.names.objects import pool_name
+from tandem_operator.names.objects import CONTROLLER_REVISION, pool_name, record_name
 from tandem_operator.pair import Pair, Role
+from tandem_operator.plan.children import plan_children
 from tandem_operator.plan.notes import note_conditions, note_invalid_spec, note_scaling
 from tandem_operator.plan.ownership import plan_claim, plan_leaving
 from tandem_operator.plan.rollout.failures import keep_evidence
@@ -72,15 +71,13 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
     )
     status = build_status(basis)
     probe = plan_probe(observed, spec, step.route, now)
-    owner = build_owner(observed)
+    children = plan_children(observed, spec, targets, wiring, step.route, revision)
     return Plan(
         drop_finalizer=observed.has_former_finalizer,
-        apply=(
-            *_changed_pools(observed, targets, revision),
-            *build_fleet(observed, spec, owner),
-            *_routers(observed, spec, step.route, revision, owner),
-        ),
         adopt=_orphans(observed),
+        hand_over=children.hand_over,
+        apply=children.apply,
+        remove=children.remove,
         create=_new_pods(observed, spec, steps, revision, wiring),
         mark=tuple(mark for pool in steps for mark in pool.mark),
         engine_calls=(
@@ -107,20 +104,6 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
     )
 
 
-def _routers(
-    observed: Observed,
-    spec: InferenceServiceSpec,
-    route: str,
-    target: str,
-    owner: dict[str, Any],
-) -> list[dict[str, Any]]:
-    children = build_router(observed, spec, target, owner)
-    if route == target:
-        return children
-    # Until the routers change over, their Deployment stays as the old spec made it.
-    return [child for child in children if child["kind"] != "Deployment"]
-
-
 def _wiring(observed: Observed, spec: InferenceServiceSpec) -> Wiring:
     num_gpus = max(spec.pools.map(lambda pool: pool.gpus_per_pod))
     recorded = observed.status.transport.wiring if observed.status.transport else None
@@ -143,7 +126,8 @@ def _rollout_view(
     return RolloutView(
         target=target,
         routed=routed,
-        routed_served=any(pod.served and pod.revision == routed for pod in observed.pods),
+        routed_served=any(pod.served and pod.revision == routed for pod in observed.pods)
+        or observed.owns(CONTROLLER_REVISION, record_name(observed.name, routed)),
         routers_changed=router is not None and router.rolled_out,
         target_ready=all(number >= pool.desired for number, pool in ready.zip(targets)),
         old_workers=any(pod.revision != target for pod in observed.pods),
@@ -198,24 +182,6 @@ def _orphans(observed: Observed) -> tuple[Adoption, ...]:
         for pod in observed.pods
         if pod.orphan and (pool := observed.pools.of(pod.role)) is not None
     )
-
-
-def _changed_pools(
-    observed: Observed, targets: Pair[PoolTarget], revision: str
-) -> list[dict[str, Any]]:
-    changed = []
-    for role, target in targets.items():
-        pool = observed.pools.of(role)
-        wanted = (target.replicas, target.spec_replicas, target.ignored, revision)
-        if pool is not None and wanted == (
-            pool.replicas,
-            pool.spec_replicas,
-            pool.ignored_scale,
-            pool.revision,
-        ):
-            continue
-        changed.append(build_pool(observed, role, *wanted))
-    return changed
 
 
 def _requeue(observed: Observed, steps: Pair[PoolSteps], *, probing: bool) -> float:

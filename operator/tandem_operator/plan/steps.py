@@ -55,6 +55,15 @@ class Deletion:
 
 
 @dataclass(frozen=True)
+class Removal:
+    """A child that isn't wanted any more."""
+
+    kind: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
 class Note:
     """An event for `kubectl describe`. With `created` it is posted only if that pod was created."""
 
@@ -77,14 +86,17 @@ class PolicyTargets:
 class Plan:
     """One pass over one service.
 
-    `scaling` are the decisions that status.scaling shows for the first time. `memory` is what
-    scaling hands on to the next pass; None: nothing, because the service is being deleted or its
-    spec can't be read.
+    `hand_over` are fields that are applied in another manager's name, so that the operator can
+    leave them to others. `scaling` are the decisions that status.scaling shows for the first time.
+    `memory` is what scaling hands on to the next pass; None: nothing, because the service is being
+    deleted or its spec can't be read.
     """
 
     claim: str = ""  # what to write to status.operator before anything else is done
     drop_finalizer: bool = False  # that of an earlier version
+    hand_over: tuple[dict[str, Any], ...] = ()
     apply: tuple[dict[str, Any], ...] = ()
+    remove: tuple[Removal, ...] = ()
     adopt: tuple[Adoption, ...] = ()
     create: tuple[dict[str, Any], ...] = ()
     mark: tuple[PodMark, ...] = ()

@@ -11,10 +11,11 @@ from typing import Final
 
 import structlog
 
+from tandem_operator.clients.children import CHILD_KINDS, Children
 from tandem_operator.clients.cluster import Cluster
 from tandem_operator.errors import ClusterError
 from tandem_operator.names.labels import LABEL_SERVICE
-from tandem_operator.names.objects import AUTOSCALING_POLICY, INFERENCE_SERVICE, WORKER_POOL
+from tandem_operator.names.objects import AUTOSCALING_POLICY, INFERENCE_SERVICE
 from tandem_operator.runtime.metrics import Metrics
 from tandem_operator.runtime.workqueue import WorkQueue, key_of
 
@@ -24,10 +25,9 @@ UNSERVED: Final = (403, 404)
 """Answers by which a namespace is not served: no right to read it, or no CRD."""
 WATCHED: Final = {
     INFERENCE_SERVICE: None,
-    WORKER_POOL: None,
     AUTOSCALING_POLICY: None,
     "Pod": LABEL_SERVICE,
-    "Deployment": LABEL_SERVICE,
+    **dict.fromkeys(CHILD_KINDS, LABEL_SERVICE),
 }
 """The kinds that are watched, and the label by which."""
 EVERYWHERE: Final = "all namespaces"
@@ -45,6 +45,7 @@ class Serving:
         self,
         cluster: Cluster,
         queue: WorkQueue,
+        children: Children,
         metrics: Metrics,
         watch: Watch,
         namespaces: tuple[str, ...],
@@ -52,6 +53,7 @@ class Serving:
     ) -> None:
         self._cluster = cluster
         self._queue = queue
+        self._children = children
         self._metrics = metrics
         self._watch = watch
         self._scopes: tuple[str | None, ...] = namespaces or (None,)
@@ -107,7 +109,7 @@ class Serving:
         """Trigger every service now and then. Raises ClusterError when that isn't served."""
         while True:
             try:
-                await resync(self._cluster, self._queue, namespace)
+                await resync(self._cluster, self._queue, self._children, namespace)
             except ClusterError as error:
                 if error.status in UNSERVED:
                     raise
@@ -132,8 +134,16 @@ class Serving:
             log.info("served again", namespace=name)
 
 
-async def resync(cluster: Cluster, queue: WorkQueue, namespace: str | None) -> int:
-    """Trigger every service, in case events were missed. Returns how many services there are."""
+async def resync(
+    cluster: Cluster, queue: WorkQueue, children: Children, namespace: str | None
+) -> int:
+    """Trigger every service, in case events were missed. Returns how many services there are.
+
+    Nothing but a full list shows that a child is gone whose deletion no watch has seen.
+    """
+    for kind in CHILD_KINDS:
+        before = children.versions(kind, namespace)
+        children.replace(kind, before, await cluster.list(kind, namespace, LABEL_SERVICE))
     services = await cluster.list(INFERENCE_SERVICE, namespace)
     for service in services:
         meta = service["metadata"]

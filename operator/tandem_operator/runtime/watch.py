@@ -7,6 +7,8 @@ from typing import Any
 
 import kopf
 
+from tandem_operator.clients.children import CHILD_KINDS, Children
+from tandem_operator.clients.cluster import KINDS
 from tandem_operator.names.labels import LABEL_SERVICE
 from tandem_operator.names.objects import (
     AUTOSCALING_POLICIES,
@@ -15,12 +17,11 @@ from tandem_operator.names.objects import (
     KOPF_FINALIZER,
     STORAGE_PREFIX,
     VERSION,
-    WORKER_POOLS,
 )
 from tandem_operator.runtime.workqueue import WorkQueue, key_of
 
-Forget = Callable[[str, str, str], None]
-"""Called with the kind, namespace and name of a child that is gone."""
+WITH_STATUS = ("WorkerPool", "Deployment")
+"""Children whose status a pass reads; the others matter only when somebody changes them."""
 
 
 class Patient:
@@ -88,8 +89,8 @@ async def watch(
         task.result()
 
 
-def build_registry(queue: WorkQueue, forget: Forget) -> kopf.OperatorRegistry:
-    """The handlers, which all do the same: find the service and trigger it in the queue."""
+def build_registry(queue: WorkQueue, children: Children) -> kopf.OperatorRegistry:
+    """The handlers: they keep `children`, find the service and trigger it in the queue."""
     registry = kopf.OperatorRegistry()
     seen: dict[str, tuple[Any, ...]] = {}
 
@@ -117,19 +118,11 @@ def build_registry(queue: WorkQueue, forget: Forget) -> kopf.OperatorRegistry:
         queue.trigger(key_of(meta.get("namespace"), meta["name"]))
 
     @kopf.on.event("pods", registry=registry, labels={LABEL_SERVICE: kopf.PRESENT})
-    @kopf.on.event(
-        "apps", "v1", "deployments", registry=registry, labels={LABEL_SERVICE: kopf.PRESENT}
-    )
-    @kopf.on.event(GROUP, VERSION, WORKER_POOLS, registry=registry)
-    async def on_child(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002
+    async def on_pod(body: kopf.Body, **_: Any) -> None:
         meta = body.metadata
-        namespace = meta.get("namespace") or "default"
-        # A pool that somebody else wrote may have no labels at all.
-        service = meta.get("labels", {}).get(LABEL_SERVICE)
-        if type == "DELETED":
-            forget(str(body.get("kind", "")), namespace, meta["name"])
-        if service:
-            queue.trigger(key_of(namespace, service))
+        queue.trigger(key_of(meta.get("namespace"), meta["labels"][LABEL_SERVICE]))
+
+    _watch_children(registry, queue, children)
 
     @kopf.on.event(GROUP, VERSION, AUTOSCALING_POLICIES, registry=registry)
     async def on_policy(namespace: str | None, **_: Any) -> None:
@@ -138,3 +131,32 @@ def build_registry(queue: WorkQueue, forget: Forget) -> kopf.OperatorRegistry:
                 queue.trigger((service_namespace, service))
 
     return registry
+
+
+def _watch_children(registry: kopf.OperatorRegistry, queue: WorkQueue, children: Children) -> None:
+    async def on_child(
+        *,
+        type: str | None,  # noqa: A002
+        body: kopf.Body,
+        param: Any = "",
+        **_: Any,
+    ) -> None:
+        meta = body.metadata
+        namespace = meta.get("namespace") or "default"
+        # Somebody may have taken its label away: it is still the child of the service it had.
+        label = meta.get("labels", {}).get(LABEL_SERVICE)
+        service = label or children.service_of(param, namespace, meta["name"])
+        if not service:
+            return
+        if type == "DELETED":
+            children.drop(param, namespace, meta["name"], int(meta["resourceVersion"]))
+        elif not children.put(param, dict(body)) and param not in WITH_STATUS:
+            return
+        queue.trigger(key_of(namespace, service))
+
+    for name in CHILD_KINDS:
+        kind = KINDS[name]
+        watched = kopf.on.event(
+            kind.group, kind.version, kind.plural, registry=registry, id=name, param=name
+        )
+        watched(on_child)

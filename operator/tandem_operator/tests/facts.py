@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
+from tandem_operator.facts.child import ChildView
 from tandem_operator.facts.observed import (
     Claim,
     Images,
@@ -22,6 +23,8 @@ from tandem_operator.names.annotations import (
     ANNOTATION_SPEC_REPLICAS,
 )
 from tandem_operator.names.labels import LABEL_REVISION
+from tandem_operator.names.objects import CONTROLLER_REVISION
+from tandem_operator.observe.objects import read_record
 from tandem_operator.observe.pod import read_pod
 from tandem_operator.pair import Pair, Role
 from tandem_operator.plan import Plan, reconcile
@@ -97,6 +100,7 @@ class Fleet:
     has_former_finalizer: bool = False
     plans: list[Plan] = field(default_factory=list)
     num_pods_made: int = 0
+    records: dict[str, Pair[WorkerPod | None]] = field(default_factory=dict)  # by their names
     broken: set[str] = field(default_factory=set)  # revisions whose pods never start
 
     def observe(self) -> Observed:
@@ -110,6 +114,7 @@ class Fleet:
             else pod
             for pod in self.pods.values()
         )
+        routed = self.router.revision if self.router else ""
         return make_observed(
             self.spec,
             generation=self.generation,
@@ -120,6 +125,11 @@ class Fleet:
             probe=self.probe,
             deleting_since=self.deleting_since,
             has_former_finalizer=self.has_former_finalizer,
+            children=tuple(
+                ChildView(CONTROLLER_REVISION, name, f"uid-{name}", frozenset({"uid-qwen"}))
+                for name in self.records
+            ),
+            recorded=self.records.get(f"qwen-{routed}", Pair(None, None)),
         )
 
     def step(self, seconds: float = 1.0, *, start_pods: bool = True) -> Plan:
@@ -178,6 +188,8 @@ class Fleet:
             self.has_former_finalizer = False
         for child in plan.apply:
             self._apply(child)
+        for removal in plan.remove:
+            del self.records[removal.name]
         for body in plan.create:
             self._create(body)
         for mark in plan.mark:
@@ -214,10 +226,14 @@ class Fleet:
                 status=old.status if old else {},
             )
             self.pools = self.pools.put(role, pool)
+        elif child["kind"] == CONTROLLER_REVISION:
+            assert meta["name"] not in self.records, "a record can't be changed"
+            made = {**child, "metadata": {**meta, "uid": f"uid-{meta['name']}"}}
+            self.records[meta["name"]] = read_record(made, self.pools)
         elif child["kind"] == "Deployment":
-            number = child["spec"]["replicas"]
+            number = child["spec"].get("replicas", self.router.wanted if self.router else 1)
             revision = meta["labels"][LABEL_REVISION]
-            self.router = RouterView(revision, number, number, rolled_out=True)
+            self.router = RouterView(revision, number, number, rolled_out=True, wanted=number)
 
     def _create(self, body: dict[str, Any]) -> None:
         name = body["metadata"]["name"]

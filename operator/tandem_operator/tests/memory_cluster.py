@@ -5,6 +5,7 @@ from itertools import count
 from typing import Any
 
 from tandem_operator.errors import ClusterError, ConflictError, MissingError
+from tandem_operator.names.objects import OPERATOR
 
 Key = tuple[str, str, str]
 
@@ -46,7 +47,7 @@ class MemoryCluster:
             for (k, ns, _), body in self.objects.items()
             if k == kind
             and namespace in (None, ns)
-            and all(_selects(part, body["metadata"].get("labels", {})) for part in parts)
+            and all(_has(body, label, value if equals else None) for label, equals, value in parts)
         ]
 
     async def create(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +57,7 @@ class MemoryCluster:
             raise ConflictError(409, "exists")
         return self.put(deepcopy(body))
 
-    async def apply(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def apply(self, body: dict[str, Any], manager: str = OPERATOR) -> dict[str, Any]:
         meta = body["metadata"]
         self._enter("apply", body["kind"], meta["name"])
         key = (body["kind"], meta.get("namespace", ""), meta["name"])
@@ -66,7 +67,9 @@ class MemoryCluster:
             raise ConflictError(409, "changed")
         merged = {**old, **deepcopy(body)}
         merged["metadata"] = {**old["metadata"], **deepcopy(meta)}
-        return self.put(merged)
+        if body["kind"] == "Deployment":
+            _own_spec(merged, old, body, manager)
+        return deepcopy(old if merged == old else self.put(merged))
 
     async def merge(
         self,
@@ -126,9 +129,25 @@ class MemoryCluster:
             raise self.fail[method]
 
 
-def _selects(part: tuple[str, str, str], labels: dict[str, str]) -> bool:
-    name, sign, value = part
-    return name in labels and (not sign or labels[name] == value)
+def _own_spec(
+    merged: dict[str, Any], old: dict[str, Any], body: dict[str, Any], manager: str
+) -> None:
+    """The spec after an apply: a field that its only manager left out has its default again."""
+    before = old["metadata"].get("managedFields", [])
+    others = [entry for entry in before if entry["manager"] != manager]
+    kept = {field[2:] for entry in others for field in entry["fieldsV1"]["f:spec"]}
+    spec = {key: value for key, value in old.get("spec", {}).items() if key in kept}
+    merged["spec"] = {"replicas": 1, **spec, **deepcopy(body["spec"])}
+    own: dict[str, Any] = {"f:spec": {f"f:{field}": {} for field in body["spec"]}}
+    merged["metadata"]["managedFields"] = [
+        *others,
+        {"manager": manager, "operation": "Apply", "fieldsV1": own},
+    ]
+
+
+def _has(body: dict[str, Any], label: str, value: str | None) -> bool:
+    labels = body["metadata"].get("labels", {})
+    return label in labels and value in (None, labels[label])
 
 
 def merge_into(target: dict[str, Any], patch: dict[str, Any]) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tandem_operator.crds.kinds import KINDS
+from tandem_operator.clients.children import CHILD_KINDS
+from tandem_operator.clients.cluster import KINDS
+from tandem_operator.crds.kinds import KINDS as CRDS
 
 CHART = Path(__file__).resolve().parents[3] / "charts/tandem"
 CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
@@ -27,8 +29,19 @@ def test_the_operator_never_reads_secrets() -> None:
 
 
 def test_the_notes_name_every_crd() -> None:
-    line = f"  kubectl delete crd {' '.join(kind.crd_name for kind in KINDS)}\n"
+    line = f"  kubectl delete crd {' '.join(kind.crd_name for kind in CRDS)}\n"
     assert line in (CHART / "templates/NOTES.txt").read_text()
+
+
+@pytest.mark.parametrize("name", CHILD_KINDS)
+def test_the_operator_may_watch_and_remove_its_children(name: str) -> None:
+    kind = KINDS[name]
+    (verbs,) = (
+        rule["verbs"]
+        for rule in rules()
+        if kind.plural in rule["resources"] and kind.group in rule["apiGroups"]
+    )
+    assert {"get", "list", "watch", "create", "patch", "delete"} <= set(verbs)
 
 
 def test_the_operator_can_grant_only_what_it_holds() -> None:

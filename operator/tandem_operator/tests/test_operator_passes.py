@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tandem_operator.clients.children import Children
 from tandem_operator.clients.workers import ProbeAnswer
 from tandem_operator.controller import Controller
 from tandem_operator.errors import ClusterError, ConflictError, NotOwnedError
@@ -57,9 +58,11 @@ class Bench:
         self.cluster = MemoryCluster()
         self.workers = QuietWorkers()
         self.metrics = Metrics()
-        self.executor = Executor(self.cluster, self.workers, Events(self.cluster, "me"))  # type: ignore[arg-type]
+        self.children = Children()
+        events = Events(self.cluster, "me")  # type: ignore[arg-type]
+        self.executor = Executor(self.cluster, self.workers, events, self.children)  # type: ignore[arg-type]
         claims = ClaimReader(self.cluster, OPERATOR, everywhere=True)  # type: ignore[arg-type]
-        observer = Observer(self.cluster, self.workers, IMAGES, claims)  # type: ignore[arg-type]
+        observer = Observer(self.cluster, self.workers, IMAGES, claims, self.children)  # type: ignore[arg-type]
         self.controller = Controller(self.cluster, observer, self.executor, self.metrics)  # type: ignore[arg-type]
 
     def put_service(self, *, claimed: bool = True, **spec: Any) -> None:
@@ -235,7 +238,7 @@ async def test_workers_of_an_orphaned_pool_get_the_new_pool_as_their_owner(bench
     pods = pods_of(bench)
     pool = bench.cluster.objects.pop(("WorkerPool", "default", "qwen-decode"))
     cut_loose(bench, pool["metadata"]["uid"])
-    bench.executor.forget("WorkerPool", "default", "qwen-decode")
+    bench.children.drop("WorkerPool", "default", "qwen-decode")
     await bench.settle()
     assert pods_of(bench) == pods
     new = bench.cluster.objects[("WorkerPool", "default", "qwen-decode")]["metadata"]["uid"]

@@ -8,6 +8,7 @@ import kopf
 import pytest
 from aiohttp.test_utils import unused_port
 
+from tandem_operator.clients.children import Children
 from tandem_operator.clients.cluster import KINDS
 from tandem_operator.config import read_config
 from tandem_operator.runtime.health import HealthServer
@@ -87,7 +88,6 @@ def test_watches_are_patient() -> None:
 class Recorder:
     def __init__(self) -> None:
         self.keys: list[tuple[str, str]] = []
-        self.forgotten: list[tuple[str, str, str]] = []
 
     def trigger(self, key: tuple[str, str]) -> None:
         self.keys.append(key)
@@ -95,12 +95,9 @@ class Recorder:
     def known(self) -> list[tuple[str, str]]:
         return [("ns", "one"), ("other", "two")]
 
-    def forget(self, kind: str, namespace: str, name: str) -> None:
-        self.forgotten.append((kind, namespace, name))
 
-
-def handlers(recorder: Recorder) -> dict[str, Any]:
-    registry = build_registry(recorder, recorder.forget)  # type: ignore[arg-type]
+def handlers(recorder: Recorder, children: Children | None = None) -> dict[str, Any]:
+    registry = build_registry(recorder, children or Children())  # type: ignore[arg-type]
     found: list[Any] = [handler.fn for handler in registry._watching._handlers]
     return {handler.__name__: handler for handler in found}
 
@@ -127,13 +124,37 @@ async def test_own_status_writes_are_no_news() -> None:
     assert len(recorder.keys) == 3
 
 
-async def test_children_lead_to_their_service() -> None:
+async def test_pods_lead_to_their_service() -> None:
     recorder = Recorder()
-    on_child = handlers(recorder)["on_child"]
     labels = {"tandem.dev/service": "one"}
-    await on_child(type="DELETED", body=body(name="pod", labels=labels))
+    await handlers(recorder)["on_pod"](body=body(name="pod", labels=labels))
     assert recorder.keys == [("ns", "one")]
-    assert recorder.forgotten == [("Pod", "ns", "pod")]
+
+
+async def test_children_lead_to_their_service() -> None:
+    recorder, children = Recorder(), Children()
+    on_child = handlers(recorder, children)["on_child"]
+
+    async def see(event: str, kind: str, version: int, **meta: Any) -> int:
+        """How many times the service was triggered."""
+        recorder.keys.clear()
+        seen = body(name="x", resourceVersion=str(version), **meta)
+        await on_child(type=event, body=seen, param=kind)
+        assert set(recorder.keys) <= {("ns", "one")}
+        return len(recorder.keys)
+
+    ours = {"tandem.dev/service": "one"}
+    assert await see("ADDED", "Service", 1) == 0, "without a label it is nobody's"
+    assert children.content("Service", "ns", "x") == ""
+    assert await see("ADDED", "Service", 2, labels=ours) == 1
+    assert await see("MODIFIED", "Service", 3, labels=ours) == 0, "only its status changed"
+    assert await see("MODIFIED", "Service", 4, labels=ours | {"a": "b"}) == 1
+    assert await see("MODIFIED", "Service", 5) == 1, "somebody took its label away"
+    assert [child.name for child in children.of_service("ns", "one")] == ["x"]
+    assert await see("DELETED", "Service", 6, labels=ours) == 1
+    assert children.of_service("ns", "one") == ()
+    assert await see("ADDED", "Deployment", 7, labels=ours) == 1
+    assert await see("MODIFIED", "Deployment", 8, labels=ours) == 1, "its status says who is ready"
 
 
 async def test_a_policy_wakes_the_services_of_its_namespace() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tandem_operator.clients.children import Children
 from tandem_operator.controller import Controller
 from tandem_operator.errors import ConflictError
 from tandem_operator.execute.events import Events
@@ -26,8 +27,9 @@ class Rival:
         workers: Any = bench.workers
         self.metrics = Metrics()
         claims = ClaimReader(cluster, SECOND, everywhere=True)
-        observer = Observer(cluster, workers, Images("router:2", "engine:2"), claims)
-        executor = Executor(cluster, workers, Events(cluster, SECOND))
+        children = Children()
+        observer = Observer(cluster, workers, Images("router:2", "engine:2"), claims, children)
+        executor = Executor(cluster, workers, Events(cluster, SECOND), children)
         self.controller = Controller(cluster, observer, executor, self.metrics)
 
 

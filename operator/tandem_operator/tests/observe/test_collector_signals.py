@@ -142,6 +142,20 @@ async def test_latencies_of_one_class(pods: Pods, collector: Collector) -> None:
     assert other.attained_percent is None
 
 
+async def test_each_class_is_measured_at_its_percentile(pods: Pods, collector: Collector) -> None:
+    pods.pages["r1"] = page()
+    classes = [Latency(50, "a"), Latency(90, "a"), Latency(95, "b")]
+    await collector.read(ROUTERS, WORKERS, Latency(50, "b"), classes)
+    pods.now, pods.pages["r1"] = 10.0, page(fast=30, total=40)
+    measured = (await collector.read(ROUTERS, WORKERS, Latency(50, "b"), classes)).classes
+    assert [item.name for item in measured] == ["a", "a", "b"]
+    half, most, none = (item.ttft_seconds for item in measured)
+    assert half == pytest.approx(0.1 * 20 / 30)
+    assert most == pytest.approx(0.1 + 0.9 * 6 / 10)
+    assert none is None
+    assert [item.attained_percent for item in measured] == [75.0, 75.0, None]
+
+
 async def test_an_incomplete_reading_keeps_the_last_figures(
     pods: Pods, collector: Collector
 ) -> None:

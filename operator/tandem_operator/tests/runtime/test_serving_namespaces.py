@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from deadlines import patience
 
+from tandem_operator.clients.children import Children
 from tandem_operator.errors import ClusterError
 from tandem_operator.runtime import serving as module
 from tandem_operator.runtime.metrics import Metrics
@@ -48,7 +49,9 @@ class Room:
         self.queue = WorkQueue(self.work, settle_seconds=0.0)
         self.queue.open()
         cluster: Any = self.cluster
-        self.serving = Serving(cluster, self.queue, self.metrics, self.watch, namespaces, 0.02)
+        self.serving = Serving(
+            cluster, self.queue, Children(), self.metrics, self.watch, namespaces, 0.02
+        )
 
     async def work(self, key: Key) -> float | None:
         self.passes.append(key)

@@ -1,7 +1,7 @@
 """What Triton needs on the machine beside the GPU: a C compiler, and a folder for what it makes.
 
-Triton compiles the code that launches a kernel with a C compiler when the kernel is first used. So a
-worker on a GPU can't do without one: there is no other way to launch its kernels.
+Triton compiles the code that launches a kernel with a C compiler when the kernel is first used, and
+there is no other way to launch it. So a worker on a GPU cannot do without one.
 """
 
 import os

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tandem_operator.names.objects import OPERATOR
-from tandem_operator.names.pods import PORT_WORKER_HTTP
 
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 IMAGE_PREFIX = "ghcr.io/tandem-inference"
@@ -32,8 +31,12 @@ class Config:
     leader_election: bool
     concurrency: int
     resync_seconds: float
-    worker_port: int
     log_level: str
+
+    @property
+    def operator(self) -> str:
+        """Who this operator is in `status.operator` of what it serves: its Lease."""
+        return f"{self.own_namespace}/{self.lease_name}"
 
 
 def read_config(argv: list[str] | None = None, env: Mapping[str, str] | None = None) -> Config:
@@ -77,7 +80,6 @@ def read_config(argv: list[str] | None = None, env: Mapping[str, str] | None = N
     )
     add("--concurrency", type=int, default=8, help="services worked on at once")
     add("--resync-seconds", type=float, default=60.0, help="period of the full resync")
-    add("--worker-port", type=int, default=PORT_WORKER_HTTP, help="admin port of the workers")
     add("--log-level", default=env.get("TANDEM_LOG_LEVEL", "info"), help="debug, info, warning")
     values = vars(parser.parse_args(argv))
     named = values.pop("namespace") or env.get("TANDEM_NAMESPACE", "").split(",")

@@ -57,8 +57,8 @@ class ModelCache(ApiObject):
     """Where downloads, converted weights and compiled kernels are kept between pods."""
 
     claim_name: ResourceName | None = None
-    """A PersistentVolumeClaim (ReadWriteMany for several nodes) that all workers and routers share;
-    without it each pod downloads and converts into an emptyDir."""
+    """A PersistentVolumeClaim (ReadWriteMany for several nodes) that all workers share, and routers
+    too when they download; without it each pod downloads and converts into an emptyDir."""
 
 
 class Adapter(ApiObject):

@@ -14,7 +14,6 @@ from tandem_operator.names.pods import ENV_CACHE_DIR
 
 MODEL_PATH = "/mnt/model"
 CACHE_PATH = "/mnt/cache"
-SECRET_KEYS = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 ROUTER_CACHES: Final[Mapping[str, str]] = {
     "HOME": "",
     ENV_CACHE_DIR: "",
@@ -28,6 +27,11 @@ WORKER_CACHES: Final[Mapping[str, str]] = {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "CUDA_CACHE_PATH": "cuda",
 }
+_SECRET_KEYS = {
+    ModelScheme.HF: ("HF_TOKEN",),
+    ModelScheme.S3: ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+}
+"""What a download needs from model.secretName; only these schemes download anything."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,12 @@ class ModelStorage:
     writes_claim: bool = False
 
 
-def build_storage(model: Model) -> ModelStorage:
-    """The storage of a model. The download secret is only referred to, never read."""
+def build_storage(model: Model, *, weights: bool = True) -> ModelStorage:
+    """The storage of a model. The download secret is only referred to, never read.
+
+    Without `weights`, for a router: it reads the model's config and tokenizer, and shares nothing
+    with others but what it downloads.
+    """
     source = model.source
     volumes: list[dict[str, Any]] = []
     mounts: list[dict[str, Any]] = []
@@ -69,17 +77,17 @@ def build_storage(model: Model) -> ModelStorage:
         # --revision is the fleet's revision, so the hub's must be in the URI.
         uri = f"{uri}@{model.revision}"
     claim = model.cache.claim_name
+    shares = bool(claim) and (weights or source.scheme in _SECRET_KEYS)
     volumes.append(
         {"name": "cache", "persistentVolumeClaim": {"claimName": claim}}
-        if claim
+        if shares
         else {"name": "cache", "emptyDir": {}}
     )
     mounts.append({"name": "cache", "mountPath": CACHE_PATH})
     if model.secret_name:
-        env.extend(_from_secret(model.secret_name, key) for key in SECRET_KEYS)
-    return ModelStorage(
-        uri, CACHE_PATH, tuple(volumes), tuple(mounts), tuple(env), bool(model.cache.claim_name)
-    )
+        keys = _SECRET_KEYS.get(source.scheme, ())
+        env.extend(_from_secret(model.secret_name, key) for key in keys)
+    return ModelStorage(uri, CACHE_PATH, tuple(volumes), tuple(mounts), tuple(env), shares)
 
 
 def cache_env(caches: Mapping[str, str]) -> dict[str, str]:

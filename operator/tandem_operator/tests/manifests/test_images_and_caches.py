@@ -57,10 +57,12 @@ def test_every_cache_is_on_a_volume(uri: str, wiring: Wiring | None) -> None:
         assert {told[name].startswith(path) for name in names} == {True}
 
 
-def test_a_claim_is_the_cache_of_workers_and_routers() -> None:
-    for pod in build(model={"uri": "package://some-gguf", "cache": {"claimName": "models"}}):
-        claims = [item.get("persistentVolumeClaim") for item in pod["volumes"]]
-        assert {"claimName": "models"} in claims
+@pytest.mark.parametrize(("uri", "shared"), [("package://some-gguf", False), ("hf://o/m", True)])
+def test_routers_share_the_claim_for_what_is_downloaded(uri: str, shared: bool) -> None:
+    pods = build(model={"uri": uri, "cache": {"claimName": "models"}})
+    claim = {"name": "cache", "persistentVolumeClaim": {"claimName": "models"}}
+    assert [claim in pod["volumes"] for pod in pods] == [True, shared]
+    assert ["fsGroup" in pod["securityContext"] for pod in pods] == [True, shared]
 
 
 def test_a_users_cache_wins() -> None:

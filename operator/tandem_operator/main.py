@@ -16,7 +16,7 @@ from tandem_operator.clients.cluster import Cluster
 from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.config import Config, read_config
 from tandem_operator.controller import Controller
-from tandem_operator.errors import LeadershipLost
+from tandem_operator.errors import LeadershipLost, UnreachableError
 from tandem_operator.execute.events import Events
 from tandem_operator.execute.executor import Executor
 from tandem_operator.facts.observed import Images
@@ -40,18 +40,24 @@ def main(argv: list[str] | None = None) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
     if config.kubeconfig:
         os.environ["KUBECONFIG"] = config.kubeconfig
-    sys.exit(asyncio.run(run(config)))
+    try:
+        code = asyncio.run(run(config))
+    except UnreachableError as error:
+        sys.exit(f"tandem-operator: {error}")
+    sys.exit(code)
 
 
 async def run(config: Config) -> int:
-    """Run everything until a signal or the loss of the lease. Returns the exit code."""
+    """Run everything until a signal or the loss of the lease. Returns the exit code.
+
+    Raises UnreachableError when nothing says which cluster to work in.
+    """
     cluster = await Cluster.connect(config.kubeconfig or None)
     workers, metrics = WorkerClient(), Metrics()
     children = Children()
     executor = Executor(cluster, workers, Events(cluster, config.identity), children)
     claims = ClaimReader(cluster, config.operator, everywhere=not config.namespaces)
-    images = Images(config.router_image, config.engine_image)
-    observer = Observer(cluster, workers, images, claims, children)
+    observer = Observer(cluster, workers, _images(config), claims, children)
     controller = Controller(cluster, observer, executor, metrics)
     queue = WorkQueue(controller.work, concurrency=config.concurrency)
     metrics.queued.set_function(lambda: queue.num_keys)
@@ -85,6 +91,15 @@ async def run(config: Config) -> int:
         await health.stop()
         await workers.close()
         await cluster.close()
+
+
+def _images(config: Config) -> Images:
+    return Images(
+        config.router_image,
+        config.engine_image,
+        config.router_pull_policy,
+        config.engine_pull_policy,
+    )
 
 
 async def _lead(

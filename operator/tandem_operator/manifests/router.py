@@ -8,8 +8,13 @@ from tandem_operator.api.router import FIRST_ROUTERS
 from tandem_operator.facts.observed import Observed
 from tandem_operator.manifests.host_network import move_router
 from tandem_operator.manifests.pod_template import merge_template
-from tandem_operator.manifests.storage import build_storage
-from tandem_operator.manifests.worker import CLAIM_SECURITY, GRACE_AFTER_DRAIN_SECONDS, USER_ID
+from tandem_operator.manifests.storage import ROUTER_CACHES, build_storage, cache_env
+from tandem_operator.manifests.worker import (
+    CLAIM_SECURITY,
+    GRACE_AFTER_DRAIN_SECONDS,
+    USER_ID,
+    pull_policy,
+)
 from tandem_operator.names import router as flags
 from tandem_operator.names.labels import (
     LABEL_REVISION,
@@ -20,7 +25,6 @@ from tandem_operator.names.labels import (
 )
 from tandem_operator.names.objects import router_name, router_service_name
 from tandem_operator.names.pods import (
-    ENV_CACHE_DIR,
     ENV_POD_NAME,
     PORT_NAME_HTTP,
     PORT_ROUTER_HTTP,
@@ -145,12 +149,12 @@ def build_scale_holder(observed: Observed, spec: InferenceServiceSpec) -> dict[s
 def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> dict[str, Any]:
     storage = build_storage(spec.model, weights=False)
     volumes, mounts = list(storage.volumes), list(storage.mounts)
+    cache = cache_env(ROUTER_CACHES)
     env = [
         {"name": ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        *({"name": name, "value": value} for name, value in cache.items()),
         *storage.env,
     ]
-    if storage.cache_dir:
-        env.append({"name": ENV_CACHE_DIR, "value": storage.cache_dir})
     if spec.router.api_keys_secret_name:
         secret = {"secretName": spec.router.api_keys_secret_name}
         volumes.append({"name": "api-keys", "secret": secret})
@@ -158,6 +162,7 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
     container: dict[str, Any] = {
         "name": ROUTER_CONTAINER,
         "image": observed.images.router,
+        **pull_policy(observed.images.router_pull_policy),
         "args": router_args(observed, spec, revision, storage.uri),
         "ports": [{"name": PORT_NAME_HTTP, "containerPort": PORT_ROUTER_HTTP, "protocol": "TCP"}],
         "env": env,

@@ -18,15 +18,15 @@ BASE: dict[str, Any] = {
     "decode": {},
     "rdma": {"mode": "None"},
 }
-SOURCES = {
-    "hf://org/name": ({"/mnt/cache"}, {"/mnt/cache"}),
-    "pvc://claim/a": ({"/mnt/model"}, {"/mnt/model", "/mnt/cache"}),
-    "file:///models/x": ({"/models/x"}, {"/models/x", "/mnt/cache"}),
-    "oci://registry/image:tag": ({"/mnt/model"}, {"/mnt/model", "/mnt/cache"}),
-    "package://some-gguf": (set(), {"/mnt/cache"}),
-    "mock://fast": (set(), {"/mnt/cache"}),
+SOURCES: dict[str, set[str]] = {
+    "hf://org/name": set(),
+    "pvc://claim/a": {"/mnt/model"},
+    "file:///models/x": {"/models/x"},
+    "oci://registry/image:tag": {"/mnt/model"},
+    "package://some-gguf": set(),
+    "mock://fast": set(),
 }
-"""What routers and workers mount of each kind of model with a claim for the cache."""
+"""What a container mounts of each kind of model, beside its cache."""
 
 
 def pod_specs(change: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -82,18 +82,21 @@ def test_a_container_mounts_what_it_reads(case: str) -> None:
 
 
 @pytest.mark.parametrize("uri", SOURCES)
-def test_routers_mount_the_model_and_workers_the_cache_too(uri: str) -> None:
-    router, worker = SOURCES[uri]
+def test_every_container_mounts_the_model_and_a_cache(uri: str) -> None:
     pods = pod_specs({"model": {"uri": uri, **CLAIM}, **KEYS})
-    assert mounted(pods["qwen-router"]["containers"][0]) == router | {"/etc/tandem/api-keys"}
+    files = SOURCES[uri] | {"/mnt/cache"}
+    assert mounted(pods["qwen-router"]["containers"][0]) == files | {"/etc/tandem/api-keys"}
     for role in ("prefill", "decode"):
-        assert mounted(pods[f"qwen-{role}-a"]["containers"][0]) == worker | {"/dev/shm"}
+        assert mounted(pods[f"qwen-{role}-a"]["containers"][0]) == files | {"/dev/shm"}
     for name, pod in pods.items():
-        writes = "/mnt/cache" in mounted(pod["containers"][0])
+        cache = next(volume for volume in pod["volumes"] if volume["name"] == "cache")
+        # A router keeps nothing in the claim but what it downloads.
+        shares = name != "qwen-router" or uri.startswith("hf://")
+        assert ("persistentVolumeClaim" in cache) == shares, name
         security = pod["securityContext"]
-        assert ("fsGroup" in security) == writes, name
+        assert ("fsGroup" in security) == shares, name
         # Without it, each start walks over every file of the cache.
-        assert security.get("fsGroupChangePolicy") == ("OnRootMismatch" if writes else None)
+        assert security.get("fsGroupChangePolicy") == ("OnRootMismatch" if shares else None)
 
 
 @pytest.mark.parametrize("uri", SOURCES)

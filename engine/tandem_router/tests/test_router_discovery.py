@@ -170,14 +170,15 @@ async def test_a_router_without_workers_is_an_endpoint_that_refuses() -> None:
         )
 
         async def inflight() -> bool:
-            return 'tandem_inflight{model="mock"} 2.0' in (await running.http.get("/metrics")).text
+            text = (await running.monitor.get("/metrics")).text
+            return 'tandem_inflight{model="mock"} 2.0' in text
 
         while not await inflight():
             assert not waiting.done(), "a request that waits for a first worker is in flight"
         answer = await waiting
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) >= 1
-        text = (await running.http.get("/metrics")).text
+        text = (await running.monitor.get("/metrics")).text
         assert 'tandem_requests_total{class="default",code="503",model="mock"} 1.0' in text
         assert 'tandem_inflight{model="mock"} 0.0' in text
 

@@ -13,6 +13,7 @@ from typing import Any
 import kopf
 import structlog
 
+from tandem_operator.clients.admin_key import AdminKey
 from tandem_operator.clients.cluster import Cluster
 from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.config import Config, read_config
@@ -21,7 +22,12 @@ from tandem_operator.errors import ClusterError, LeadershipLost
 from tandem_operator.execute.events import Events
 from tandem_operator.execute.executor import Executor
 from tandem_operator.facts.observed import Images
-from tandem_operator.names.objects import AUTOSCALING_POLICY, INFERENCE_SERVICE, WORKER_POOL
+from tandem_operator.names.objects import (
+    AUTOSCALING_POLICY,
+    INFERENCE_SERVICE,
+    WORKER_POOL,
+    admin_key_name,
+)
 from tandem_operator.observe.observer import Observer
 from tandem_operator.runtime.health import HealthServer
 from tandem_operator.runtime.leader import Leader
@@ -51,7 +57,8 @@ async def run(config: Config) -> int:
     cluster = await Cluster.connect(config.kubeconfig or None)
     workers, metrics = WorkerClient(config.worker_port), Metrics()
     executor = Executor(cluster, workers, Events(cluster, config.identity))
-    observer = Observer(cluster, workers, Images(config.router_image, config.engine_image))
+    key = AdminKey(cluster, config.own_namespace, admin_key_name(config.lease_name))
+    observer = Observer(cluster, workers, Images(config.router_image, config.engine_image), key)
     controller = Controller(cluster, observer, executor, metrics)
     queue = WorkQueue(controller.work, concurrency=config.concurrency)
     metrics.queued.set_function(lambda: queue.num_keys)

@@ -62,7 +62,8 @@ class Router(ApiObject):
     replicas: Annotated[int, Field(ge=1, le=64)] = 2
     """How many routers run."""
     resources: ContainerResources = ContainerResources()
-    """Resources of the router container."""
+    """Resources of the router container. Of those that are not mentioned: requests of 100m CPU and
+    256Mi of memory, limits of 4 CPUs and 4Gi."""
     policy: RouterPolicy = RouterPolicy.KV_AWARE
     """How a router chooses workers."""
     admission: RouterAdmission = RouterAdmission()

@@ -9,7 +9,7 @@ import structlog
 
 from tandem_operator.facts.worker import WorkerFigures, WorkerState
 from tandem_operator.names import worker
-from tandem_operator.names.pods import PORT_ROUTER_HTTP, PORT_WORKER_HTTP
+from tandem_operator.names.pods import PORT_ROUTER_METRICS, PORT_WORKER_HTTP
 from tandem_operator.names.router import ROUTE_METRICS
 
 STATE_SECONDS: Final = 3.0
@@ -40,7 +40,7 @@ class WorkerClient:
     def __init__(
         self,
         worker_port: int = PORT_WORKER_HTTP,
-        router_port: int = PORT_ROUTER_HTTP,
+        router_port: int = PORT_ROUTER_METRICS,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         # They are pods: never by way of a proxy that the environment names.

@@ -61,6 +61,7 @@ class Executor:
         others = [child for child in plan.apply if child["kind"] != "RoleBinding"]
         await self._all((self._apply(child, observed) for child in others), errors)
         await self._all((self._apply(child, observed) for child in grants), errors)
+        await self._all((self._create_once(child) for child in plan.create_once), errors)
         refused: dict[str, str] = {}
         await self._all((self._create(pod, refused) for pod in plan.create), errors)
         await self._all((self._mark(mark, observed) for mark in plan.mark), errors)
@@ -131,6 +132,19 @@ class Executor:
             f"{child['kind']} {meta['name']} exists and does not belong to {observed.name}:"
             " remove or rename it"
         )
+
+    async def _create_once(self, child: JsonObject) -> None:
+        """Create a child that the operator may neither read nor change."""
+        meta = child["metadata"]
+        key = (child["kind"], meta["namespace"], meta["name"])
+        _, at = self._applied.get(key, ("", 0.0))
+        if key in self._applied and time.monotonic() - at < REAPPLY_SECONDS:
+            return
+        try:
+            await self._cluster.create(child)
+        except ConflictError:
+            log.debug("exists already", kind=key[0], name=key[2])
+        self._applied[key] = ("", time.monotonic())
 
     async def _create(self, pod: JsonObject, refused: dict[str, str]) -> None:
         """Create a pod. If the API server refuses it, `refused` says why, by the pod's name."""

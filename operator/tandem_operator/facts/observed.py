@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
+from tandem_operator.facts.admin import AdminAccess
 from tandem_operator.facts.scaling import Scaling
 from tandem_operator.facts.worker import ProbeResult, WorkerPod
 from tandem_operator.pair import Pair, Role
@@ -98,7 +99,7 @@ class Observed:
     last_error: str = ""  # what went wrong in the last pass
     scaling: Scaling = field(default_factory=Scaling)
     images: Images = Images("", "")
-    entropy: str = ""  # fresh randomness for the admin tokens of new pods
+    admin: AdminAccess = field(default_factory=AdminAccess)
 
     def pods_of(self, role: Role) -> tuple[WorkerPod, ...]:
         """The pods of one role, oldest first."""

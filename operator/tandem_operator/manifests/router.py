@@ -5,6 +5,13 @@ from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.facts.observed import Observed
+from tandem_operator.manifests.container import (
+    ROUTER_DEFAULTS,
+    build_resources,
+    container_security,
+    writable_mounts,
+    writable_volumes,
+)
 from tandem_operator.manifests.pod_template import merge_template
 from tandem_operator.manifests.storage import build_storage
 from tandem_operator.manifests.worker import GRACE_AFTER_DRAIN_SECONDS, USER_ID
@@ -22,7 +29,9 @@ from tandem_operator.names.pods import (
     ENV_POD_IP,
     ENV_POD_NAME,
     PORT_NAME_HTTP,
+    PORT_NAME_METRICS,
     PORT_ROUTER_HTTP,
+    PORT_ROUTER_METRICS,
     ROUTER_CONTAINER,
 )
 
@@ -114,7 +123,8 @@ def _deployment(
 
 def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> dict[str, Any]:
     storage = build_storage(spec.model)
-    volumes, mounts = list(storage.volumes), list(storage.mounts)
+    volumes = [*storage.volumes, *writable_volumes()]
+    mounts = [*storage.mounts, *writable_mounts()]
     env = [
         {"name": ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         {"name": ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
@@ -130,12 +140,13 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
         "name": ROUTER_CONTAINER,
         "image": observed.images.router,
         "args": router_args(observed, spec, revision, storage.uri),
-        "ports": [{"name": PORT_NAME_HTTP, "containerPort": PORT_ROUTER_HTTP, "protocol": "TCP"}],
+        "ports": [
+            {"name": PORT_NAME_HTTP, "containerPort": PORT_ROUTER_HTTP, "protocol": "TCP"},
+            {"name": PORT_NAME_METRICS, "containerPort": PORT_ROUTER_METRICS, "protocol": "TCP"},
+        ],
         "env": env,
         "volumeMounts": mounts,
-        "resources": spec.router.resources.model_dump(
-            mode="json", by_alias=True, exclude_none=True, exclude_defaults=True
-        ),
+        "resources": build_resources(ROUTER_DEFAULTS, spec.router.resources),
         "startupProbe": _probe(
             flags.ROUTE_HEALTH, periodSeconds=1, timeoutSeconds=5, failureThreshold=600
         ),
@@ -145,10 +156,7 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
         "livenessProbe": _probe(
             flags.ROUTE_HEALTH, periodSeconds=10, timeoutSeconds=10, failureThreshold=6
         ),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": container_security(),
     }
     return {
         "serviceAccountName": router_name(observed.name),
@@ -177,6 +185,7 @@ def router_args(
         flags.FLAG_REVISION: revision,
         flags.FLAG_HOST: "0.0.0.0",
         flags.FLAG_PORT: PORT_ROUTER_HTTP,
+        flags.FLAG_METRICS_PORT: PORT_ROUTER_METRICS,
         flags.FLAG_SERVICE: observed.name,
         flags.FLAG_NAMESPACE: observed.namespace,
         flags.FLAG_POLICY: str(spec.router.policy),

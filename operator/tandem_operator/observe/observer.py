@@ -1,7 +1,6 @@
 """Collects the facts about one service from the API server and from its workers."""
 
 import asyncio
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,9 +10,11 @@ import structlog
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
 from tandem_operator.api.rdma import RdmaMode
+from tandem_operator.clients.admin_key import AdminKey
 from tandem_operator.clients.cluster import Cluster, JsonObject
 from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.errors import ClusterError, MissingError
+from tandem_operator.facts.admin import derive_access
 from tandem_operator.facts.observed import Images, NodeView, Observed, PoolView, RouterView
 from tandem_operator.facts.scaling import ScalingMemory
 from tandem_operator.facts.worker import ProbeResult, WorkerPod
@@ -53,11 +54,13 @@ class Observer:
         cluster: Cluster,
         workers: WorkerClient,
         images: Images,
+        admin_key: AdminKey,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
         self._workers = workers
         self._images = images
+        self._admin_key = admin_key
         self._scaling = ScalingObserver(cluster, workers, clock)
 
     def remember(self, observed: Observed, memory: ScalingMemory | None) -> None:
@@ -83,6 +86,11 @@ class Observer:
         views = read_pools(name, meta["uid"], pools)
         status = read_status(raw)
         workers = read_workers(pods, {view.uid for view in views if view is not None})
+        admin = derive_access(await self._admin_key.read(), name, meta["uid"])
+        workers = tuple(
+            replace(pod, admin_token=admin.token if pod.admin_secret == admin.secret_name else "")
+            for pod in workers
+        )
         workers = await self._with_evidence(namespace, workers, status)
         deleting = read_time(meta.get("deletionTimestamp"))
         observed = Observed(
@@ -104,7 +112,7 @@ class Observer:
             probe=probe,
             last_error=last_error,
             images=self._images,
-            entropy=secrets.token_hex(32),
+            admin=admin,
         )
         return replace(observed, scaling=await self._scaling.observe(observed))
 
@@ -172,6 +180,8 @@ class Observer:
 
         async def add_state(pod: WorkerPod) -> WorkerPod:
             asked = all_of_them or pod.draining_since is not None or pod.role in crowded
+            # One that isn't ready may have been drained behind the operator's back.
+            asked = asked or not pod.ready
             if not (asked and pod.started and pod.ip) or pod.deleting:
                 return pod
             return replace(pod, state=await self._workers.state(pod.ip))

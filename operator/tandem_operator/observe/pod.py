@@ -17,10 +17,10 @@ from tandem_operator.names.annotations import (
 from tandem_operator.names.labels import LABEL_GROUP, LABEL_REVISION, LABEL_ROLE, ROUTER
 from tandem_operator.names.pods import (
     ENGINE_CONTAINER,
-    ENV_ADMIN_TOKEN,
     MEMLOCK_CONTAINER,
     PORT_WORKER_BOOTSTRAP,
     ROUTER_CONTAINER,
+    VOLUME_ADMIN_TOKEN,
 )
 from tandem_operator.pair import Role
 
@@ -62,7 +62,7 @@ def read_pod(pod: JsonObject) -> WorkerPod | None:
         trouble=trouble,
         trouble_reason=reason,
         failure=_failure(meta, status, engine),
-        admin_token=_token(pod),
+        admin_secret=_admin_secret(pod),
         memlock=_memlock(status),
         manifest=pod,
     )
@@ -211,12 +211,10 @@ def _memlock(status: JsonObject) -> str:
     return str(ended.get("message") or "").strip()
 
 
-def _token(pod: JsonObject) -> str:
-    for container in pod.get("spec", {}).get("containers", []):
-        for env in container.get("env") or []:
-            if env.get("name") == ENV_ADMIN_TOKEN:
-                return str(env.get("value") or "")
-    return ""
+def _admin_secret(pod: JsonObject) -> str:
+    volumes = pod.get("spec", {}).get("volumes") or []
+    mounted = (item.get("secret") for item in volumes if item.get("name") == VOLUME_ADMIN_TOKEN)
+    return str((next(mounted, None) or {}).get("secretName") or "")
 
 
 def _condition(status: JsonObject, kind: str) -> dict[str, Any]:

@@ -5,7 +5,12 @@ from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.facts.observed import Observed
-from tandem_operator.manifests.fleet import build_fleet, build_owner, build_pool
+from tandem_operator.manifests.fleet import (
+    build_admin_secret,
+    build_fleet,
+    build_owner,
+    build_pool,
+)
 from tandem_operator.manifests.revision import revision_of
 from tandem_operator.manifests.router import build_router
 from tandem_operator.manifests.wiring import Wiring
@@ -68,6 +73,7 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
             *build_fleet(observed, spec, owner),
             *_routers(observed, spec, step.route, revision, owner),
         ),
+        create_once=(build_admin_secret(observed, owner),),
         create=_new_pods(observed, spec, steps, revision, wiring),
         mark=tuple(mark for pool in steps for mark in pool.mark),
         engine_calls=(

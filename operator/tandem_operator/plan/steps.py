@@ -74,6 +74,8 @@ class Plan:
 
     finalizer: Literal["keep", "add", "remove"] = "keep"
     apply: tuple[dict[str, Any], ...] = ()
+    create_once: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    """Secrets, which are made where they are missing, and never read nor changed."""
     create: tuple[dict[str, Any], ...] = ()
     mark: tuple[PodMark, ...] = ()
     engine_calls: tuple[EngineCall, ...] = ()

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
+from tandem_operator.facts.admin import AdminAccess
 from tandem_operator.facts.observed import Images, Observed, PoolView, RouterView
 from tandem_operator.facts.worker import PodFailure, ProbeResult, WorkerPod, WorkerState
 from tandem_operator.names.annotations import (
@@ -21,6 +22,7 @@ from tandem_operator.plan import Plan, reconcile
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 IMAGES = Images("router:1", "engine:1")
+ADMIN = AdminAccess("qwen-admin-abc", "token")
 ROLES = {"qwen-prefill": Role.PREFILL, "qwen-decode": Role.DECODE}
 
 
@@ -51,7 +53,8 @@ def make_pod(name: str = "qwen-decode-a", **changes: Any) -> WorkerPod:
         "ready": True,
         "started": True,
         "served": True,
-        "admin_token": "token",
+        "admin_secret": ADMIN.secret_name,
+        "admin_token": ADMIN.token,
     }
     return WorkerPod(**{**facts, **changes})
 
@@ -65,7 +68,7 @@ def make_observed(spec: InferenceServiceSpec | None = None, **changes: Any) -> O
         "generation": 1,
         "spec": make_spec() if spec is None else spec,
         "images": IMAGES,
-        "entropy": "entropy",
+        "admin": ADMIN,
         "nodes": (),
     }
     return Observed(**{**facts, **changes})
@@ -88,6 +91,7 @@ class Fleet:
     has_finalizer: bool = False
     plans: list[Plan] = field(default_factory=list)
     num_pods_made: int = 0
+    draining: set[str] = field(default_factory=set)  # workers that were told to
     broken: set[str] = field(default_factory=set)  # revisions whose pods never start
 
     def observe(self) -> Observed:
@@ -95,7 +99,7 @@ class Fleet:
         pods = tuple(
             replace(
                 pod,
-                state=WorkerState(self.busy.get(pod.name, 0), 0, pod.draining_since is not None),
+                state=WorkerState(self.busy.get(pod.name, 0), 0, pod.name in self.draining),
             )
             if pod.started
             else pod
@@ -178,6 +182,10 @@ class Fleet:
                 self.probe = ProbeResult(
                     call.revision, call.pod, call.peer, self.now, "tcp", 10**8, 0.1
                 )
+            elif call.action == "drain":
+                self.draining.add(call.pod)
+            else:
+                self.draining.discard(call.pod)
         for item in plan.delete:
             assert self.pods[item.name].uid == item.uid
             del self.pods[item.name]
@@ -219,7 +227,8 @@ class Fleet:
         meta = {**body["metadata"], "uid": f"uid-{self.num_pods_made}", "creationTimestamp": stamp}
         pod = read_pod({**body, "metadata": meta})
         assert pod is not None
-        self.pods[name] = pod
+        assert pod.admin_secret == ADMIN.secret_name
+        self.pods[name] = replace(pod, admin_token=ADMIN.token)
 
     def _mark(self, name: str, annotations: Any) -> None:
         pod = self.pods[name]

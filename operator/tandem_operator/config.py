@@ -9,6 +9,7 @@ from pathlib import Path
 from tandem_operator.names.objects import OPERATOR
 from tandem_operator.names.pods import PORT_WORKER_HTTP
 
+PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 IMAGE_PREFIX = "ghcr.io/tandem-inference"
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -21,7 +22,9 @@ class Config:
     own_namespace: str  # where the lease lives
     identity: str
     router_image: str
+    router_pull_policy: str  # "": Kubernetes chooses
     engine_image: str
+    engine_pull_policy: str
     kubeconfig: str  # "": the pod's service account
     health_port: int
     metrics_port: int
@@ -58,6 +61,13 @@ def read_config(argv: list[str] | None = None, env: Mapping[str, str] | None = N
         default=env.get("TANDEM_ENGINE_IMAGE", f"{IMAGE_PREFIX}/tandem-engine:{version}"),
         help="image of workers whose service names none",
     )
+    for part in ("router", "engine"):
+        add(
+            f"--{part}-pull-policy",
+            default="",
+            choices=("", *PULL_POLICIES),
+            help=f"when the kubelet pulls --{part}-image; default: as Kubernetes chooses",
+        )
     add("--kubeconfig", default=env.get("KUBECONFIG", ""), help="default: the pod's own account")
     add("--health-port", type=int, default=8080, help="/healthz and /readyz")
     add("--metrics-port", type=int, default=9090, help="/metrics")

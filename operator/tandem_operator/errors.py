@@ -3,6 +3,7 @@
 OperatorError
 ├── SpecError (ValueError)   an object's spec can't be read or served; the user has to change it
 ├── NotOwnedError            an object of that name belongs to someone else
+├── UnreachableError         nothing says where the API server is, or how to log in there
 ├── ClusterError             the API server refused or couldn't be reached; carries the status
 │   ├── MissingError         404
 │   └── ConflictError        409
@@ -20,6 +21,10 @@ class SpecError(OperatorError, ValueError):
 
 class NotOwnedError(OperatorError):
     """A child's name is taken by an object that this service doesn't own."""
+
+
+class UnreachableError(OperatorError):
+    """There is no usable kubeconfig, and the process runs in no pod; the message has the remedy."""
 
 
 class ClusterError(OperatorError):

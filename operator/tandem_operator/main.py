@@ -18,7 +18,7 @@ from tandem_operator.clients.cluster import Cluster
 from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.config import Config, read_config
 from tandem_operator.controller import Controller, resync
-from tandem_operator.errors import ClusterError, LeadershipLost
+from tandem_operator.errors import ClusterError, LeadershipLost, UnreachableError
 from tandem_operator.execute.events import Events
 from tandem_operator.execute.executor import Executor
 from tandem_operator.facts.observed import Images
@@ -49,16 +49,23 @@ def main(argv: list[str] | None = None) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
     if config.kubeconfig:
         os.environ["KUBECONFIG"] = config.kubeconfig
-    sys.exit(asyncio.run(run(config)))
+    try:
+        code = asyncio.run(run(config))
+    except UnreachableError as error:
+        sys.exit(f"tandem-operator: {error}")
+    sys.exit(code)
 
 
 async def run(config: Config) -> int:
-    """Run everything until a signal or the loss of the lease. Returns the exit code."""
+    """Run everything until a signal or the loss of the lease. Returns the exit code.
+
+    Raises UnreachableError when nothing says which cluster to work in.
+    """
     cluster = await Cluster.connect(config.kubeconfig or None)
     workers, metrics = WorkerClient(config.worker_port), Metrics()
     executor = Executor(cluster, workers, Events(cluster, config.identity))
     key = AdminKey(cluster, config.own_namespace, admin_key_name(config.lease_name))
-    observer = Observer(cluster, workers, Images(config.router_image, config.engine_image), key)
+    observer = Observer(cluster, workers, _images(config), key)
     controller = Controller(cluster, observer, executor, metrics)
     queue = WorkQueue(controller.work, concurrency=config.concurrency)
     metrics.queued.set_function(lambda: queue.num_keys)
@@ -82,6 +89,15 @@ async def run(config: Config) -> int:
         await health.stop()
         await workers.close()
         await cluster.close()
+
+
+def _images(config: Config) -> Images:
+    return Images(
+        config.router_image,
+        config.engine_image,
+        config.router_pull_policy,
+        config.engine_pull_policy,
+    )
 
 
 async def _lead(

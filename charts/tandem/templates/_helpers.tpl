@@ -36,7 +36,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
 {{- define "tandem.image" -}}
+{{- if .image.digest -}}
+{{- printf "%s@%s" .image.repository .image.digest -}}
+{{- else -}}
 {{- printf "%s:%s" .image.repository (default .appVersion .image.tag) -}}
+{{- end -}}
 {{- end -}}
 
 {{- /* What the operator may do in each namespace that it works in. It creates roles without the

@@ -5,18 +5,21 @@ and in the chart's rules, and start-up needs no discovery request.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+import yaml
 from kubernetes.aio import client as kube
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.dynamic import DynamicClient
 from kubernetes.aio.dynamic.resource import Resource
 
-from tandem_operator.errors import ClusterError, ConflictError, MissingError
+from tandem_operator.errors import ClusterError, ConflictError, MissingError, UnreachableError
 from tandem_operator.names.objects import (
     AUTOSCALING_POLICIES,
     AUTOSCALING_POLICY,
@@ -30,6 +33,11 @@ from tandem_operator.names.objects import (
 )
 
 REQUEST_SECONDS: Final = 30.0
+# What the loader raises for files that are missing, or that are no kubeconfig.
+_UNREADABLE: Final = (
+    *(kube_config.ConfigException, OSError, yaml.YAMLError),
+    *(TypeError, AttributeError, LookupError, ValueError),
+)
 JsonObject = dict[str, Any]
 
 
@@ -80,14 +88,21 @@ class Cluster:
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> "Cluster":
-        """Open the client: `kubeconfig` if given, else the pod's own service account."""
+        """Open the client: `kubeconfig` if given, else the pod's own service account.
+
+        Raises UnreachableError when that can't be read.
+        """
         configuration = kube.Configuration()
-        if kubeconfig:
-            await kube_config.load_kube_config(
-                config_file=kubeconfig, context=context, client_configuration=configuration
-            )
-        else:
-            kube_config.load_incluster_config(client_configuration=configuration)
+        try:
+            if kubeconfig:
+                _check_exists(kubeconfig)
+                await kube_config.load_kube_config(
+                    config_file=kubeconfig, context=context, client_configuration=configuration
+                )
+            else:
+                kube_config.load_incluster_config(client_configuration=configuration)
+        except _UNREADABLE as error:
+            raise UnreachableError(_no_cluster(kubeconfig, error)) from error
         # aiohttp's own retries hide how long a call really takes; the queue repeats whole passes.
         configuration.retries = None
         return cls(kube.ApiClient(configuration))
@@ -207,6 +222,22 @@ class Cluster:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ClusterError(0, f"can't reach the API server: {error!r}") from error
         return response
+
+
+def _check_exists(kubeconfig: str) -> None:
+    # The loader itself prints the names of missing files, and goes on.
+    if not any(Path(name).expanduser().exists() for name in kubeconfig.split(os.pathsep)):
+        raise FileNotFoundError("there is no such file")
+
+
+def _no_cluster(kubeconfig: str | None, error: Exception) -> str:
+    detail = " ".join(str(error).split())
+    if kubeconfig:
+        return f"--kubeconfig {kubeconfig} can't be used ({detail}): name a kubeconfig file"
+    return (
+        f"there is no cluster to work in ({detail}): run it in a pod with a service account, "
+        "or name a file with --kubeconfig"
+    )
 
 
 def _resource(kind: Kind, dynamic: DynamicClient) -> Resource:

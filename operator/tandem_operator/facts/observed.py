@@ -70,10 +70,15 @@ class NodeView:
 
 @dataclass(frozen=True)
 class Images:
-    """What runs when the service names no image."""
+    """What runs when the service names no image, and when the kubelet pulls it.
+
+    An empty pull policy leaves the choice to Kubernetes.
+    """
 
     router: str
     engine: str
+    router_pull_policy: str = ""
+    engine_pull_policy: str = ""
 
 
 @dataclass(frozen=True)

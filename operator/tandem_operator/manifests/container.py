@@ -6,11 +6,9 @@ from typing import Any, Final
 
 from tandem_operator.api.pool import ContainerResources
 
-_WRITABLE: Final = {
-    "tandem-home": "/var/cache/tandem",  # HOME and all caches of our images
-    "tandem-tmp": "/tmp",
-}
-"""Folders of a read-only root that are written, by the name of their volume."""
+_WRITABLE: Final = {"tandem-tmp": "/tmp"}
+"""Folders of a read-only root that are written, by the name of their volume. HOME and the caches
+are in the cache volume (`storage.py`)."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from tandem_operator.manifests.container import (
     writable_volumes,
 )
 from tandem_operator.manifests.pod_template import merge_template
-from tandem_operator.manifests.storage import build_storage
-from tandem_operator.manifests.worker import GRACE_AFTER_DRAIN_SECONDS, USER_ID
+from tandem_operator.manifests.storage import ROUTER_CACHES, build_storage, cache_env
+from tandem_operator.manifests.worker import GRACE_AFTER_DRAIN_SECONDS, USER_ID, pull_policy
 from tandem_operator.names import router as flags
 from tandem_operator.names.labels import (
     LABEL_REVISION,
@@ -125,13 +125,13 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
     storage = build_storage(spec.model)
     volumes = [*storage.volumes, *writable_volumes()]
     mounts = [*storage.mounts, *writable_mounts()]
+    cache = {**cache_env(ROUTER_CACHES), ENV_CACHE_DIR: storage.cache_dir}
     env = [
         {"name": ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         {"name": ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        *({"name": name, "value": value} for name, value in cache.items()),
         *storage.env,
     ]
-    if storage.cache_dir:
-        env.append({"name": ENV_CACHE_DIR, "value": storage.cache_dir})
     if spec.router.api_keys_secret_name:
         secret = {"secretName": spec.router.api_keys_secret_name}
         volumes.append({"name": "api-keys", "secret": secret})
@@ -139,6 +139,7 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
     container: dict[str, Any] = {
         "name": ROUTER_CONTAINER,
         "image": observed.images.router,
+        **pull_policy(observed.images.router_pull_policy),
         "args": router_args(observed, spec, revision, storage.uri),
         "ports": [
             {"name": PORT_NAME_HTTP, "containerPort": PORT_ROUTER_HTTP, "protocol": "TCP"},

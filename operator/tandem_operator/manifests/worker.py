@@ -19,7 +19,7 @@ from tandem_operator.manifests.container import (
     writable_volumes,
 )
 from tandem_operator.manifests.pod_template import merge_template
-from tandem_operator.manifests.storage import ModelStorage, build_storage
+from tandem_operator.manifests.storage import WORKER_CACHES, ModelStorage, build_storage, cache_env
 from tandem_operator.manifests.wiring import PodWiring, Wiring, build_wiring
 from tandem_operator.names import worker as flags
 from tandem_operator.names.annotations import (
@@ -152,10 +152,13 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, worker: Blueprint)
     parts = build_wiring(worker.wiring, spec.rdma, pool.gpus_per_pod)
     storage = build_storage(spec.model)
     image = spec.engine.image or observed.images.engine
+    # A service's own image is pulled as Kubernetes chooses, or as its podTemplate says.
+    pulled = {} if spec.engine.image else pull_policy(observed.images.engine_pull_policy)
     volumes, mounts, shm_env = _shared_memory(spec, parts)
     container = {
         "name": ENGINE_CONTAINER,
         "image": image,
+        **pulled,
         "args": worker_args(observed.name, spec, worker, storage),
         "ports": [
             {"name": PORT_NAME_HTTP, "containerPort": PORT_WORKER_HTTP},
@@ -191,11 +194,16 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, worker: Blueprint)
         ],
     }
     if parts.check_memlock:
-        pod_spec["initContainers"] = [_memlock_check(image)]
+        pod_spec["initContainers"] = [{**_memlock_check(image), **pulled}]
     affinity = _fabric_affinity(observed.name, spec)
     if affinity:
         pod_spec["affinity"] = affinity
     return pod_spec
+
+
+def pull_policy(policy: str) -> dict[str, str]:
+    """The field of a container; none leaves the choice to Kubernetes."""
+    return {"imagePullPolicy": policy} if policy else {}
 
 
 def _probe(path: str, times: dict[str, int]) -> dict[str, Any]:
@@ -228,6 +236,7 @@ def worker_args(
         flags.FLAG_LEASE_SECONDS: transfer.lease_seconds,
         flags.FLAG_DRAIN_SECONDS: spec.rollout.drain_seconds,
         flags.FLAG_ADMIN_TOKEN_FILE: f"{ADMIN_TOKEN_FOLDER}/{ADMIN_TOKEN_ENTRY}",
+        flags.FLAG_CACHE_DIR: storage.cache_dir,
     }
     if pool.tensor_parallel > 1:
         values[flags.FLAG_TENSOR_PARALLEL] = pool.tensor_parallel
@@ -239,8 +248,6 @@ def worker_args(
         values[flags.FLAG_KV_MEMORY] = int(parse_quantity(options.kv_memory))
     if options.max_waiting is not None:
         values[flags.FLAG_MAX_WAITING] = options.max_waiting
-    if storage.cache_dir:
-        values[flags.FLAG_CACHE_DIR] = storage.cache_dir
     args = [item for key, value in values.items() for item in (f"--{key}", str(value))]
     args.append(f"--{flags.FLAG_CHECKSUM if transfer.checksum else flags.FLAG_NO_CHECKSUM}")
     if model.trust_remote_code:
@@ -256,7 +263,7 @@ def _env(
         _downward(ENV_POD_IP, "status.podIP"),
         _downward(ENV_NODE_NAME, "spec.nodeName"),
     ]
-    plain = dict(extra)
+    plain = {**extra, **cache_env(WORKER_CACHES)}
     if spec.engine.options.num_threads is not None:
         plain["OMP_NUM_THREADS"] = str(spec.engine.options.num_threads)
     env.extend({"name": key, "value": value} for key, value in plain.items())

@@ -1,6 +1,7 @@
 """The chart's files, as far as they can be read without helm; for the rest see e2e/tests."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,18 @@ def test_every_schema_property_has_a_default() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     assert set(schema["properties"]) - {"global"} == set(values)
+
+
+def test_every_image_can_be_pinned_and_has_a_pull_policy() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]
+    parts = [(values["image"], schema["image"])] + [
+        (image, schema["images"]["properties"][name]) for name, image in values["images"].items()
+    ]
+    for image, known in parts:
+        assert (
+            set(image) == {"repository", "tag", "digest", "pullPolicy"} == set(known["properties"])
+        )
+        digest = known["properties"]["digest"]["pattern"]
+        assert re.search(digest, "sha256:" + "0f" * 32)
+        assert not re.search(digest, "latest")

@@ -1,6 +1,7 @@
 """Configuration, health, metrics, kopf's settings and triggers."""
 
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 from aiohttp.test_utils import unused_port
 
 from tandem_operator.config import read_config
+from tandem_operator.main import main
 from tandem_operator.runtime.health import HealthServer
 from tandem_operator.runtime.metrics import Metrics
 from tandem_operator.runtime.watch import Patient, build_registry, build_settings
@@ -25,6 +27,44 @@ def test_flags_win_over_the_environment() -> None:
     assert config.engine_image == "e:1"
     assert not config.leader_election
     assert read_config([], {"POD_NAME": "x"}).namespaces == ()
+    assert config.engine_pull_policy == ""
+    assert read_config(["--router-pull-policy=Never"], {}).router_pull_policy == "Never"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (None, "there is no such file"),
+        ("a: b\n", "current-context"),
+        ("just a word", "name a kubeconfig file"),
+        ("[", "name a kubeconfig file"),
+    ],
+    ids=["missing", "incomplete", "text", "not YAML"],
+)
+def test_a_useless_kubeconfig_ends_in_one_line(
+    text: str | None, complaint: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        main([f"--kubeconfig={path}"])
+    line = str(ended.value)
+    assert line.startswith(f"tandem-operator: --kubeconfig {path} can't be used")
+    assert complaint in line
+    assert "\n" not in line
+    assert capfd.readouterr().out == ""
+
+
+def test_no_cluster_at_all_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    line = str(ended.value)
+    assert line.startswith("tandem-operator: there is no cluster to work in")
+    assert line.endswith("or name a file with --kubeconfig")
+    assert "\n" not in line
 
 
 def test_an_unknown_flag_ends_with_a_message(capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,8 +100,11 @@ def test_what_is_written_has_a_volume() -> None:
             assert set(mounts.values()) <= set(volumes)
             if container["name"] == "memlock":
                 continue  # it writes the termination log, which is the runtime's own
-            for path in ("/tmp", "/var/cache/tandem"):
-                assert volumes[mounts[path]]["emptyDir"] == {}, path
+            assert volumes[mounts["/tmp"]]["emptyDir"] == {}
+            for env in container["env"]:
+                if env["name"] == "HOME" or env["name"].endswith(("_HOME", "_DIR", "_PATH")):
+                    inside = [path for path in mounts if f"{env['value']}/".startswith(f"{path}/")]
+                    assert inside, f"{env['name']}={env['value']} can't be written"
 
 
 def test_the_operators_own_container() -> None:

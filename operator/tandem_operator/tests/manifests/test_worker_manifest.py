@@ -17,7 +17,7 @@ from tandem_operator.pair import Pair, Role
 from tandem_operator.plan.support import find_blockers
 from tandem_operator.tests.facts import ADMIN, IMAGES, make_observed, make_spec
 
-PLAIN_VOLUMES = ["shm", "admin-token", "tandem-home", "tandem-tmp"]
+PLAIN_VOLUMES = ["shm", "cache", "admin-token", "tandem-tmp"]
 POOL = PoolView("qwen-decode", "uid-pool", 1, 1, 1)
 
 
@@ -133,13 +133,6 @@ def test_models_are_mounted(uri: str, flag: str, volume: str) -> None:
     pod = build(model={"uri": uri})
     assert flags(pod)["--model"] == flag
     assert any(volume in item for item in pod["spec"]["volumes"])
-
-
-def test_packages_and_mocks_need_no_volume() -> None:
-    for uri in ("package://some-gguf", "mock://fast"):
-        pod = build(model={"uri": uri})
-        assert [volume["name"] for volume in pod["spec"]["volumes"]] == PLAIN_VOLUMES
-        assert "--cache-dir" not in flags(pod)
 
 
 def test_the_download_secret_is_only_referred_to() -> None:

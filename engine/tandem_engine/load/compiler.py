@@ -15,7 +15,7 @@ from typing import Final
 
 from tandem_engine.errors import ConfigError
 
-_COMPILERS: Final = ("clang", "gcc")
+_COMPILERS: Final = ("gcc", "clang")
 """In the order in which Triton looks for them."""
 _PROBE: Final = "#include <Python.h>\n#include <stdlib.h>\n"
 _REMEDY: Final = (

@@ -25,7 +25,6 @@ from tandem_operator.names.labels import (
 )
 from tandem_operator.names.objects import router_name, router_service_name
 from tandem_operator.names.pods import (
-    ENV_CACHE_DIR,
     ENV_POD_IP,
     ENV_POD_NAME,
     PORT_NAME_HTTP,
@@ -125,7 +124,7 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
     storage = build_storage(spec.model)
     volumes = [*storage.volumes, *writable_volumes()]
     mounts = [*storage.mounts, *writable_mounts()]
-    cache = {**cache_env(ROUTER_CACHES), ENV_CACHE_DIR: storage.cache_dir}
+    cache = cache_env(ROUTER_CACHES)
     env = [
         {"name": ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         {"name": ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},

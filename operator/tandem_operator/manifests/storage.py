@@ -10,12 +10,14 @@ from typing import Any, Final
 
 from tandem_operator.api.model import Model
 from tandem_operator.api.model_uri import ModelScheme
+from tandem_operator.names.pods import ENV_CACHE_DIR
 
 MODEL_PATH = "/mnt/model"
 CACHE_PATH = "/mnt/cache"
 SECRET_KEYS = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 ROUTER_CACHES: Final[Mapping[str, str]] = {
     "HOME": "",
+    ENV_CACHE_DIR: "",
     "XDG_CACHE_HOME": "xdg",
     "HF_HOME": "huggingface",
 }

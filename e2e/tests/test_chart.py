@@ -66,17 +66,3 @@ def test_the_pod_passes_the_restricted_standard(tandem: Any) -> None:
         assert "would violate PodSecurity" not in done.stderr
     finally:
         tandem.kubectl("delete", "namespace", name, "--wait=false")
-
-
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ("replicaz=2", "additional properties 'replicaz' not allowed"),
-        ("metrics.service.enabled=false,metrics.serviceMonitor.enabled=true", "needs metrics"),
-        ("serviceAccount.create=false", "serviceAccount.name is required"),
-    ],
-)
-def test_contradictory_values_are_refused(tandem: Any, setting: str, words: str) -> None:
-    done = tandem.helm("template", "tandem", str(CHART), "--set", setting, check=False)
-    assert done.returncode != 0
-    assert words in done.stderr

@@ -236,8 +236,6 @@ def worker_args(
         values[flags.FLAG_CACHE_DIR] = storage.cache_dir
     args = [item for key, value in values.items() for item in (f"--{key}", str(value))]
     args.append(f"--{flags.FLAG_CHECKSUM if transfer.checksum else flags.FLAG_NO_CHECKSUM}")
-    if model.trust_remote_code:
-        args.append(f"--{flags.FLAG_TRUST_REMOTE_CODE}")
     return args
 
 

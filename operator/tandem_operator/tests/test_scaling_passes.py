@@ -298,6 +298,27 @@ async def test_the_policys_percentile_is_measured(
     assert asked == [50, 95]
 
 
+async def test_the_default_classs_percentile_is_measured(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    async def read(_self: Collector, _routers: Any, _workers: Any, latency: Latency) -> Signals:
+        asked.append(latency)
+        return Signals()
+
+    monkeypatch.setattr(Collector, "read", read)
+    objectives = {"ttftMilliseconds": 1, "tbtMilliseconds": 1}
+    for percentile in (50, 99):
+        classes = [
+            {"name": "other", "percentile": 10, **objectives},
+            {"name": "chat", "default": True, "percentile": percentile, **objectives},
+        ]
+        spec = make_spec(slo={"classes": classes})
+        await bench.work(make_observed(spec, uid=f"of-{percentile}"))
+    assert asked == [Latency(50, "chat"), Latency(99, "chat")]
+
+
 async def test_fields_without_effect_and_a_first_look_are_told(bench: Bench) -> None:
     policy = {**POLICY, "signals": {"source": "Prometheus", "prometheusUrl": "http://p"}}
     decision = await bench.decide(observe({"inline": policy}))

@@ -29,9 +29,10 @@ def reads(package: str, holders: frozenset[str]) -> dict[str, set[Path]]:
     found: dict[str, set[Path]] = {}
     for path, tree in modules(package).items():
         for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                if last_name(node.value) in holders:
-                    found.setdefault(node.attr, set()).add(path)
+            if not (isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)):
+                continue
+            if last_name(node.value) in holders:
+                found.setdefault(node.attr, set()).add(path)
     return found
 
 
@@ -79,11 +80,11 @@ def definition(module: Any, name: str) -> ast.FunctionDef:
     raise AssertionError(f"{module.__name__} has no {name}")
 
 
-def texts(package: str) -> Iterator[tuple[Path, ast.Constant]]:
+def texts(package: str) -> Iterator[tuple[Path, str]]:
     """Every string of a package's code; docstrings aside."""
     for path, tree in modules(package).items():
         statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
         for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                if id(node) not in statements:
-                    yield path, node
+            value = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(value, str) and id(node) not in statements:
+                yield path, value

@@ -86,9 +86,7 @@ def test_every_flag_of_the_chart_is_refused_among_the_extra_ones() -> None:
         assert "which the chart writes itself" in refusal({"extraArgs": [argument]})
 
 
-@pytest.mark.parametrize(
-    ("replicas", "value"), [(2, 1), (5, 4), (2, "1%"), (2, "50%"), (3, "66%")]
-)
+@pytest.mark.parametrize(("replicas", "value"), [(2, 1), (5, 4), (2, "1%"), (2, "50%"), (3, "66%")])
 def test_a_budget_that_keeps_an_operator_is_taken(replicas: int, value: int | str) -> None:
     made = render(ENABLED | {"replicas": replicas, BUDGET: value})
     (budget,) = (each for each in made if each["kind"] == "PodDisruptionBudget")
@@ -171,7 +169,7 @@ def test_operators_prefer_nodes_without_another_one() -> None:
     chosen = term["podAffinityTerm"]
     assert chosen["topologyKey"] == "kubernetes.io/hostname"
     assert chosen["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
-    own = {"podAffinity": {}}
+    own: Document = {"podAffinity": {}}
     assert pod_of(render({"affinity": own}))["spec"]["affinity"] == own
 
 
@@ -201,7 +199,7 @@ def test_other_pods_reach_the_metrics_only() -> None:
     assert spec["ingress"] == [{"ports": [{"port": "metrics", "protocol": "TCP"}]}]
     labels = pod_of(render())["metadata"]["labels"]
     assert spec["podSelector"]["matchLabels"].items() <= labels.items()
-    peers = [{"podSelector": {}}]
+    peers: list[Document] = [{"podSelector": {}}]
     assert policy_of({"networkPolicy.metricsFrom": peers})["ingress"][0]["from"] == peers
 
 

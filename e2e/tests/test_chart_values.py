@@ -117,7 +117,7 @@ def test_the_leaves_are_counted() -> None:
 
 def test_the_api_server_knows_every_field_that_a_leaf_writes(cluster: Any) -> None:
     skipped = {"ServiceMonitor", "CustomResourceDefinition"}  # of others; the installed release's
-    wanted = []
+    wanted: list[Document] = []
     for number, path in enumerate(LEAVES):
         for document in both(path)[1]:
             if document["kind"] not in skipped and document in changed(path):
@@ -184,4 +184,6 @@ def test_every_flag_that_the_chart_writes_has_its_effect() -> None:
     for flag in written:
         without = [each for each in written if each != flag]
         other = [*without, flag.partition("=")[0] + "=7"] if "port" in flag else without
-        assert read_config(other, {"POD_NAME": "a"}) != read_config(written, {"POD_NAME": "a"}), flag
+        assert read_config(other, {"POD_NAME": "a"}) != read_config(written, {"POD_NAME": "a"}), (
+            flag
+        )

@@ -140,14 +140,18 @@ def differing(program: Program, flag: str) -> set[str]:
     names = [each.name for each in fields(program.config)]
     noise = {"boot_id", "router_id"}
     return {
-        name for name in names if getattr(before, name) != getattr(after, name) and name not in noise
+        name
+        for name in names
+        if getattr(before, name) != getattr(after, name) and name not in noise
     }
 
 
 def readers(program: Program) -> dict[str, set[str]]:
     """Who reads each field of the configuration; a property passes its readers on."""
     holders = frozenset({"config", "limits"})
-    found = {name: {path.name for path in paths} for name, paths in outside(program, holders).items()}
+    found = {
+        name: {path.name for path in paths} for name, paths in outside(program, holders).items()
+    }
     for method, attributes in properties(program.package, program.config.__name__).items():
         for name in attributes:
             found.setdefault(name, set()).update(found.get(method, set()))
@@ -191,9 +195,7 @@ def test_every_setting_is_read_by_someone(program: Program) -> None:
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
-def test_a_shortened_flag_is_refused(
-    program: Program, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_shortened_flag_is_refused(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
     """A later version may have another flag of this beginning."""
     with pytest.raises((SystemExit, ValueError)) as ended:
         program.configure([*program.base, "--hos=1", "--log-lev=debug"])

@@ -38,7 +38,7 @@ _RANGES: Final = {
 
 
 class SloClassJson(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    """One entry of --slo-classes: spec.slo.classes without the percentile, which nobody needs here."""
+    """One entry of --slo-classes: one of spec.slo.classes, without its percentile."""
 
     name: str
     default: bool = False
@@ -87,9 +87,7 @@ def read_api_keys(path: str) -> frozenset[str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="tandem-router", description=__doc__, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="tandem-router", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--model-name", default="", help="name that requests give (default: the URI's last part)")
     add("--model", required=True, help="model URI, for tokenizer and chat template")

@@ -19,7 +19,6 @@ from tandem_operator.names.labels import (
 from tandem_operator.names.objects import router_name, router_service_name
 from tandem_operator.names.pods import (
     ENV_CACHE_DIR,
-    ENV_POD_IP,
     ENV_POD_NAME,
     PORT_NAME_HTTP,
     PORT_ROUTER_HTTP,
@@ -117,7 +116,6 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
     volumes, mounts = list(storage.volumes), list(storage.mounts)
     env = [
         {"name": ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-        {"name": ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         *storage.env,
     ]
     if storage.cache_dir:

@@ -28,7 +28,6 @@ from tandem_operator.names.objects import API_VERSION, WORKER_POOL, worker_name
 from tandem_operator.names.pods import (
     ENGINE_CONTAINER,
     ENV_ADMIN_TOKEN,
-    ENV_NODE_NAME,
     ENV_POD_IP,
     ENV_POD_NAME,
     ENV_SHM_DIR,
@@ -245,7 +244,6 @@ def _env(
     env: list[dict[str, Any]] = [
         _downward(ENV_POD_NAME, "metadata.name"),
         _downward(ENV_POD_IP, "status.podIP"),
-        _downward(ENV_NODE_NAME, "spec.nodeName"),
         {"name": ENV_ADMIN_TOKEN, "value": token},
     ]
     plain = dict(extra)

@@ -38,16 +38,17 @@ class Choice:
         *,
         prompt_index: int,
         stops: SequenceOf[str],
+        shown_stops: SequenceOf[str] = (),
         skip_special_tokens: bool,
         end_tokens: frozenset[int],
     ) -> None:
-        """`end_tokens` end the choice without being part of its text."""
+        """`end_tokens` end the choice outside its text, and so do `stops` but the `shown_stops`."""
         self.sequence = sequence
         self.prompt_index = prompt_index
         self._detokenizer = tokenizer.detokenizer(
             skip_special_tokens=skip_special_tokens, context=sequence.prompt[-8:]
         )
-        self._matcher = StopMatcher(stops) if stops else None
+        self._matcher = StopMatcher(stops, shown_stops) if stops else None
         self._min_tokens = sequence.params.min_tokens
         self._end_tokens = end_tokens
         self._num_certain = 0  # characters that the detokenizer has returned

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tandem_engine import config as worker
+from tandem_engine.mock import latency
 from tandem_operator import config as operator
 from tandem_router import main as router
 from tandem_router.config import RouterConfig
@@ -220,3 +221,27 @@ def test_the_log_of_the_router_follows_its_flags(capsys: pytest.CaptureFixture[s
         assert len(said("--no-access-log")) == 1
     finally:
         structlog.reset_defaults()
+
+
+MOCK_OPTIONS = (*latency._OVERRIDES, "prefill_ms", "decode_ms")
+
+
+def took(profile: latency.MockProfile) -> list[float]:
+    """The seconds of a step of decodes and of one with a prompt."""
+    return [profile.step_seconds([100, 200], []), profile.step_seconds([], [(0, 300)])]
+
+
+@pytest.mark.parametrize("name", MOCK_OPTIONS)
+def test_every_option_of_a_mock_has_an_effect(name: str) -> None:
+    before, after = (latency.parse_profile(f"h100-8b{end}") for end in ("", f"?{name}=1000"))
+    assert before != after
+    if took(before) == took(after):
+        # It isn't about time, so the runner must look at it.
+        assert reads("engine/tandem_engine/mock", frozenset({"profile"}))[name]
+
+
+@pytest.mark.parametrize("name", MOCK_OPTIONS)
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "x", ""])
+def test_a_mock_takes_only_numbers_from_zero_on(name: str, value: str) -> None:
+    with pytest.raises(worker.ConfigError, match=f"--mock: {name}="):
+        latency.parse_profile(f"h100-8b?{name}={value}")

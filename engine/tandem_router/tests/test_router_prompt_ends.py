@@ -29,13 +29,13 @@ async def test_a_stop_string_stays_where_it_is_asked_for(
 ) -> None:
     worker = FakeWorker(script=saying("Hello world! More."))
     worker.tokens_per_step = tokens_per_step
-    given: dict[str, Any] = {
+    bodies: dict[str, dict[str, Any]] = {
         "/v1/completions": {"prompt": "x", "max_tokens": 100},
         "/v1/chat/completions": {"messages": CHAT[:1]},
         "/generate": {"text": "x", "max_new_tokens": 100},
-    }[path]
+    }
     async with router(worker) as running:
-        body = {**given, "stop": ["zz", "o wo"], **field}
+        body = {**bodies[path], "stop": ["zz", "o wo"], **field}
         answer = (await running.post(path, **body)).json()
         choice = answer if path == "/generate" else answer["choices"][0]
         assert choice.get("text", choice.get("message", {}).get("content")) == "Hello wo"

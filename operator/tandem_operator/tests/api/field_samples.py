@@ -196,7 +196,7 @@ NAMED: dict[str, str] = {
     "ratio.max.decode": "plan.test_scale_ratio::test_bounded_is_kept_and_is_stable",
     "kvTransfer.verify.mode": "plan.test_transport_verified::test_off_makes_no_probe",
     "kvTransfer.verify.minMegabytesPerSecond": "plan.test_transport_verified::test_what_was_seen",
-    "rollout.paused": "plan.test_rollout_steps::test_paused_holds_where_it_is",
+    "rollout.paused": "plan.test_rollout_steps::test_a_paused_spec_waits_and_goes_on",
     "rollout.progressDeadlineSeconds": (
         "plan.test_rollout_steps::test_a_failing_revision_stops_and_says_so"
     ),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tandem_engine import config as worker
+from tandem_engine.errors import ConfigError
 from tandem_engine.mock import latency
 from tandem_operator import config as operator
 from tandem_router import main as router
@@ -243,5 +244,5 @@ def test_every_option_of_a_mock_has_an_effect(name: str) -> None:
 @pytest.mark.parametrize("name", MOCK_OPTIONS)
 @pytest.mark.parametrize("value", ["-1", "nan", "inf", "x", ""])
 def test_a_mock_takes_only_numbers_from_zero_on(name: str, value: str) -> None:
-    with pytest.raises(worker.ConfigError, match=f"--mock: {name}="):
+    with pytest.raises(ConfigError, match=f"--mock: {name}="):
         latency.parse_profile(f"h100-8b?{name}={value}")

@@ -283,7 +283,7 @@ async def test_a_policy_that_cannot_be_read_is_told(bench: Bench) -> None:
     assert "has an invalid spec" in decision.policy.because
 
 
-async def test_the_policys_percentile_is_measured(
+async def test_the_percentile_of_the_policy_or_of_the_default_class_is_measured(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -295,28 +295,9 @@ async def test_the_policys_percentile_is_measured(
     monkeypatch.setattr(Collector, "read", read)
     await bench.decide(observe({"inline": {**POLICY, "objectives": {"percentile": 50}}}))
     await bench.work(observe(None, uid="another"))
-    assert asked == [50, 95]
-
-
-async def test_the_default_classs_percentile_is_measured(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-
-    async def read(_self: Collector, _routers: Any, _workers: Any, latency: Latency) -> Signals:
-        asked.append(latency)
-        return Signals()
-
-    monkeypatch.setattr(Collector, "read", read)
-    objectives = {"ttftMilliseconds": 1, "tbtMilliseconds": 1}
-    for percentile in (50, 99):
-        classes = [
-            {"name": "other", "percentile": 10, **objectives},
-            {"name": "chat", "default": True, "percentile": percentile, **objectives},
-        ]
-        spec = make_spec(slo={"classes": classes})
-        await bench.work(make_observed(spec, uid=f"of-{percentile}"))
-    assert asked == [Latency(50, "chat"), Latency(99, "chat")]
+    chat = {"name": "chat", "percentile": 99, "ttftMilliseconds": 1, "tbtMilliseconds": 1}
+    await bench.work(make_observed(make_spec(slo={"classes": [chat]}), uid="third"))
+    assert asked == [50, 95, 99]
 
 
 async def test_fields_without_effect_and_a_first_look_are_told(bench: Bench) -> None:

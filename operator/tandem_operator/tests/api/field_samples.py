@@ -201,10 +201,11 @@ NAMED: dict[str, str] = {
         "plan.test_rollout_steps::test_a_failing_revision_stops_and_says_so"
     ),
     "autoscaling.policyName": "test_scaling_passes::test_a_named_policy_is_read_and_told",
-    "slo.classes[].percentile": (
-        "test_scaling_passes::test_the_default_classs_percentile_is_measured"
+    **dict.fromkeys(
+        ("slo.classes[].percentile", "objectives.percentile"),
+        "test_scaling_passes::"
+        "test_the_percentile_of_the_policy_or_of_the_default_class_is_measured",
     ),
-    "objectives.percentile": "test_scaling_passes::test_the_policys_percentile_is_measured",
     "signals.onStale": "api.test_every_field_works::test_stale_metrics_hold_both_pools",
     "WorkerPool.serviceName": "api.test_every_field_works::test_the_operator_writes_its_pools",
     "WorkerPool.role": "api.test_every_field_works::test_the_operator_writes_its_pools",

@@ -132,7 +132,8 @@ def test_the_lease_of_the_flag_is_the_lease_of_the_role() -> None:
             for rule in each["rules"]
             if "resourceNames" in rule and "leases" in rule["resources"]
         ]
-        assert named == [[wanted]]
+        assert named
+        assert all(names == [wanted] for names in named)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tandem_operator.names.objects import OPERATOR
-from tandem_operator.names.pods import PORT_WORKER_HTTP
 
 DISTRIBUTION = "tandem-inference"
 IMAGE_PREFIX = "ghcr.io/tandem-inference"
@@ -33,8 +32,12 @@ class Config:
     leader_election: bool
     concurrency: int
     resync_seconds: float
-    worker_port: int
     log_level: str
+
+    @property
+    def operator(self) -> str:
+        """Who this operator is in `status.operator` of what it serves: its Lease."""
+        return f"{self.own_namespace}/{self.lease_name}"
 
 
 def read_config(argv: list[str] | None = None, env: Mapping[str, str] | None = None) -> Config:
@@ -80,7 +83,6 @@ def build_parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     add("--concurrency", type=_count, default=8, help="services worked on at once")
     add("--resync-seconds", type=_seconds, default=60.0, help="period of the full resync")
-    add("--worker-port", type=_port, default=PORT_WORKER_HTTP, help="admin port of the workers")
     add(
         "--log-level",
         type=_log_level,

@@ -70,8 +70,9 @@ class PodTemplateSpec(ApiObject):
     schema_extra: ClassVar[dict[str, Any]] = _OPEN
 
     host_network: bool = False
-    """Whether the pods use the node's network; the ports of workers are fixed, so a node then
-    takes one worker."""
+    """Whether the pods use the node's network. Each worker then has three ports of its own, which
+    its annotations name; routers have one port, so a node takes one router of a service.
+    NetworkPolicies don't hold for such pods."""
     volumes: Annotated[
         tuple[PodVolume, ...], Field(max_length=64, json_schema_extra=keyed_by("name"))
     ] = ()

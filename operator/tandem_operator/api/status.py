@@ -14,6 +14,7 @@ from tandem_operator.api.worker_pool import ApiRole
 
 MAX_DECISIONS = 10
 MAX_FAILURES = 5
+MAX_OPERATOR = 63 + 1 + 253
 Count = Annotated[int, Field(ge=0, le=4096)]
 Amount = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -160,5 +161,7 @@ class InferenceServiceStatus(ApiObject):
         tuple[Failure, ...], Field(max_length=MAX_FAILURES, json_schema_extra=ATOMIC)
     ] = ()
     """Crash evidence, newest first."""
+    operator: Annotated[str, Field(max_length=MAX_OPERATOR)] | None = None
+    """The operator that serves this, by the namespace and name of its Lease; no other one does."""
     conditions: Conditions = ()
     """What holds for this service; there is no phase."""

@@ -16,15 +16,16 @@ from tandem_operator.errors import ClusterError, ConflictError, MissingError, No
 from tandem_operator.execute.events import Events
 from tandem_operator.facts.observed import Observed
 from tandem_operator.facts.worker import ProbeResult
+from tandem_operator.names.labels import was_made_for
 from tandem_operator.names.objects import (
     AUTOSCALING_POLICY,
-    FINALIZER,
+    FORMER_FINALIZER,
     INFERENCE_SERVICE,
     WORKER_POOL,
 )
 from tandem_operator.names.worker import ACTION_PROBE
 from tandem_operator.plan import Deletion, EngineCall, Note, Plan, PodMark
-from tandem_operator.plan.steps import PolicyTargets
+from tandem_operator.plan.steps import Adoption, PolicyTargets
 
 REAPPLY_SECONDS: Final = 30.0
 """An unchanged child is applied again after this time, which repairs what others changed."""
@@ -52,15 +53,16 @@ class Executor:
         probe: ProbeResult | None = None
         for policy in plan.policy_status:
             await self._policy_status(policy, observed)
-        if plan.finalizer != "keep":
-            await self._finalizer(plan, observed)
-            if plan.finalizer == "remove":
-                return None
+        if plan.claim:
+            await self._claim(plan.claim, observed)
+        if plan.drop_finalizer:
+            await self._drop_finalizer(observed)
         # A role can be granted only once it exists.
         grants = [child for child in plan.apply if child["kind"] == "RoleBinding"]
         others = [child for child in plan.apply if child["kind"] != "RoleBinding"]
         await self._all((self._apply(child, observed) for child in others), errors)
         await self._all((self._apply(child, observed) for child in grants), errors)
+        await self._all((self._adopt(pod, observed) for pod in plan.adopt), errors)
         refused: dict[str, str] = {}
         await self._all((self._create(pod, refused) for pod in plan.create), errors)
         await self._all((self._mark(mark, observed) for mark in plan.mark), errors)
@@ -119,8 +121,11 @@ class Executor:
             found = await self._cluster.get(child["kind"], meta["name"], meta["namespace"])
         except MissingError:
             return
-        owners = found["metadata"].get("ownerReferences", [])
+        owners = found["metadata"].get("ownerReferences") or []
         if any(owner["uid"] == observed.uid for owner in owners):
+            return
+        if not owners and was_made_for(observed.name, found["metadata"]):
+            # Its service was deleted with --cascade=orphan. Applying makes this one its owner.
             return
         if any(_is_predecessor(owner, observed) for owner in owners):
             # The service was deleted and created again before its old children were collected.
@@ -131,6 +136,13 @@ class Executor:
             f"{child['kind']} {meta['name']} exists and does not belong to {observed.name}:"
             " remove or rename it"
         )
+
+    async def _adopt(self, pod: Adoption, observed: Observed) -> None:
+        body = {"metadata": {"uid": pod.uid, "ownerReferences": [dict(pod.owner)]}}
+        try:
+            await self._cluster.merge("Pod", pod.name, observed.namespace, body)
+        except (MissingError, ConflictError):
+            log.info("pod to adopt is gone", pod=pod.name)
 
     async def _create(self, pod: JsonObject, refused: dict[str, str]) -> None:
         """Create a pod. If the API server refuses it, `refused` says why, by the pod's name."""
@@ -152,10 +164,10 @@ class Executor:
             log.info("pod to mark is gone", pod=mark.name)
 
     async def _call(self, call: EngineCall) -> None:
-        await self._workers.admin(call.ip, call.action, call.token, call.body)
+        await self._workers.admin(call.ip, call.port, call.action, call.token, call.body)
 
     async def _probe(self, call: EngineCall) -> ProbeResult:
-        answer = await self._workers.probe(call.ip, call.token, call.body)
+        answer = await self._workers.probe(call.ip, call.port, call.token, call.body)
         return ProbeResult(
             revision=call.revision,
             decode=call.pod,
@@ -192,15 +204,19 @@ class Executor:
                 INFERENCE_SERVICE, observed.name, observed.namespace, old, plan.status
             )
 
-    async def _policy_status(self, policy: PolicyTargets, observed: Observed) -> None:
+    async def write_policy_status(self, policy: PolicyTargets, namespace: str) -> None:
+        """Write the status of a policy. Raises ConflictError if another service wrote first."""
         body = {
             "metadata": {"resourceVersion": policy.resource_version},
             "status": {"targets": [target.to_manifest() for target in policy.targets]},
         }
+        await self._cluster.merge(
+            AUTOSCALING_POLICY, policy.name, namespace, body, subresource="status"
+        )
+
+    async def _policy_status(self, policy: PolicyTargets, observed: Observed) -> None:
         try:
-            await self._cluster.merge(
-                AUTOSCALING_POLICY, policy.name, observed.namespace, body, subresource="status"
-            )
+            await self.write_policy_status(policy, observed.namespace)
         except ClusterError as error:
             # Another service wrote first, or the policy is gone; the next tick makes it good.
             log.info("policy status was not written", policy=policy.name, error=str(error))
@@ -214,7 +230,17 @@ class Executor:
         except MissingError:
             log.info("object is gone, no status to write", kind=kind, name=name)
 
-    async def _finalizer(self, plan: Plan, observed: Observed) -> None:
+    async def _claim(self, operator: str, observed: Observed) -> None:
+        """Take a service. Raises ConflictError if it changed since it was read, by a claim say."""
+        body = {
+            "metadata": {"resourceVersion": observed.resource_version},
+            "status": {"operator": operator},
+        }
+        name, namespace = observed.name, observed.namespace
+        await self._cluster.merge(INFERENCE_SERVICE, name, namespace, body, subresource="status")
+        log.info("serving", service=name, namespace=namespace, before=observed.ownership.holder)
+
+    async def _drop_finalizer(self, observed: Observed) -> None:
         try:
             service = await self._cluster.get(INFERENCE_SERVICE, observed.name, observed.namespace)
         except MissingError:
@@ -222,9 +248,8 @@ class Executor:
         meta = service["metadata"]
         if meta["uid"] != observed.uid:
             return
-        kept = [item for item in meta.get("finalizers", []) if item != FINALIZER]
-        wanted = [*kept, FINALIZER] if plan.finalizer == "add" else kept
-        body = {"metadata": {"finalizers": wanted, "resourceVersion": meta["resourceVersion"]}}
+        kept = [item for item in meta.get("finalizers", []) if item != FORMER_FINALIZER]
+        body = {"metadata": {"finalizers": kept, "resourceVersion": meta["resourceVersion"]}}
         await self._cluster.merge(INFERENCE_SERVICE, observed.name, observed.namespace, body)
 
 

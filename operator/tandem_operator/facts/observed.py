@@ -6,6 +6,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import Enum
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
@@ -56,6 +57,7 @@ class PodAddress:
 
     uid: str
     ip: str
+    port: int
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,25 @@ class Images:
     engine: str
 
 
+class Claim(Enum):
+    """Whose a service is, by its `status.operator`."""
+
+    MINE = "mine"
+    FREE = "free"  # nobody's, or that of an operator that is gone: this operator may take it
+    OTHERS = "others"
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """Who serves a service. `me` and `holder` are names of Leases, like `namespace/name`."""
+
+    claim: Claim
+    me: str
+    holder: str = ""
+    why: str = ""  # why the claim of another operator stands, or doesn't
+    told: bool = False  # whether an earlier pass of this process said so
+
+
 @dataclass(frozen=True)
 class Observed:
     """All facts about one service. `spec` is None when it can't be read (`spec_error` says why)."""
@@ -87,7 +108,9 @@ class Observed:
     spec_error: str = ""
     status: InferenceServiceStatus = field(default_factory=InferenceServiceStatus)
     deleting_since: datetime | None = None
-    has_finalizer: bool = False
+    has_former_finalizer: bool = False
+    resource_version: str = ""
+    ownership: Ownership = Ownership(Claim.MINE, "")
     pools: Pair[PoolView | None] = Pair(None, None)
     pods: tuple[WorkerPod, ...] = ()
     router: RouterView | None = None

@@ -5,9 +5,10 @@ from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.facts.observed import Observed
+from tandem_operator.manifests.host_network import move_router
 from tandem_operator.manifests.pod_template import merge_template
 from tandem_operator.manifests.storage import build_storage
-from tandem_operator.manifests.worker import GRACE_AFTER_DRAIN_SECONDS, USER_ID
+from tandem_operator.manifests.worker import CLAIM_SECURITY, GRACE_AFTER_DRAIN_SECONDS, USER_ID
 from tandem_operator.names import router as flags
 from tandem_operator.names.labels import (
     LABEL_REVISION,
@@ -90,10 +91,10 @@ def _deployment(
     observed: Observed, spec: InferenceServiceSpec, revision: str, meta: dict[str, Any]
 ) -> dict[str, Any]:
     labels = {**meta["labels"], LABEL_REVISION: revision}
-    template = {
-        "metadata": {"labels": labels},
-        "spec": _pod_spec(observed, spec, revision),
-    }
+    template = merge_template(
+        {"metadata": {"labels": labels}, "spec": _pod_spec(observed, spec, revision)},
+        spec.router.pod_template,
+    )
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -106,13 +107,13 @@ def _deployment(
                 "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
             },
             "revisionHistoryLimit": spec.revision_history_limit,
-            "template": merge_template(template, spec.router.pod_template),
+            "template": move_router(template, observed.namespace, observed.name),
         },
     }
 
 
 def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> dict[str, Any]:
-    storage = build_storage(spec.model)
+    storage = build_storage(spec.model, weights=False)
     volumes, mounts = list(storage.volumes), list(storage.mounts)
     env = [
         {"name": ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
@@ -148,20 +149,26 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
             "capabilities": {"drop": ["ALL"]},
         },
     }
-    return {
+    security: dict[str, Any] = {
+        "runAsNonRoot": True,
+        "runAsUser": USER_ID,
+        "runAsGroup": USER_ID,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    if storage.writes_claim:
+        security |= CLAIM_SECURITY
+    pod: dict[str, Any] = {
         "serviceAccountName": router_name(observed.name),
         "automountServiceAccountToken": True,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": spec.rollout.drain_seconds + GRACE_AFTER_DRAIN_SECONDS,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER_ID,
-            "runAsGroup": USER_ID,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": security,
         "containers": [container],
         "volumes": volumes,
     }
+    if spec.image_pull_secrets:
+        pod["imagePullSecrets"] = [item.to_manifest() for item in spec.image_pull_secrets]
+    return pod
 
 
 def router_args(

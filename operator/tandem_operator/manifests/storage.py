@@ -8,8 +8,11 @@ from tandem_operator.api.model_uri import ModelScheme
 
 MODEL_PATH = "/mnt/model"
 CACHE_PATH = "/mnt/cache"
-SECRET_KEYS = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-_DOWNLOADED = (ModelScheme.HF, ModelScheme.S3)
+_SECRET_KEYS = {
+    ModelScheme.HF: ("HF_TOKEN",),
+    ModelScheme.S3: ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+}
+"""What a download needs from model.secretName; only these schemes download anything."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,12 @@ class ModelStorage:
     writes_claim: bool = False
 
 
-def build_storage(model: Model) -> ModelStorage:
-    """The storage of a model. The download secret is only referred to, never read."""
+def build_storage(model: Model, *, weights: bool = True) -> ModelStorage:
+    """The storage of a model. The download secret is only referred to, never read.
+
+    Without `weights`, for a router: it reads the model's config and tokenizer, and keeps nothing
+    in the cache but what it downloads.
+    """
     source = model.source
     volumes: list[dict[str, Any]] = []
     mounts: list[dict[str, Any]] = []
@@ -50,9 +57,11 @@ def build_storage(model: Model) -> ModelStorage:
     elif source.scheme is ModelScheme.HF:
         # --revision is the fleet's revision, so the hub's must be in the URI.
         uri = f"{uri}@{model.revision}"
-    if source.scheme in _DOWNLOADED or model.cache.claim_name:
+    claim = model.cache.claim_name
+    downloaded = source.scheme in _SECRET_KEYS
+    caches = downloaded or bool(weights and claim)
+    if caches:
         cache_dir = CACHE_PATH
-        claim = model.cache.claim_name
         volumes.append(
             {"name": "cache", "persistentVolumeClaim": {"claimName": claim}}
             if claim
@@ -61,10 +70,10 @@ def build_storage(model: Model) -> ModelStorage:
         mounts.append({"name": "cache", "mountPath": CACHE_PATH})
         env.append({"name": "HF_HOME", "value": f"{CACHE_PATH}/huggingface"})
     if model.secret_name:
-        env.extend(_from_secret(model.secret_name, key) for key in SECRET_KEYS)
-    return ModelStorage(
-        uri, cache_dir, tuple(volumes), tuple(mounts), tuple(env), bool(model.cache.claim_name)
-    )
+        keys = _SECRET_KEYS.get(source.scheme, ())
+        env.extend(_from_secret(model.secret_name, key) for key in keys)
+    writes_claim = caches and bool(claim)
+    return ModelStorage(uri, cache_dir, tuple(volumes), tuple(mounts), tuple(env), writes_claim)
 
 
 def _from_secret(secret: str, key: str) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Collector:
         return self._last
 
     async def _scrape(self, pod: PodAddress) -> Scrape | None:
-        text = await self.client.metrics(pod.ip)
+        text = await self.client.metrics(pod.ip, pod.port)
         if text is None:
             return None
         try:
@@ -102,7 +102,7 @@ class Collector:
             return None
 
     async def _ask(self, pod: PodAddress) -> _Answer | None:
-        state = await self.client.state(pod.ip, SCRAPE_SECONDS)
+        state = await self.client.state(pod.ip, pod.port, SCRAPE_SECONDS)
         if state is None or state.figures is None:
             return None
         return _Answer(self.clock(), state.figures)

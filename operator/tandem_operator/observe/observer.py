@@ -14,11 +14,25 @@ from tandem_operator.api.rdma import RdmaMode
 from tandem_operator.clients.cluster import Cluster, JsonObject
 from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.errors import ClusterError, MissingError
-from tandem_operator.facts.observed import Images, NodeView, Observed, PoolView, RouterView
-from tandem_operator.facts.scaling import ScalingMemory
+from tandem_operator.facts.observed import (
+    Claim,
+    Images,
+    NodeView,
+    Observed,
+    Ownership,
+    PoolView,
+    RouterView,
+)
+from tandem_operator.facts.scaling import PolicyView, ScalingMemory
 from tandem_operator.facts.worker import ProbeResult, WorkerPod
 from tandem_operator.names.labels import LABEL_SERVICE
-from tandem_operator.names.objects import FINALIZER, INFERENCE_SERVICE, WORKER_POOL, router_name
+from tandem_operator.names.objects import (
+    FORMER_FINALIZER,
+    INFERENCE_SERVICE,
+    WORKER_POOL,
+    router_name,
+)
+from tandem_operator.observe.claims import ClaimReader
 from tandem_operator.observe.objects import (
     read_node,
     read_pools,
@@ -53,9 +67,12 @@ class Observer:
         cluster: Cluster,
         workers: WorkerClient,
         images: Images,
+        claims: ClaimReader,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
+        self._claims = claims
+        self._uids: dict[tuple[str, str], str] = {}
         self._workers = workers
         self._images = images
         self._scaling = ScalingObserver(cluster, workers, clock)
@@ -64,6 +81,16 @@ class Observer:
         """Keep what the plan for these facts hands on to the next pass; None: nothing."""
         self._scaling.remember(observed.uid, memory)
 
+    async def left_policy(self, namespace: str, name: str) -> PolicyView | None:
+        """The policy that still lists a service that is gone."""
+        return await self._scaling.left_policy(namespace, self._uids.get((namespace, name), ""))
+
+    def forget(self, namespace: str, name: str) -> None:
+        """Forget a service that is gone."""
+        uid = self._uids.pop((namespace, name), "")
+        self._scaling.remember(uid, None)
+        self._claims.forget(uid)
+
     async def observe(
         self, namespace: str, name: str, probe: ProbeResult | None = None, last_error: str = ""
     ) -> Observed:
@@ -71,8 +98,15 @@ class Observer:
 
         `probe` is the last one, `last_error` what went wrong in the last pass.
         """
-        raw, pods, pools, router = await asyncio.gather(
-            self._cluster.get(INFERENCE_SERVICE, name, namespace),
+        raw = await self._cluster.get(INFERENCE_SERVICE, name, namespace)
+        uid = raw["metadata"]["uid"]
+        if self._uids.get((namespace, name), uid) != uid:
+            self.forget(namespace, name)
+        self._uids[namespace, name] = uid
+        ownership = await self._claims.read(uid, (raw.get("status") or {}).get("operator") or "")
+        if ownership.claim is not Claim.MINE:
+            return _not_mine(raw, ownership)
+        pods, pools, router = await asyncio.gather(
             self._cluster.list("Pod", namespace, f"{LABEL_SERVICE}={name}"),
             self._cluster.list(WORKER_POOL, namespace, f"{LABEL_SERVICE}={name}"),
             self._router(namespace, name),
@@ -82,7 +116,7 @@ class Observer:
         spec, spec_error = read_spec(raw)
         views = read_pools(name, meta["uid"], pools)
         status = read_status(raw)
-        workers = read_workers(pods, {view.uid for view in views if view is not None})
+        workers = read_workers(pods, views)
         workers = await self._with_evidence(namespace, workers, status)
         deleting = read_time(meta.get("deletionTimestamp"))
         observed = Observed(
@@ -94,9 +128,11 @@ class Observer:
             spec_error=spec_error,
             status=status,
             deleting_since=deleting,
-            has_finalizer=FINALIZER in meta.get("finalizers", []),
+            has_former_finalizer=FORMER_FINALIZER in meta.get("finalizers", []),
+            resource_version=meta.get("resourceVersion", ""),
+            ownership=ownership,
             pools=views,
-            pods=await self._with_states(workers, views, all_of_them=deleting is not None),
+            pods=await self._with_states(workers, views),
             router=router,
             router_pods=tuple(found for pod in pods if (found := read_router_pod(pod))),
             router_troubles=tuple(told for pod in pods if (told := read_router_trouble(pod))),
@@ -159,8 +195,6 @@ class Observer:
         self,
         pods: tuple[WorkerPod, ...],
         pools: Pair[PoolView | None],
-        *,
-        all_of_them: bool,
     ) -> tuple[WorkerPod, ...]:
         crowded = {
             role
@@ -171,10 +205,10 @@ class Observer:
         }
 
         async def add_state(pod: WorkerPod) -> WorkerPod:
-            asked = all_of_them or pod.draining_since is not None or pod.role in crowded
+            asked = pod.draining_since is not None or pod.role in crowded
             if not (asked and pod.started and pod.ip) or pod.deleting:
                 return pod
-            return replace(pod, state=await self._workers.state(pod.ip))
+            return replace(pod, state=await self._workers.state(pod.ip, pod.ports.http))
 
         return tuple(await asyncio.gather(*(add_state(pod) for pod in pods)))
 
@@ -188,3 +222,17 @@ class Observer:
                 raise
             return None
         return tuple(read_node(node) for node in nodes)
+
+
+def _not_mine(raw: JsonObject, ownership: Ownership) -> Observed:
+    """All that is read of a service that this operator doesn't serve."""
+    meta = raw["metadata"]
+    return Observed(
+        name=meta["name"],
+        namespace=meta["namespace"],
+        uid=meta["uid"],
+        generation=int(meta.get("generation", 0)),
+        spec=None,
+        resource_version=meta.get("resourceVersion", ""),
+        ownership=ownership,
+    )

@@ -4,27 +4,33 @@ from datetime import datetime
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec
-from tandem_operator.facts.observed import Observed
+from tandem_operator.facts.observed import Claim, Observed
 from tandem_operator.manifests.fleet import build_fleet, build_owner, build_pool
+from tandem_operator.manifests.host_network import used_ports
 from tandem_operator.manifests.revision import revision_of
 from tandem_operator.manifests.router import build_router
 from tandem_operator.manifests.wiring import Wiring
-from tandem_operator.manifests.worker import Blueprint, build_worker_like, build_worker_pod
+from tandem_operator.manifests.worker import (
+    Blueprint,
+    build_pool_owner,
+    build_worker_like,
+    build_worker_pod,
+)
 from tandem_operator.names.objects import pool_name
 from tandem_operator.pair import Pair, Role
 from tandem_operator.plan.notes import note_conditions, note_invalid_spec, note_scaling
-from tandem_operator.plan.rollout.deletion import plan_deletion
+from tandem_operator.plan.ownership import plan_claim, plan_leaving
 from tandem_operator.plan.rollout.failures import keep_evidence
 from tandem_operator.plan.rollout.probe import plan_probe
 from tandem_operator.plan.rollout.stage import RolloutStep, RolloutView, plan_rollout
-from tandem_operator.plan.rollout.workers import NewWorker, PoolSteps, PoolTask, plan_pool
+from tandem_operator.plan.rollout.workers import PoolSteps, PoolTask, plan_pool
 from tandem_operator.plan.scale.policy import plan_scaling
 from tandem_operator.plan.scale.targets import PoolTarget, plan_targets
 from tandem_operator.plan.status.basis import StatusBasis
 from tandem_operator.plan.status.policy import plan_policy_status
 from tandem_operator.plan.status.pool import build_pool_status
 from tandem_operator.plan.status.service import build_status, build_unreadable_status
-from tandem_operator.plan.steps import Plan
+from tandem_operator.plan.steps import Adoption, Plan
 from tandem_operator.plan.support import find_blockers
 from tandem_operator.plan.wiring import choose_wiring
 
@@ -35,11 +41,17 @@ MEASURE_SECONDS = 15.0
 def reconcile(observed: Observed, now: datetime) -> Plan:
     """What to do about a service, given all facts about it."""
     second = now.replace(microsecond=0)
+    if observed.ownership.claim is not Claim.MINE:
+        return plan_claim(observed)
     if observed.deleting_since is not None:
-        return plan_deletion(observed, plan_policy_status(observed, None, second), second)
+        return plan_leaving(observed, plan_policy_status(observed, None, second))
     if observed.spec is None:
         status = build_unreadable_status(observed, second)
-        return Plan(status=status.to_manifest(), events=note_invalid_spec(observed))
+        return Plan(
+            drop_finalizer=observed.has_former_finalizer,
+            status=status.to_manifest(),
+            events=note_invalid_spec(observed),
+        )
     return _plan_service(observed, observed.spec, now)
 
 
@@ -62,12 +74,13 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
     probe = plan_probe(observed, spec, step.route, now)
     owner = build_owner(observed)
     return Plan(
-        finalizer="keep" if observed.has_finalizer else "add",
+        drop_finalizer=observed.has_former_finalizer,
         apply=(
             *_changed_pools(observed, targets, revision),
             *build_fleet(observed, spec, owner),
             *_routers(observed, spec, step.route, revision, owner),
         ),
+        adopt=_orphans(observed),
         create=_new_pods(observed, spec, steps, revision, wiring),
         mark=tuple(mark for pool in steps for mark in pool.mark),
         engine_calls=(
@@ -165,13 +178,26 @@ def _new_pods(
     revision: str,
     wiring: Wiring,
 ) -> tuple[dict[str, Any], ...]:
-    def build(role: Role, new: NewWorker) -> dict[str, Any]:
-        if new.like is not None:
-            return build_worker_like(observed, new.like, new.name, new.restarts)
-        blueprint = Blueprint(role, new.name, revision, wiring, new.restarts)
-        return build_worker_pod(observed, spec, blueprint)
+    made: list[dict[str, Any]] = []
+    taken = frozenset(port for pod in observed.pods for port in pod.ports.numbers)
+    for role, pool in steps.items():
+        for new in pool.create:
+            if new.like is not None:
+                pod = build_worker_like(observed, new.like, new.name, new.restarts, taken)
+            else:
+                blueprint = Blueprint(role, new.name, revision, wiring, new.restarts, taken)
+                pod = build_worker_pod(observed, spec, blueprint)
+            made.append(pod)
+            taken |= used_ports(pod)
+    return tuple(made)
 
-    return tuple(build(role, new) for role, pool in steps.items() for new in pool.create)
+
+def _orphans(observed: Observed) -> tuple[Adoption, ...]:
+    return tuple(
+        Adoption(pod.name, pod.uid, build_pool_owner(pool))
+        for pod in observed.pods
+        if pod.orphan and (pool := observed.pools.of(pod.role)) is not None
+    )
 
 
 def _changed_pools(

@@ -19,12 +19,22 @@ class PodMark:
 
 
 @dataclass(frozen=True)
+class Adoption:
+    """A worker pod without an owner, and the reference to the WorkerPool that owns it again."""
+
+    name: str
+    uid: str
+    owner: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class EngineCall:
     """A request to a worker's /admin/*."""
 
     action: Literal["drain", "undrain", "probe"]
     pod: str
     ip: str
+    port: int
     token: str = field(repr=False)
     body: Mapping[str, Any] = field(default_factory=dict)
     peer: str = ""  # for a probe: the other pod
@@ -72,8 +82,10 @@ class Plan:
     spec can't be read.
     """
 
-    finalizer: Literal["keep", "add", "remove"] = "keep"
+    claim: str = ""  # what to write to status.operator before anything else is done
+    drop_finalizer: bool = False  # that of an earlier version
     apply: tuple[dict[str, Any], ...] = ()
+    adopt: tuple[Adoption, ...] = ()
     create: tuple[dict[str, Any], ...] = ()
     mark: tuple[PodMark, ...] = ()
     engine_calls: tuple[EngineCall, ...] = ()
@@ -89,4 +101,4 @@ class Plan:
     @property
     def quiet(self) -> bool:
         """Whether the plan changes no pod and calls no worker."""
-        return not (self.create or self.mark or self.engine_calls or self.delete)
+        return not (self.adopt or self.create or self.mark or self.engine_calls or self.delete)

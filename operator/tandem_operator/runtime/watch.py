@@ -1,5 +1,6 @@
 """Watches with kopf, which only triggers the queue and writes no annotation and no finalizer."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from itertools import chain, repeat
 from typing import Any
@@ -39,7 +40,6 @@ def build_settings(on_retry: Callable[[], object] = lambda: None) -> kopf.Operat
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True
-    # kopf takes its finalizer off what it has no deletion handler for: ours must have another name.
     settings.persistence.finalizer = KOPF_FINALIZER
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=STORAGE_PREFIX)
     settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=STORAGE_PREFIX)
@@ -52,7 +52,40 @@ def build_settings(on_retry: Callable[[], object] = lambda: None) -> kopf.Operat
     settings.networking.connect_timeout = 10
     settings.networking.error_backoffs = Patient(on_retry)
     settings.execution.max_workers = 1
+    # The process outlives the watches of a namespace; kopf would kill it some time after their end.
+    settings.process.ultimate_exiting_timeout = None
     return settings
+
+
+async def watch(
+    registry: kopf.OperatorRegistry,
+    settings: kopf.OperatorSettings,
+    identity: str,
+    namespace: str | None,
+    on_start: Callable[[], None],
+) -> None:
+    """Watch a namespace (None: all of them) until a watch fails. Raises its error.
+
+    kopf takes the handlers of signals for itself: `on_start` is called to take them back.
+    `kopf.operator()` would cancel every task of the process when it ends.
+    """
+    scope: dict[str, Any] = {"namespaces": [namespace]} if namespace else {"clusterwide": True}
+    # kopf would look the user up by its number, and a container's user has no name.
+    scope["identity"] = identity
+    stop = asyncio.Event()
+    tasks = await kopf.spawn_tasks(
+        registry=registry, settings=settings, standalone=True, stop_flag=stop, **scope
+    )
+    try:
+        on_start()
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop.set()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
 
 
 def build_registry(queue: WorkQueue, forget: Forget) -> kopf.OperatorRegistry:
@@ -72,7 +105,8 @@ def build_registry(queue: WorkQueue, forget: Forget) -> kopf.OperatorRegistry:
             meta.get("generation"),
             meta.get("deletionTimestamp"),
             dict(meta.get("annotations", {})),
-            tuple(meta.get("finalizers", ())),
+            # Another operator that takes a service writes this, and so does who gives it away.
+            (body.get("status") or {}).get("operator"),
         )
         if type == "DELETED":
             seen.pop(meta["uid"], None)

@@ -6,7 +6,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
-from tandem_operator.facts.observed import Images, Observed, PoolView, RouterView
+from tandem_operator.facts.observed import (
+    Claim,
+    Images,
+    Observed,
+    Ownership,
+    PoolView,
+    RouterView,
+)
 from tandem_operator.facts.worker import PodFailure, ProbeResult, WorkerPod, WorkerState
 from tandem_operator.names.annotations import (
     ANNOTATION_DRAINING,
@@ -21,6 +28,7 @@ from tandem_operator.plan import Plan, reconcile
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 IMAGES = Images("router:1", "engine:1")
+OPERATOR = "tandem-system/tandem-operator"
 ROLES = {"qwen-prefill": Role.PREFILL, "qwen-decode": Role.DECODE}
 
 
@@ -67,6 +75,7 @@ def make_observed(spec: InferenceServiceSpec | None = None, **changes: Any) -> O
         "images": IMAGES,
         "entropy": "entropy",
         "nodes": (),
+        "ownership": Ownership(Claim.MINE, OPERATOR, OPERATOR),
     }
     return Observed(**{**facts, **changes})
 
@@ -85,7 +94,7 @@ class Fleet:
     probe: ProbeResult | None = None
     busy: dict[str, int] = field(default_factory=dict)  # streams by pod
     deleting_since: datetime | None = None
-    has_finalizer: bool = False
+    has_former_finalizer: bool = False
     plans: list[Plan] = field(default_factory=list)
     num_pods_made: int = 0
     broken: set[str] = field(default_factory=set)  # revisions whose pods never start
@@ -110,7 +119,7 @@ class Fleet:
             router=self.router,
             probe=self.probe,
             deleting_since=self.deleting_since,
-            has_finalizer=self.has_finalizer,
+            has_former_finalizer=self.has_former_finalizer,
         )
 
     def step(self, seconds: float = 1.0, *, start_pods: bool = True) -> Plan:
@@ -165,8 +174,8 @@ class Fleet:
         return sum(pod.role is role and pod.live for pod in self.pods.values())
 
     def _obey(self, plan: Plan) -> None:
-        if plan.finalizer != "keep":
-            self.has_finalizer = plan.finalizer == "add"
+        if plan.drop_finalizer:
+            self.has_former_finalizer = False
         for child in plan.apply:
             self._apply(child)
         for body in plan.create:

@@ -40,13 +40,13 @@ class MemoryCluster:
         self, kind: str, namespace: str | None = None, label_selector: str | None = None
     ) -> list[dict[str, Any]]:
         self._enter("list", kind, "")
-        wanted = dict(part.split("=") for part in (label_selector or "").split(",") if part)
+        parts = [part.partition("=") for part in (label_selector or "").split(",") if part]
         return [
             deepcopy(body)
             for (k, ns, _), body in self.objects.items()
             if k == kind
             and namespace in (None, ns)
-            and wanted.items() <= body["metadata"].get("labels", {}).items()
+            and all(_selects(part, body["metadata"].get("labels", {})) for part in parts)
         ]
 
     async def create(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +83,9 @@ class MemoryCluster:
         uid = body.get("metadata", {}).get("uid")
         if uid and uid != found["metadata"]["uid"]:
             raise ConflictError(409, "other uid")
+        version = body.get("metadata", {}).get("resourceVersion")
+        if version and version != found["metadata"]["resourceVersion"]:
+            raise ConflictError(409, "changed")
         merge_into(found, body)
         return self.put(found)
 
@@ -121,6 +124,11 @@ class MemoryCluster:
         self.calls.append((method, kind, name))
         if method in self.fail:
             raise self.fail[method]
+
+
+def _selects(part: tuple[str, str, str], labels: dict[str, str]) -> bool:
+    name, sign, value = part
+    return name in labels and (not sign or labels[name] == value)
 
 
 def merge_into(target: dict[str, Any], patch: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tandem_operator.crds.kinds import KINDS
+
 CHART = Path(__file__).resolve().parents[3] / "charts/tandem"
 CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 
@@ -22,6 +24,11 @@ def test_the_operator_never_reads_secrets() -> None:
     for rule in rules():
         assert "secrets" not in rule["resources"]
         assert "*" not in rule["resources"] + rule["apiGroups"] + rule["verbs"]
+
+
+def test_the_notes_name_every_crd() -> None:
+    line = f"  kubectl delete crd {' '.join(kind.crd_name for kind in KINDS)}\n"
+    assert line in (CHART / "templates/NOTES.txt").read_text()
 
 
 def test_the_operator_can_grant_only_what_it_holds() -> None:

@@ -9,9 +9,11 @@ import kopf
 import pytest
 from aiohttp.test_utils import unused_port
 
+from tandem_operator.clients.cluster import KINDS
 from tandem_operator.config import read_config
 from tandem_operator.runtime.health import HealthServer
 from tandem_operator.runtime.metrics import Metrics
+from tandem_operator.runtime.serving import WATCHED
 from tandem_operator.runtime.watch import Patient, build_registry, build_settings
 from tandem_operator.tests.facts import Fleet, make_spec
 
@@ -40,7 +42,6 @@ def test_an_unknown_flag_ends_with_a_message(capsys: pytest.CaptureFixture[str])
         (["--log-level=loud"], "use one of debug, info, warning, error"),
         (["--health-port=0"], "use 1 to 65535"),
         (["--metrics-port=65536"], "use 1 to 65535"),
-        (["--worker-port=-1"], "use 1 to 65535"),
         (["--concurrency=0"], "use 1 or more"),
         (["--resync-seconds=0"], "use a number above 0"),
         (["--resync-seconds=nan"], "use a number above 0"),
@@ -74,11 +75,16 @@ def test_the_default_images_are_of_the_installed_version() -> None:
 async def test_health_and_metrics_are_served() -> None:
     metrics = Metrics()
     ports = unused_port(), unused_port()
-    server = HealthServer(metrics.registry, *ports)
+    problems: dict[str, str] = {}
+    server = HealthServer(metrics.registry, *ports, problems)
     await server.start()
     async with httpx.AsyncClient(trust_env=False) as client:
         assert (await client.get(f"http://127.0.0.1:{ports[0]}/healthz")).status_code == 200
         assert (await client.get(f"http://127.0.0.1:{ports[0]}/readyz")).status_code == 200
+        problems["team-a"] = "Pod: pods is forbidden (HTTP 403)"
+        told = await client.get(f"http://127.0.0.1:{ports[0]}/readyz")
+        assert (told.status_code, told.text) == (503, f"not served: team-a: {problems['team-a']}\n")
+        assert (await client.get(f"http://127.0.0.1:{ports[0]}/healthz")).status_code == 200
         text = (await client.get(f"http://127.0.0.1:{ports[1]}/metrics")).text
     await server.stop()
     assert "tandem_operator_leading" in text
@@ -104,8 +110,8 @@ def test_metrics_follow_a_service_and_forget_it() -> None:
 def test_kopf_writes_nothing() -> None:
     settings = build_settings()
     assert not settings.posting.enabled
-    # kopf takes the finalizer that it is configured with off objects: it must not be ours.
-    assert settings.persistence.finalizer != "tandem.dev/finalizer"
+    # It would kill the process some time after the watches of one namespace ended.
+    assert settings.process.ultimate_exiting_timeout is None
 
 
 def test_watches_are_patient() -> None:
@@ -134,6 +140,12 @@ def handlers(recorder: Recorder) -> dict[str, Any]:
     registry = build_registry(recorder, recorder.forget)  # type: ignore[arg-type]
     found: list[Any] = [handler.fn for handler in registry._watching._handlers]
     return {handler.__name__: handler for handler in found}
+
+
+def test_a_namespace_is_served_only_when_every_watched_kind_can_be_read() -> None:
+    registry = build_registry(Recorder(), lambda *_: None)  # type: ignore[arg-type]
+    found: list[Any] = list(registry._watching._handlers)
+    assert {handler.selector.any_name for handler in found} == {KINDS[k].plural for k in WATCHED}
 
 
 def body(**metadata: Any) -> kopf.Body:

@@ -39,6 +39,7 @@ def build_status(basis: StatusBasis) -> InferenceServiceStatus:
         transport=transport,
         scaling=(*basis.scaling.entries, *old.scaling)[:MAX_DECISIONS],
         failures=basis.failures,
+        operator=observed.ownership.me or None,
         conditions=write_conditions(old.conditions, judgements, observed.generation, basis.now),
     )
 

@@ -138,6 +138,7 @@ SAMPLES: dict[str, Change] = {
     "rdma.devices.include": (FABRIC, at("rdma.devices.include", ["mlx5_0"])),
     "rdma.devices.exclude": (FABRIC, at("rdma.devices.exclude", ["mlx5_0"])),
     "rdma.devices.gidIndex": (FABRIC, at("rdma.devices.gidIndex", "3")),
+    **listed("imagePullSecrets", {"name": "registry"}, {"name": "other"}),
     **listed("engine.env", {"name": "A", "value": "1"}, {"name": "B", "value": "2"}),
     **listed(
         "engine.env", {"name": "A"}, {"valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}

@@ -47,7 +47,6 @@ EVERYTHING: dict[str, Any] = {
         "uri": "hf://org/name",
         "name": "chat",
         "maxModelLen": 4096,
-        "trustRemoteCode": True,
         "dtype": "BFloat16",
     },
     "prefill": {"tensorParallel": 2, "resources": {"limits": {"nvidia.com/gpu": 2}}},

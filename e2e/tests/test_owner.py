@@ -97,8 +97,10 @@ def test_two_releases_do_not_fight(tandem: Any, namespaces: tuple[str, str]) -> 
             60,
         )
         assert "tandem-system/tandem-operator" in told[0]["message"]
-        ends = time.monotonic() + 20
-        wait_for("the pods stay", lambda: pod_uids(service) != before or time.monotonic() > ends)
+        ends = time.monotonic() + patience(20)
+        wait_for(
+            "the pods stay", lambda: pod_uids(service) != before or time.monotonic() > ends, 60
+        )
         assert pod_uids(service) == before
         assert owner(service) == "tandem-system/tandem-operator"
         with without_own(tandem):

@@ -23,13 +23,12 @@ MODES: dict[str, dict[str, Any]] = {
     "plain": {"mode": "None"},
 }
 FABRIC = {
-    "TANDEM_RDMA": "1",
     "UCX_TLS": "rc,ud,sm,self,tcp",
     "NCCL_IB_DISABLE": "0",
     "MOONCAKE_PROTOCOL": "rdma",
     "MC_ENABLE_DEST_DEVICE_AFFINITY": "1",
 }
-PLAIN = {"TANDEM_RDMA": "0", "NCCL_IB_DISABLE": "1", "MOONCAKE_PROTOCOL": "tcp"}
+PLAIN = {"NCCL_IB_DISABLE": "1", "MOONCAKE_PROTOCOL": "tcp"}
 # No transport of this release uses RDMA, so Auto is as good as None.
 WITHOUT_DEVICES = ("auto", "plain")
 ENVIRONMENT = {
@@ -37,7 +36,6 @@ ENVIRONMENT = {
     "plugin": FABRIC,
     "hostpath": {
         **FABRIC,
-        "TANDEM_RDMA_DEVICES": "mlx5_0",
         "UCX_NET_DEVICES": "mlx5_0:1",
         "NCCL_IB_HCA": "mlx5_0",
         "MOONCAKE_DEVICE": "mlx5_0",

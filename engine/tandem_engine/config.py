@@ -62,7 +62,6 @@ class WorkerConfig:
     checksum: bool = True  # checksum KV on its way
     cache_dir: str = ""  # converted weights; empty: ~/.cache/tandem
     drain_seconds: float = 600.0  # longest drain after SIGTERM
-    trust_remote_code: bool = False  # passed on to the tokenizer and config loaders
     worker_id: str = ""  # POD_NAME, or hostname-pid
     boot_id: str = ""  # changes with every start of the process
     pod_ip: str = ""  # POD_IP: the address to publish; empty: the listening address
@@ -155,7 +154,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="tandem-worker", description="One Tandem worker: token ids in, token ids out."
+        prog="tandem-worker",
+        description="One Tandem worker: token ids in, token ids out.",
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--model", default="", metavar="URI", help="hf://, file://, package:// or mock://PROFILE")
@@ -199,7 +200,6 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--checksum", action=argparse.BooleanOptionalAction, default=True, help="check KV bytes")
     add("--cache-dir", default="", metavar="DIR", help="converted weights")
     add("--drain-seconds", type=float, default=600.0, help="longest drain after SIGTERM")
-    add("--trust-remote-code", action="store_true", help="let the model repository run code")
     return parser
 
 

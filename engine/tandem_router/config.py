@@ -50,8 +50,8 @@ class RouterConfig:
     router_id: str = field(default="router")
 
     def slo_class(self, name: str | None) -> SloClass | None:
-        """The class with this name; without a name the default one; None when there is none."""
-        for candidate in self.slo_classes:
-            if candidate.name == name or (name is None and candidate.default):
-                return candidate
-        return None
+        """The class with this name, or None; without a name the default one, or else the first."""
+        if name is None:
+            marked = [candidate for candidate in self.slo_classes if candidate.default]
+            return next(iter([*marked, *self.slo_classes]), None)
+        return next((candidate for candidate in self.slo_classes if candidate.name == name), None)

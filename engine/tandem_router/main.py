@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import get_args
+from typing import Final, get_args
 
 import msgspec
 import structlog
@@ -26,15 +26,24 @@ from tandem_router.text.model import TextModel
 
 log = structlog.get_logger(__name__)
 
+_DAY = 86400
+_RANGES: Final = {
+    "port": (0, 65535),
+    "drain_seconds": (0, 7 * _DAY),
+    "linger_seconds": (0, _DAY),
+    "queue_seconds": (0, _DAY),
+    "failover_seconds": (0, _DAY),
+    "max_inflight": (1, 1 << 20),
+}
+
 
 class SloClassJson(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    """One entry of --slo-classes, as in spec.slo.classes."""
+    """One entry of --slo-classes: one of spec.slo.classes, without its percentile."""
 
     name: str
     default: bool = False
     ttft_milliseconds: int = 0
     tbt_milliseconds: int = 0
-    percentile: int = 95
     priority: int = 0
 
 
@@ -60,7 +69,7 @@ def parse_slo_classes(text: str) -> tuple[SloClass, ...]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="tandem-router", description=__doc__)
+    parser = argparse.ArgumentParser(prog="tandem-router", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--model-name", default="", help="name that requests give (default: the URI's last part)")
     add("--model", required=True, help="model URI, for tokenizer and chat template")
@@ -77,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--namespace", default="", help="namespace of those pods (default: the router's own)")
     add("--worker", action="append", default=[], metavar="HOST:PORT", help="a fixed worker")
     add("--policy", choices=get_args(PolicyName), default="LeastLoaded")
-    add("--slo-classes", default="", help="JSON list as in spec.slo.classes")
+    add("--slo-classes", default="", help="JSON list as in spec.slo.classes, without percentile")
     add("--api-keys-file", default="", help="file with one API key a line, or a folder of such")
     add(
         "--cors-origin",
@@ -103,10 +112,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_ranges(arguments: argparse.Namespace) -> None:
+    for name, (low, high) in _RANGES.items():
+        value = getattr(arguments, name)
+        # Not a number is in no range.
+        if value is not None and not low <= value <= high:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} is {value:g}: give {low} to {high}")
+
+
 def parse_config(arguments: argparse.Namespace) -> RouterConfig:
     """Flags to configuration. Raises ValueError or OSError, naming the flag."""
+    _check_ranges(arguments)
     if bool(arguments.service) == bool(arguments.worker):
         raise ValueError("give either --service or one or more --worker, not both")
+    if arguments.namespace and not arguments.service:
+        raise ValueError("--namespace is of the pods that --service finds: leave it out")
     for worker in arguments.worker:
         parse_address(worker)
     read_api_keys(arguments.api_keys_file)

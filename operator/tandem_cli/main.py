@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,19 +23,47 @@ app.add_typer(bench_app, name="bench")
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
+
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    """Whether an option or argument is on the command line."""
+    source = ctx.get_parameter_source(name)
+    # typer has its own copy of click, or none, depending on its version.
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _one_cluster(ctx: typer.Context, value: Any) -> Any:
+    """Of --cluster and --kubeconfig the one on the command line; only one of them may be there."""
+    given = [_is_given(ctx, name) for name in ("cluster", "kubeconfig")]
+    if all(given):
+        raise CliError("--cluster and --kubeconfig each name a cluster", "leave one of them out")
+    # A variable must not win over the flag.
+    return None if given[0] and isinstance(value, Path) else value
+
+
 ClusterName = Annotated[
     str,
-    typer.Option("--cluster", envvar="TANDEM_CLUSTER", help="Name of the embedded cluster."),
+    typer.Option(
+        "--cluster",
+        envvar="TANDEM_CLUSTER",
+        callback=_one_cluster,
+        help="Name of the embedded cluster.",
+    ),
 ]
 Kubeconfig = Annotated[
     Path | None,
     typer.Option(
         envvar="TANDEM_KUBECONFIG",
+        callback=_one_cluster,
         help="Use this existing cluster instead of the embedded one.",
     ),
 ]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Namespace of the service.")]
-Output = Annotated[str, typer.Option("--output", "-o", help="`table` or `json`.")]
+Output = Annotated[
+    Literal["table", "json"], typer.Option("--output", "-o", help="For people or for programs.")
+]
+Role = Annotated[
+    Literal["prefill", "decode", "router"] | None, typer.Option(help="Default: all of them.")
+]
 
 
 @app.command()
@@ -49,7 +77,7 @@ def up(
     prompt: Annotated[
         str, typer.Option(help="What to ask the model at the end.")
     ] = "The three largest cities in France are",
-    timeout: Annotated[int, typer.Option(help="Seconds to wait for the service.")] = 600,
+    timeout: Annotated[int, typer.Option(min=1, help="Seconds to wait for the service.")] = 600,
 ) -> None:
     """Cluster, operator and a first service; ends with the model's own answer."""
     from tandem_cli.up import bring_up
@@ -93,10 +121,12 @@ def status(
 @app.command()
 def logs(
     service: Annotated[str, typer.Argument(help="InferenceService; `operator` for the operator.")],
-    role: Annotated[str, typer.Option(help="prefill, decode or router; default: all.")] = "",
-    namespace: Namespace = "default",
-    follow: Annotated[bool, typer.Option("--follow", "-f")] = False,
-    tail: Annotated[int, typer.Option(help="Lines per pod.")] = 50,
+    role: Role = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="Of the service; default: `default`.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    tail: Annotated[int, typer.Option(min=-1, help="Lines per pod; -1: all.")] = 50,
     cluster: ClusterName = "tandem",
     kubeconfig: Kubeconfig = None,
 ) -> None:
@@ -108,11 +138,12 @@ def logs(
 
 @app.command()
 def chat(
+    ctx: typer.Context,
     service: Annotated[str, typer.Argument(help="InferenceService to talk to.")] = "quickstart",
     url: Annotated[str, typer.Option(help="Any OpenAI-compatible endpoint instead.")] = "",
     namespace: Namespace = "default",
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.7,
     complete: Annotated[
         bool, typer.Option("--complete", help="Plain completion, for base models.")
     ] = False,
@@ -120,6 +151,9 @@ def chat(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Talk to a model; answers stream as they are made."""
+    for name in ("service", "namespace", "cluster", "kubeconfig") if url else ():
+        if _is_given(ctx, name):
+            raise CliError(f"--url is the whole address, so {name} has no place", "leave it out")
     from tandem_cli.chat import Conversation, find_endpoint
 
     with find_endpoint(cluster, kubeconfig, service, namespace, url) as endpoint:
@@ -131,10 +165,12 @@ def serve(
     model: Annotated[
         str, typer.Argument(help="hf://org/name, file:///path, package://…, mock://…")
     ],
-    port: Annotated[int, typer.Option(help="Port of the OpenAI endpoint.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of the OpenAI endpoint.")
+    ] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     name: Annotated[str, typer.Option(help="Served model name; default: from the URI.")] = "",
-    prefill: Annotated[int, typer.Option(help="Extra prefill workers (disaggregated).")] = 0,
+    prefill: Annotated[int, typer.Option(min=0, help="Extra prefill workers (disaggregated).")] = 0,
     worker_option: Annotated[
         list[str] | None,
         typer.Option("--worker-option", help="Passed to tandem-worker, e.g. --kv-memory=4Gi."),

@@ -1,6 +1,8 @@
 """The operator's own settings: flags first, then the environment, then the defaults."""
 
 import argparse
+import importlib.metadata
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +11,9 @@ from pathlib import Path
 from tandem_operator.names.objects import OPERATOR
 
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
+DISTRIBUTION = "tandem-inference"
 IMAGE_PREFIX = "ghcr.io/tandem-inference"
+LOG_LEVELS = ("debug", "info", "warning", "error")
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -40,11 +44,20 @@ class Config:
 
 
 def read_config(argv: list[str] | None = None, env: Mapping[str, str] | None = None) -> Config:
-    """Parse flags and environment. Exits with a message for a flag that isn't known."""
+    """Parse flags and environment. Exits with a message for a flag or a value that isn't known."""
     env = os.environ if env is None else env
-    version = env.get("TANDEM_VERSION", "0.1.0")
+    values = vars(build_parser(env).parse_args(argv))
+    named = values.pop("namespace") or env.get("TANDEM_NAMESPACE", "").split(",")
+    return Config(namespaces=tuple(name for name in named if name), **values)
+
+
+def build_parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
+    """The command line, with the environment's defaults."""
+    version = importlib.metadata.version(DISTRIBUTION)
     parser = argparse.ArgumentParser(
-        prog="tandem-operator", description="Runs InferenceServices: pods, roll-outs, scaling."
+        prog="tandem-operator",
+        description="Runs InferenceServices: pods, roll-outs, scaling.",
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--namespace", action="append", help="watch only this namespace; may be repeated")
@@ -72,18 +85,52 @@ def read_config(argv: list[str] | None = None, env: Mapping[str, str] | None = N
             help=f"when the kubelet pulls --{part}-image; default: as Kubernetes chooses",
         )
     add("--kubeconfig", default=env.get("KUBECONFIG", ""), help="default: the pod's own account")
-    add("--health-port", type=int, default=8080, help="/healthz and /readyz")
-    add("--metrics-port", type=int, default=9090, help="/metrics")
+    add("--health-port", type=_port, default=8080, help="/healthz and /readyz")
+    add("--metrics-port", type=_port, default=9090, help="/metrics")
     add("--lease-name", default=OPERATOR, help="name of the lease")
     add(
         "--leader-election", action=argparse.BooleanOptionalAction, default=True, help="use a lease"
     )
-    add("--concurrency", type=int, default=8, help="services worked on at once")
-    add("--resync-seconds", type=float, default=60.0, help="period of the full resync")
-    add("--log-level", default=env.get("TANDEM_LOG_LEVEL", "info"), help="debug, info, warning")
-    values = vars(parser.parse_args(argv))
-    named = values.pop("namespace") or env.get("TANDEM_NAMESPACE", "").split(",")
-    return Config(namespaces=tuple(name for name in named if name), **values)
+    add("--concurrency", type=_count, default=8, help="services worked on at once")
+    add("--resync-seconds", type=_seconds, default=60.0, help="period of the full resync")
+    add(
+        "--log-level",
+        type=_log_level,
+        default=env.get("TANDEM_LOG_LEVEL", "info"),
+        help=", ".join(LOG_LEVELS),
+    )
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: use 1 to 65535")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count: use 1 or more")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} are no seconds: use a number above 0")
+    return seconds
+
+
+def _log_level(text: str) -> str:
+    level = text.lower()
+    if level not in LOG_LEVELS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no log level: use one of {', '.join(LOG_LEVELS)}"
+        )
+    return level
 
 
 def _identity() -> str:

@@ -24,7 +24,7 @@ app.kubernetes.io/part-of: tandem
 
 {{- define "tandem.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "tandem.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "tandem.serviceAccountName" -}}
@@ -35,12 +35,23 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 {{- end -}}
 
+{{- /* REPOSITORY:TAG, REPOSITORY@DIGEST, or with both REPOSITORY:TAG@DIGEST. */ -}}
 {{- define "tandem.image" -}}
-{{- if .image.digest -}}
-{{- printf "%s@%s" .image.repository .image.digest -}}
-{{- else -}}
-{{- printf "%s:%s" .image.repository (default .appVersion .image.tag) -}}
+{{- $tag := .image.tag -}}
+{{- if not (or $tag .image.digest) -}}
+{{- $tag = .appVersion -}}
 {{- end -}}
+{{- .image.repository }}{{ with $tag }}:{{ . }}{{ end }}{{ with .image.digest }}@{{ . }}{{ end -}}
+{{- end -}}
+
+{{- /* A name for roles, of which there is one per release of the cluster: neither a namespace nor
+a release may have a colon in its name. */ -}}
+{{- define "tandem.roleName" -}}
+{{- printf "tandem:%s:%s" .Release.Namespace .Release.Name -}}
+{{- end -}}
+
+{{- define "tandem.leaseName" -}}
+{{- default (include "tandem.fullname" .) .Values.leaderElection.leaseName -}}
 {{- end -}}
 
 {{- /* What the operator may do in each namespace that it works in. It creates roles without the

@@ -91,7 +91,8 @@ def kubelet_config(
         "enforceNodeAllocatable": [],
         "failCgroupV1": False,
         "failSwapOn": False,
-        "localStorageCapacityIsolation": False,
+        # Nodes without it have no ephemeral storage that a pod could ask for.
+        "localStorageCapacityIsolation": True,
         "makeIPTablesUtilChains": False,
         "oomScoreAdj": 0,
         "maxPods": 240,

@@ -7,6 +7,7 @@ at 8k and 1.182 at 32k. `h100-70b` is not measured: it assumes 8.8 times the wei
 four GPUs, so 2.2 times the time.
 """
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Final
 from urllib.parse import parse_qsl
@@ -90,9 +91,12 @@ def parse_profile(text: str) -> MockProfile:
         raise ConfigError(f"--mock {name!r} is unknown; use one of {', '.join(sorted(PROFILES))}")
     for key, value in parse_qsl(query, keep_blank_values=True):
         try:
-            profile = _with_option(profile, key, float(value))
+            number = float(value)
         except ValueError:
             raise ConfigError(f"--mock: {key}={value!r} is not a number") from None
+        if not 0 <= number < math.inf:
+            raise ConfigError(f"--mock: {key}={value} makes no sense; use a number from 0 on")
+        profile = _with_option(profile, key, number)
     if profile.speed <= 0 or profile.blocks < 1 or profile.layers < 1 or profile.max_len < 2:
         raise ConfigError("--mock: speed, blocks and layers must be positive; max_len at least 2")
     if profile.vocab < 258:

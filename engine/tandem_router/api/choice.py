@@ -54,11 +54,12 @@ class Choice:
         *,
         prompt_index: int,
         stops: SequenceOf[str],
+        shown_stops: SequenceOf[str] = (),
         skip_special_tokens: bool,
         end_tokens: frozenset[int],
         is_empty: bool = False,
     ) -> None:
-        """`end_tokens` end the choice without being part of its text.
+        """`end_tokens` end the choice outside its text, and so do `stops` but the `shown_stops`.
 
         With `is_empty` no token is wanted, and the one that every sequence has is dropped.
         """
@@ -67,7 +68,7 @@ class Choice:
         self._detokenizer = tokenizer.detokenizer(
             skip_special_tokens=skip_special_tokens, context=sequence.prompt[-8:]
         )
-        self._matcher = StopMatcher(stops) if stops else None
+        self._matcher = StopMatcher(stops, shown_stops) if stops else None
         self._min_tokens = sequence.params.min_tokens
         self._end_tokens = end_tokens
         self._is_empty = is_empty

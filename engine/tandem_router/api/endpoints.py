@@ -43,13 +43,13 @@ async def create_chat_completion(exchange: Exchange) -> None:
     usage_wanted = _usage_wanted(request)
     prompt = await context.text.encode_chat(
         [message.for_template() for message in request.messages],
-        add_generation_prompt=request.add_generation_prompt,
-        variables=request.chat_template_kwargs,
+        **request.rendering,
     )
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     job = Job(
         request=request,
         prompts=[prompt],
+        truncate=request.truncate_prompt_tokens,
         slo_class=slo_class,
         reply=ChatFormat(
             f"chatcmpl-{uuid.uuid4().hex}",
@@ -95,6 +95,7 @@ async def create_completion(exchange: Exchange) -> None:
     job = Job(
         request=request,
         prompts=prompts,
+        truncate=request.truncate_prompt_tokens,
         slo_class=slo_class,
         reply=reply,
         stops=tuple(request.stop or ()),

@@ -109,23 +109,17 @@ REFUSED: Final[Mapping[str, Refusal]] = {
     "custom_logit_processor": _LOGITS,
     "custom_params": _LOGITS,
     "vllm_xargs": Refusal("vllm_xargs", "leave it out"),
-    "include_stop_str_in_output": Refusal(
-        "the stop string in the answer", "append it where finish_reason is stop"
-    ),
-    "no_stop_trim": Refusal(
-        "the stop string in the answer", "append it where the finish reason is stop"
-    ),
     "stop_regex": Refusal("a stop pattern", "use stop"),
-    "truncate_prompt_tokens": Refusal("truncation of the prompt", "shorten it before you send it"),
     "truncation": Refusal("truncation of the prompt", "shorten it", ("disabled",)),
     "chat_template": Refusal("a chat template of the client's", _RENDER),
-    "continue_final_message": Refusal("continuing the last message", _RENDER),
     "documents": Refusal("documents beside the messages", "put them into a message"),
     "lora_path": Refusal("an adapter by its path", "give the adapter's served name as model"),
     "session_params": Refusal("a session on the server", "send the whole prompt"),
     "kv_transfer_params": Refusal("a hand-off of the client's", "leave it to the router"),
     "extra_body": Refusal("extra_body", "put its fields beside the others"),
     # Honoured by other endpoints:
+    "truncate_prompt_tokens": Refusal("truncation of the prompt", "shorten it before you send it"),
+    "continue_final_message": Refusal("continuing a message", "send it as the end of the prompt"),
     "echo": Refusal("the prompt in the answer", "put it before the answer yourself"),
     "best_of": Refusal("a choice between answers", "raise n and choose yourself", (1,)),
     "add_special_tokens": Refusal("special tokens beside the template's", _RENDER, (False,)),

@@ -27,6 +27,7 @@ class Job:
 
     request: Sampling
     prompts: list[list[int]]
+    truncate: int | None = None  # only so many of a prompt's last tokens; -1: as many as fit
     slo_class: SloClass
     reply: ReplyFormat
     stops: tuple[str, ...]
@@ -164,7 +165,11 @@ class Generation:
             end_tokens |= frozenset(facts.eos_token_ids)
         num_choices = request.n or 1
         priority = request.priority if request.priority is not None else job.slo_class.priority
-        for prompt_index, prompt in enumerate(job.prompts):
+        shown_stops: tuple[str, ...] = ()
+        if request.include_stop_str_in_output or request.no_stop_trim:
+            shown_stops = tuple(request.stop or ())
+            end_tokens -= frozenset(request.stop_token_ids or ()) - frozenset(facts.eos_token_ids)
+        for prompt_index, prompt in enumerate(self._shortened(facts)):
             params = _build_params(job, prompt, facts)
             for number in range(num_choices):
                 seed = (first_seed + number) & MAX_SEED
@@ -187,6 +192,7 @@ class Generation:
                         self._context.text.tokenizer,
                         prompt_index=prompt_index,
                         stops=job.stops,
+                        shown_stops=shown_stops,
                         skip_special_tokens=request.skip_special_tokens is not False,
                         end_tokens=end_tokens,
                         is_empty=job.max_tokens == 0,
@@ -197,6 +203,14 @@ class Generation:
         self._num_open = len(self._choices)
         for choice in self._choices:
             self._context.dispatcher.start(choice.sequence)
+
+    def _shortened(self, facts: Welcome) -> list[list[int]]:
+        job = self._job
+        if job.truncate is None:
+            return job.prompts
+        fits = max(1, facts.max_model_len - (job.max_tokens or 1))
+        limit = fits if job.truncate < 0 else job.truncate
+        return [self._context.text.shorten(prompt, limit) for prompt in job.prompts]
 
     # --- answers ----------------------------------------------------------------------------------
 

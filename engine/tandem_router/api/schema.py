@@ -11,7 +11,6 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    WithJsonSchema,
     model_validator,
 )
 
@@ -21,40 +20,13 @@ from tandem_router.api.fields import (
     HARMLESS_STREAM_OPTIONS,
     check_fields,
 )
+from tandem_router.api.forms import TEXT, IdLists, Prompts, Stops, Texts, json_schema
 from tandem_router.errors import InvalidRequest
 
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
-MAX_STOPS = 16
-TokenIds = list[int]
 
 
-def _json_schema(*types: dict[str, Any]) -> WithJsonSchema:
-    """What /openapi.json says of a field that takes several forms."""
-    return WithJsonSchema({"anyOf": list(types)})
-
-
-_TEXT = {"type": "string"}
-_TEXTS = {"type": "array", "items": _TEXT, "minItems": 1}
-_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-_ID_LISTS = {"type": "array", "items": _IDS, "minItems": 1}
-
-
-def _stops(value: Any) -> Any:
-    """A single string stands for a list of one."""
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, list):
-        raise ValueError("must be a string or a list of strings")
-    return value
-
-
-Stops = Annotated[
-    list[Annotated[str, Field(min_length=1)]],
-    BeforeValidator(_stops),
-    Field(max_length=MAX_STOPS),
-    _json_schema(_TEXT, {**_TEXTS, "minItems": 0, "maxItems": MAX_STOPS}),
-]
 LogitBias = dict[str, Annotated[float, Field(ge=-100, le=100)]]
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
@@ -87,6 +59,8 @@ class Sampling(BaseModel):
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=256)] | None = (
         None
     )
+    include_stop_str_in_output: bool | None = None  # a client's stop stays in the text
+    no_stop_trim: bool | None = None  # the same in SGLang's words
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     stream: bool | None = None
@@ -103,6 +77,18 @@ class OpenAISampling(Sampling):
     min_tokens: Annotated[int, Field(ge=0, le=1 << 30)] | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
+    # Only the last so many tokens of a prompt; -1: as many as fit.
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=1 << 30)] | None = None
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> "OpenAISampling":
+        if self.truncate_prompt_tokens == 0:
+            raise InvalidRequest(
+                "truncate_prompt_tokens: 0 would leave no prompt; use 1 or more, or -1 for as "
+                "many as fit",
+                param="truncate_prompt_tokens",
+            )
+        return self
 
 
 class ContentPart(BaseModel):
@@ -126,13 +112,13 @@ def _content(value: Any) -> Any:
 Content = Annotated[
     list[ContentPart],
     BeforeValidator(_content),
-    _json_schema(
-        _TEXT,
+    json_schema(
+        TEXT,
         {
             "type": "array",
             "items": {
                 "type": "object",
-                "properties": {"type": {"const": "text"}, "text": _TEXT},
+                "properties": {"type": {"const": "text"}, "text": TEXT},
                 "required": ["type", "text"],
             },
         },
@@ -164,77 +150,47 @@ class ChatMessage(BaseModel):
         }
 
 
-class ChatRequest(OpenAISampling):
+class Conversation(BaseModel):
+    """What a request says about the chat template."""
+
+    add_generation_prompt: bool | None = None  # left out: true, unless a message is continued
+    continue_final_message: bool | None = None  # the answer goes on with the last message
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_end(self) -> "Conversation":
+        if self.add_generation_prompt and self.continue_final_message:
+            raise InvalidRequest(
+                "continue_final_message: add_generation_prompt begins another message; leave it "
+                "out, or set it to false",
+                param="continue_final_message",
+            )
+        return self
+
+    @property
+    def rendering(self) -> dict[str, Any]:
+        """Arguments of `TextModel.encode_chat`."""
+        continues, starts = bool(self.continue_final_message), self.add_generation_prompt
+        return {
+            "continue_final_message": continues,
+            "add_generation_prompt": not continues if starts is None else starts,
+            "variables": self.chat_template_kwargs,
+        }
+
+
+class ChatRequest(OpenAISampling, Conversation):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=1 << 30)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _alternatives_need_logprobs(self) -> "ChatRequest":
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("top_logprobs: needs logprobs: true", param="top_logprobs")
         return self
-
-
-def _is_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
-
-
-def _as_texts(value: Any) -> list[str] | None:
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):
-        return value
-    return None
-
-
-def _as_id_lists(value: Any) -> list[list[int]] | None:
-    if not isinstance(value, list) or not value:
-        return None
-    if _is_ids(value):
-        return [value]
-    return value if all(_is_ids(entry) and entry for entry in value) else None
-
-
-def _texts(value: Any) -> list[str]:
-    found = _as_texts(value)
-    if found is None:
-        raise ValueError("must be a string or a list of strings, and not empty")
-    return found
-
-
-def _id_lists(value: Any) -> list[list[int]]:
-    found = _as_id_lists(value)
-    if found is None:
-        raise ValueError(
-            "must be a list of token ids or a list of lists of token ids, and not empty"
-        )
-    return found
-
-
-def _prompts(value: Any) -> list[str] | list[list[int]]:
-    """Text, texts, token ids or lists of token ids; always returned as a list of prompts."""
-    found = _as_texts(value) or _as_id_lists(value)
-    if found is None:
-        raise ValueError(
-            "must be a string, a list of strings, a list of token ids or a list of lists of "
-            "token ids, and not empty"
-        )
-    return found
-
-
-_MANY = Field(max_length=1024)
-_TEXT_FORMS = _json_schema(_TEXT, _TEXTS)
-_ID_FORMS = _json_schema(_IDS, _ID_LISTS)
-_ALL_FORMS = _json_schema(_TEXT, _TEXTS, _IDS, _ID_LISTS)
-Prompts = Annotated[list[Any], BeforeValidator(_prompts), _MANY, _ALL_FORMS]
-Texts = Annotated[list[Any], BeforeValidator(_texts), _MANY, _TEXT_FORMS]
-IdLists = Annotated[list[Any], BeforeValidator(_id_lists), _MANY, _ID_FORMS]
 
 
 class CompletionRequest(OpenAISampling):
@@ -257,6 +213,12 @@ class CompletionRequest(OpenAISampling):
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequest(
                 "max_tokens: must be at least 1, or 0 together with echo", param="max_tokens"
+            )
+        if self.echo and self.truncate_prompt_tokens is not None:
+            raise InvalidRequest(
+                "echo: a truncated prompt is not part of the answer; leave out echo or "
+                "truncate_prompt_tokens",
+                param="echo",
             )
         return self
 
@@ -285,7 +247,7 @@ class GenerateRequest(GenerateParams):
         return self
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(Conversation):
     """POST /tokenize: text, or messages through the chat template."""
 
     model_config = ConfigDict(strict=True, extra="allow")
@@ -294,9 +256,8 @@ class TokenizeRequest(BaseModel):
     prompt: str | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
     add_special_tokens: bool = True
-    add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=1, le=1 << 30)] | None = None
 
     @model_validator(mode="after")
     def _one_input(self) -> "TokenizeRequest":

@@ -46,13 +46,14 @@ async def tokenize(exchange: Exchange) -> None:
     if request.messages is not None:
         tokens = await context.text.encode_chat(
             [message.for_template() for message in request.messages],
-            add_generation_prompt=request.add_generation_prompt,
-            variables=request.chat_template_kwargs,
+            **request.rendering,
         )
     else:
         tokens = await context.text.encode_text(
             request.prompt or "", add_special_tokens=request.add_special_tokens
         )
+    if request.truncate_prompt_tokens is not None:
+        tokens = context.text.shorten(tokens, request.truncate_prompt_tokens)
     welcome = context.fleet.welcome
     body: dict[str, object] = {
         "count": len(tokens),

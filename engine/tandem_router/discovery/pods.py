@@ -72,8 +72,8 @@ class DiscoveryError(Exception):
 
 
 def wire_port(pod_annotations: dict[str, str]) -> int:
-    """The pod's own wire port (host networking), else $TANDEM_WIRE_PORT, else 8101."""
-    text = pod_annotations.get(WIRE_PORT_ANNOTATION) or os.environ.get("TANDEM_WIRE_PORT", "")
+    """The pod's own wire port (host networking), else 8101."""
+    text = pod_annotations.get(WIRE_PORT_ANNOTATION, "")
     return int(text) if text.isdecimal() else DEFAULT_WIRE_PORT
 
 

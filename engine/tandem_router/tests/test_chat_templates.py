@@ -79,6 +79,32 @@ def test_conversations_render_as_in_transformers(family: str, variables: dict[st
         assert ours(source, messages, **variables) == theirs(source, messages, **variables)
 
 
+@pytest.mark.parametrize("family", TEMPLATES)
+@pytest.mark.parametrize("space", ["", " ", "\n\n"])
+def test_a_continued_message_is_cut_as_in_transformers(family: str, space: str) -> None:
+    for content in ("The answer is", " It  is", "x", "<think>\nhm\n</think>\n\n Well,"):
+        messages = [*TEXT[:2], {"role": "assistant", "content": content + space}]
+        try:
+            wanted = theirs(
+                TEMPLATES[family],
+                messages,
+                add_generation_prompt=False,
+                continue_final_message=True,
+            )
+        except ValueError:  # the template changes the message
+            with pytest.raises(InvalidRequest, match="continue_final_message: the model's chat"):
+                continued(family, messages)
+            continue
+        assert continued(family, messages) == wanted
+        assert wanted.rstrip().endswith(content.strip())
+
+
+def continued(family: str, messages: list[dict[str, Any]]) -> str:
+    return ChatTemplate(TEMPLATES[family], SPECIAL).render(
+        messages, add_generation_prompt=False, continue_final_message=True
+    )
+
+
 @pytest.mark.parametrize("family", [name for name in TEMPLATES if name not in TEXT_ONLY])
 @pytest.mark.parametrize("tools", [None, TOOLS])
 def test_tool_calls_on_the_wire_are_those_of_transformers(family: str, tools: Any) -> None:

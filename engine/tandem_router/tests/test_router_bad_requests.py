@@ -71,7 +71,7 @@ async def test_bad_token_requests() -> None:
             ("/detokenize", {"tokens": [99999]}, "tokens"),
             ("/detokenize", {"tokens": [9], "spaces": True}, "spaces"),
             ("/tokenize", {"prompt": "x", "promt": "y"}, "promt"),
-            ("/tokenize", {"prompt": "x", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+            ("/tokenize", {"prompt": "x", "truncate_prompt_tokens": -1}, "truncate_prompt_tokens"),
         ):
             answer = await running.post(path, **body)
             assert answer.status_code == 400

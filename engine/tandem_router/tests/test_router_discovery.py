@@ -231,10 +231,8 @@ async def test_a_router_is_ready_once_it_has_dialled_what_is_listed() -> None:
         assert await ready(running)
 
 
-def test_ports_and_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ports_and_addresses() -> None:
     assert wire_port({}) == 8101
-    monkeypatch.setenv("TANDEM_WIRE_PORT", "9000")
-    assert wire_port({}) == 9000
     assert wire_port({"tandem.dev/wire-port": "7"}) == 7
     assert parse_address("[::1]:80") == WorkerAddress("[::1]:80", "::1", 80)
     for bad in ("host", "host:", ":80", "host:x", "host:99999"):

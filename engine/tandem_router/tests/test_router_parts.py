@@ -200,6 +200,11 @@ def test_slo_classes() -> None:
     assert config.slo_class(None) is classes[0]
     assert config.slo_class("b") is classes[1]
     assert config.slo_class("c") is None
+    unmarked = RouterConfig(model_name="m", model="mock://x", slo_classes=classes[1:])
+    assert unmarked.slo_class(None) is classes[1]
+    assert RouterConfig(model_name="m", model="mock://x").slo_class(None) is None
+    with pytest.raises(ValueError, match=r"--slo-classes.*percentile"):
+        parse_slo_classes('[{"name": "a", "percentile": 95}]')
     for bad in ("{", '[{"nam": "a"}]', '[{"name":"a","default":true},{"name":"b","default":true}]'):
         with pytest.raises(ValueError, match="--slo-classes"):
             parse_slo_classes(bad)
@@ -219,6 +224,25 @@ def test_flags() -> None:
     ):
         with pytest.raises(ValueError, match=r"--worker|HOST:PORT"):
             parse_config(parser.parse_args(wrong))
+
+
+@pytest.mark.parametrize(
+    ("flag", "remedy"),
+    [
+        ("--port=65536", "give 0 to 65535"),
+        ("--port=-1", "give 0 to 65535"),
+        ("--max-inflight=0", "give 1 to"),
+        ("--drain-seconds=-1", "give 0 to"),
+        ("--linger-seconds=nan", "give 0 to"),
+        ("--queue-seconds=inf", "give 0 to"),
+        ("--failover-seconds=-0.5", "give 0 to"),
+        ("--namespace=team", "leave it out"),
+    ],
+)
+def test_a_value_without_sense_is_refused(flag: str, remedy: str) -> None:
+    given = build_parser().parse_args(["--model=mock://tiny", "--worker=a:1", flag])
+    with pytest.raises(ValueError, match=f"^{flag.partition('=')[0]} .*{remedy}"):
+        parse_config(given)
 
 
 def test_a_bad_start_ends_with_a_message(capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,7 +146,25 @@ def test_bytes_round_trip(text: str, size: int) -> None:
 
 @given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1))
 def test_stop_matcher_against_plain_search(text: str, stops: list[str]) -> None:
-    matcher = StopMatcher(stops)
+    check_matcher(StopMatcher(stops), text, stops)
+
+
+@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1))
+def test_a_shown_stop_is_the_end_of_the_text(text: str, stops: list[str]) -> None:
+    """Alike but for the stop string itself, of those that are complete the one that began first."""
+    hiding, showing = StopMatcher(stops), StopMatcher(stops, stops)
+    for character in text:
+        hidden, stopped = hiding.feed(character)
+        shown, also = showing.feed(character)
+        assert also == stopped
+        if stopped:
+            assert shown.startswith(hidden)
+            assert shown[len(hidden) :] in stops
+            return
+        assert shown == hidden
+
+
+def check_matcher(matcher: StopMatcher, text: str, stops: list[str]) -> None:
     shown = ""
     stopped = False
     for character in text:

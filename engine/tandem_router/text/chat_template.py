@@ -30,6 +30,7 @@ PLAIN_TEMPLATE: Final = (
 PLAIN_STOP: Final = ("\nUser:",)
 DEFAULT_NAME: Final = "default"
 TOOLS_NAME: Final = "tool_use"
+_CONTINUE_MARK: Final = "CONTINUE_FINAL_MESSAGE_TAG "
 _RENDER_ERRORS: Final = (
     jinja2.TemplateError,
     ArithmeticError,
@@ -80,19 +81,26 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt. Messages may be in OpenAI's wire form; `tools` and `documents` are variables.
 
+        With `continue_final_message` it ends with the last message's content, which stays open.
+
         Raises:
-            InvalidRequest: the template rejects these messages, or one has a part without text.
+            InvalidRequest: the template rejects these messages, or one has a part without text, or
+                the last one has nothing to continue.
         """
         given = {"tools": None, "documents": None, **(variables or {})}
         name = TOOLS_NAME if given["tools"] is not None else DEFAULT_NAME
         name = name if name in self._templates else DEFAULT_NAME
         prepared = prepare_messages(messages, short_ids=name in self._short_ids)
+        last = _continued(prepared[-1].get("content")) if continue_final_message else ""
+        if last:
+            prepared[-1]["content"] = last + _CONTINUE_MARK
         try:
-            return self._templates[name].render(
+            text = self._templates[name].render(
                 **{
                     **self._special_tokens,
                     **given,
@@ -104,6 +112,31 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"messages: the model's chat template rejects them: {error}", param="messages"
             ) from error
+        return _cut_behind(last, text) if last else text
+
+
+def _continued(content: Any) -> str:
+    """The text of the last message, in which an answer begins."""
+    if not isinstance(content, str) or not content.strip():
+        raise InvalidRequest(
+            "continue_final_message: the last message has no text to continue; give it content",
+            param="continue_final_message",
+        )
+    return content
+
+
+def _cut_behind(last: str, text: str) -> str:
+    """The prompt up to the mark behind the last message, as transformers cuts it."""
+    at = text.rfind(_CONTINUE_MARK.strip())
+    if at < 0 or last.strip() not in text:
+        raise InvalidRequest(
+            "continue_final_message: the model's chat template changes the last message; "
+            "render the conversation yourself and send it to /v1/completions",
+            param="continue_final_message",
+        )
+    # A template that trims messages has trimmed the space behind the mark, too.
+    kept = text[at : at + len(_CONTINUE_MARK)] == _CONTINUE_MARK
+    return text[:at] if kept else text[:at].rstrip()
 
 
 def _wants_short_ids(source: str) -> bool:

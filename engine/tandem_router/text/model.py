@@ -44,24 +44,38 @@ class TextModel:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a conversation. Raises InvalidRequest when the template rejects it."""
         size = sum(map(content_size, messages))
+        arguments = (messages, add_generation_prompt, continue_final_message, variables)
         if size < OFFLOAD_CHARACTERS:
-            return self._encode_chat(messages, add_generation_prompt, variables)
-        return await asyncio.to_thread(
-            self._encode_chat, messages, add_generation_prompt, variables
-        )
+            return self._encode_chat(*arguments)
+        return await asyncio.to_thread(self._encode_chat, *arguments)
 
     def _encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool,
+        continue_final_message: bool,
         variables: Mapping[str, Any] | None,
     ) -> list[int]:
         text = self.template.render(
-            messages, add_generation_prompt=add_generation_prompt, variables=variables
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables=variables,
         )
         # A model's own template writes its special tokens itself.
         return self.tokenizer.encode_prompt(text, add_special_tokens=self.template.is_plain)
+
+    def shorten(self, prompt: list[int], num_tokens: int) -> list[int]:
+        """The last `num_tokens` of a prompt, of which the begin-of-sequence token stays the first.
+
+        So do transformers with `truncation_side="left"`, and with them vLLM.
+        """
+        if len(prompt) <= num_tokens:
+            return prompt
+        first = prompt[:1] if prompt[0] == self.tokenizer.bos_token_id else []
+        return [*first, *prompt[len(prompt) - num_tokens + len(first) :]][:num_tokens]

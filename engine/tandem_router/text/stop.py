@@ -1,20 +1,21 @@
 """Stop strings across token boundaries."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 class StopMatcher:
     """Passes text on until a stop string appears; holds back what may be the start of one.
 
-    `feed` returns (text that is safe to show, True once a stop string was found). The stop string
-    itself and everything after it is never returned.
+    `feed` returns (text that is safe to show, True once a stop string was found). What comes after
+    the stop string is never returned, the stop string itself only if it is among those `shown`.
     """
 
-    __slots__ = ("_held", "_num_exempt", "_stops")
+    __slots__ = ("_held", "_num_exempt", "_shown", "_stops")
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], shown: Collection[str] = ()) -> None:
         assert all(stops), "empty stop strings are refused at the API"
         self._stops = tuple(stops)
+        self._shown = frozenset(shown)
         self._held = ""
         self._num_exempt = 0  # held characters that came while the matcher wasn't armed
 
@@ -25,12 +26,13 @@ class StopMatcher:
         """
         text = self._held + text
         if armed:
-            first = min(
-                (at for stop in self._stops if (at := self._find(text, stop)) >= 0), default=-1
-            )
-            if first >= 0:
+            found = [
+                (at, len(stop), stop) for stop in self._stops if (at := self._find(text, stop)) >= 0
+            ]
+            if found:
+                at, length, stop = min(found)
                 self._held = ""
-                return text[:first], True
+                return text[: at + length if stop in self._shown else at], True
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         cut = len(text) - keep
         self._held = text[cut:]

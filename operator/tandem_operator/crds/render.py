@@ -38,7 +38,7 @@ def render_chart_template(kind: Kind) -> str:
     manifest = kind.to_manifest()
     labels = manifest["metadata"].pop("labels")
     # A name that no YAML needs to quote, so that the text can be replaced by the template's own.
-    manifest["metadata"]["labels"] = "TANDEM_LABELS"
+    manifest["metadata"]["labels"] = "CHART-LABELS"
     text = to_yaml(manifest)
     if "{{" in text:
         raise ValueError(f"{kind.crd_name} holds {{{{, which Helm would take for a template")
@@ -52,5 +52,5 @@ def render_chart_template(kind: Kind) -> str:
         "    helm.sh/resource-policy: keep\n"
         "  {{- end }}"
     )
-    body = text.replace("labels: TANDEM_LABELS", metadata, 1)
+    body = text.replace("labels: CHART-LABELS", metadata, 1)
     return f"{_NOTICE}{{{{- if .Values.crds.install }}}}\n{body}{{{{- end }}}}\n"

@@ -218,7 +218,10 @@ def router_args(
     observed: Observed, spec: InferenceServiceSpec, revision: str, uri: str
 ) -> list[str]:
     """The flags of `tandem-router`."""
+    # Routers count what kept its objective; the operator takes percentiles of that.
     classes = [item.to_manifest() for item in spec.slo.classes]
+    for item in classes:
+        item.pop("percentile", None)
     values: dict[str, str | int] = {
         flags.FLAG_MODEL_NAME: spec.model.name or observed.name,
         flags.FLAG_MODEL: uri,

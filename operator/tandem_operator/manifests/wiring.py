@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from tandem_operator.api.rdma import Rdma, RdmaDevices, RdmaMode
-from tandem_operator.names.pods import ENV_RDMA, ENV_RDMA_DEVICES, ENV_RDMA_EXCLUDE, ENV_RDMA_MAP
 
 INFINIBAND_PATH = "/dev/infiniband"
 
@@ -91,7 +90,6 @@ def build_wiring(wiring: Wiring, rdma: Rdma, num_gpus: int) -> PodWiring:
 def _plain_env() -> dict[str, str]:
     # Written explicitly, so that half-configured devices of a host are not used by accident.
     return {
-        ENV_RDMA: "0",
         "UCX_TLS": "tcp,cuda_copy,cuda_ipc,sm,self",
         "NCCL_IB_DISABLE": "1",
         "MOONCAKE_PROTOCOL": "tcp",
@@ -100,8 +98,6 @@ def _plain_env() -> dict[str, str]:
 
 def _fabric_env(devices: RdmaDevices, num_gpus: int) -> dict[str, str]:
     env = {
-        ENV_RDMA: "1",
-        ENV_RDMA_MAP: str(devices.map),
         # cuda_copy and cuda_ipc must be named, else UCX can't touch GPU memory at all.
         "UCX_TLS": "rc,ud,cuda_copy,cuda_ipc,sm,self,tcp" if num_gpus else "rc,ud,sm,self,tcp",
         "NCCL_IB_DISABLE": "0",
@@ -110,12 +106,10 @@ def _fabric_env(devices: RdmaDevices, num_gpus: int) -> dict[str, str]:
         "MC_ENABLE_DEST_DEVICE_AFFINITY": "1",
     }
     if devices.include:
-        env[ENV_RDMA_DEVICES] = ",".join(devices.include)
         env["UCX_NET_DEVICES"] = ",".join(f"{name}:1" for name in devices.include)
         env["NCCL_IB_HCA"] = ",".join(devices.include)
         env["MOONCAKE_DEVICE"] = ",".join(devices.include)
     elif devices.exclude:
-        env[ENV_RDMA_EXCLUDE] = ",".join(devices.exclude)
         env["NCCL_IB_HCA"] = "^" + ",".join(devices.exclude)
         env["UCX_NET_DEVICES"] = "^" + ",".join(f"{name}:1" for name in devices.exclude)
     if devices.gid_index != "Auto":

@@ -35,7 +35,6 @@ from tandem_operator.names.pods import (
     ADMIN_TOKEN_ENTRY,
     ADMIN_TOKEN_FOLDER,
     ENGINE_CONTAINER,
-    ENV_NODE_NAME,
     ENV_POD_IP,
     ENV_POD_NAME,
     ENV_SHM_DIR,
@@ -271,8 +270,6 @@ def worker_args(
         values[flags.FLAG_MAX_WAITING] = options.max_waiting
     args = [item for key, value in values.items() for item in (f"--{key}", str(value))]
     args.append(f"--{flags.FLAG_CHECKSUM if transfer.checksum else flags.FLAG_NO_CHECKSUM}")
-    if model.trust_remote_code:
-        args.append(f"--{flags.FLAG_TRUST_REMOTE_CODE}")
     return args
 
 
@@ -282,7 +279,6 @@ def _env(
     env: list[dict[str, Any]] = [
         _downward(ENV_POD_NAME, "metadata.name"),
         _downward(ENV_POD_IP, "status.podIP"),
-        _downward(ENV_NODE_NAME, "spec.nodeName"),
     ]
     plain = {**extra, **cache_env(WORKER_CACHES)}
     if spec.engine.options.num_threads is not None:

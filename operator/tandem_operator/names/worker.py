@@ -32,7 +32,6 @@ FLAG_KV_MEMORY: Final = "kv-memory"
 FLAG_CACHE_DIR: Final = "cache-dir"
 FLAG_CHECKSUM: Final = "checksum"
 FLAG_NO_CHECKSUM: Final = "no-checksum"
-FLAG_TRUST_REMOTE_CODE: Final = "trust-remote-code"
 FLAG_ADMIN_TOKEN_FILE: Final = "admin-token-file"
 
 TRANSPORTS: Final = ("Shm", "Tcp")

@@ -1,5 +1,6 @@
 """Configuration, health, metrics, kopf's settings and triggers."""
 
+import importlib.metadata
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,42 @@ def test_an_unknown_flag_ends_with_a_message(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         read_config(["--bogus"], {})
     assert "--bogus" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "remedy"),
+    [
+        (["--log-level=loud"], "use one of debug, info, warning, error"),
+        (["--health-port=0"], "use 1 to 65535"),
+        (["--metrics-port=65536"], "use 1 to 65535"),
+        (["--concurrency=0"], "use 1 or more"),
+        (["--resync-seconds=0"], "use a number above 0"),
+        (["--resync-seconds=nan"], "use a number above 0"),
+        (["--lease=short"], "--lease=short"),
+    ],
+)
+def test_a_wrong_flag_ends_with_its_remedy(
+    argv: list[str], remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        read_config(argv, {})
+    told = capsys.readouterr().err
+    assert remedy in told
+    assert argv[0].partition("=")[0] in told
+
+
+def test_a_wrong_log_level_of_the_environment_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert read_config([], {"TANDEM_LOG_LEVEL": "Warning"}).log_level == "warning"
+    with pytest.raises(SystemExit):
+        read_config([], {"TANDEM_LOG_LEVEL": "loud"})
+    assert "--log-level: 'loud' is no log level" in capsys.readouterr().err
+
+
+def test_the_default_images_are_of_the_installed_version() -> None:
+    version = importlib.metadata.version("tandem-inference")
+    config = read_config([], {})
+    assert config.router_image.endswith(f"/tandem-router:{version}")
+    assert config.engine_image.endswith(f"/tandem-engine:{version}")
 
 
 async def test_health_and_metrics_are_served() -> None:

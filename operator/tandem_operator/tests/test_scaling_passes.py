@@ -284,7 +284,7 @@ async def test_a_policy_that_cannot_be_read_is_told(bench: Bench) -> None:
     assert "has an invalid spec" in decision.policy.because
 
 
-async def test_the_policys_percentile_is_measured(
+async def test_the_percentile_of_the_policy_or_of_the_default_class_is_measured(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -296,7 +296,9 @@ async def test_the_policys_percentile_is_measured(
     monkeypatch.setattr(Collector, "read", read)
     await bench.decide(observe({"inline": {**POLICY, "objectives": {"percentile": 50}}}))
     await bench.work(observe(None, uid="another"))
-    assert asked == [50, 95]
+    chat = {"name": "chat", "percentile": 99, "ttftMilliseconds": 1, "tbtMilliseconds": 1}
+    await bench.work(make_observed(make_spec(slo={"classes": [chat]}), uid="third"))
+    assert asked == [50, 95, 99]
 
 
 async def test_fields_without_effect_and_a_first_look_are_told(bench: Bench) -> None:

@@ -200,12 +200,16 @@ NAMED: dict[str, str] = {
     ),
     "kvTransfer.verify.mode": "plan.test_transport_verified::test_off_makes_no_probe",
     "kvTransfer.verify.minMegabytesPerSecond": "plan.test_transport_verified::test_what_was_seen",
-    "rollout.paused": "plan.test_rollout_steps::test_paused_holds_where_it_is",
+    "rollout.paused": "plan.test_rollout_steps::test_a_paused_spec_waits_and_goes_on",
     "rollout.progressDeadlineSeconds": (
         "plan.test_rollout_steps::test_a_failing_revision_stops_and_says_so"
     ),
     "autoscaling.policyName": "test_scaling_passes::test_a_named_policy_is_read_and_told",
-    "objectives.percentile": "test_scaling_passes::test_the_policys_percentile_is_measured",
+    **dict.fromkeys(
+        ("slo.classes[].percentile", "objectives.percentile"),
+        "test_scaling_passes::"
+        "test_the_percentile_of_the_policy_or_of_the_default_class_is_measured",
+    ),
     "signals.onStale": "api.test_every_field_works::test_stale_metrics_hold_both_pools",
     "WorkerPool.serviceName": "api.test_every_field_works::test_the_operator_writes_its_pools",
     "WorkerPool.role": "api.test_every_field_works::test_the_operator_writes_its_pools",

@@ -4,7 +4,6 @@
 """
 
 import importlib
-import inspect
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +27,7 @@ from tandem_operator.tests.api.field_samples import (
     at,
     put,
 )
+from tandem_operator.tests.api.named_proofs import asserts, reachable, words
 from tandem_operator.tests.facts import make_observed, make_spec
 
 INLINE = "autoscaling.inline."
@@ -99,12 +99,15 @@ def test_a_field_of_a_policy_changes_a_decision(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(NAMED))
-def test_the_named_test_exists_and_is_about_the_field(path: str) -> None:
+def test_the_named_test_uses_the_field_and_asserts(path: str) -> None:
+    """The test itself, with what it calls in its module; a module may be about many fields."""
     name, _, test = NAMED[path].partition("::")
     module = importlib.import_module(f"tandem_operator.tests.{name}")
     assert callable(getattr(module, test))
-    field = path.rpartition(".")[2].lower()
-    assert field in inspect.getsource(module).replace("_", "").lower()
+    used = reachable(module, test)
+    for part in path.removeprefix("WorkerPool.").replace("[]", "").split(".")[-2:]:
+        assert part.lower() in set(words(used)), f"{NAMED[path]} has nothing to do with {part}"
+    assert asserts(used)
 
 
 def test_stale_metrics_hold_both_pools() -> None:

@@ -29,9 +29,7 @@ def build(**changes: Any) -> dict[str, Any]:
 
 def flags(pod: dict[str, Any]) -> dict[str, str]:
     args = pod["spec"]["containers"][0]["args"]
-    pairs = [
-        arg for arg in args if arg not in ("--checksum", "--no-checksum", "--trust-remote-code")
-    ]
+    pairs = [arg for arg in args if arg not in ("--checksum", "--no-checksum")]
     return dict(zip(pairs[::2], pairs[1::2], strict=True))
 
 

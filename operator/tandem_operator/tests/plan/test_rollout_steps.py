@@ -72,6 +72,20 @@ def test_paused_holds_where_it_is() -> None:
     assert plan_rollout(first).grow == ("new",)
 
 
+def test_a_paused_spec_waits_and_goes_on() -> None:
+    fleet = Fleet(make_spec())
+    fleet.settle()
+    pods, first = set(fleet.pods), fleet.status.revision
+    newer = {"engine": {"image": "engine:2"}}
+    fleet.edit(make_spec(**newer, rollout={"paused": True}))
+    fleet.settle()
+    assert (set(fleet.pods), fleet.status.revision) == (pods, first)
+    fleet.edit(make_spec(**newer))
+    fleet.settle()
+    assert pods.isdisjoint(fleet.pods)
+    assert fleet.status.revision != first
+
+
 def test_a_dead_old_revision_is_replaced_without_waiting() -> None:
     view = RolloutView("new", "old", False, True, False, True)
     step = plan_rollout(view)

@@ -53,7 +53,8 @@ def test_bounded_is_kept_and_is_stable(ratio: Ratio, wanted: Pair[int], last: Pa
 
 @given(counts, counts)
 def test_free_changes_nothing(wanted: Pair[int], last: Pair[int]) -> None:
-    assert hold_ratio(Ratio(), wanted, last) == wanted
+    assert Ratio() == Ratio(mode=RatioMode.FREE)
+    assert hold_ratio(Ratio(mode=RatioMode.FREE), wanted, last) == wanted
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ def test_the_spec_rules_until_someone_scales() -> None:
     targets = plan_targets(make_spec(), observed((1, 1), (2, 2), Pair(1, 2)))
     assert desired(targets) == Pair(1, 2)
     assert {target.scaled_by for target in targets} == {ScaledBy.USER}
+    edited = make_spec(prefill={"replicas": 4}, decode={"replicas": 5})
+    assert desired(plan_targets(edited, observed((1, 1), (2, 2), Pair(1, 2)))) == Pair(4, 5)
 
 
 def test_a_scale_write_wins_until_the_next_edit() -> None:

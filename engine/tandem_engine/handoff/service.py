@@ -43,7 +43,7 @@ class HandoffService:
 
     def __init__(self, settings: HandoffSettings, kv: KVStore, compatibility_hash: str) -> None:
         self._settings = settings
-        self._transports = Transports(settings)
+        self._transports = Transports(settings, kv)
         self._kv = kv
         self._compatibility_hash = compatibility_hash
         self._inbox: deque[ToHandoff] = deque()
@@ -135,6 +135,7 @@ class HandoffService:
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
             self._started.set()
+            self._transports.close()
 
     async def _serve(self) -> None:
         pairing = (self._settings, self._kv, self._compatibility_hash, self._transports)

@@ -115,7 +115,7 @@ class PrefillSide:
                 raise PairingRefused(
                     f"a session named {link.session} is open already", "choose another name"
                 )
-            offer, outbound = self._transports.accept(handshake.offers, link)
+            offer, outbound = await self._transports.accept(handshake.offers, link)
         except PairingRefused as refused:
             self._counters.add("kv_refused_pairings_total")
             log.warning("refused to pair with %s: %s", handshake.worker_id, refused)

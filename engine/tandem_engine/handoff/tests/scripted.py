@@ -20,6 +20,7 @@ from tandem_engine.handoff.events import (
 )
 from tandem_engine.handoff.service import HandoffService, start_handoff
 from tandem_engine.handoff.settings import HandoffSettings
+from tandem_engine.memory import MemoryRegion
 from tandem_engine.step import KVStore
 from tandem_wire.handoff import KVLayout, Prefill
 from tandem_wire.messages import PrefillPeer, SamplingParams
@@ -55,6 +56,9 @@ class BytesStore(KVStore):
         self.layout = layout
         shape = (layout.num_layers, layout.num_planes, num_blocks, layout.page_bytes)
         self.data = np.zeros(shape, np.uint8)
+
+    def regions(self) -> tuple[MemoryRegion, ...]:
+        return (MemoryRegion("host", self.data.ctypes.data, self.data.nbytes),)
 
     def export_blocks(self, blocks: Sequence[int], layers: range) -> memoryview:
         return self.data[layers.start : layers.stop, :, list(blocks)].reshape(-1).data

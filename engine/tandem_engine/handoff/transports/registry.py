@@ -8,18 +8,19 @@ from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.base import Inbound, Link, Outbound, Transport
 from tandem_engine.handoff.transports.shm import ShmTransport
 from tandem_engine.handoff.transports.tcp import TcpTransport
+from tandem_engine.step import KVStore
 from tandem_wire.handoff import TRANSPORT_CHOICES, TransportName, TransportOffer
 
 log = logging.getLogger(__name__)
 
-BUILT: Final[tuple[Transport, ...]] = (ShmTransport(), TcpTransport())
+BUILT: Final[tuple[type[Transport], ...]] = (ShmTransport, TcpTransport)
 """Best first: `--transfer Auto` takes the first one that both sides can do."""
 
 
 class Transports:
-    """The transports that one worker may use, best first."""
+    """The transports that one worker may use, best first; made at its start, closed at its end."""
 
-    def __init__(self, settings: HandoffSettings) -> None:
+    def __init__(self, settings: HandoffSettings, kv: KVStore) -> None:
         """Raises HandoffUnavailable when `--transfer` names a transport that can't work here."""
         wanted = settings.transport
         chosen = [transport for transport in BUILT if wanted in ("auto", transport.name)]
@@ -29,14 +30,17 @@ class Transports:
                 f"--transfer is {TRANSPORT_CHOICES.get(wanted, wanted)}, "
                 f"which is not built in; use one of Auto, {built}"
             )
-        self._missing = {transport.name: transport.missing(settings) for transport in chosen}
-        if wanted != "auto" and self._missing[wanted]:
+        self._usable: dict[TransportName, Transport] = {}
+        self._missing: dict[TransportName, str] = {}
+        for kind in chosen:
+            try:
+                self._usable[kind.name] = kind(settings, kv)
+            except TransportError as error:
+                self._missing[kind.name] = str(error)
+        if wanted != "auto" and self._missing:
             raise HandoffUnavailable(
                 f"--transfer is {TRANSPORT_CHOICES[wanted]}, but {self._missing[wanted]}"
             )
-        self._usable = {
-            transport.name: transport for transport in chosen if not self._missing[transport.name]
-        }
 
     def __str__(self) -> str:
         return ", ".join(
@@ -62,7 +66,9 @@ class Transports:
             raise TransportError(f"this worker can offer no transport ({'; '.join(why)})")
         return inbounds
 
-    def accept(self, offers: list[TransportOffer], link: Link) -> tuple[TransportOffer, Outbound]:
+    async def accept(
+        self, offers: list[TransportOffer], link: Link
+    ) -> tuple[TransportOffer, Outbound]:
         """P's end for the first of D's offers that this worker can do too.
 
         Raises:
@@ -73,7 +79,7 @@ class Transports:
             transport = self._usable.get(offer.name)
             try:
                 if transport is not None:
-                    return offer, transport.accept(offer, link)
+                    return offer, await transport.accept(offer, link)
                 reason = self._missing.get(offer.name) or "not allowed by --transfer here"
             except TransportError as error:
                 reason = str(error)
@@ -82,3 +88,8 @@ class Transports:
             "no common transport" + (f" ({'; '.join(why)})" if why else ""),
             "start both workers with --transfer Auto, or with the same transport",
         )
+
+    def close(self) -> None:
+        """Give back what they hold; every session has ended."""
+        for transport in self._usable.values():
+            transport.close()

@@ -158,7 +158,7 @@ def test_a_transport_that_is_not_built_is_refused_with_the_list_of_those_that_ar
     with pytest.raises(HandoffUnavailable) as caught:
         Transports(replace(FAST, transport="nixl"), BytesStore(LAYOUT, 1))
     assert "--transfer is Nixl" in str(caught.value)
-    assert "use one of Auto, Shm, Tcp" in str(caught.value)
+    assert "use one of Auto, CudaIpc, Shm, Tcp" in str(caught.value)
 
 
 def test_memory_is_registered_once_for_all_sessions_and_given_back(

@@ -16,9 +16,11 @@ import queue
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import xxhash
 
+from tandem_engine.errors import StagingUnavailableError
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.pages import place_seed
 from tandem_engine.handoff.transports.base import (
@@ -34,6 +36,9 @@ from tandem_engine.memory import Staging
 from tandem_engine.step import KVStore
 from tandem_wire.handoff import HandoffMessage, PagesWritten, SlotFreed, TransportOffer
 
+_ALIGNMENT: Final = 16
+"""Of every slot, so that a GPU reads and writes whole words."""
+
 
 @dataclass(frozen=True, slots=True)
 class RingShape:
@@ -46,6 +51,7 @@ class RingShape:
     def of(cls, link: Link, write_bytes: int, ring_bytes: int) -> "RingShape":
         """Slots of the size of a good write, at least of one layer of one block."""
         slot_bytes = max(link.settings.write_bytes or write_bytes, link.kv.layout.layer_bytes)
+        slot_bytes = -(-slot_bytes // _ALIGNMENT) * _ALIGNMENT
         return cls(slot_bytes, max(2, ring_bytes // slot_bytes))
 
     @classmethod
@@ -205,16 +211,14 @@ class HostStaging(Staging):
 
     kind = "host"
 
-    def __init__(self, kv: KVStore, mapping: mmap.mmap, start: int, descriptor: int = -1) -> None:
+    def __init__(self, kv: KVStore, mapping: mmap.mmap, start: int) -> None:
         self.num_bytes = len(mapping) - start
         self._kv = kv
         self._map = mapping
         self._start = start
-        self._descriptor = descriptor
 
     def descriptor(self) -> int:
-        assert self._descriptor >= 0
-        return self._descriptor
+        raise StagingUnavailableError("a ring in a file has a name, no descriptor")
 
     def _view(self, at: int, num_bytes: int) -> memoryview:
         start = self._start + at

@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 import uvloop
 
 from tandem_engine.config import WorkerConfig
-from tandem_engine.frames import ProbeRequest
+from tandem_engine.frames import Pairing, ProbeRequest
 from tandem_engine.handoff.decode.side import DecodeSide
 from tandem_engine.handoff.events import (
     Counters,
@@ -51,6 +51,7 @@ class HandoffService:
         self._wake: threading.Event | None = None
         self._counters = Counters()
         self._gauges: dict[str, float] = {}
+        self._pairings: list[Pairing] = []
         self._lock = threading.Lock()
         self._num_leases = 0
         self._started = threading.Event()
@@ -104,6 +105,10 @@ class HandoffService:
     def gauges(self) -> dict[str, float]:
         """Return the number of open sessions by side and transport."""
         return self._gauges
+
+    def pairings(self) -> list[Pairing]:
+        """Return the open sessions, as they were at the last tick."""
+        return self._pairings
 
     def set_draining(self, draining: bool) -> None:
         """Refuse new `Prefill` messages while set; peers hear of it with the next beat."""
@@ -160,14 +165,11 @@ class HandoffService:
             await self._prefill.close()
 
     def _measure(self) -> None:
-        sides = (
-            ("prefill", self._prefill.sessions_by_transport()),
-            ("decode", self._decode.sessions_by_transport()),
-        )
+        self._pairings = [*self._prefill.pairings(), *self._decode.pairings()]
+        sessions = Counter((pairing.transport, pairing.side) for pairing in self._pairings)
         self._gauges = {
             f'kv_sessions{{backend="{name}",side="{side}"}}': float(number)
-            for side, sessions in sides
-            for name, number in sessions.items()
+            for (name, side), number in sessions.items()
         }
 
     def _take_inbox(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from tandem_engine.frames import Pairing
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.events import (
     Counters,
@@ -31,11 +32,13 @@ class PrefillSession:
         self,
         link: Link,
         outbound: Outbound,
+        pairing: Pairing,
         report: Callable[[FromHandoff], None],
         counters: Counters,
         is_draining: Callable[[], bool],
     ) -> None:
         self.outbound = outbound
+        self.pairing = pairing
         self.pushes: dict[int, Push] = {}
         self._link = link
         self._tasks: dict[int, asyncio.Task[None]] = {}

@@ -75,6 +75,7 @@ def test_a_fence_waits_for_the_completion_of_a_one_sided_write(
 ) -> None:
     """While P may still write D's blocks, D's core doesn't get them back."""
     p, d = make(stack, "p"), make(stack, "d")
+    assert d.takes(p)
     planted.holds = True
     d.fetch("r", [p])
     p.push(p.arrived(), finish=False)
@@ -100,6 +101,7 @@ def test_a_peer_that_does_not_complete_loses_its_right_to_write(
         return
 
     p, d = make(stack, "p"), make(stack, "d", stall_seconds=0.3)
+    assert d.takes(p)
     monkeypatch.setattr(PrefillSession, "_fence", never)
     planted.holds = planted.is_stopped = True
     before = d.kv.data.copy()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from deadlines import patience
 
 from tandem_engine.errors import StagingUnavailableError
@@ -61,6 +62,10 @@ class BytesStore(KVStore):
         self.layout = layout
         shape = (layout.num_layers, layout.num_planes, num_blocks, layout.page_bytes)
         self.data = np.zeros(shape, np.uint8)
+
+    def fill(self, values: npt.NDArray[np.uint8]) -> None:
+        """Give every block its content."""
+        self.data[:] = values
 
     def regions(self) -> tuple[MemoryRegion, ...]:
         return (MemoryRegion("host", self.data.ctypes.data, self.data.nbytes),)
@@ -122,9 +127,8 @@ class Worker:
     def __init__(self, name: str, hash_: str = "h", layout: KVLayout = LAYOUT, **changes: Any):
         shares = changes.get("transport") == "cudaIpc"
         self.kv = (SharingStore if shares else BytesStore)(layout, 64)
-        self.kv.data[:] = np.random.default_rng(abs(hash(name)) % 2**32).integers(
-            0, 256, self.kv.data.shape
-        )
+        random = np.random.default_rng(abs(hash(name)) % 2**32)
+        self.kv.fill(random.integers(0, 256, self.kv.data.shape, np.uint8))
         self.name = name
         self.wake = threading.Event()
         self.handoff: HandoffService = start_handoff(

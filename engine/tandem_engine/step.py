@@ -136,14 +136,14 @@ class KVStore(ABC):
 
         Raises StagingUnavailableError.
         """
-        raise StagingUnavailableError("the KV cache is in the host's memory; use Shm")
+        raise StagingUnavailableError("this worker's KV cache is not in the memory of one GPU")
 
     def map_staging(self, descriptor: int, num_bytes: int) -> Staging:
         """Map what another process has made; the descriptor stays the caller's.
 
         Raises StagingUnavailableError.
         """
-        raise StagingUnavailableError("the KV cache is in the host's memory; use Shm")
+        raise StagingUnavailableError("this worker's KV cache is not in the memory of one GPU")
 
     def pin(self, buffer: memoryview) -> Callable[[], None]:
         """Learn of memory through which many pages will go; call the result before it goes away."""

@@ -138,7 +138,7 @@ def cases(options: Options) -> dict[str, dict[str, Any]]:
 
 
 def time_peer_copy(devices: tuple[int, int], num_bytes: int, rounds: int) -> Rate:
-    """One `cuMemcpyPeer` from P's GPU to D's, by a process that sees both.
+    """One copy from P's GPU to D's, by a process that sees both.
 
     Raises:
         CheckFailedError: the bytes came out changed.

@@ -45,7 +45,8 @@ def test_a_cache_of_the_host_says_why_it_goes_over_shm(stack: ExitStack, tmp_pat
     p, d = make(stack, "p", shm_dir=str(tmp_path)), make(stack, "d", shm_dir=str(tmp_path))
     transport, passed_over = seen(p, d)
     assert transport == "shm"
-    assert passed_over == {"cudaIpc": "the KV cache is in the host's memory; use Shm"}
+    why = "this worker's KV cache is not in the memory of one GPU"
+    assert passed_over == {"cudaIpc": why}
 
 
 def test_a_transport_that_loses_a_page_is_not_used(

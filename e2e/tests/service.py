@@ -139,13 +139,24 @@ class Service:
     @property
     def url(self) -> str:
         """The router's address as seen from here (the ClusterIP of the embedded cluster)."""
-        return f"http://{self.get('service')['spec']['clusterIP']}:8000"
+        spec = self.get("service")["spec"]
+        return f"http://{spec['clusterIP']}:{spec['ports'][0]['port']}"
 
     def worker_state(self, pod: dict[str, Any]) -> dict[str, Any]:
         """`GET /state` of a worker."""
-        reply = httpx.get(f"http://{pod['status']['podIP']}:8100/state", timeout=patience(10))
+        port = pod["metadata"]["annotations"]["tandem.dev/http-port"]
+        reply = httpx.get(f"http://{pod['status']['podIP']}:{port}/state", timeout=patience(10))
         state: dict[str, Any] = reply.json()
         return state
+
+    def router_metrics(self) -> str:
+        """The metrics of all routers, from the port that is not for clients."""
+        pages = [
+            httpx.get(f"http://{pod['status']['podIP']}:8001/metrics", timeout=patience(10)).text
+            for pod in self.pods("router")
+            if is_ready(pod)
+        ]
+        return "\n".join(pages)
 
     def leaked_blocks(self) -> dict[str, int]:
         """The leaked blocks of each worker, from its own ledger."""

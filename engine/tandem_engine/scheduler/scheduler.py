@@ -12,7 +12,7 @@ from tandem_engine.scheduler.preemption import Preemption
 from tandem_engine.scheduler.queues import OpenRequests, Running, WaitingQueue
 from tandem_engine.scheduler.request import Finish, Kind, Request, State
 from tandem_engine.scheduler.transfers import Transfers
-from tandem_engine.step import Batch, SampledTokens, has_penalties
+from tandem_engine.step import Batch, BatchItem, SampledTokens, ScoredRows, has_penalties
 from tandem_wire.messages import Role, StepItem
 
 
@@ -129,6 +129,7 @@ class Scheduler:
         budget = share = self.limits.max_batched_tokens
         if running.prefilling:
             share -= min(self.limits.page_size, budget // 2)
+        scored: list[ScoredRows] = []
         scheduled = list(running.take_turns(share))
         items = [request.item_decode() for request in scheduled]
         budget -= len(items)
@@ -140,13 +141,16 @@ class Scheduler:
                 count = min(count, self.limits.chunk_tokens)
             item = request.item(count)
             item.sample = count == request.num_uncomputed
+            if request.wants_scores:
+                rows = request.scored_rows(len(items), item)
+                scored += [rows] if rows.end > rows.first else []
             items.append(item)
             scheduled.append(request)
             budget -= count
         if not items:
             return None
         self._scheduled = scheduled
-        return Batch(items, self._blocks.take_copies())
+        return Batch(items, self._blocks.take_copies(), scored)
 
     def plan_ahead(self) -> Batch | None:
         """The step after the one that runs now, before its results are known; None: wait for them.
@@ -177,25 +181,32 @@ class Scheduler:
     def finish_step(self, batch: Batch, results: list[SampledTokens | None], now: float) -> None:
         """Take the results of the batch that `schedule` returned, or `plan_ahead` before that."""
         self._blocks.finish_copies()
-        page = self.limits.page_size
         ended = False
         for request, item, result in zip(self._scheduled, batch.items, results, strict=True):
             if request.state is State.DONE:
                 continue  # it had ended when this step was planned ahead
             if result is not None and request.kind is Kind.ROUTED:
                 if request.state is State.PREFILL:
+                    if result.prompt_logprobs is not None:
+                        self.outbox.prompt_logprobs(request, result.prompt_logprobs)
+                    if not item.sample:
+                        self._advance(request, item)
+                        continue
                     self.running.start_decode(request)
                     self.meter.observe(metrics.PREFILL_SECONDS, now - request.prefill_start)
                 ended |= self._append(request, result)
                 continue
-            request.num_computed = end = item.start + len(item.tokens)
-            if end // page > request.num_registered:
-                self._blocks.register(request)
+            self._advance(request, item)
             if request.kind is Kind.REMOTE:
                 self._finish_remote_chunk(request, result, now)
         self._scheduled, self._ahead = self._ahead, []
         if ended:
             self.running.drop_ended()
+
+    def _advance(self, request: Request, item: BatchItem) -> None:
+        request.num_computed = end = item.start + len(item.tokens)
+        if end // self.limits.page_size > request.num_registered:
+            self._blocks.register(request)
 
     def finish_fetch(self, event: FetchDone | FetchFailed, now: float) -> None:
         """The hand-off has given a request's blocks back: decode, or else prefill here."""

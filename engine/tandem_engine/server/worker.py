@@ -94,8 +94,6 @@ class WorkerServer:
         http_socket = self._bind_http()
         self._status.ports["http"] = http_socket.getsockname()[1]
         self._status.ports["wire"] = await self._open_wire()
-        if not self._config.admin_token:
-            log.warning("no TANDEM_ADMIN_TOKEN: /admin is open to everyone who can reach it")
         self._announce({"event": "starting", **self._status.ports})
         http = _Http(
             uvicorn.Config(
@@ -128,6 +126,8 @@ class WorkerServer:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((self._config.host, self._config.http_port))
+            # Bound but silent sockets don't exclude each other.
+            listening.listen()
         except OSError as error:
             listening.close()
             raise _taken("--http-port", self._config.http_port, error) from None

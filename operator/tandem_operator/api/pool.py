@@ -67,7 +67,8 @@ class Pool(ApiObject):
     gpu_memory_percent: Annotated[int, Field(ge=1, le=99)] = 90
     """Share of the GPU's memory for weights and KV cache together."""
     resources: ContainerResources = ContainerResources()
-    """Resources of the engine container of each pod; a worker has nodesPerWorker such pods."""
+    """Resources of the engine container of each pod; a worker has nodesPerWorker such pods. Of
+    those that are not mentioned: requests of 100m CPU and 256Mi of memory, and no limits."""
     pod_template: PodTemplate = PodTemplate()
     """Metadata and spec merged into the worker pods: node selector, tolerations, sidecars and so
     on."""
@@ -80,10 +81,17 @@ class Pool(ApiObject):
             ".resources.limits",
         ),
         Rule(
-            f"!({_HAS_GPUS}) || !{_GPUS}.isInteger() || ({_GPUS}.asInteger() *"
-            " self.nodesPerWorker) % self.tensorParallel == 0",
-            "tensorParallel must divide the GPUs of a worker, resources.limits[nvidia.com/gpu]"
-            " times nodesPerWorker: lower tensorParallel or ask for more GPUs",
+            f"!({_HAS_GPUS}) || !{_GPUS}.isInteger() || {_GPUS}.asInteger() * self.nodesPerWorker"
+            " == self.tensorParallel",
+            "tensorParallel must be the number of GPUs of a worker,"
+            " resources.limits[nvidia.com/gpu] times nodesPerWorker, because the model is split"
+            " over all of them: set both to the same number",
+            ".tensorParallel",
+        ),
+        Rule(
+            f"({_HAS_GPUS}) || self.tensorParallel == 1",
+            "tensorParallel splits the model over GPUs, but resources.limits has no nvidia.com/gpu:"
+            " set that limit to tensorParallel, or remove tensorParallel",
             ".tensorParallel",
         ),
         Rule(

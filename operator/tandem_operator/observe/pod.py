@@ -5,22 +5,28 @@ from typing import Any
 
 from tandem_operator.clients.cluster import JsonObject
 from tandem_operator.facts.observed import PodAddress, RouterTrouble
-from tandem_operator.facts.worker import PodFailure, WorkerPod
+from tandem_operator.facts.worker import PodFailure, WorkerPod, WorkerPorts
 from tandem_operator.names.annotations import (
     ANNOTATION_BOOTSTRAP_PORT,
     ANNOTATION_COST,
     ANNOTATION_DRAINING,
+    ANNOTATION_HTTP_PORT,
     ANNOTATION_MOVING,
     ANNOTATION_RESTARTS,
     ANNOTATION_SERVED,
+    ANNOTATION_WIRE_PORT,
 )
 from tandem_operator.names.labels import LABEL_GROUP, LABEL_REVISION, LABEL_ROLE, ROUTER
 from tandem_operator.names.pods import (
     ENGINE_CONTAINER,
-    ENV_ADMIN_TOKEN,
     MEMLOCK_CONTAINER,
+    PORT_NAME_METRICS,
+    PORT_ROUTER_METRICS,
     PORT_WORKER_BOOTSTRAP,
+    PORT_WORKER_HTTP,
+    PORT_WORKER_WIRE,
     ROUTER_CONTAINER,
+    VOLUME_ADMIN_TOKEN,
 )
 from tandem_operator.pair import Role
 
@@ -49,7 +55,11 @@ def read_pod(pod: JsonObject) -> WorkerPod | None:
         created=read_time(meta.get("creationTimestamp")) or _EPOCH,
         node=pod.get("spec", {}).get("nodeName", ""),
         ip=status.get("podIP", ""),
-        bootstrap_port=_number(notes, ANNOTATION_BOOTSTRAP_PORT, PORT_WORKER_BOOTSTRAP),
+        ports=WorkerPorts(
+            _number(notes, ANNOTATION_HTTP_PORT, PORT_WORKER_HTTP),
+            _number(notes, ANNOTATION_WIRE_PORT, PORT_WORKER_WIRE),
+            _number(notes, ANNOTATION_BOOTSTRAP_PORT, PORT_WORKER_BOOTSTRAP),
+        ),
         ready=ready.get("status") == "True",
         ready_since=read_time(ready.get("lastTransitionTime")),
         deleting=bool(meta.get("deletionTimestamp")),
@@ -62,20 +72,26 @@ def read_pod(pod: JsonObject) -> WorkerPod | None:
         trouble=trouble,
         trouble_reason=reason,
         failure=_failure(meta, status, engine),
-        admin_token=_token(pod),
+        admin_secret=_admin_secret(pod),
         memlock=_memlock(status),
         manifest=pod,
     )
 
 
 def read_router_pod(pod: JsonObject) -> PodAddress | None:
-    """The address of a ready router, or None for any other pod."""
+    """Where a ready router tells its metrics, or None for any other pod."""
     meta, status = pod["metadata"], pod.get("status") or {}
     is_router = (meta.get("labels") or {}).get(LABEL_ROLE) == ROUTER
     ready = _condition(status, "Ready").get("status") == "True"
     if not (is_router and ready and status.get("podIP")) or meta.get("deletionTimestamp"):
         return None
-    return PodAddress(meta["uid"], status["podIP"])
+    return PodAddress(meta["uid"], status["podIP"], _router_port(pod))
+
+
+def _router_port(pod: JsonObject) -> int:
+    router = _container(pod.get("spec", {}).get("containers"), ROUTER_CONTAINER)
+    metrics = _container(router.get("ports"), PORT_NAME_METRICS)
+    return int(metrics.get("containerPort") or PORT_ROUTER_METRICS)
 
 
 def _served(notes: dict[str, str], ready: JsonObject, engine: JsonObject) -> bool:
@@ -211,12 +227,10 @@ def _memlock(status: JsonObject) -> str:
     return str(ended.get("message") or "").strip()
 
 
-def _token(pod: JsonObject) -> str:
-    for container in pod.get("spec", {}).get("containers", []):
-        for env in container.get("env") or []:
-            if env.get("name") == ENV_ADMIN_TOKEN:
-                return str(env.get("value") or "")
-    return ""
+def _admin_secret(pod: JsonObject) -> str:
+    volumes = pod.get("spec", {}).get("volumes") or []
+    mounted = (item.get("secret") for item in volumes if item.get("name") == VOLUME_ADMIN_TOKEN)
+    return str((next(mounted, None) or {}).get("secretName") or "")
 
 
 def _condition(status: JsonObject, kind: str) -> dict[str, Any]:

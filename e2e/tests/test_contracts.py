@@ -19,7 +19,7 @@ from tandem_engine.metrics import METRICS
 from tandem_engine.server.api import Path as WorkerPath
 from tandem_engine.server.api import StateAnswer
 from tandem_operator.api import InferenceServiceSpec
-from tandem_operator.api.kv_transfer import BUILT_BACKENDS, KvTransfer, TransferBackend
+from tandem_operator.api.kv_transfer import POD_BACKENDS, KvTransfer, TransferBackend
 from tandem_operator.api.model import Dtype, ModelFormat
 from tandem_operator.api.model_uri import ModelScheme
 from tandem_operator.api.rdma import RdmaMode
@@ -112,10 +112,11 @@ def test_every_admitted_choice_is_one_that_the_processes_know(offered: Any, know
 def test_only_transports_that_workers_have_are_admitted() -> None:
     built = [TRANSPORT_CHOICES[transport.name] for transport in BUILT]
     assert list(worker.TRANSPORTS) == built
-    assert [str(backend) for backend in BUILT_BACKENDS] == built
+    assert [str(backend) for backend in POD_BACKENDS] == list(worker.POD_TRANSPORTS)
+    assert set(worker.POD_TRANSPORTS) <= set(built)
     mark = refusal_of(KvTransfer, "backend")
     assert mark is not None
-    assert [str(backend) for backend in mark.accepts] == ["Auto", *built]
+    assert [str(backend) for backend in mark.accepts] == ["Auto", *worker.POD_TRANSPORTS]
     assert set(worker.RDMA_TRANSPORTS) <= set(built)
 
 

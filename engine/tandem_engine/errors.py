@@ -5,6 +5,7 @@ TandemEngineError
 ├── LedgerError                  a block has no owner, or two: a bug; the core stops
 ├── CorruptKVError               pages don't hold the KV of their tokens (mock runner)
 ├── RankDiedError                a rank of a tensor-parallel worker is gone; the worker ends
+├── StagingUnavailableError      a KV store has no memory that another process can map
 └── CoreDiedError                the core process ended unasked
 """
 
@@ -27,6 +28,10 @@ class CorruptKVError(TandemEngineError):
 
 class RankDiedError(TandemEngineError):
     """A rank's process is gone; the message ends with the last lines of its log."""
+
+
+class StagingUnavailableError(TandemEngineError):
+    """A KV store can't share memory with another process; the message says why."""
 
 
 class CoreDiedError(TandemEngineError):

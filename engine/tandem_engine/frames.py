@@ -6,11 +6,12 @@ hand-off. Every frame is a msgspec struct from here or, inside `RoutedSubmit`, f
 
 import socket
 import struct
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 from tandem_engine.startup import StartReport
+from tandem_wire.handoff import TransportName
 from tandem_wire.messages import Cancel, KvEvents, Refused, Role, StepItem, Submit, WorkerState
 
 HEADER: Final = struct.Struct(">I")
@@ -92,13 +93,23 @@ class CoreRefused(msgspec.Struct, frozen=True, tag="refused"):
     refused: Refused
 
 
+class Pairing(msgspec.Struct, frozen=True, kw_only=True):
+    """An open session with another worker: what moves KV, and why nothing better does."""
+
+    worker_id: str
+    side: Literal["prefill", "decode"]  # this worker's
+    transport: TransportName
+    passed_over: dict[TransportName, str] = {}  # reasons, of the better transports
+
+
 class CoreStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     """Load, ledger and counters; at least once a second, and at once when the mode changes.
 
     `counters` are monotonic totals and `gauges` current values, by metric name without the
     `tandem_` prefix; `observations` are new samples since the last frame (seconds unless named
     otherwise), for histograms. `ledger` is the block ledger's own account: free, cached, owned,
-    leased, leaked (always 0 unless an invariant is broken).
+    leased, leaked (always 0 unless an invariant is broken). `pairings` are the open sessions of the
+    hand-off.
     """
 
     state: WorkerState
@@ -106,6 +117,7 @@ class CoreStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     gauges: dict[str, float] = {}
     observations: dict[str, list[float]] = {}
     ledger: dict[str, int] = {}
+    pairings: list[Pairing] = []
 
 
 class ProbeRequest(msgspec.Struct, frozen=True, kw_only=True, tag="probe"):
@@ -122,6 +134,7 @@ class ProbeResult(msgspec.Struct, frozen=True, kw_only=True, tag="probe_result")
 
     number: int
     transport: str = ""
+    passed_over: dict[TransportName, str] = {}
     num_bytes: int = 0
     seconds: float = 0.0
     error: str = ""

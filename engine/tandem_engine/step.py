@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from tandem_engine.errors import StagingUnavailableError
+from tandem_engine.memory import MemoryRegion, Staging
 from tandem_wire.handoff import KVLayout
 from tandem_wire.messages import SamplingParams, TokenLogprobs
 
@@ -138,6 +140,24 @@ class KVStore(ABC):
     def settle(self, blocks: Sequence[int]) -> None:
         """Learn that no step uses `blocks` any more: they may be imported without waiting."""
         return None
+
+    def regions(self) -> tuple[MemoryRegion, ...]:
+        """The memory of the whole cache, for a transport that registers it; empty: it can't be."""
+        return ()
+
+    def make_staging(self, num_bytes: int) -> Staging:
+        """Make memory that another process can map, on the device that has the cache.
+
+        Raises StagingUnavailableError.
+        """
+        raise StagingUnavailableError("this worker's KV cache is not in the memory of one GPU")
+
+    def map_staging(self, descriptor: int, num_bytes: int) -> Staging:
+        """Map what another process has made; the descriptor stays the caller's.
+
+        Raises StagingUnavailableError.
+        """
+        raise StagingUnavailableError("this worker's KV cache is not in the memory of one GPU")
 
     def pin(self, buffer: memoryview) -> Callable[[], None]:
         """Learn of memory through which many pages will go; call the result before it goes away."""

@@ -1,11 +1,12 @@
 """Messages between a decode worker and a prefill worker, at the prefill worker's bootstrap port.
 
 The decode worker (D) opens one control connection per prefill worker (P), kept for as long as both
-live. `Handshake` is answered by `HandshakeReply`; an unknown pairing is refused there. Then, per
-request: D sends `Prefill`; P pushes pages through the transport, reports them by `ChunkPushed`, and
-ends with `Commit` or `PrefillFailed`. D may send `Fence` at any time; P answers `Fenced` once
-no write of that epoch can land any more. Both sides send `Beat` at an interval; silence for three
-intervals means that the peer is gone, which frees every lease of that connection.
+live. `Handshake` is answered by `HandshakeReply`; an unknown pairing is refused there. D tries the
+chosen transport out by a `Probe`; if that fails, it opens another connection and offers the rest.
+Then, per request: D sends `Prefill`; P pushes pages through the transport, reports them by
+`ChunkPushed`, and ends with `Commit` or `PrefillFailed`. D may send `Fence` at any time; P answers
+`Fenced` once no write of that epoch can land any more. Both sides send `Beat` at an interval;
+silence for three intervals means that the peer is gone, which frees every lease of that connection.
 
 A transport may have messages of its own on the control connection (`PagesWritten`, `SlotFreed`) and
 data connections to the same port, whose first frame is `DataHello`.
@@ -94,11 +95,15 @@ class Handshake(msgspec.Struct, frozen=True, kw_only=True, tag="handshake"):
 
 
 class HandshakeReply(msgspec.Struct, frozen=True, kw_only=True, tag="handshake_reply"):
-    """P's answer. With `error` set the pairing is refused and the connection closes."""
+    """P's answer. With `error` set the pairing is refused and the connection closes.
+
+    `passed_over` says why P took none of the offers before the one that it chose.
+    """
 
     worker_id: str
     boot_id: str
     transport: TransportOffer | None = None
+    passed_over: dict[TransportName, str] = {}
     error: str = ""
     remedy: str = ""
 
@@ -141,9 +146,10 @@ class ChunkPushed(msgspec.Struct, frozen=True, tag="chunk"):
 class Commit(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
     """All pages have landed. D checks the counts and the checksum before it decodes.
 
-    `checksum` is the sum modulo 2**64 of xxh3_64(payload, seed=xxh3_64(place)) over the attempt's
-    writes, where place is the first layer and D's block numbers as little-endian uint32. It doesn't
-    depend on the order in which they arrive; 0 when checksums are off.
+    `checksum` is the sum modulo 2**64 of the checksums of the attempt's writes, so it doesn't
+    depend on the order in which they arrive; 0 when checksums are off. That of a write is
+    xxh3_64(payload, seed=xxh3_64(place)), where place is the first layer and D's block numbers as
+    little-endian uint32; cudaIpc has a checksum that a GPU computes, with the same seed.
     """
 
     rid: str
@@ -202,11 +208,16 @@ class SlotFreed(msgspec.Struct, frozen=True, tag="slot"):
     slot: int
 
 
+TRY_OUT_EPOCH: Final = 0
+"""The epoch of the probe that D sends over every new session before it uses it."""
+
+
 class Probe(msgspec.Struct, frozen=True, tag="probe"):
     """D asks for `num_blocks` blocks of a known pattern, sent as KV is; answered by `Commit`.
 
     No block of either side is read or written: the pattern is made on P and checked on D.
-    `epoch` is one of the numbers that D's `Prefill` messages use; `Fence` works as for those.
+    `epoch` is `TRY_OUT_EPOCH`, or one of the numbers that D's `Prefill` messages use; `Fence` works
+    as for those.
     """
 
     epoch: int

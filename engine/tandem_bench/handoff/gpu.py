@@ -1,7 +1,8 @@
 """KV from one GPU worker's cache to another's: what the store does alone, then the whole hand-off.
 
 Pages of the Llama-3.1-8B shape, random blocks. P and D are two processes, as in a fleet; with one
-GPU they share it. Contents are compared after every case.
+GPU they share it. Contents are compared after every round. Beside it stands a plain copy of as many
+bytes from P's GPU to D's, by one process that sees both.
 """
 
 import mmap
@@ -9,13 +10,13 @@ import random
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import torch
 
 from tandem_bench.errors import CheckFailedError
 from tandem_bench.gpu.device import require_gpu
-from tandem_bench.handoff.pair import Cache, Side, measure_handoff, transports
+from tandem_bench.handoff.pair import Cache, Rate, Side, measure_handoff, transports
 from tandem_bench.options import option, parse_numbers
 from tandem_engine.runner.device_kv import DeviceKVStore
 from tandem_wire.handoff import KVLayout
@@ -31,9 +32,12 @@ class Options:
     """KV from one GPU worker's cache to another's: the store alone, then the whole hand-off."""
 
     devices: str = option("0", "GPUs of P and D, such as 0,1; one number: both share it.")
-    megabytes: int = option(1024, "KV of one prompt, in MiB.", minimum=32)
+    megabytes: str = option("1024", "KV of one prompt, in MiB, such as 8,128,1024.")
     rounds: int = option(3, "Measured rounds of each case.", minimum=1)
-    shm_dir: str = option("/dev/shm", "Folder of the shared memory.")
+    slot_megabytes: str = option("32", "Slots of cudaIpc's ring, in MiB, such as 16,64.")
+    masked: bool = option(False, "P's process sees its own GPU only.")
+    only: str = option("", "Cases whose name begins so; empty: all, and the store alone.")
+    shm_dir: str = option("/dev/shm", "Folder of the shared memory, of the host.")
 
 
 class DeviceCache(Cache):
@@ -118,17 +122,72 @@ def time_pieces(
     return seconds[0], seconds[1]
 
 
+def cases(options: Options) -> dict[str, dict[str, Any]]:
+    """Settings of the hand-off by the name of the case: GPU to GPU first."""
+    found: dict[str, dict[str, Any]] = {}
+    for slot in parse_numbers(options.slot_megabytes, "--slot-megabytes"):
+        settings: dict[str, Any] = {
+            "transport": "cudaIpc",
+            "shm_dir": options.shm_dir,
+            "device_slot_bytes": slot << 20,
+        }
+        found[f"cudaIpc, slots of {slot} MiB, checksum"] = settings
+        found[f"cudaIpc, slots of {slot} MiB"] = settings | {"checksum": False}
+    found |= transports(options.shm_dir)
+    return {name: case for name, case in found.items() if name.startswith(options.only)}
+
+
+def time_peer_copy(devices: tuple[int, int], num_bytes: int, rounds: int) -> Rate:
+    """One copy from P's GPU to D's, by a process that sees both.
+
+    Raises:
+        CheckFailedError: the bytes came out changed.
+    """
+    source, target = (
+        torch.empty(num_bytes, dtype=torch.uint8, device=f"cuda:{device}") for device in devices
+    )
+    source.random_(0, 255)
+    target.copy_(source)  # torch turns on the access of each to the other
+    target.zero_()
+    seconds = []
+    for _ in range(rounds + 1):
+        for device in devices:
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        target.copy_(source)
+        torch.cuda.synchronize(devices[0])
+        torch.cuda.synchronize(devices[1])
+        seconds.append(time.perf_counter() - started)
+    if not torch.equal(source.cpu(), target.cpu()):
+        raise CheckFailedError("a copy between the GPUs has changed the bytes")
+    return Rate.of("plain copy", num_bytes, seconds[1:])
+
+
+def show(name: str, rate: Rate, num_bytes: int) -> None:
+    """A line of the result; rates in GB/s, and the time of a median round."""
+    milliseconds = num_bytes / rate.median / 1e3
+    print(
+        f"{name:36s} best {rate.best / 1e3:6.1f}, median {rate.median / 1e3:6.1f} GB/s, "
+        f"{milliseconds:8.2f} ms",
+        flush=True,
+    )
+
+
 def run(options: Options) -> None:
-    """The store's own rates, then every transport."""
-    devices = parse_numbers(options.devices, "--devices")
+    """The store's own rates; then for every size a plain copy, and every transport."""
+    chosen = parse_numbers(options.devices, "--devices")
     require_gpu()
-    num_blocks = (options.megabytes << 20) // LAYOUT.block_bytes // 4 * 4
-    time_store(devices[0], num_blocks)
-    torch.cuda.empty_cache()
-    make = partial(make_cache, (devices[0], devices[-1]), num_blocks)
-    for name, settings in transports(options.shm_dir).items():
-        rate = measure_handoff(name, make, options.rounds, settings)
-        print(
-            f"{name:15s} best {rate.best / 1e3:5.1f}, median {rate.median / 1e3:5.1f} GB/s",
-            flush=True,
-        )
+    devices = chosen[0], chosen[-1]
+    for number, megabytes in enumerate(parse_numbers(options.megabytes, "--megabytes")):
+        num_blocks = max(1, (megabytes << 20) // LAYOUT.block_bytes)
+        num_bytes = num_blocks * LAYOUT.block_bytes
+        print(f"KV of {num_blocks * LAYOUT.page_size} tokens, {num_bytes} bytes", flush=True)
+        if number == 0 and not options.only:
+            time_store(devices[0], num_blocks)
+        show("plain copy", time_peer_copy(devices, num_bytes, 3 * options.rounds), num_bytes)
+        torch.cuda.empty_cache()
+        seen = str(devices[0]) if options.masked else ""
+        make = partial(make_cache, (0 if options.masked else devices[0], devices[1]), num_blocks)
+        for name, settings in cases(options).items():
+            rate = measure_handoff(name, make, options.rounds, settings, visible_gpus=seen)
+            show(name, rate, num_bytes)

@@ -1,10 +1,12 @@
 """A hand-off between two processes, as in a fleet: P pushes its blocks whenever D asks for them."""
 
 import multiprocessing
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Literal
@@ -76,6 +78,19 @@ def _start(side: Side, cache: Cache, options: dict[str, Any]) -> HandoffService:
     return start_handoff(settings, cache.kv, "bench")
 
 
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """A variable for the processes that are started; empty: as it is."""
+    before = os.environ.get(name)
+    if value:
+        os.environ[name] = value
+    yield
+    if value and before is None:
+        del os.environ[name]
+    elif before is not None:
+        os.environ[name] = before
+
+
 def _prefill_side(
     pipe: "Connection[int | None, int | None]", make: MakeCache, options: dict[str, Any]
 ) -> None:
@@ -122,8 +137,13 @@ def _fetch(
                 return time.perf_counter() - started
 
 
-def measure_handoff(name: str, make: MakeCache, rounds: int, options: dict[str, Any]) -> Rate:
+def measure_handoff(
+    name: str, make: MakeCache, rounds: int, options: dict[str, Any], *, visible_gpus: str = ""
+) -> Rate:
     """Fetches of all blocks from a second process, contents compared after each.
+
+    Args:
+        visible_gpus: what the second process has in CUDA_VISIBLE_DEVICES; empty: what we have.
 
     Raises:
         CheckFailedError: they came out changed.
@@ -131,7 +151,8 @@ def measure_handoff(name: str, make: MakeCache, rounds: int, options: dict[str, 
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     child = context.Process(target=_prefill_side, args=(theirs, make, options))
-    child.start()
+    with _environment("CUDA_VISIBLE_DEVICES", visible_gpus):
+        child.start()
     cache = make("decode")
     handoff = _start("decode", cache, options)
     wake = threading.Event()

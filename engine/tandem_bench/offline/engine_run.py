@@ -16,6 +16,7 @@ from tandem_engine.frames import (
     CoreStats,
     CoreStep,
     FromCore,
+    Pairing,
     RoutedSubmit,
 )
 from tandem_engine.handoff.events import FromHandoff, ToHandoff
@@ -53,6 +54,10 @@ class NoHandoff:
     def gauges(self) -> dict[str, float]:
         """There are no gauges."""
         return {}
+
+    def pairings(self) -> list[Pairing]:
+        """None."""
+        return []
 
     def set_draining(self, draining: bool) -> None:
         """Nothing changes: no one asks for prefills."""

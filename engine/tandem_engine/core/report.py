@@ -70,4 +70,5 @@ def build_stats(scheduler: Scheduler, handoff: Handoff, *, draining: bool) -> Co
         gauges={**gauges, **handoff.gauges()},
         observations=scheduler.meter.take_observations(),
         ledger=ledger.counts(),
+        pairings=handoff.pairings(),
     )

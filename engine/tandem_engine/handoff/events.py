@@ -9,7 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Protocol
 
-from tandem_engine.frames import ProbeRequest, ProbeResult
+from tandem_engine.frames import Pairing, ProbeRequest, ProbeResult
 from tandem_wire.handoff import Prefill, TransportName
 from tandem_wire.messages import PrefillPeer, SamplingParams, TokenLogprobs
 
@@ -162,6 +162,9 @@ class Handoff(Protocol):
 
     def gauges(self) -> dict[str, float]:
         """Return current values, by metric name without prefix, with any labels."""
+
+    def pairings(self) -> list[Pairing]:
+        """Return the open sessions with other workers."""
 
     def set_draining(self, draining: bool) -> None:
         """Refuse new `Prefill` messages with `draining` while set."""

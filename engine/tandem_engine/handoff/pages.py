@@ -7,6 +7,7 @@ from typing import Final
 
 import xxhash
 
+from tandem_engine.memory import Staging
 from tandem_engine.step import KVStore
 from tandem_wire.handoff import KVLayout
 
@@ -30,6 +31,21 @@ class Pages(ABC):
         """Pack some layers of `blocks` into `out`, which has exactly the room."""
 
     @abstractmethod
+    def stage(
+        self, blocks: Sequence[int], layers: range, staging: Staging, at: int, seed: int | None
+    ) -> int:
+        """Pack some layers of `blocks` into staging memory; their checksum."""
+
+    @abstractmethod
+    def unstage(
+        self, blocks: Sequence[int], layers: range, staging: Staging, at: int, seed: int | None
+    ) -> int:
+        """Put packed bytes from staging memory into `blocks`; their checksum.
+
+        Raises ValueError when they don't fit.
+        """
+
+    @abstractmethod
     def take(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
         """Put packed bytes into `blocks`. Raises ValueError when they don't fit."""
 
@@ -46,6 +62,16 @@ class KVPages(Pages):
 
     def export_into(self, blocks: Sequence[int], layers: range, out: memoryview) -> None:
         self._kv.export_into(blocks, layers, out)
+
+    def stage(
+        self, blocks: Sequence[int], layers: range, staging: Staging, at: int, seed: int | None
+    ) -> int:
+        return staging.stage(blocks, layers, at, seed)
+
+    def unstage(
+        self, blocks: Sequence[int], layers: range, staging: Staging, at: int, seed: int | None
+    ) -> int:
+        return staging.unstage(blocks, layers, at, seed)
 
     def take(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
         self._kv.import_blocks(blocks, layers, data)
@@ -64,12 +90,30 @@ class PatternPages(Pages):
     def export_into(self, blocks: Sequence[int], layers: range, out: memoryview) -> None:
         out[:] = self.export(blocks, layers)
 
+    def stage(
+        self, blocks: Sequence[int], layers: range, staging: Staging, at: int, seed: int | None
+    ) -> int:
+        return staging.put(self.export(blocks, layers), at, seed)
+
+    def unstage(
+        self, blocks: Sequence[int], layers: range, staging: Staging, at: int, seed: int | None
+    ) -> int:
+        num_bytes = len(blocks) * len(layers) * self.layer_bytes
+        data, checksum = staging.get(num_bytes, at, seed)
+        self.take(blocks, layers, memoryview(data))
+        return checksum
+
     def take(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
-        if data != self.export(blocks, layers):
+        # As bytes: two memoryviews are compared value by value, which takes ten times as long.
+        if bytes(data) != self.export(blocks, layers):
             raise ValueError(f"the probe's pattern changed on its way, from block {blocks[0]} on")
+
+
+def place_seed(blocks: Sequence[int], layers: range) -> int:
+    """Return the seed of one write's checksum, which says where it belongs; `blocks` are D's."""
+    return xxhash.xxh3_64_intdigest(struct.pack(f"<{len(blocks) + 1}I", layers.start, *blocks))
 
 
 def payload_checksum(blocks: Sequence[int], layers: range, payload: bytes | memoryview) -> int:
     """Return the checksum of one write, to be summed modulo 2**64; `blocks` are D's."""
-    place = struct.pack(f"<{len(blocks) + 1}I", layers.start, *blocks)
-    return xxhash.xxh3_64_intdigest(payload, xxhash.xxh3_64_intdigest(place))
+    return xxhash.xxh3_64_intdigest(payload, place_seed(blocks, layers))

@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 import uvloop
 
 from tandem_engine.config import WorkerConfig
-from tandem_engine.frames import ProbeRequest
+from tandem_engine.frames import Pairing, ProbeRequest
 from tandem_engine.handoff.decode.side import DecodeSide
 from tandem_engine.handoff.events import (
     Counters,
@@ -43,7 +43,7 @@ class HandoffService:
 
     def __init__(self, settings: HandoffSettings, kv: KVStore, compatibility_hash: str) -> None:
         self._settings = settings
-        self._transports = Transports(settings)
+        self._transports = Transports(settings, kv)
         self._kv = kv
         self._compatibility_hash = compatibility_hash
         self._inbox: deque[ToHandoff] = deque()
@@ -51,6 +51,7 @@ class HandoffService:
         self._wake: threading.Event | None = None
         self._counters = Counters()
         self._gauges: dict[str, float] = {}
+        self._pairings: list[Pairing] = []
         self._lock = threading.Lock()
         self._num_leases = 0
         self._started = threading.Event()
@@ -105,6 +106,10 @@ class HandoffService:
         """Return the number of open sessions by side and transport."""
         return self._gauges
 
+    def pairings(self) -> list[Pairing]:
+        """Return the open sessions, as they were at the last tick."""
+        return self._pairings
+
     def set_draining(self, draining: bool) -> None:
         """Refuse new `Prefill` messages while set; peers hear of it with the next beat."""
         self._call(setattr, self._prefill, "draining", draining)
@@ -135,6 +140,7 @@ class HandoffService:
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
             self._started.set()
+            self._transports.close()
 
     async def _serve(self) -> None:
         pairing = (self._settings, self._kv, self._compatibility_hash, self._transports)
@@ -159,14 +165,11 @@ class HandoffService:
             await self._prefill.close()
 
     def _measure(self) -> None:
-        sides = (
-            ("prefill", self._prefill.sessions_by_transport()),
-            ("decode", self._decode.sessions_by_transport()),
-        )
+        self._pairings = [*self._prefill.pairings(), *self._decode.pairings()]
+        sessions = Counter((pairing.transport, pairing.side) for pairing in self._pairings)
         self._gauges = {
             f'kv_sessions{{backend="{name}",side="{side}"}}': float(number)
-            for side, sessions in sides
-            for name, number in sessions.items()
+            for (name, side), number in sessions.items()
         }
 
     def _take_inbox(self) -> None:

@@ -24,6 +24,8 @@ class HandoffSettings:
     blacklist_seconds: float = 10.0  # longest time that a failed peer is passed over
     shm_dir: str = ""  # directory shared with peers of this host; empty: no shm
     shm_ring_bytes: int = 64 << 20  # staging ring per session
+    device_slot_bytes: int = 64 << 20  # one write from GPU to GPU
+    device_ring_bytes: int = 256 << 20  # staging ring per session, in the GPU's memory
     num_streams: int = 2  # data connections per session
     write_bytes: int = 0  # size to aim for in one write of pages; 0: what suits the store
 

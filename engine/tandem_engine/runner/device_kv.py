@@ -4,13 +4,16 @@ import logging
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 
-from tandem_engine.device import upload
+from tandem_engine.device import download, upload
+from tandem_engine.errors import StagingUnavailableError
+from tandem_engine.memory import MemoryRegion, Staging
 from tandem_engine.step import KVStore
+from tandem_kernels.checksum import checksum_parts
 from tandem_kernels.transfer import pack, unpack
 from tandem_wire.handoff import KVLayout
 
@@ -18,6 +21,12 @@ _STREAMS: Final = 2
 """Exports at a time, and imports at a time."""
 _PORTABLE: Final = 1
 """cudaHostRegisterPortable: the memory is locked for every device."""
+
+_MASK: Final = (1 << 64) - 1
+_WORD_BYTES: Final = 8
+
+if TYPE_CHECKING:
+    from tandem_engine.runner.shared_memory import SharedMemory
 
 log = logging.getLogger(__name__)
 
@@ -90,15 +99,39 @@ class DeviceKVStore(KVStore):
     def import_blocks(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
         self._check_size(blocks, layers, data)
         host = torch.frombuffer(bytearray(data) if data.readonly else data, dtype=torch.uint8)
-        shape = (len(layers), self.layout.num_planes, len(blocks), *self.cache.shape[3:])
         with self._stream(self._importing) as stream:
-            packed = host.to(self._device, non_blocking=True).view(self.cache.dtype).view(shape)
-            numbers = self._numbers(blocks)
-            uses = [self._last_use.get(block, self._steps) for block in blocks]
-            for event in {id(use): use for use in uses}.values():
-                stream.wait_event(event)
-            unpack(packed, self.cache, numbers, layers)
+            self.unpack(host.to(self._device, non_blocking=True), blocks, layers, stream)
             stream.synchronize()
+
+    def unpack(
+        self, packed: torch.Tensor, blocks: Sequence[int], layers: range, stream: torch.cuda.Stream
+    ) -> None:
+        """Put packed bytes into `blocks`, after the steps that may still write to them."""
+        numbers = self._numbers(blocks)
+        uses = [self._last_use.get(block, self._steps) for block in blocks]
+        for event in {id(use): use for use in uses}.values():
+            stream.wait_event(event)
+        pages = packed.view(self.cache.dtype).view(self._packed_shape(blocks, layers))
+        unpack(pages, self.cache, numbers, layers)
+
+    def _packed_shape(self, blocks: Sequence[int], layers: range) -> tuple[int, ...]:
+        return (len(layers), self.layout.num_planes, len(blocks), *self.cache.shape[3:])
+
+    def regions(self) -> tuple[MemoryRegion, ...]:
+        num_bytes = self.cache.numel() * self.cache.element_size()
+        device = self._device.index or 0
+        return (MemoryRegion("cuda", self.cache.data_ptr(), num_bytes, device),)
+
+    def make_staging(self, num_bytes: int) -> Staging:
+        if self.layout.layer_bytes % _WORD_BYTES:
+            raise StagingUnavailableError(
+                f"a layer of a block has {self.layout.layer_bytes} bytes, no multiple of "
+                f"{_WORD_BYTES}, so it has no checksum on a GPU; use Shm"
+            )
+        return DeviceStaging(self, _shared_memory().make(self._device, num_bytes))
+
+    def map_staging(self, descriptor: int, num_bytes: int) -> Staging:
+        return DeviceStaging(self, _shared_memory().open(self._device, num_bytes, descriptor))
 
     def pin(self, buffer: memoryview) -> Callable[[], None]:
         """Lock memory, so that the device reads and writes it without a copy in between.
@@ -150,6 +183,103 @@ class DeviceKVStore(KVStore):
     def _numbers(self, blocks: Sequence[int]) -> torch.Tensor:
         return upload(blocks, torch.int64, self._device)
 
+    @contextmanager
+    def staging_stream(self, *, exporting: bool) -> Iterator[torch.cuda.Stream]:
+        """A stream as the current one, which has ended its work when the context ends."""
+        with self._stream(self._exporting if exporting else self._importing) as stream:
+            try:
+                yield stream
+            finally:
+                stream.synchronize()
+
     def copy_block(self, source: int, destination: int) -> None:
         """Copy all layers of one block, on the current stream."""
         self.cache[:, :, destination] = self.cache[:, :, source]
+
+
+class DeviceStaging(Staging):
+    """Staging in the memory of a GPU: the store's own, or that of another process's GPU.
+
+    Pages are packed in our own memory first, and leave it by a copy engine. Checksums are computed
+    where the bytes are: before they leave, and after they have arrived.
+    """
+
+    kind = "cuda"
+    num_lanes = _STREAMS
+
+    def __init__(self, store: DeviceKVStore, memory: "SharedMemory") -> None:
+        """Take over `memory`."""
+        self.num_bytes = memory.size
+        self._store = store
+        self._memory = memory
+        self._bytes = memory.view() if memory.descriptor >= 0 else None
+
+    def descriptor(self) -> int:
+        return self._memory.descriptor
+
+    @torch.inference_mode()
+    def stage(self, blocks: Sequence[int], layers: range, at: int, seed: int | None) -> int:
+        store = self._store
+        with store.staging_stream(exporting=True) as stream:
+            numbers = upload(blocks, torch.int64, store.cache.device)
+            packed = pack(store.cache, numbers, layers).view(-1).view(torch.uint8)
+            parts = _checksum(packed, seed)
+            self._memory.write(at, packed, stream)
+        return _total(parts)
+
+    @torch.inference_mode()
+    def unstage(self, blocks: Sequence[int], layers: range, at: int, seed: int | None) -> int:
+        store = self._store
+        num_bytes = len(layers) * len(blocks) * store.layout.layer_bytes
+        with store.staging_stream(exporting=False) as stream:
+            packed = self._view(at, num_bytes)
+            parts = _checksum(packed, seed)
+            store.unpack(packed, blocks, layers, stream)
+        return _total(parts)
+
+    @torch.inference_mode()
+    def put(self, data: bytes, at: int, seed: int | None) -> int:
+        store = self._store
+        with store.staging_stream(exporting=True) as stream:
+            host = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            packed = host.to(store.cache.device)
+            parts = _checksum(packed, seed)
+            self._memory.write(at, packed, stream)
+        return _total(parts)
+
+    @torch.inference_mode()
+    def get(self, num_bytes: int, at: int, seed: int | None) -> tuple[bytes, int]:
+        with self._store.staging_stream(exporting=False):
+            packed = self._view(at, num_bytes)
+            parts, host = _checksum(packed, seed), download(packed)
+        return host.numpy().tobytes(), _total(parts)
+
+    def _view(self, at: int, num_bytes: int) -> torch.Tensor:
+        assert self._bytes is not None, "only the owner reads what was staged"
+        return self._bytes[at : at + num_bytes]
+
+    def close(self) -> None:
+        self._bytes = None
+        self._memory.close()
+
+
+def _checksum(packed: torch.Tensor, seed: int | None) -> torch.Tensor | None:
+    """Its parts in the host's memory, complete once the current stream has come this far."""
+    if seed is None:
+        return None
+    return download(checksum_parts(packed.view(torch.int64), seed))
+
+
+def _total(parts: torch.Tensor | None) -> int:
+    return 0 if parts is None else int(parts.sum()) & _MASK
+
+
+def _shared_memory() -> "type[SharedMemory]":
+    """Needs a package that only a GPU's torch brings. Raises StagingUnavailableError."""
+    try:
+        from tandem_engine.runner.shared_memory import SharedMemory
+    except ImportError as error:
+        raise StagingUnavailableError(
+            f"{error}; pip install cuda-bindings, of the CUDA version that torch has"
+        ) from error
+    return SharedMemory

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from tandem_engine.memory import MemoryRegion
 from tandem_engine.step import KVStore
 from tandem_wire.handoff import KVLayout
 
@@ -27,6 +28,9 @@ class HostKVStore(KVStore):
             *shape, layout.num_kv_heads, layout.page_size, layout.head_dim
         )
         """[layers, planes, N, K, P, D]."""
+
+    def regions(self) -> tuple[MemoryRegion, ...]:
+        return (MemoryRegion("host", self._pages.ctypes.data, self._pages.nbytes),)
 
     def export_blocks(self, blocks: Sequence[int], layers: range) -> memoryview:
         chosen = self._pages[layers.start : layers.stop]

@@ -154,6 +154,7 @@ class AdminApp:
             ledger=stats.ledger if stats else {},
             counters=stats.counters if stats else {},
             gauges=stats.gauges if stats else {},
+            pairings=stats.pairings if stats else [],
             running=self._hub.running,
             routers=self._hub.router_ids,
             pid=os.getpid(),
@@ -214,6 +215,7 @@ class AdminApp:
             ProbeAnswer(
                 ok=not result.error,
                 transport=result.transport,
+                passed_over={str(name): why for name, why in result.passed_over.items()},
                 num_bytes=result.num_bytes,
                 seconds=result.seconds,
                 megabytes_per_second=rate,

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from tandem_engine.frames import Pairing
 from tandem_wire.messages import Role, WorkerState
 
 
@@ -92,6 +93,7 @@ class StateAnswer(msgspec.Struct, frozen=True, kw_only=True):
     ledger: dict[str, int]  # KV blocks by their use
     counters: dict[str, float]
     gauges: dict[str, float]
+    pairings: list[Pairing]  # open sessions that move KV, and over what
     running: list[str]  # requests that have not ended, by rid
     routers: list[str]  # who is connected
     pid: int
@@ -104,6 +106,7 @@ class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     ok: bool
     transport: str
+    passed_over: dict[str, str] = msgspec.field(name="passedOver")
     num_bytes: int = msgspec.field(name="bytes")
     seconds: float
     megabytes_per_second: float = msgspec.field(name="megabytesPerSecond")

@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from tandem_engine.frames import ProbeRequest, ProbeResult
+from tandem_engine.frames import Pairing, ProbeRequest, ProbeResult
 from tandem_engine.handoff.events import (
     FetchCancelled,
     FetchDone,
@@ -107,6 +107,9 @@ class LoopbackHandoff:
 
     def gauges(self) -> dict[str, float]:
         return {'kv_sessions{backend="loopback",side="in"}': 1.0}
+
+    def pairings(self) -> list[Pairing]:
+        return []
 
     def set_draining(self, draining: bool) -> None:
         self.draining = draining

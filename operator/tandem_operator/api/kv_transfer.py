@@ -8,7 +8,7 @@ from pydantic import Field
 from tandem_operator.api.api_object import ApiObject, Rule
 from tandem_operator.api.refusal import refused_unless
 from tandem_operator.names.pods import PORT_WORKER_BOOTSTRAP, PORT_WORKER_HTTP, PORT_WORKER_WIRE
-from tandem_operator.names.worker import TRANSPORTS
+from tandem_operator.names.worker import POD_TRANSPORTS
 
 
 class TransferBackend(StrEnum):
@@ -22,8 +22,8 @@ class TransferBackend(StrEnum):
     MOONCAKE = "Mooncake"
 
 
-BUILT_BACKENDS: Final = tuple(TransferBackend(name) for name in TRANSPORTS)
-"""The backends that workers of this release have."""
+POD_BACKENDS: Final = tuple(TransferBackend(name) for name in POD_TRANSPORTS)
+"""The backends that workers in pods can use."""
 
 
 class VerifyMode(StrEnum):
@@ -50,7 +50,7 @@ class KvTransfer(ApiObject):
     backend: Annotated[
         TransferBackend,
         refused_unless(
-            TransferBackend.AUTO, *BUILT_BACKENDS, because="workers have no other transport"
+            TransferBackend.AUTO, *POD_BACKENDS, because="workers in pods have no other transport"
         ),
     ] = TransferBackend.AUTO
     """What moves the pages; Auto takes the best backend that both sides support and shows it in

@@ -103,6 +103,8 @@ class TransportStatus(ApiObject):
 
     backend: TransferBackend | None = None
     """The backend that workers agreed on."""
+    passed_over: Annotated[str, Field(max_length=1024)] = ""
+    """The better backends that the two workers of the probe could not use, each with its reason."""
     wiring: RdmaMode | None = None
     """How RDMA devices get into the pods; None: KV moves over the plain network."""
     megabytes_per_second: Amount | None = None

@@ -21,12 +21,16 @@ log = structlog.get_logger("tandem.workers")
 
 @dataclass(frozen=True)
 class ProbeAnswer:
-    """What a worker reports after it fetched KV from another one. `error` is empty on success."""
+    """What a worker reports after it fetched KV from another one. `error` is empty on success.
+
+    `passed_over` are the better transports that the two could not use, each with its reason.
+    """
 
     transport: str = ""
     num_bytes: int = 0
     seconds: float = 0.0
     error: str = ""
+    passed_over: str = ""
 
 
 class WorkerClient:
@@ -88,6 +92,7 @@ class WorkerClient:
                 error = f"HTTP {response.status_code}: {response.text[:300]}"
             return ProbeAnswer(
                 transport=str(answer.get("transport") or ""),
+                passed_over=_list(answer.get("passedOver")),
                 num_bytes=int(answer.get("bytes") or 0),
                 seconds=float(answer.get("seconds") or 0.0),
                 error=error,
@@ -144,3 +149,10 @@ def _object(response: httpx.Response) -> Mapping[str, Any]:
         return {}
     answer = response.json()
     return answer if isinstance(answer, Mapping) else {}
+
+
+def _list(reasons: object) -> str:
+    """What a worker says of each transport, in one line; empty of a worker that says nothing."""
+    if not isinstance(reasons, Mapping):
+        return ""
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())

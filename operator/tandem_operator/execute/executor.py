@@ -149,6 +149,7 @@ class Executor:
             prefill=call.peer,
             at=datetime.now(UTC),
             transport=answer.transport,
+            passed_over=answer.passed_over,
             num_bytes=answer.num_bytes,
             seconds=answer.seconds,
             error=answer.error,

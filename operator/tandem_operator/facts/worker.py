@@ -123,3 +123,4 @@ class ProbeResult:
     num_bytes: int = 0
     seconds: float = 0.0
     error: str = ""
+    passed_over: str = ""

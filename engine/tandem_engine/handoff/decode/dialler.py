@@ -1,20 +1,25 @@
 """Opens sessions with prefill workers: dials, offers transports, shakes hands."""
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Callable
 
 import msgspec
 
+from tandem_engine.frames import Pairing
+from tandem_engine.handoff.decode.exchange import Exchange
 from tandem_engine.handoff.decode.session import DecodeSession
-from tandem_engine.handoff.errors import PairingRefused
+from tandem_engine.handoff.errors import AttemptFailed, PairingRefused
 from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.base import Inbound, Link
-from tandem_engine.handoff.transports.registry import Transports
+from tandem_engine.handoff.transports.registry import Reasons, Transports, better_ones
 from tandem_engine.step import KVStore
 from tandem_wire.endpoint import dial
 from tandem_wire.errors import ConnectionLost
 from tandem_wire.handoff import HandoffMessage, Handshake, HandshakeReply, TransportName
+
+log = logging.getLogger(__name__)
 
 
 class Dialler:
@@ -26,11 +31,13 @@ class Dialler:
         kv: KVStore,
         compatibility_hash: str,
         transports: Transports,
+        exchange: Exchange,
     ) -> None:
         self._settings = settings
         self._kv = kv
         self._compatibility_hash = compatibility_hash
         self._transports = transports
+        self._exchange = exchange
         self._decoder: msgspec.msgpack.Decoder[HandoffMessage] = msgspec.msgpack.Decoder(
             HandoffMessage
         )
@@ -38,10 +45,35 @@ class Dialler:
     async def open(
         self, host: str, port: int, on_ended: Callable[[DecodeSession], None]
     ) -> DecodeSession:
-        """Pair with the prefill worker at host:port.
+        """Pair with the prefill worker at host:port, over the best transport that moves a page.
 
         Raises WireError, TransportError, PairingRefused or TimeoutError.
         """
+        failed: Reasons = {}
+        while True:
+            session = await self._pair(host, port, on_ended, failed)
+            try:
+                await self._exchange.try_out(session)
+            except AttemptFailed as failure:
+                name = session.inbound.name
+                log.warning("%s does not work with %s:%d: %s", name, host, port, failure)
+                failed = session.pairing.passed_over | {
+                    name: f"the first page did not come: {failure}"
+                }
+                await session.close()
+            except BaseException:
+                session.connection.abort()
+                raise
+            else:
+                return session
+
+    async def _pair(
+        self,
+        host: str,
+        port: int,
+        on_ended: Callable[[DecodeSession], None],
+        failed: Reasons,
+    ) -> DecodeSession:
         async with asyncio.timeout(self._settings.dial_seconds):
             connection = await dial(
                 host, port, self._decoder, timeout_seconds=self._settings.dial_seconds
@@ -56,7 +88,7 @@ class Dialler:
             )
             inbounds: dict[TransportName, Inbound] = {}
             try:
-                inbounds = self._transports.offer(link)
+                inbounds, why = self._transports.offer(link, failed)
                 reply, name = await self._shake(link, inbounds)
                 await inbounds[name].open()
                 chosen = inbounds.pop(name)
@@ -66,7 +98,13 @@ class Dialler:
             finally:
                 for refused in inbounds.values():
                     await refused.close()
-        return DecodeSession(link, chosen, reply, on_ended)
+        pairing = Pairing(
+            worker_id=reply.worker_id,
+            side="decode",
+            transport=name,
+            passed_over=better_ones(why | reply.passed_over, name),
+        )
+        return DecodeSession(link, chosen, pairing, on_ended)
 
     async def _shake(
         self, link: Link, inbounds: dict[TransportName, Inbound]

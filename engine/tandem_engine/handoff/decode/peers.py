@@ -6,9 +6,9 @@ A peer that can't be reached is passed over for a short, growing time, never lon
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable
 
+from tandem_engine.frames import Pairing
 from tandem_engine.handoff.decode.session import DecodeSession
 from tandem_engine.handoff.errors import PairingRefused, PeerUnavailable, TransportError
 from tandem_engine.handoff.events import Counters
@@ -98,7 +98,14 @@ class Peer:
         self._num_failures = 0
         self._retry_at = 0.0
         session = self.session
-        log.info("paired with %s at %s over %s", session.worker_id, self.name, session.inbound.name)
+        pairing = session.pairing
+        log.info(
+            "paired with %s at %s over %s; passed over: %s",
+            pairing.worker_id,
+            self.name,
+            pairing.transport,
+            pairing.passed_over or "nothing",
+        )
         return self.session
 
     def _ended(self, session: DecodeSession) -> None:
@@ -162,12 +169,10 @@ class PeerPool:
             raise PeerUnavailable(f"{session.worker_id} is draining")
         return session
 
-    def sessions_by_transport(self) -> dict[str, int]:
-        """Count the prefill workers that are connected, by transport."""
+    def pairings(self) -> list[Pairing]:
+        """The prefill workers that are connected."""
         open_ones = (peer.session for peer in self._peers.values())
-        return Counter(
-            session.inbound.name for session in open_ones if session is not None and session.is_open
-        )
+        return [session.pairing for session in open_ones if session is not None and session.is_open]
 
     def num_stale_writes(self) -> int:
         """Count the writes of fenced epochs that were dropped."""

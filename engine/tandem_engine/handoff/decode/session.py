@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+from tandem_engine.frames import Pairing
 from tandem_engine.handoff.errors import AttemptFailed
 from tandem_engine.handoff.transports.base import Inbound, Link
 from tandem_engine.handoff.transports.landing import Landing
@@ -17,7 +18,6 @@ from tandem_wire.handoff import (
     Fence,
     Fenced,
     HandoffMessage,
-    HandshakeReply,
     PrefillFailed,
 )
 
@@ -34,6 +34,11 @@ class Attempt:
         self.over_at_peer = False  # P has said its last word, so no fence is needed
         self.fenced = asyncio.Event()
         self.landing: Landing | None = None
+
+    def expire_after(self, seconds: float) -> None:
+        """Fail the attempt unless it is complete by then."""
+        late = AttemptFailed(f"it took longer than {seconds:g} s")
+        self._loop.call_later(seconds, self.fail, late)
 
     def progress(self) -> None:
         """Note that pages landed, or that P reported some progress."""
@@ -72,14 +77,15 @@ class DecodeSession:
         self,
         link: Link,
         inbound: Inbound,
-        reply: HandshakeReply,
+        pairing: Pairing,
         on_ended: Callable[["DecodeSession"], None],
     ) -> None:
         loop = asyncio.get_running_loop()
         connection, settings = link.connection, link.settings
         self.connection = connection
         self.inbound = inbound
-        self.worker_id = reply.worker_id
+        self.pairing = pairing
+        self.worker_id = pairing.worker_id
         self.draining = False
         self._link = link
         self._num_chunks = 0

@@ -5,11 +5,12 @@ import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from tandem_engine.frames import ProbeRequest, ProbeResult
+from tandem_engine.frames import Pairing, ProbeRequest, ProbeResult
 from tandem_engine.handoff.decode.dialler import Dialler
+from tandem_engine.handoff.decode.exchange import Exchange
 from tandem_engine.handoff.decode.peers import PeerPool
 from tandem_engine.handoff.decode.session import Attempt, DecodeSession
-from tandem_engine.handoff.errors import AttemptFailed, FetchStopped, PeerUnavailable
+from tandem_engine.handoff.errors import AttemptFailed, FetchStopped
 from tandem_engine.handoff.events import (
     Counters,
     FetchDone,
@@ -17,13 +18,11 @@ from tandem_engine.handoff.events import (
     FetchRequest,
     FromHandoff,
 )
-from tandem_engine.handoff.pages import MAX_PROBE_BYTES, KVPages, Pages, PatternPages
+from tandem_engine.handoff.pages import MAX_PROBE_BYTES, KVPages, PatternPages
 from tandem_engine.handoff.settings import HandoffSettings
-from tandem_engine.handoff.transports.landing import Landing
 from tandem_engine.handoff.transports.registry import Transports
 from tandem_engine.step import KVStore
-from tandem_wire.errors import WireError
-from tandem_wire.handoff import Commit, Prefill, Probe
+from tandem_wire.handoff import Prefill, Probe, TransportName
 from tandem_wire.messages import PrefillPeer
 
 R = TypeVar("R")
@@ -75,16 +74,17 @@ class DecodeSide:
         self._report = report
         self._counters = counters
         self._loop = asyncio.get_running_loop()
-        dialler = Dialler(settings, kv, compatibility_hash, transports)
+        self._exchange = Exchange(settings, kv.layout, counters)
+        dialler = Dialler(settings, kv, compatibility_hash, transports, self._exchange)
         self._peers = PeerPool(dialler.open, settings, counters)
         # One sequence for the whole process: an epoch names one attempt of one request.
         self._epochs = itertools.count(1)
         self._fetches: dict[str, _Fetch] = {}
         self._probes: set[asyncio.Task[None]] = set()
 
-    def sessions_by_transport(self) -> dict[str, int]:
-        """Count the prefill workers that are connected, by transport."""
-        return self._peers.sessions_by_transport()
+    def pairings(self) -> list[Pairing]:
+        """The prefill workers that are connected."""
+        return self._peers.pairings()
 
     def num_stale_writes(self) -> int:
         """Count the writes of fenced epochs that were dropped."""
@@ -150,7 +150,7 @@ class DecodeSide:
         )
         attempt = fetch.attempt = Attempt()
         try:
-            commit = await self._receive(session, prefill, attempt, self._pages)
+            commit = await self._exchange.receive(session, prefill, attempt, self._pages)
         finally:
             fetch.attempt = None
         if commit.num_tokens != len(request.tokens):
@@ -176,42 +176,6 @@ class DecodeSide:
             transport=session.inbound.name,
         )
 
-    async def _receive(
-        self,
-        session: DecodeSession,
-        question: Prefill | Probe,
-        attempt: Attempt,
-        pages: Pages,
-    ) -> Commit:
-        """Ask, receive, check. On return, good or bad, nothing of the epoch can land any more."""
-        blocks = question.blocks if isinstance(question, Prefill) else range(question.num_blocks)
-        landing = Landing(
-            pages, blocks, checksum=self._settings.checksum, on_progress=attempt.progress
-        )
-        session.begin(question.epoch, landing, attempt)
-        try:
-            try:
-                session.connection.send(question)
-            except WireError as error:
-                raise PeerUnavailable(str(error)) from error
-            commit = await attempt.complete(self._settings.stall_seconds)
-        finally:
-            await session.end(question.rid, question.epoch)
-        self._check(commit, landing, len(blocks) * self._layout.block_bytes)
-        return commit
-
-    def _check(self, commit: Commit, landing: Landing, num_bytes: int) -> None:
-        if landing.error:
-            raise AttemptFailed(landing.error)
-        if not commit.num_bytes == landing.num_bytes == num_bytes:
-            raise AttemptFailed(
-                f"{landing.num_bytes} bytes landed, {commit.num_bytes} were committed, "
-                f"{num_bytes} were asked for"
-            )
-        if self._settings.checksum and commit.checksum and commit.checksum != landing.checksum:
-            self._counters.add("kv_checksum_errors_total")
-            raise AttemptFailed("the KV that landed has another checksum than the one committed")
-
     # --- probes -----------------------------------------------------------------------------------
 
     def probe(self, request: ProbeRequest) -> None:
@@ -222,6 +186,7 @@ class DecodeSide:
 
     async def _run_probe(self, request: ProbeRequest) -> None:
         transport = ""
+        passed_over: dict[TransportName, str] = {}
         started = self._loop.time()
         try:
             if not 0 < request.num_blocks * self._layout.block_bytes <= MAX_PROBE_BYTES:
@@ -231,18 +196,24 @@ class DecodeSide:
                 )
             peer = PrefillPeer("", request.host, request.port)
             session = await self._peers.session(peer, at_once=True)
-            transport = session.inbound.name
+            transport, passed_over = session.inbound.name, session.pairing.passed_over
             epoch = next(self._epochs)
             started = self._loop.time()
             question = Probe(epoch, request.num_blocks)
             pattern = PatternPages(self._layout)
-            commit = await self._receive(session, question, Attempt(), pattern)
+            commit = await self._exchange.receive(session, question, Attempt(), pattern)
         except AttemptFailed as failure:
-            result = ProbeResult(number=request.number, transport=transport, error=str(failure))
+            result = ProbeResult(
+                number=request.number,
+                transport=transport,
+                passed_over=passed_over,
+                error=str(failure),
+            )
         else:
             result = ProbeResult(
                 number=request.number,
                 transport=transport,
+                passed_over=passed_over,
                 num_bytes=commit.num_bytes,
                 seconds=self._loop.time() - started,
             )

@@ -36,11 +36,11 @@ class PageCount:
 class Pusher:
     """Splits pages into writes of a good size and adds up their results."""
 
-    def __init__(self, outbound: Outbound, pages: Pages, write_bytes: int) -> None:
+    def __init__(self, outbound: Outbound, pages: Pages) -> None:
         self._outbound = outbound
         self._pages = pages
         # Whole blocks when they are small, else layer groups of one block.
-        write_bytes = min(write_bytes, outbound.max_write_bytes)
+        write_bytes = outbound.write_bytes
         self._num_blocks = max(1, write_bytes // pages.block_bytes)
         self._num_layers = min(pages.num_layers, max(1, write_bytes // pages.layer_bytes))
 
@@ -145,13 +145,12 @@ async def push_pattern(
     request: Probe,
     outbound: Outbound,
     layout: KVLayout,
-    write_bytes: int,
     send: Callable[[msgspec.Struct], None],
 ) -> None:
     """Answer a probe: pattern pages through the same writes, then the commit."""
     count = PageCount()
     blocks = range(request.num_blocks)
-    pusher = Pusher(outbound, PatternPages(layout), write_bytes)
+    pusher = Pusher(outbound, PatternPages(layout))
     await pusher.push(request.epoch, blocks, blocks, count)
     send(
         Commit(

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from tandem_engine.frames import Pairing
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.events import (
     Counters,
@@ -31,19 +32,19 @@ class PrefillSession:
         self,
         link: Link,
         outbound: Outbound,
+        pairing: Pairing,
         report: Callable[[FromHandoff], None],
         counters: Counters,
         is_draining: Callable[[], bool],
     ) -> None:
-        kv, settings = link.kv, link.settings
         self.outbound = outbound
+        self.pairing = pairing
         self.pushes: dict[int, Push] = {}
         self._link = link
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._chores: set[asyncio.Task[None]] = set()
-        self._layout = kv.layout
-        self._write_bytes = settings.write_bytes or kv.write_bytes
-        self._pusher = Pusher(outbound, KVPages(kv), self._write_bytes)
+        self._layout = link.kv.layout
+        self._pusher = Pusher(outbound, KVPages(link.kv))
         self._report = report
         self._counters = counters
         self._is_draining = is_draining
@@ -157,9 +158,7 @@ class PrefillSession:
 
     async def _run_probe(self, request: Probe) -> None:
         try:
-            await push_pattern(
-                request, self.outbound, self._layout, self._write_bytes, self._link.send
-            )
+            await push_pattern(request, self.outbound, self._layout, self._link.send)
         except TransportError as error:
             await self.outbound.fence(request.epoch)
             self._link.send(refusal(request, "transport", str(error)))

@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable
 
 import msgspec
 
+from tandem_engine.frames import Pairing
 from tandem_engine.handoff.errors import HandoffUnavailable, PairingRefused
 from tandem_engine.handoff.events import Counters, FromHandoff, PushChunk, PushFailed
 from tandem_engine.handoff.prefill.session import PrefillSession
@@ -115,7 +115,7 @@ class PrefillSide:
                 raise PairingRefused(
                     f"a session named {link.session} is open already", "choose another name"
                 )
-            offer, outbound = self._transports.accept(handshake.offers, link)
+            offer, outbound, passed_over = await self._transports.accept(handshake.offers, link)
         except PairingRefused as refused:
             self._counters.add("kv_refused_pairings_total")
             log.warning("refused to pair with %s: %s", handshake.worker_id, refused)
@@ -123,11 +123,17 @@ class PrefillSide:
                 msgspec.structs.replace(reply, error=refused.error, remedy=refused.remedy)
             )
             return
+        pairing = Pairing(
+            worker_id=handshake.worker_id,
+            side="prefill",
+            transport=offer.name,
+            passed_over=passed_over,
+        )
         session = PrefillSession(
-            link, outbound, self._report, self._counters, lambda: self.draining
+            link, outbound, pairing, self._report, self._counters, lambda: self.draining
         )
         self._sessions[link.session] = session
-        connection.send(msgspec.structs.replace(reply, transport=offer))
+        connection.send(msgspec.structs.replace(reply, transport=offer, passed_over=passed_over))
         beats = asyncio.get_running_loop().create_task(
             keep_alive(connection, self._beat, handshake.heartbeat_seconds)
         )
@@ -167,9 +173,9 @@ class PrefillSide:
         for session in list(self._sessions.values()):
             await session.expire(now)
 
-    def sessions_by_transport(self) -> dict[str, int]:
-        """Count the decode workers that are connected, by transport."""
-        return Counter(session.outbound.name for session in self._sessions.values())
+    def pairings(self) -> list[Pairing]:
+        """The decode workers that are connected."""
+        return [session.pairing for session in self._sessions.values()]
 
     async def close(self) -> None:
         """Close the port and every session; their pushes are reported as dropped."""

@@ -8,6 +8,7 @@ from deadlines import patience
 
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.pages import Pages, payload_checksum
+from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.base import (
     Inbound,
     Link,
@@ -17,6 +18,8 @@ from tandem_engine.handoff.transports.base import (
     Written,
 )
 from tandem_engine.handoff.transports.landing import Landing
+from tandem_engine.memory import MemoryRegion
+from tandem_engine.step import KVStore
 from tandem_wire.handoff import HandoffMessage, PagesWritten, TransportOffer
 
 
@@ -45,14 +48,11 @@ class Region:
             pages.take(write.target_blocks, write.layers, payload)
 
 
-class InMemoryTransport(Transport):
-    """Planted by the tests under a name that the wire knows and the registry doesn't."""
-
-    name = "mooncake"
-    placement = "one-sided"
-    memory = "host"
+class Network:
+    """What both workers' transports are attached to, and what a test does to their writes."""
 
     def __init__(self) -> None:
+        self.registered: list[tuple[MemoryRegion, ...]] = []
         self.regions: dict[str, Region] = {}
         self.holds = False  # writes wait for `release` before they touch D's pages
         self.is_stopped = False  # P's process, as by SIGSTOP: nothing wakes a write but `release`
@@ -60,11 +60,31 @@ class InMemoryTransport(Transport):
         self.release = threading.Event()
         self.num_refused = 0
 
+
+class InMemoryTransport(Transport):
+    """Planted by the tests under a name that the wire knows and the registry doesn't."""
+
+    name = "mooncake"
+    placement = "one-sided"
+    memory = "host"
+    network: Network
+
+    def __init__(self, settings: HandoffSettings, kv: KVStore) -> None:
+        super().__init__(settings, kv)
+        self._network = self.network
+        self._memory = kv.regions()
+        if not self._memory:
+            raise TransportError("the cache's memory can't be registered; use Tcp")
+        self._network.registered.append(self._memory)
+
+    def close(self) -> None:
+        self._network.registered.remove(self._memory)
+
     def offer(self, link: Link) -> Inbound:
         return InMemoryInbound(self)
 
-    def accept(self, offer: TransportOffer, link: Link) -> Outbound:
-        region = self.regions.get(str(offer.details.get("region")))
+    async def accept(self, offer: TransportOffer, link: Link) -> Outbound:
+        region = self._network.regions.get(str(offer.details.get("region")))
         if region is None:
             raise TransportError("the peer's memory is in another process")
         return InMemoryOutbound(self, region, link)
@@ -76,7 +96,7 @@ class InMemoryInbound(Inbound):
     def __init__(self, transport: InMemoryTransport) -> None:
         super().__init__(transport)
         self._key = secrets.token_hex(8)
-        self._region = transport.regions[self._key] = Region()
+        self._region = transport.network.regions[self._key] = Region()
 
     @property
     def offer(self) -> TransportOffer:
@@ -107,20 +127,20 @@ class InMemoryOutbound(Outbound):
 
     def __init__(self, transport: InMemoryTransport, region: Region, link: Link) -> None:
         super().__init__(transport, link)
-        self._transport = transport
+        self._network = transport.network
         self._region = region
         self._link = link
         self.start_lane(self._send, "in-memory")
 
     def _send(self, write: PageWrite) -> Written:
         payload = memoryview(write.pages.export(write.source_blocks, write.layers))
-        if self._transport.holds:
-            self._transport.held.set()
-            assert self._transport.release.wait(patience(20))
+        if self._network.holds:
+            self._network.held.set()
+            assert self._network.release.wait(patience(20))
         try:
             self._region.write(write, payload)
         except TransportError:
-            self._transport.num_refused += 1
+            self._network.num_refused += 1
             raise
         blocks, layers = list(write.target_blocks), write.layers
         message = PagesWritten(write.epoch, 0, blocks, write.num_bytes, layers.start, len(layers))
@@ -129,5 +149,5 @@ class InMemoryOutbound(Outbound):
         return Written(write.num_bytes, checksum if self._link.settings.checksum else 0)
 
     def _interrupt(self) -> None:
-        if not self._transport.is_stopped:
-            self._transport.release.set()
+        if not self._network.is_stopped:
+            self._network.release.set()

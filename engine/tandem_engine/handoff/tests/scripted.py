@@ -1,5 +1,7 @@
 """A hand-off with a scripted core: it computes nothing and sends the pages of a random store."""
 
+import mmap
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -8,8 +10,10 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from deadlines import patience
 
+from tandem_engine.errors import StagingUnavailableError
 from tandem_engine.handoff.events import (
     FetchDone,
     FetchFailed,
@@ -20,6 +24,8 @@ from tandem_engine.handoff.events import (
 )
 from tandem_engine.handoff.service import HandoffService, start_handoff
 from tandem_engine.handoff.settings import HandoffSettings
+from tandem_engine.handoff.transports.ring import HostStaging
+from tandem_engine.memory import MemoryRegion, Staging
 from tandem_engine.step import KVStore
 from tandem_wire.handoff import KVLayout, Prefill
 from tandem_wire.messages import PrefillPeer, SamplingParams
@@ -44,6 +50,7 @@ FAST = HandoffSettings(
     blacklist_seconds=0.5,
     write_bytes=2 * LAYOUT.block_bytes,
     shm_ring_bytes=8 * LAYOUT.block_bytes,
+    device_ring_bytes=8 * LAYOUT.block_bytes,
 )
 DEADLINE = 20.0
 
@@ -56,6 +63,13 @@ class BytesStore(KVStore):
         shape = (layout.num_layers, layout.num_planes, num_blocks, layout.page_bytes)
         self.data = np.zeros(shape, np.uint8)
 
+    def fill(self, values: npt.NDArray[np.uint8]) -> None:
+        """Give every block its content."""
+        self.data[:] = values
+
+    def regions(self) -> tuple[MemoryRegion, ...]:
+        return (MemoryRegion("host", self.data.ctypes.data, self.data.nbytes),)
+
     def export_blocks(self, blocks: Sequence[int], layers: range) -> memoryview:
         return self.data[layers.start : layers.stop, :, list(blocks)].reshape(-1).data
 
@@ -63,6 +77,40 @@ class BytesStore(KVStore):
         shape = (len(layers), self.layout.num_planes, len(blocks), self.layout.page_bytes)
         pages = np.frombuffer(data, np.uint8).reshape(shape)
         self.data[layers.start : layers.stop, :, list(blocks)] = pages
+
+
+class MemfdStaging(HostStaging):
+    """What stands in for a GPU's memory: shared by a descriptor too, but of the host."""
+
+    def __init__(self, kv: KVStore, descriptor: int, num_bytes: int) -> None:
+        if os.fstat(descriptor).st_size < num_bytes:
+            raise StagingUnavailableError(f"the memory has less than {num_bytes} bytes")
+        super().__init__(kv, mmap.mmap(descriptor, num_bytes), 0)
+        self._descriptor = os.dup(descriptor)
+
+    def descriptor(self) -> int:
+        return self._descriptor
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        super().close()
+
+
+class SharingStore(BytesStore):
+    """Stages pages as a store of a GPU does."""
+
+    def make_staging(self, num_bytes: int) -> Staging:
+        descriptor = os.memfd_create("ring")
+        try:
+            os.ftruncate(descriptor, num_bytes)
+            return MemfdStaging(self, descriptor, num_bytes)
+        finally:
+            os.close(descriptor)
+
+    def map_staging(self, descriptor: int, num_bytes: int) -> Staging:
+        return MemfdStaging(self, descriptor, num_bytes)
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -77,10 +125,10 @@ class Worker:
     """One side: a store with random bytes, the service, and what it reported."""
 
     def __init__(self, name: str, hash_: str = "h", layout: KVLayout = LAYOUT, **changes: Any):
-        self.kv = BytesStore(layout, 64)
-        self.kv.data[:] = np.random.default_rng(abs(hash(name)) % 2**32).integers(
-            0, 256, self.kv.data.shape
-        )
+        shares = changes.get("transport") == "cudaIpc"
+        self.kv = (SharingStore if shares else BytesStore)(layout, 64)
+        random = np.random.default_rng(abs(hash(name)) % 2**32)
+        self.kv.fill(random.integers(0, 256, self.kv.data.shape, np.uint8))
         self.name = name
         self.wake = threading.Event()
         self.handoff: HandoffService = start_handoff(

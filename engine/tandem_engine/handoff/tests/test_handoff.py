@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from deadlines import patience
 
-from tandem_engine.handoff.decode.session import DecodeSession
 from tandem_engine.handoff.errors import HandoffUnavailable
 from tandem_engine.handoff.events import (
     FetchCancelled,
@@ -36,7 +35,7 @@ from tandem_engine.step import KVStore
 from tandem_wire.messages import SamplingParams
 
 
-@pytest.mark.parametrize("transport", ["tcp", "shm"])
+@pytest.mark.parametrize("transport", ["tcp", "shm", "cudaIpc"])
 @pytest.mark.parametrize("checksum", [True, False])
 @pytest.mark.parametrize("write_bytes", [1, 2 * LAYOUT.block_bytes // LAYOUT.num_layers, 10**6])
 @pytest.mark.parametrize("layout", [LAYOUT, LATENTS])
@@ -156,27 +155,26 @@ def test_a_closed_worker_fails_its_fetches_and_drops_its_pushes(stack: ExitStack
     p.handoff.post(PushFailed(arrived.key, "internal", "news after the end"))
 
 
-@pytest.mark.parametrize("transport", ["tcp", "shm"])
+@pytest.mark.parametrize("transport", ["tcp", "shm", "cudaIpc"])
 def test_a_flipped_byte_is_caught(
     stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
 ) -> None:
     options = {"transport": transport, "shm_dir": str(tmp_path)}
     bad, good, d = (make(stack, name, **options) for name in ("bad", "good", "d"))
-    land = Inbound._land
+    land, land_staged = Inbound._land, Inbound._land_staged
 
     def corrupt(self: Inbound, epoch: int, *rest: Any) -> None:
-        if self.worker == "bad":  # type: ignore[attr-defined]
-            rest[-1][3] ^= 1
+        rest[-1][3] ^= epoch == 1
         land(self, epoch, *rest)
 
-    register = DecodeSession.begin
-
-    def begin(self: DecodeSession, *args: Any) -> None:
-        self.inbound.worker = self.worker_id  # type: ignore[attr-defined]
-        register(self, *args)
+    def corrupt_staged(self: Inbound, epoch: int, *rest: Any) -> None:
+        staging, at = rest[-2:]
+        with staging._view(at, 4) as payload:
+            payload[3] ^= epoch == 1
+        land_staged(self, epoch, *rest)
 
     monkeypatch.setattr(Inbound, "_land", corrupt)
-    monkeypatch.setattr(DecodeSession, "begin", begin)
+    monkeypatch.setattr(Inbound, "_land_staged", corrupt_staged)
     d.fetch("r", [bad, good], 40)
     bad.push(bad.arrived())
     arrived = good.arrived()

@@ -13,18 +13,20 @@ from tandem_engine.frames import ProbeRequest, ProbeResult
 from tandem_engine.handoff.errors import HandoffUnavailable
 from tandem_engine.handoff.events import FetchCancelled, FetchDone, FetchFailed, PrefillDropped
 from tandem_engine.handoff.prefill.session import PrefillSession
-from tandem_engine.handoff.tests.in_memory import InMemoryTransport
-from tandem_engine.handoff.tests.scripted import FAST, LAYOUT, eventually, make
+from tandem_engine.handoff.tests.in_memory import InMemoryTransport, Network
+from tandem_engine.handoff.tests.scripted import FAST, LAYOUT, BytesStore, eventually, make
 from tandem_engine.handoff.transports import registry
 from tandem_engine.handoff.transports.registry import Transports
+from tandem_engine.step import KVStore
 from tandem_wire.handoff import TransportName
 
 
 @pytest.fixture(name="planted")
-def planted_fixture(monkeypatch: pytest.MonkeyPatch) -> InMemoryTransport:
-    transport = InMemoryTransport()
-    monkeypatch.setattr(registry, "BUILT", (transport, *registry.BUILT))
-    return transport
+def planted_fixture(monkeypatch: pytest.MonkeyPatch) -> Network:
+    network = Network()
+    monkeypatch.setattr(InMemoryTransport, "network", network, raising=False)
+    monkeypatch.setattr(registry, "BUILT", (InMemoryTransport, *registry.BUILT))
+    return network
 
 
 def test_every_built_transport_has_a_name_of_its_own_that_the_wire_knows() -> None:
@@ -35,7 +37,7 @@ def test_every_built_transport_has_a_name_of_its_own_that_the_wire_knows() -> No
 
 @pytest.mark.parametrize("checksum", [True, False])
 def test_a_planted_transport_moves_pages(
-    stack: ExitStack, planted: InMemoryTransport, checksum: bool
+    stack: ExitStack, planted: Network, checksum: bool
 ) -> None:
     p, d = make(stack, "p", checksum=checksum), make(stack, "d", checksum=checksum)
     before = d.kv.data.copy()
@@ -44,34 +46,36 @@ def test_a_planted_transport_moves_pages(
     source, target = p.push(arrived, chunks=3), arrived.request.blocks
     done = d.outcome("r")
     assert isinstance(done, FetchDone), done
-    assert (done.transport, done.num_bytes) == (planted.name, len(source) * LAYOUT.block_bytes)
+    assert (done.transport, done.num_bytes) == (
+        InMemoryTransport.name,
+        len(source) * LAYOUT.block_bytes,
+    )
     before[:, :, target] = p.kv.data[:, :, source]
     assert np.array_equal(d.kv.data, before)
     sides = {
-        f'kv_sessions{{backend="{planted.name}",side="{side}"}}': 1.0
+        f'kv_sessions{{backend="{InMemoryTransport.name}",side="{side}"}}': 1.0
         for side in ("prefill", "decode")
     }
     eventually(lambda: p.handoff.gauges() | d.handoff.gauges() == sides)
 
 
-def test_a_probe_goes_over_a_planted_transport(
-    stack: ExitStack, planted: InMemoryTransport
-) -> None:
+def test_a_probe_goes_over_a_planted_transport(stack: ExitStack, planted: Network) -> None:
     p, d = make(stack, "p"), make(stack, "d")
     before = d.kv.data.copy()
     port = p.handoff.bootstrap_port
     d.handoff.post(ProbeRequest(number=1, host="127.0.0.1", port=port, num_blocks=9))
     result = d.wait(ProbeResult)
-    assert (result.transport, result.error) == (planted.name, "")
+    assert (result.transport, result.error) == (InMemoryTransport.name, "")
     assert result.num_bytes == 9 * LAYOUT.block_bytes
     assert np.array_equal(d.kv.data, before)
 
 
 def test_a_fence_waits_for_the_completion_of_a_one_sided_write(
-    stack: ExitStack, planted: InMemoryTransport
+    stack: ExitStack, planted: Network
 ) -> None:
     """While P may still write D's blocks, D's core doesn't get them back."""
     p, d = make(stack, "p"), make(stack, "d")
+    assert d.takes(p)
     planted.holds = True
     d.fetch("r", [p])
     p.push(p.arrived(), finish=False)
@@ -89,7 +93,7 @@ def test_a_fence_waits_for_the_completion_of_a_one_sided_write(
 
 
 def test_a_peer_that_does_not_complete_loses_its_right_to_write(
-    stack: ExitStack, planted: InMemoryTransport, monkeypatch: pytest.MonkeyPatch
+    stack: ExitStack, planted: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is cut off, and what it writes when it wakes up lands nowhere."""
 
@@ -97,6 +101,7 @@ def test_a_peer_that_does_not_complete_loses_its_right_to_write(
         return
 
     p, d = make(stack, "p"), make(stack, "d", stall_seconds=0.3)
+    assert d.takes(p)
     monkeypatch.setattr(PrefillSession, "_fence", never)
     planted.holds = planted.is_stopped = True
     before = d.kv.data.copy()
@@ -111,7 +116,7 @@ def test_a_peer_that_does_not_complete_loses_its_right_to_write(
 
 
 def test_a_peer_without_the_best_transport_gets_the_next(
-    stack: ExitStack, planted: InMemoryTransport
+    stack: ExitStack, planted: Network
 ) -> None:
     p, d = make(stack, "p", transport="tcp"), make(stack, "d")
     d.fetch("r", [p])
@@ -153,6 +158,33 @@ def test_a_refusal_says_what_each_offered_transport_lacks(stack: ExitStack, tmp_
 
 def test_a_transport_that_is_not_built_is_refused_with_the_list_of_those_that_are() -> None:
     with pytest.raises(HandoffUnavailable) as caught:
-        Transports(replace(FAST, transport="cudaIpc"))
-    assert "--transfer is CudaIpc" in str(caught.value)
-    assert "use one of Auto, Shm, Tcp" in str(caught.value)
+        Transports(replace(FAST, transport="nixl"), BytesStore(LAYOUT, 1))
+    assert "--transfer is Nixl" in str(caught.value)
+    assert "use one of Auto, CudaIpc, Shm, Tcp" in str(caught.value)
+
+
+def test_memory_is_registered_once_for_all_sessions_and_given_back(
+    stack: ExitStack, planted: Network
+) -> None:
+    p, others = make(stack, "p"), [make(stack, name) for name in ("d1", "d2")]
+    for d in others:
+        assert d.takes(p)
+    assert planted.registered == [worker.kv.regions() for worker in (p, *others)]
+    for worker in (p, *others):
+        worker.close()
+    assert not planted.registered
+
+
+def test_a_cache_that_can_not_be_registered_goes_over_the_next_transport(
+    stack: ExitStack, planted: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BytesStore, "regions", KVStore.regions)
+    p, d = make(stack, "p"), make(stack, "d")
+    d.fetch("r", [p])
+    p.push(p.arrived())
+    done = d.outcome("r")
+    assert isinstance(done, FetchDone)
+    assert done.transport == "tcp"
+    assert not planted.registered
+    with pytest.raises(HandoffUnavailable, match="can't be registered; use Tcp"):
+        make(stack, "x", transport="mooncake")

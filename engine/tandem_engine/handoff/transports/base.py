@@ -40,6 +40,7 @@ from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.pages import Pages
 from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.landing import Landing
+from tandem_engine.memory import Staging
 from tandem_engine.step import KVStore
 from tandem_wire.connection import Connection
 from tandem_wire.errors import WireError
@@ -75,15 +76,19 @@ class Link:
 
 
 class Transport(ABC):
-    """One way for pages from P to D. It has no state: the ends of each session have it."""
+    """One way for pages from P to D, on one worker, for as long as its hand-off runs.
+
+    It has what all sessions share; a session's own state is in its two ends. A transport that needs
+    the cache's memory registered does that when it is made, and undoes it in `close`.
+    """
 
     name: ClassVar[TransportName]
     placement: ClassVar[Placement]
     memory: ClassVar[Memory]
 
-    def missing(self, settings: HandoffSettings) -> str:
-        """What this worker lacks to use the transport, and what to do; empty: nothing."""
-        return ""
+    def __init__(self, settings: HandoffSettings, kv: KVStore) -> None:
+        """TransportError says what this worker lacks to use the transport, and what to do."""
+        self._kv = kv
 
     @abstractmethod
     def offer(self, link: Link) -> "Inbound":
@@ -93,12 +98,16 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def accept(self, offer: TransportOffer, link: Link) -> "Outbound":
+    async def accept(self, offer: TransportOffer, link: Link) -> "Outbound":
         """Make P's end for D's offer. TransportError says why this side can't."""
+
+    def close(self) -> None:
+        """Give back what the sessions shared, once they have all ended."""
+        return None
 
 
 class Inbound(ABC):
-    """D's end: finds the landing of what arrives. Its threads call only `_land` and `_placed`."""
+    """D's end: finds the landing of what arrives. Its threads call only the methods with `_`."""
 
     def __init__(self, transport: Transport) -> None:
         self.name = transport.name
@@ -132,6 +141,14 @@ class Inbound(ABC):
         """Staged: put one write's bytes into place, unless the epoch is fenced."""
         landing = self._landings.get(epoch)
         if landing is None or not landing.write(blocks, layers, payload):
+            self.num_stale_writes += 1
+
+    def _land_staged(
+        self, epoch: int, blocks: Sequence[int], layers: range, staging: Staging, at: int
+    ) -> None:
+        """Staged: put one write's bytes from staging memory into place, unless it is fenced."""
+        landing = self._landings.get(epoch)
+        if landing is None or not landing.unstage(blocks, layers, staging, at):
             self.num_stale_writes += 1
 
     def _placed(self, epoch: int, blocks: Sequence[int], layers: range) -> None:
@@ -186,12 +203,11 @@ class _Job:
 class Outbound(ABC):
     """P's end. Everything but a lane's own work is called on the loop."""
 
-    max_write_bytes: int = MAX_WRITE_BYTES
-    """What D's end takes at once."""
-
     def __init__(self, transport: Transport, link: Link) -> None:
         self.name = transport.name
         self._loop = asyncio.get_running_loop()
+        self.write_bytes = min(link.settings.write_bytes or link.kv.write_bytes, MAX_WRITE_BYTES)
+        """The size of write to aim for; D's end takes no larger ones."""
         self._on_lost = link.on_lost
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._jobs: dict[int, set[_Job]] = {}

@@ -4,7 +4,8 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 
-from tandem_engine.handoff.pages import Pages, payload_checksum
+from tandem_engine.handoff.pages import Pages, payload_checksum, place_seed
+from tandem_engine.memory import Staging
 
 _MASK = (1 << 64) - 1
 
@@ -12,9 +13,9 @@ _MASK = (1 << 64) - 1
 class Landing:
     """The destination blocks of one (request, epoch).
 
-    Transport threads call `write` (staged) or `placed` (one-sided); the loop calls `fence`. The
-    blocks belong to the attempt until `fence` has returned: from then on this side writes no byte
-    of it, however late it comes. Counts are read on the loop.
+    Transport threads call `write` or `unstage` (staged) or `placed` (one-sided); the loop calls
+    `fence`. The blocks belong to the attempt until `fence` has returned: from then on this side
+    writes no byte of it, however late it comes. Counts are read on the loop.
     """
 
     def __init__(
@@ -40,33 +41,49 @@ class Landing:
 
     def write(self, blocks: Sequence[int], layers: range, payload: memoryview) -> bool:
         """Put one write's bytes into place; False when this attempt is over (nothing written)."""
-        if not self._begin():
-            return False
-        error, checksum = "", 0
-        try:
-            self._check_place(blocks, layers)
-            if self._with_checksum:
-                checksum = payload_checksum(blocks, layers, payload)
+
+        def take() -> int:
+            checksum = payload_checksum(blocks, layers, payload) if self._with_checksum else 0
             self.pages.take(blocks, layers, payload)
-        except ValueError as refused:
-            error = str(refused)
-        finally:
-            self._end(len(payload), checksum, error)
-        return True
+            return checksum
+
+        return self._put(blocks, layers, len(payload), take)
+
+    def unstage(self, blocks: Sequence[int], layers: range, staging: Staging, at: int) -> bool:
+        """Put one write's bytes from staging memory into place; False when this attempt is over."""
+
+        def take() -> int:
+            seed = place_seed(blocks, layers) if self._with_checksum else None
+            return self.pages.unstage(blocks, layers, staging, at, seed)
+
+        return self._put(blocks, layers, self._num_bytes_of(blocks, layers), take)
 
     def placed(self, blocks: Sequence[int], layers: range) -> bool:
         """Check and count what the peer has put into place; False when this attempt is over."""
+
+        def check() -> int:
+            if not self._with_checksum:
+                return 0
+            return payload_checksum(blocks, layers, self.pages.export(blocks, layers))
+
+        return self._put(blocks, layers, self._num_bytes_of(blocks, layers), check)
+
+    def _num_bytes_of(self, blocks: Sequence[int], layers: range) -> int:
+        return len(blocks) * len(layers) * self.pages.layer_bytes
+
+    def _put(
+        self, blocks: Sequence[int], layers: range, num_bytes: int, take: Callable[[], int]
+    ) -> bool:
+        """Take one write by `take`, which returns its checksum; False when it came too late."""
         if not self._begin():
             return False
         error, checksum = "", 0
         try:
             self._check_place(blocks, layers)
-            if self._with_checksum:
-                checksum = payload_checksum(blocks, layers, self.pages.export(blocks, layers))
+            checksum = take()
         except ValueError as refused:
             error = str(refused)
         finally:
-            num_bytes = len(blocks) * len(layers) * self.pages.layer_bytes
             self._end(num_bytes, checksum, error)
         return True
 
@@ -80,9 +97,10 @@ class Landing:
     def _check_place(self, blocks: Sequence[int], layers: range) -> None:
         if not self._blocks.issuperset(blocks):
             raise ValueError("the peer wrote to blocks that do not belong to this request")
-        if layers.stop > self.pages.num_layers:
+        if layers.start < 0 or layers.stop > self.pages.num_layers:
             raise ValueError(
-                f"the peer wrote to layers up to {layers.stop}, of {self.pages.num_layers}"
+                f"the peer wrote to layers from {layers.start} to {layers.stop}, "
+                f"of {self.pages.num_layers}"
             )
 
     def _end(self, num_bytes: int, checksum: int, error: str) -> None:

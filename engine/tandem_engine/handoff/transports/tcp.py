@@ -42,7 +42,7 @@ class TcpTransport(Transport):
     def offer(self, link: Link) -> Inbound:
         return TcpInbound(self, link)
 
-    def accept(self, offer: TransportOffer, link: Link) -> Outbound:
+    async def accept(self, offer: TransportOffer, link: Link) -> Outbound:
         return TcpOutbound(self, link)
 
 

@@ -13,6 +13,7 @@ from tandem_engine.frames import (
     CoreRefused,
     CoreStats,
     CoreStep,
+    Pairing,
     ProbeRequest,
     ProbeResult,
     RoutedItems,
@@ -199,10 +200,31 @@ async def test_probe(stage: Stage) -> None:
     request = stage.core.got(ProbeRequest)
     assert (request.host, request.port, request.num_blocks) == ("h", 1, 3)
     stage.core.say(
-        ProbeResult(number=request.number, transport="shm", num_bytes=2_000_000, seconds=0.5)
+        ProbeResult(
+            number=request.number,
+            transport="shm",
+            passed_over={"cudaIpc": "no GPU"},
+            num_bytes=2_000_000,
+            seconds=0.5,
+        )
     )
     body = (await asked).json()
     assert (body["ok"], body["transport"], body["megabytesPerSecond"]) == (True, "shm", 4.0)
+    assert body["passedOver"] == {"cudaIpc": "no GPU"}
+
+
+async def test_the_state_shows_what_moves_kv_and_why(stage: Stage) -> None:
+    await stage.ready()
+    pairing = Pairing(
+        worker_id="p", side="decode", transport="shm", passed_over={"cudaIpc": "no GPU"}
+    )
+    stage.core.say(CoreStats(state=WorkerState(role="decode"), pairings=[pairing]))
+
+    async def shown() -> bool:
+        state = msgspec.json.decode((await stage.http("GET", Path.STATE)).text, type=StateAnswer)
+        return state.pairings == [pairing]
+
+    await until(shown, "the pairing")
 
 
 async def test_the_token_guards_all_of_admin_and_nothing_else(tmp_path: FilePath) -> None:

@@ -10,6 +10,8 @@ from tandem_operator.facts.worker import ProbeResult
 from tandem_operator.manifests.wiring import Wiring
 
 FELL_BACK = "FellBackToTcp"
+MAX_REASONS = 1024
+"""Characters that the status takes."""
 
 
 def judge_transport(
@@ -41,7 +43,12 @@ def _judge_result(
     speed = round(probe.num_bytes / probe.seconds / 1e6) if probe.seconds > 0 else 0
     backend = _backend(probe.transport)
     status = status.model_copy(
-        update={"backend": backend, "megabytes_per_second": speed, "verified_at": probe.at}
+        update={
+            "backend": backend,
+            "passed_over": probe.passed_over[:MAX_REASONS],
+            "megabytes_per_second": speed,
+            "verified_at": probe.at,
+        }
     )
     seen = f"{speed} MB/s over {probe.transport} between {probe.prefill} and {probe.decode}"
     wanted = spec.kv_transfer.verify.min_megabytes_per_second

@@ -53,7 +53,8 @@ def written() -> dict[str, set[str]]:
     plain, active = Fleet(make_spec()), Fleet(make_spec(autoscaling={"inline": {}}))
     plain.settle()
     assert plain.router is not None
-    plain.probe = ProbeResult(plain.router.revision, "d", "p", plain.now, "tcp", 10**9, 1.0)
+    moved = ProbeResult(plain.router.revision, "d", "p", plain.now, "tcp", 10**9, 1.0)
+    plain.probe = replace(moved, passed_over="shm: another node")
     plain.step()
     plain.crash(next(iter(plain.pods)))
     plain.step()

@@ -70,11 +70,19 @@ async def test_a_probe_that_worked(pair: tuple[Worker, WorkerClient]) -> None:
     worker, api = pair
     worker.answers["/admin/probe"] = (
         200,
-        {"ok": True, "transport": "tcp", "bytes": 1000, "seconds": 0.5, "error": ""},
+        {
+            "ok": True,
+            "transport": "tcp",
+            "passedOver": {"cudaIpc": "no GPU", "shm": "another node"},
+            "bytes": 1000,
+            "seconds": 0.5,
+            "error": "",
+        },
     )
     result = await api.probe("127.0.0.1", worker.port, "secret", {})
     assert (result.transport, result.num_bytes, result.seconds) == ("tcp", 1000, 0.5)
     assert not result.error
+    assert result.passed_over == "cudaIpc: no GPU; shm: another node"
     assert worker.seen[-1] == ("/admin/probe", "Bearer secret", {})
 
 

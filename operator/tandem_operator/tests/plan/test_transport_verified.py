@@ -58,6 +58,20 @@ def test_what_was_seen(
     assert (degraded.status == "True") is (reason != "KvMoved")
 
 
+def test_what_was_passed_over_is_kept_until_the_next_probe() -> None:
+    """Auto never falls back in silence."""
+    fleet = settled(kvTransfer={"verify": {"minMegabytesPerSecond": 1}})
+    why = "cudaIpc: TANDEM_SHM_DIR is not set; shm: TANDEM_SHM_DIR is not set"
+    judged(fleet, passed_over=why + "x" * 2000)
+    transport = fleet.status.transport
+    assert transport is not None
+    assert transport.passed_over.startswith(why)
+    assert len(transport.passed_over) == 1024
+    judged(fleet, transport="cudaIpc")
+    assert fleet.status.transport is not None
+    assert (fleet.status.transport.backend, fleet.status.transport.passed_over) == ("CudaIpc", "")
+
+
 def test_report_does_not_hold_ready_back() -> None:
     fleet = settled(kvTransfer={"verify": {"mode": "Report"}})
     assert judged(fleet, error="refused")[1].status == "True"

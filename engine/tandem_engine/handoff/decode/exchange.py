@@ -1,0 +1,65 @@
+"""One question to a prefill worker: ask for pages, receive them, check what came."""
+
+from tandem_engine.handoff.decode.session import Attempt, DecodeSession
+from tandem_engine.handoff.errors import AttemptFailed, PeerUnavailable
+from tandem_engine.handoff.events import Counters
+from tandem_engine.handoff.pages import Pages, PatternPages
+from tandem_engine.handoff.settings import HandoffSettings
+from tandem_engine.handoff.transports.landing import Landing
+from tandem_wire.errors import WireError
+from tandem_wire.handoff import TRY_OUT_EPOCH, Commit, KVLayout, Prefill, Probe
+
+
+class Exchange:
+    """How this worker asks and checks, on whatever session. Used on the loop."""
+
+    def __init__(self, settings: HandoffSettings, layout: KVLayout, counters: Counters) -> None:
+        self._settings = settings
+        self._layout = layout
+        self._counters = counters
+
+    async def receive(
+        self, session: DecodeSession, question: Prefill | Probe, attempt: Attempt, pages: Pages
+    ) -> Commit:
+        """Ask, receive, check. Raises AttemptFailed.
+
+        On return, good or bad, nothing of the epoch can land any more.
+        """
+        blocks = question.blocks if isinstance(question, Prefill) else range(question.num_blocks)
+        landing = Landing(
+            pages, blocks, checksum=self._settings.checksum, on_progress=attempt.progress
+        )
+        session.begin(question.epoch, landing, attempt)
+        try:
+            try:
+                session.connection.send(question)
+            except WireError as error:
+                raise PeerUnavailable(str(error)) from error
+            commit = await attempt.complete(self._settings.stall_seconds)
+        finally:
+            await session.end(question.rid, question.epoch)
+        self._check(commit, landing, len(blocks) * self._layout.block_bytes)
+        return commit
+
+    def _check(self, commit: Commit, landing: Landing, num_bytes: int) -> None:
+        if landing.error:
+            raise AttemptFailed(landing.error)
+        if not commit.num_bytes == landing.num_bytes == num_bytes:
+            raise AttemptFailed(
+                f"{landing.num_bytes} bytes landed, {commit.num_bytes} were committed, "
+                f"{num_bytes} were asked for"
+            )
+        if self._settings.checksum and commit.checksum and commit.checksum != landing.checksum:
+            self._counters.add("kv_checksum_errors_total")
+            raise AttemptFailed("the KV that landed has another checksum than the one committed")
+
+    async def try_out(self, session: DecodeSession) -> None:
+        """Move one block of a known pattern over a new session. Raises AttemptFailed.
+
+        A transport can shake hands well and still lose or change bytes: a mapping of the wrong
+        memory, a device that can't reach another one.
+        """
+        attempt = Attempt()
+        attempt.expire_after(self._settings.dial_seconds)
+        question = Probe(TRY_OUT_EPOCH, num_blocks=1)
+        await self.receive(session, question, attempt, PatternPages(self._layout))

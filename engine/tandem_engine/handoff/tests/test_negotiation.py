@@ -1,0 +1,151 @@
+"""Which transport a pair uses: the best that moves a page, and every other one with its reason."""
+
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deadlines import patience
+
+from tandem_engine.errors import StagingUnavailableError
+from tandem_engine.frames import ProbeRequest, ProbeResult
+from tandem_engine.handoff.events import FetchFailed
+from tandem_engine.handoff.tests import scripted
+from tandem_engine.handoff.tests.scripted import SharingStore, Worker, eventually, make
+from tandem_engine.memory import Staging
+
+
+@pytest.fixture(name="pair")
+def pair_fixture(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Worker, Worker]:
+    """P and D, which choose by themselves and can do everything."""
+    monkeypatch.setattr(scripted, "BytesStore", SharingStore)
+    p, d = make(stack, "p", shm_dir=str(tmp_path)), make(stack, "d", shm_dir=str(tmp_path))
+    return p, d
+
+
+def seen(p: Worker, d: Worker) -> tuple[str, dict[str, str]]:
+    """The transport of a fetch, and what D has passed over; both sides agree on the first."""
+    assert d.takes(p)
+    eventually(lambda: len(d.handoff.pairings()) == len(p.handoff.pairings()) == 1)
+    (ours,), (theirs,) = d.handoff.pairings(), p.handoff.pairings()
+    assert (ours.side, ours.worker_id) == ("decode", "p")
+    assert (theirs.side, theirs.worker_id) == ("prefill", "d")
+    assert ours.transport == theirs.transport
+    return ours.transport, {str(name): why for name, why in ours.passed_over.items()}
+
+
+def test_the_best_that_both_can_do(pair: tuple[Worker, Worker]) -> None:
+    assert seen(*pair) == ("cudaIpc", {})
+
+
+def test_a_cache_of_the_host_says_why_it_goes_over_shm(stack: ExitStack, tmp_path: Path) -> None:
+    p, d = make(stack, "p", shm_dir=str(tmp_path)), make(stack, "d", shm_dir=str(tmp_path))
+    transport, passed_over = seen(p, d)
+    assert transport == "shm"
+    why = "this worker's KV cache is not in the memory of one GPU"
+    assert passed_over == {"cudaIpc": why}
+
+
+def test_a_transport_that_loses_a_page_is_not_used(
+    pair: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shakes hands well, but what P writes is not what D reads: as a wrong mapping would."""
+    put = scripted.MemfdStaging.put
+
+    def lose(self: scripted.MemfdStaging, data: bytes, at: int, seed: int | None) -> int:
+        put(self, bytes(len(data)), at, None)
+        return 4711
+
+    monkeypatch.setattr(scripted.MemfdStaging, "put", lose)
+    p, d = pair
+    transport, passed_over = seen(p, d)
+    assert transport == "shm"
+    assert list(passed_over) == ["cudaIpc"]
+    assert "the first page did not come" in passed_over["cudaIpc"]
+    assert "pattern changed on its way" in passed_over["cudaIpc"]
+
+
+def test_a_page_that_never_comes_is_not_waited_for(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P's copy never ends: the next transport is tried long before a stall."""
+    monkeypatch.setattr(scripted, "BytesStore", SharingStore)
+    release = threading.Event()
+
+    def hang(*_: object) -> int:
+        assert release.wait(patience(20))
+        return 0
+
+    monkeypatch.setattr(scripted.MemfdStaging, "put", hang)
+    options: dict[str, Any] = {"shm_dir": str(tmp_path), "stall_seconds": 0.5}
+    p, d = make(stack, "p", **options), make(stack, "d", dial_seconds=1.5, **options)
+    try:
+        assert d.takes(p)
+    finally:
+        release.set()
+    transport, passed_over = seen(p, d)
+    assert transport == "shm"
+    assert "no progress for 0.5 s" in passed_over["cudaIpc"]
+
+
+@pytest.mark.parametrize("side", ["p", "d"])
+def test_what_can_not_be_mapped_or_made_is_the_reason(
+    pair: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch, side: str
+) -> None:
+    p, d = pair
+
+    def refuse(*_: object) -> Staging:
+        raise StagingUnavailableError("CUDA_ERROR_INVALID_DEVICE (101)")
+
+    if side == "p":
+        monkeypatch.setattr(p.kv, "map_staging", refuse)
+    else:
+        monkeypatch.setattr(d.kv, "make_staging", refuse)
+    transport, passed_over = seen(p, d)
+    assert transport == "shm"
+    told = "can't map the peer's memory" if side == "p" else "the peer can't make its ring"
+    assert passed_over["cudaIpc"] == f"{told}: CUDA_ERROR_INVALID_DEVICE (101)"
+
+
+def test_every_better_transport_has_its_reason(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers of two hosts: neither memory is shared."""
+    monkeypatch.setattr(scripted, "BytesStore", SharingStore)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    p, d = (
+        make(stack, name, shm_dir=str(folder)) for name, folder in zip("pd", folders, strict=True)
+    )
+    transport, passed_over = seen(p, d)
+    assert transport == "tcp"
+    assert list(passed_over) == ["cudaIpc", "shm"]
+    assert "can't reach the peer's socket" in passed_over["cudaIpc"]
+    assert "can't map the peer's ring" in passed_over["shm"]
+    assert not [file for folder in folders for file in folder.iterdir()]
+
+
+def test_a_probe_says_what_was_passed_over(stack: ExitStack, tmp_path: Path) -> None:
+    p, d = make(stack, "p"), make(stack, "d", shm_dir=str(tmp_path))
+    port = p.handoff.bootstrap_port
+    d.handoff.post(ProbeRequest(number=1, host="127.0.0.1", port=port, num_blocks=2))
+    result = d.wait(ProbeResult)
+    assert (result.transport, result.error) == ("tcp", "")
+    assert list(result.passed_over) == ["cudaIpc", "shm"]
+    assert "TANDEM_SHM_DIR is not set" in result.passed_over["shm"]
+
+
+def test_a_named_transport_that_does_not_work_is_not_replaced(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"transport": "cudaIpc", "shm_dir": str(tmp_path)}
+    p, d = make(stack, "p", **options), make(stack, "d", **options)
+    monkeypatch.setattr(scripted.MemfdStaging, "get", lambda *_: (b"", 0))
+    d.fetch("r", [p])
+    failed = d.outcome("r")
+    assert isinstance(failed, FetchFailed)
+    assert "can offer no transport (cudaIpc: the first page did not come" in failed.message

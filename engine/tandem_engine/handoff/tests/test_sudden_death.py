@@ -1,0 +1,136 @@
+"""A worker is killed in the middle of a write: what the other one does. Real processes, SIGKILL."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pytest
+from deadlines import patience
+
+from tandem_engine.handoff.events import FetchDone, PrefillArrived, PrefillDropped, PushDone
+from tandem_engine.handoff.tests.scripted import Worker, eventually, make
+from tandem_engine.handoff.transports.ring import HostStaging
+from tandem_wire.messages import PrefillPeer
+
+Pipe: TypeAlias = "Connection[Any, Any]"
+
+
+def die_in_a_write(num_bytes: int) -> None:
+    """From now on a write to a ring ends the process after so many bytes of it."""
+
+    def stage(
+        self: HostStaging, blocks: Sequence[int], layers: range, at: int, seed: int | None
+    ) -> int:
+        packed = bytes(self._kv.export_blocks(blocks, layers))
+        with self._view(at, len(packed)) as payload:
+            payload[:num_bytes] = packed[:num_bytes]
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    HostStaging.stage = stage  # type: ignore[method-assign]
+
+
+def die_in_a_read() -> None:
+    """From now on the first page that is taken out of a ring ends the process."""
+
+    def unstage(*_: object) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    HostStaging.unstage = unstage  # type: ignore[method-assign,assignment]
+
+
+def be_prefill(pipe: Pipe, num_bytes: int, options: dict[str, Any]) -> None:
+    """Push what is asked for; die in the second push."""
+    worker = Worker("child", **options)
+    pipe.send(worker.peer)
+    worker.push(worker.arrived())
+    arrived = worker.arrived()
+    die_in_a_write(num_bytes)
+    worker.push(arrived)
+    threading.Event().wait()
+
+
+def be_decode(pipe: Pipe, peer: PrefillPeer, options: dict[str, Any]) -> None:
+    """Fetch once; die when the second fetch's first page is there."""
+    worker = Worker("child", **options)
+    stand_in: Any = type("P", (), {"peer": peer})()
+    worker.fetch("first", [stand_in])
+    worker.outcome("first")
+    die_in_a_read()
+    worker.fetch("second", [stand_in], 40)
+    threading.Event().wait()
+
+
+@pytest.fixture(name="start")
+def start_fixture() -> Iterator[Callable[..., Pipe]]:
+    context = multiprocessing.get_context("spawn")
+    children = []
+
+    def start(target: Callable[..., None], *args: Any) -> Pipe:
+        ours, theirs = context.Pipe()
+        child = context.Process(target=target, args=(theirs, *args), daemon=True)
+        child.start()
+        children.append(child)
+        return ours
+
+    yield start
+    for child in children:
+        child.kill()
+        child.join()
+
+
+@pytest.fixture(name="options", params=["shm", "cudaIpc"])
+def options_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    return {"transport": request.param, "shm_dir": str(tmp_path)}
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 383, 768])
+def test_the_sender_dies(
+    stack: ExitStack, start: Callable[..., Pipe], options: dict[str, Any], num_bytes: int
+) -> None:
+    """Before the first byte, in the middle, after the last: the next peer's pages are all there."""
+    good, d = make(stack, "good", **options), make(stack, "d", **options)
+    pipe = start(be_prefill, num_bytes, options)
+    assert pipe.poll(patience(30))
+    child: Any = type("P", (), {"peer": pipe.recv()})()
+    d.fetch("first", [child])
+    first = d.outcome("first")
+    assert isinstance(first, FetchDone)
+    before = d.kv.data.copy()
+    d.fetch("second", [child, good], 40)
+    arrived = good.arrived()
+    source = good.push(arrived)
+    done = d.outcome("second")
+    assert isinstance(done, FetchDone)
+    assert done.worker_id == "good"
+    before[:, :, arrived.request.blocks] = good.kv.data[:, :, source]
+    assert np.array_equal(d.kv.data, before)
+    assert not list(Path(options["shm_dir"]).iterdir())
+
+
+def test_the_receiver_dies_and_comes_back(
+    stack: ExitStack, start: Callable[..., Pipe], options: dict[str, Any]
+) -> None:
+    """Its leases are freed at once, its ring is unmapped, and the next one is served."""
+    p = make(stack, "p", **options)
+    start(be_decode, p.peer, options)
+    p.push(p.arrived())
+    second = p.wait(PrefillArrived)
+    p.push(second)
+    ended = p.wait_until(lambda event: getattr(event, "key", "") == second.key)
+    assert isinstance(ended, PushDone | PrefillDropped)
+    eventually(lambda: not p.handoff.pairings())
+    assert p.handoff.num_leases() == 0
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    assert not [line for line in lines if "tandem-ring" in line or "memfd:ring" in line]
+    d = make(stack, "d", **options)
+    assert d.takes(p)
+    assert not list(Path(options["shm_dir"]).iterdir())

@@ -52,6 +52,7 @@ class Intake:
             return
         scheduler.meter.count(metrics.REQUESTS)
         deadline = now + submit.deadline_seconds if submit.deadline_seconds > 0 else 0.0
+        ttft_due = now + submit.ttft_seconds if submit.ttft_seconds > 0 else 0.0
         scheduler.add(
             Request(
                 submit.rid,
@@ -64,6 +65,8 @@ class Intake:
                 priority=submit.priority,
                 router=routed.router,
                 deadline=deadline,
+                ttft_due=ttft_due,
+                tbt_seconds=max(submit.tbt_seconds, 0.0),
                 fetch=Fetch(tuple(submit.prefill), submit.cache_salt) if submit.prefill else None,
             )
         )

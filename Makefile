@@ -19,7 +19,16 @@ COMPILE := pip compile pyproject.toml --quiet --universal --generate-hashes --no
 	--no-emit-index-url --no-emit-find-links --group install \
 	--extra engine --extra demo --extra dev --extra nixl
 
-.PHONY: up down install check check-generated test test-unit test-newest test-gpu e2e gen pins bench clean
+# docker, podman or buildah.
+BUILDER ?= docker
+IMAGE_PREFIX ?= ghcr.io/tandem-inference
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGE_TAG ?= $(VERSION)
+# For example --build-arg ENGINE_EXTRAS=engine,gpu,nixl; docs/images.md has them all.
+IMAGE_ARGS ?=
+REVISION := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+
+.PHONY: up down install check check-generated test test-unit test-newest test-gpu e2e gen pins images bench clean
 
 $(STAMP): pyproject.toml $(PINS)
 	@echo "==> installing into $(VENV) (extras: $(EXTRAS))"
@@ -78,6 +87,13 @@ test-gpu: $(STAMP) ## tests that need an NVIDIA GPU; install with EXTRAS=engine,
 e2e: $(STAMP) ## the end-to-end tests alone
 	$(BIN)/tandem cluster build
 	$(PYTEST) -m cluster e2e/tests
+
+images: image-operator image-router image-engine ## the three images, with BUILDER (docker, podman or buildah)
+
+image-%:
+	BUILDAH_LAYERS=true $(BUILDER) build --target $* $(IMAGE_ARGS) \
+		--build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
+		--tag $(IMAGE_PREFIX)/tandem-$*:$(IMAGE_TAG) .
 
 bench: $(STAMP) ## figures of this machine: hand-off, router, engine against transformers
 	$(BIN)/tandem bench handoff

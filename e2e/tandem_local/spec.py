@@ -78,7 +78,14 @@ class ImageEntry:
     user: int | None = None
     """The uid of the image's USER; None is root, as in an image without one."""
     files: tuple[str, ...] = ()
-    """The machine's folders and files that the image consists of; no pod's volume hides them."""
+    """The machine's folders and files that the image consists of, beside its system; they can only
+    be read, and no pod's volume hides them."""
+    shared: tuple[str, ...] = ()
+    """Folders of the machine that every container of the image writes to."""
+    scratch: tuple[str, ...] = ()
+    """Folders that every user may write; each container has its own, empty at its start."""
+    hidden: tuple[str, ...] = ()
+    """Programs of the machine's system that the image does not have."""
 
     def to_table(self) -> dict[str, Any]:
         """The entry in the form that procri reads."""
@@ -88,6 +95,9 @@ class ImageEntry:
             "env": dict(self.env),
             "workingDir": self.working_dir,
             "files": list(self.files),
+            "shared": list(self.shared),
+            "scratch": list(self.scratch),
+            "hidden": list(self.hidden),
         }
         if self.user is not None:
             entry["user"] = self.user
@@ -103,6 +113,9 @@ class ImageEntry:
             working_dir=entry.get("workingDir") or "/",
             user=entry.get("user"),
             files=tuple(entry.get("files") or ()),
+            shared=tuple(entry.get("shared") or ()),
+            scratch=tuple(entry.get("scratch") or ()),
+            hidden=tuple(entry.get("hidden") or ()),
         )
 
 

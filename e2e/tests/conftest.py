@@ -28,6 +28,8 @@ from tandem_local.folders import clusters_dir
 ROOT = Path(__file__).resolve().parents[2]
 # Two sessions on one machine must not share a cluster: one of them may disturb it.
 CLUSTER_NAME = os.environ.get("TANDEM_TEST_CLUSTER", f"e2e-{os.getpid()}")
+# What examples/ ask of a node with GPUs.
+GPU_NODE_LABELS = {"example.com/fabric": "rail-0", "example.com/pool": "gpu"}
 
 
 def say(event: ProgressEvent) -> None:
@@ -51,7 +53,7 @@ def local_cluster() -> Iterator[LocalCluster]:
     spec = ClusterSpec(
         CLUSTER_NAME,
         (
-            NodeSpec("node-0", {"nvidia.com/gpu": "8", "rdma/ib": "8"}),
+            NodeSpec("node-0", {"nvidia.com/gpu": "16", "rdma/ib": "16"}, GPU_NODE_LABELS),
             NodeSpec("node-1"),
         ),
         default_images(Path(sys.executable).parent),

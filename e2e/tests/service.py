@@ -139,11 +139,13 @@ class Service:
     @property
     def url(self) -> str:
         """The router's address as seen from here (the ClusterIP of the embedded cluster)."""
-        return f"http://{self.get('service')['spec']['clusterIP']}:8000"
+        spec = self.get("service")["spec"]
+        return f"http://{spec['clusterIP']}:{spec['ports'][0]['port']}"
 
     def worker_state(self, pod: dict[str, Any]) -> dict[str, Any]:
         """`GET /state` of a worker."""
-        reply = httpx.get(f"http://{pod['status']['podIP']}:8100/state", timeout=patience(10))
+        port = pod["metadata"]["annotations"]["tandem.dev/http-port"]
+        reply = httpx.get(f"http://{pod['status']['podIP']}:{port}/state", timeout=patience(10))
         state: dict[str, Any] = reply.json()
         return state
 

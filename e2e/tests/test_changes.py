@@ -111,12 +111,13 @@ def test_a_new_revision_rolls_out(changing: Service, patch: dict[str, Any]) -> N
 
 
 def test_delete_finishes_streams_and_leaves_nothing(tandem: Any) -> None:
+    # 18 seconds of tokens: rollout.drainSeconds holds, and nothing ends them earlier.
     manifest = mock_manifest("leaving", decode=1, profile="tiny?decode_ms=30&prefill_ms=20")
     service = Service.apply(tandem, manifest).wait_ready()
     streams: list[Stream] = []
 
     def load() -> None:
-        bodies = [completion(service.name, f"last {i}", 80) for i in range(8)]
+        bodies = [completion(service.name, f"last {i}", 600) for i in range(8)]
         streams.extend(asyncio.run(run_streams(service.url, bodies)))
 
     thread = threading.Thread(target=load)
@@ -128,12 +129,13 @@ def test_delete_finishes_streams_and_leaves_nothing(tandem: Any) -> None:
     )
     service.kubectl("delete", "tisvc", "leaving", "--wait=false")
     kinds = "tisvc,pods,services,deployments,tpool,serviceaccounts,roles,rolebindings,"
-    kinds += "networkpolicies,poddisruptionbudgets,configmaps,endpointslices"
+    kinds += "networkpolicies,poddisruptionbudgets,controllerrevisions,configmaps,endpointslices"
 
     def nothing() -> bool:
         left = service.kubectl("get", kinds, "-l", "tandem.dev/service=leaving", "-o", "name")
         return not left.strip() and not service.get()
 
-    wait_for("nothing of it is left", nothing, 30)
+    wait_for("nothing of it is left", nothing, 60)
     thread.join()
     assert [stream.error for stream in streams] == [""] * 8
+    assert {len(stream.tokens) for stream in streams} == {600}

@@ -80,3 +80,22 @@ def test_contradictory_values_are_refused(tandem: Any, setting: str, words: str)
     done = tandem.helm("template", "tandem", str(CHART), "--set", setting, check=False)
     assert done.returncode != 0
     assert words in done.stderr
+
+
+def test_digests_and_pull_policies_reach_every_image(tandem: Any) -> None:
+    digest = "sha256:" + "0f" * 32
+    places = ("image", "images.router", "images.engine")
+    settings = [f"{place}.digest={digest}" for place in places]
+    policies = ("image.pullPolicy=Always", "images.router.pullPolicy=Never")
+    chosen = [word for setting in (*settings, *policies) for word in ("--set", setting)]
+    (deployment,) = [d for d in render(tandem, *chosen) if d["kind"] == "Deployment"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    prefix = "ghcr.io/tandem-inference/tandem-"
+    assert container["image"] == f"{prefix}operator@{digest}"
+    assert container["imagePullPolicy"] == "Always"
+    told = [word for word in container["args"] if "image" in word or "pull" in word]
+    assert told == [
+        f"--router-image={prefix}router@{digest}",
+        f"--engine-image={prefix}engine@{digest}",
+        "--router-pull-policy=Never",
+    ]

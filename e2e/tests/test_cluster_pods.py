@@ -35,7 +35,7 @@ def test_every_node_is_ready(local_cluster: LocalCluster) -> None:
     for node in nodes:
         conditions = {c["type"]: c["status"] for c in node["status"]["conditions"]}
         assert conditions["Ready"] == "True"
-    assert nodes[0]["status"]["allocatable"]["nvidia.com/gpu"] == "8"
+    assert nodes[0]["status"]["allocatable"]["nvidia.com/gpu"] == "16"
     assert "nvidia.com/gpu" not in nodes[1]["status"]["allocatable"]
 
 
@@ -163,9 +163,9 @@ def test_extended_resources_are_scheduled(local_cluster: LocalCluster, namespace
         amount = {"nvidia.com/gpu": str(gpus)}
         return pod(name, "sleep 600", container={"resources": {"limits": amount}})
 
-    cluster.kubectl("apply", "-n", namespace, "-f", "-", input=wanting("six", 6))
-    wait_ready(cluster, namespace, "six")
-    assert pod_field(cluster, namespace, "six", ".spec.nodeName") == "node-0"
+    cluster.kubectl("apply", "-n", namespace, "-f", "-", input=wanting("most", 14))
+    wait_ready(cluster, namespace, "most")
+    assert pod_field(cluster, namespace, "most", ".spec.nodeName") == "node-0"
     cluster.kubectl("apply", "-n", namespace, "-f", "-", input=wanting("more", 4))
     eventually(
         "four of two is unschedulable",
@@ -174,7 +174,7 @@ def test_extended_resources_are_scheduled(local_cluster: LocalCluster, namespace
             in pod_field(cluster, namespace, "more", ".status.conditions[0].message")
         ),
     )
-    cluster.kubectl("delete", "pod", "-n", namespace, "six", "--wait=false")
+    cluster.kubectl("delete", "pod", "-n", namespace, "most", "--wait=false")
     wait_ready(cluster, namespace, "more")
 
 

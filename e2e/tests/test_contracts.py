@@ -185,14 +185,14 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             yield fleet
 
 
-def client(worker_url: str, router_url: str = "http://127.0.0.1:1") -> WorkerClient:
-    return WorkerClient(urlsplit(worker_url).port or 0, urlsplit(router_url).port or 0)
+def port_of(url: str) -> int:
+    return urlsplit(url).port or 0
 
 
 async def test_the_client_reads_a_worker_and_a_router(fleet: Fleet) -> None:
-    workers = client(fleet.workers["d"], fleet.url)
-    state = await workers.state("127.0.0.1")
-    text = await workers.metrics("127.0.0.1")
+    workers, port = WorkerClient(), port_of(fleet.workers["d"])
+    state = await workers.state("127.0.0.1", port)
+    text = await workers.metrics("127.0.0.1", port_of(fleet.url))
     await workers.close()
     assert state is not None
     assert state.figures is not None
@@ -211,13 +211,13 @@ async def test_the_client_reads_a_worker_and_a_router(fleet: Fleet) -> None:
 
 
 async def test_the_client_drains_and_undrains(fleet: Fleet) -> None:
-    workers = client(fleet.workers["d"])
+    workers, port = WorkerClient(), port_of(fleet.workers["d"])
     body = {"move_streams": False}
-    assert await workers.admin("127.0.0.1", worker.ACTION_DRAIN, TOKEN, body)
-    drained = await workers.state("127.0.0.1")
-    assert await workers.admin("127.0.0.1", worker.ACTION_UNDRAIN, TOKEN, {})
-    undrained = await workers.state("127.0.0.1")
-    refused = await workers.admin("127.0.0.1", worker.ACTION_DRAIN, "other", body)
+    assert await workers.admin("127.0.0.1", port, worker.ACTION_DRAIN, TOKEN, body)
+    drained = await workers.state("127.0.0.1", port)
+    assert await workers.admin("127.0.0.1", port, worker.ACTION_UNDRAIN, TOKEN, {})
+    undrained = await workers.state("127.0.0.1", port)
+    refused = await workers.admin("127.0.0.1", port, worker.ACTION_DRAIN, "other", body)
     await workers.close()
     assert drained is not None
     assert drained.draining
@@ -230,8 +230,8 @@ async def test_the_client_probes(fleet: Fleet) -> None:
     said = fleet.processes[0].said("listening")
     assert said is not None
     body = {"host": "127.0.0.1", "port": said["bootstrap"], "num_blocks": 4}
-    workers = client(fleet.workers["d"])
-    answer = await workers.probe("127.0.0.1", TOKEN, body)
+    workers, port = WorkerClient(), port_of(fleet.workers["d"])
+    answer = await workers.probe("127.0.0.1", port, TOKEN, body)
     await workers.close()
     assert answer.error == ""
     assert answer.transport

@@ -55,6 +55,13 @@ def test_the_operator_gives_no_more_than_it_has(tandem: Any) -> None:
     assert not may(tandem, ACCOUNT, "create", "clusterrolebindings")
 
 
+def test_everybody_may_see_the_operator_s_heartbeat(tandem: Any) -> None:
+    anybody = ("--as-group=system:authenticated", "-n", NAMESPACE)
+    assert may(tandem, "anybody", "get", "leases.coordination.k8s.io/tandem-operator", *anybody)
+    for verb in ("list", "update", "delete"):
+        assert not may(tandem, "anybody", verb, "leases.coordination.k8s.io", *anybody)
+
+
 def test_routers_read_pods_and_workers_nothing(tandem: Any, guarded: Service) -> None:
     router = f"system:serviceaccount:{guarded.namespace}:{guarded.name}-router"
     worker = f"system:serviceaccount:{guarded.namespace}:{guarded.name}-worker"

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from tandem_wire.handoff import KVLayout
 from tandem_wire.messages import SamplingParams, TokenLogprobs
@@ -53,6 +53,14 @@ class BatchItem:
         return self.start + len(self.tokens)
 
 
+class ScoredRows(NamedTuple):
+    """The tokens [first, end) of the batch's item `item`, by their places in it."""
+
+    item: int
+    first: int
+    end: int
+
+
 @dataclass(slots=True)
 class Batch:
     """One engine step: prompt chunks and decodes mixed, in the order of the results."""
@@ -60,6 +68,8 @@ class Batch:
     items: list[BatchItem]
     copies: list[tuple[int, int]] = field(default_factory=list)
     """Block copies (source, destination) to make before anything else (copy-on-write)."""
+    scored: list[ScoredRows] = field(default_factory=list)
+    """The tokens whose successors in the prompt get logprobs."""
 
 
 @dataclass(slots=True)
@@ -67,13 +77,16 @@ class SampledTokens:
     """What a step gave one item: one token, or as many as the runner could be sure of.
 
     `tokens` follow the item's last position, in order, at least one and at most `step_tokens` of
-    the runner. The step has written the KV of all of them but the last, so there are never more
-    than the item's block table has room for. The scheduler keeps them up to the sequence's end.
+    the runner; none where `sample` was not set. The step has written the KV of all of them but the
+    last, so there are never more than the item's block table has room for. The scheduler keeps them
+    up to the sequence's end.
     `logprobs`, one for each token, are there when the item's parameters ask for them.
+    `prompt_logprobs` are those of the prompt's tokens that follow the item's `scored` ones.
     """
 
     tokens: list[int]
     logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +126,7 @@ class PendingStep(ABC):
 
     @abstractmethod
     def wait(self) -> list[SampledTokens | None]:
-        """Its results once it has run: one entry per item, None where `sample` was not set."""
+        """Its results once it has run: one entry per item, None where nothing was wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +203,7 @@ class Runner(ABC):
 
     @abstractmethod
     def execute(self, batch: Batch) -> list[SampledTokens | None]:
-        """Run one step; one entry per item, None where `sample` was not set."""
+        """Run one step; one entry per item, None where nothing was wanted of it."""
 
     def launch(self, batch: Batch) -> PendingStep:
         """Start one step. At most one other may be pending, and steps end in their order."""

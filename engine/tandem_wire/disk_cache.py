@@ -1,5 +1,6 @@
 """Files that are made once per machine and then shared by every process on it."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -8,6 +9,19 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+from tandem_wire.model_error import CacheFolderError
+
+_WRITABLE: Final = "name a folder that this user can write, with --cache-dir or TANDEM_CACHE_DIR"
+_ROOMIER: Final = "free some space, or name another folder with --cache-dir or TANDEM_CACHE_DIR"
+_REMEDIES: Final = {
+    errno.EACCES: _WRITABLE,
+    errno.EPERM: _WRITABLE,
+    errno.EROFS: _WRITABLE,
+    errno.ENOSPC: _ROOMIER,
+    errno.EDQUOT: _ROOMIER,
+}
 
 
 def default_cache_dir() -> Path:
@@ -32,7 +46,7 @@ def shared_folder(path: Path) -> None:
     """Make `path` and its missing parents, as open as the first parent that exists.
 
     Pods of different users share one cache: what one of them makes in a folder like /tmp, the
-    others must be able to use.
+    others must be able to use. In a volume with a group of its own (fsGroup) it is the group.
     """
     missing = []
     while not path.exists():
@@ -44,7 +58,7 @@ def shared_folder(path: Path) -> None:
             folder.mkdir()
         except FileExistsError:  # another process was quicker
             continue
-        if mode & stat.S_IWOTH:
+        if mode & (stat.S_IWGRP | stat.S_IWOTH):
             folder.chmod(mode)
 
 
@@ -70,12 +84,26 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
 
     Processes that come while another one builds wait for it. A failed or killed build leaves no
     `target`. `build` may make a file or a directory. Folders above it are made as needed.
+
+    Raises CacheFolderError when the folder can't be written, or is full.
     """
     if target.exists():
         return target
+    try:
+        _build_locked(target, build)
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0)
+        if remedy is None:
+            raise
+        place = error.filename or target.parent
+        raise CacheFolderError(f"{place} can't be written: {error.strerror}", remedy) from error
+    return target
+
+
+def _build_locked(target: Path, build: Callable[[Path], None]) -> None:
     with file_lock(target.with_name(f".{target.name}.lock")):
         if target.exists():
-            return target
+            return
         for leftover in target.parent.glob(f".{target.name}.build-*"):
             # A leftover of another user can't be removed, and does no harm.
             shutil.rmtree(leftover, ignore_errors=True)
@@ -85,4 +113,3 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
             os.replace(work / target.name, target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    return target

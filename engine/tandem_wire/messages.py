@@ -40,7 +40,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     `temperature` 0 is greedy. `seed` is always set by the router (a random one when the client gave
     none): the random number for output position i depends on (seed, i) alone, so a request that
     moves to another worker continues with the same tokens. `logprobs` is the number of
-    alternatives reported beside the chosen token, or None for no logprobs at all.
+    alternatives reported beside the chosen token, or None for no logprobs at all. `prompt_logprobs`
+    is the same for every token of the prompt but the first; such a prompt is computed in full by
+    the worker that has the request, without a prefix cache.
     """
 
     max_tokens: int
@@ -57,6 +59,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     stop_token_ids: list[int] = []
     ignore_eos: bool = False
     min_tokens: int = 0
+    prompt_logprobs: int | None = None
 
 
 class PrefillPeer(msgspec.Struct, frozen=True, array_like=True):
@@ -144,7 +147,11 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome"):
 
 
 class StepItem(msgspec.Struct, frozen=True, array_like=True):
-    """New tokens of one request; `finish` is empty while it runs."""
+    """New tokens of one request; `finish` is empty while it runs.
+
+    `prompt_logprobs` come before the first token, in items without tokens or with it: those of the
+    prompt's second token and on, in order, each once.
+    """
 
     rid: str
     tokens: list[int]
@@ -154,6 +161,7 @@ class StepItem(msgspec.Struct, frozen=True, array_like=True):
     prefill_worker: str = ""  # set with the first token: who computed the prompt ("" = this worker)
     kv_bytes: int = 0  # set with the first token: KV bytes received for this request
     error: str = ""  # with finish "error": what happened
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):

@@ -5,7 +5,8 @@ ModelSourceError (ValueError)
 ├── ModelNotFoundError       nothing is there: no such path, package, repository or revision
 ├── ModelDownloadError       the hub can't be reached, or refuses
 ├── BadModelFileError        a file is damaged or incomplete
-└── UnsupportedModelError    an architecture or feature that Tandem has no model for
+├── UnsupportedModelError    an architecture or feature that Tandem has no model for
+└── CacheFolderError         there is no room for what is made of the files, or it can't be written
 """
 
 
@@ -36,3 +37,7 @@ class BadModelFileError(ModelSourceError):
 
 class UnsupportedModelError(ModelSourceError):
     """An architecture or feature that Tandem has no model for."""
+
+
+class CacheFolderError(ModelSourceError):
+    """What is made of a model's files can't be kept."""

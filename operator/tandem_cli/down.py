@@ -4,7 +4,10 @@ from pathlib import Path
 
 from tandem_cli.console import console
 from tandem_cli.target import find_target
+from tandem_cli.uninstall import delete_services
 from tandem_cli.up import OPERATOR_NAMESPACE, RELEASE
+
+SERVICES_TIMEOUT_S = 120
 
 
 def take_down(cluster: str, kubeconfig: Path | None) -> None:
@@ -18,7 +21,7 @@ def take_down(cluster: str, kubeconfig: Path | None) -> None:
             console.print(f"there is no cluster named {cluster!r}, so nothing is removed")
         return
     target = find_target(cluster, kubeconfig)
-    target.kubectl("delete", "tisvc", "--all", "-A", "--timeout=120s", timeout=150)
+    delete_services(target, SERVICES_TIMEOUT_S)
     target.helm("uninstall", RELEASE, "-n", OPERATOR_NAMESPACE, "--ignore-not-found")
     target.kubectl("delete", "namespace", OPERATOR_NAMESPACE, "--ignore-not-found", timeout=120)
     console.print("the services and the operator are removed; the CRDs are kept")

@@ -66,6 +66,21 @@ def down(cluster: ClusterName = "tandem", kubeconfig: Kubeconfig = None) -> None
 
 
 @app.command()
+def uninstall(
+    cluster: ClusterName = "tandem",
+    kubeconfig: Kubeconfig = None,
+    keep_services: Annotated[
+        bool, typer.Option("--keep-services", help="Remove only the operators.")
+    ] = False,
+    timeout: Annotated[int, typer.Option(help="Seconds to wait for the services' end.")] = 300,
+) -> None:
+    """Take Tandem out of a cluster: services, operators (whatever their releases' names), CRDs."""
+    from tandem_cli.uninstall import uninstall as take_out
+
+    take_out(cluster, kubeconfig, keep_services, timeout)
+
+
+@app.command()
 def status(
     cluster: ClusterName = "tandem", kubeconfig: Kubeconfig = None, output: Output = "table"
 ) -> None:

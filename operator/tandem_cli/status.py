@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import typer
 from rich.table import Table
 
 from tandem_cli.console import results
+from tandem_cli.heartbeat import read_heartbeats
 from tandem_cli.target import find_target, find_url, forward_hint, get_items
 
 
@@ -20,6 +22,10 @@ def show_status(cluster: str, kubeconfig: Path | None, output: str) -> None:
         for item in get_items(target, "service", "-A")
     }
     services = [summarize(item, urls) for item in get_items(target, "tisvc", "-A")]
+    beats = read_heartbeats(target, (service["operator"] for service in services))
+    now = datetime.now(UTC)
+    for service in services:
+        service["operator"] = beats[service["operator"]].summary(now)
     document = {
         "url": services[0]["url"] if services else "",
         "clusterUrl": services[0]["clusterUrl"] if services else "",
@@ -34,18 +40,19 @@ def show_status(cluster: str, kubeconfig: Path | None, output: str) -> None:
     )
     for service in services:
         pools = {pool["role"]: f"{pool['ready']}/{pool['desired']}" for pool in service["pools"]}
-        ready = next((c["status"] for c in service["conditions"] if c["type"] == "Ready"), "?")
         table.add_row(
             f"{service['namespace']}/{service['name']}",
             service["model"],
             pools.get("Prefill", "-"),
             pools.get("Decode", "-"),
-            ready,
+            readiness(service),
             service["url"] or "-",
             service["clusterUrl"],
         )
     results.print(f"kubeconfig: {target.kubeconfig}", soft_wrap=True)
     results.print(table)
+    for problem in sorted({service["operator"]["problem"] for service in services} - {""}):
+        results.print(f"  [red]{problem}[/]", soft_wrap=True)
     for service in services:
         if service["clusterUrl"] and not service["url"]:
             hint = forward_hint(service["name"], service["namespace"])
@@ -79,7 +86,15 @@ def summarize(item: dict[str, Any], urls: Mapping[tuple[str, str], str]) -> dict
         "scaling": status.get("scaling", []),
         "failures": status.get("failures", []),
         "conditions": status.get("conditions", []),
+        "operator": status.get("operator", ""),
     }
+
+
+def readiness(service: Mapping[str, Any]) -> str:
+    """What the column READY says: a condition that no living operator keeps is not known."""
+    if service["operator"]["problem"]:
+        return "Unknown"
+    return next((c["status"] for c in service["conditions"] if c["type"] == "Ready"), "?")
 
 
 GOOD_WHEN_TRUE = frozenset(

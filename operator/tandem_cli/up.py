@@ -10,6 +10,7 @@ import yaml
 
 from tandem_cli.console import Steps, console, show_steps
 from tandem_cli.errors import CliError
+from tandem_cli.model_cache import use_cache
 from tandem_cli.target import find_url, forward_hint, get_items, repository_file
 from tandem_cli.waiting import PodWatch
 from tandem_operator.names.labels import LABEL_SERVICE
@@ -46,7 +47,10 @@ def bring_up(
         target = _start(cluster, kubeconfig, steps)
         install_chart(target, chart, steps)
         steps.update("apply", 0.0, manifest.name)
-        target.kubectl("apply", "-f", str(manifest))
+        text = manifest.read_text()
+        if kubeconfig is None:
+            text = _with_cache(text)
+        target.kubectl("apply", "-f", "-", input=text)
         steps.update("apply", 1.0, manifest.name)
         wait_ready(target, service, timeout, steps)
     _answer(target, service, prompt)
@@ -164,6 +168,14 @@ def _service_of(manifest: Path) -> dict[str, Any]:
     raise CliError(
         f"{manifest} has no InferenceService", "use a manifest that has one, like examples/*.yaml"
     )
+
+
+def _with_cache(manifest: str) -> str:
+    """The manifest with a cache volume of the embedded cluster, which outlives it."""
+    from tandem_local.folders import cache_dir
+
+    documents = [document for document in yaml.safe_load_all(manifest) if document]
+    return yaml.safe_dump_all(use_cache(documents, cache_dir() / "pods" / "models"))
 
 
 def _answer(target: "Cluster", service: dict[str, Any], prompt: str) -> None:

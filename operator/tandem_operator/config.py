@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tandem_operator.names.objects import OPERATOR
-from tandem_operator.names.pods import PORT_WORKER_HTTP
 
+PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 IMAGE_PREFIX = "ghcr.io/tandem-inference"
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -21,7 +21,9 @@ class Config:
     own_namespace: str  # where the lease lives
     identity: str
     router_image: str
+    router_pull_policy: str  # "": Kubernetes chooses
     engine_image: str
+    engine_pull_policy: str
     kubeconfig: str  # "": the pod's service account
     health_port: int
     metrics_port: int
@@ -29,8 +31,12 @@ class Config:
     leader_election: bool
     concurrency: int
     resync_seconds: float
-    worker_port: int
     log_level: str
+
+    @property
+    def operator(self) -> str:
+        """Who this operator is in `status.operator` of what it serves: its Lease."""
+        return f"{self.own_namespace}/{self.lease_name}"
 
 
 def read_config(argv: list[str] | None = None, env: Mapping[str, str] | None = None) -> Config:
@@ -58,6 +64,13 @@ def read_config(argv: list[str] | None = None, env: Mapping[str, str] | None = N
         default=env.get("TANDEM_ENGINE_IMAGE", f"{IMAGE_PREFIX}/tandem-engine:{version}"),
         help="image of workers whose service names none",
     )
+    for part in ("router", "engine"):
+        add(
+            f"--{part}-pull-policy",
+            default="",
+            choices=("", *PULL_POLICIES),
+            help=f"when the kubelet pulls --{part}-image; default: as Kubernetes chooses",
+        )
     add("--kubeconfig", default=env.get("KUBECONFIG", ""), help="default: the pod's own account")
     add("--health-port", type=int, default=8080, help="/healthz and /readyz")
     add("--metrics-port", type=int, default=9090, help="/metrics")
@@ -67,7 +80,6 @@ def read_config(argv: list[str] | None = None, env: Mapping[str, str] | None = N
     )
     add("--concurrency", type=int, default=8, help="services worked on at once")
     add("--resync-seconds", type=float, default=60.0, help="period of the full resync")
-    add("--worker-port", type=int, default=PORT_WORKER_HTTP, help="admin port of the workers")
     add("--log-level", default=env.get("TANDEM_LOG_LEVEL", "info"), help="debug, info, warning")
     values = vars(parser.parse_args(argv))
     named = values.pop("namespace") or env.get("TANDEM_NAMESPACE", "").split(",")

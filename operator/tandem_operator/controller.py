@@ -11,9 +11,9 @@ from tandem_operator.execute.executor import Executor
 from tandem_operator.facts.worker import ProbeResult
 from tandem_operator.names.objects import INFERENCE_SERVICE
 from tandem_operator.observe.observer import Observer
-from tandem_operator.plan import reconcile
+from tandem_operator.plan import leave_policy, reconcile
 from tandem_operator.runtime.metrics import Metrics
-from tandem_operator.runtime.workqueue import Key, WorkQueue, key_of
+from tandem_operator.runtime.workqueue import Key
 
 log = structlog.get_logger("tandem.controller")
 
@@ -33,7 +33,7 @@ class Controller:
         self._executor = executor
         self._metrics = metrics
         self._probes: dict[Key, ProbeResult] = {}
-        self._errors: dict[Key, str] = {}
+        self._errors: dict[Key, OperatorError] = {}
 
     async def work(self, key: Key) -> float | None:
         """Do one pass. Returns after how many seconds to repeat it; None: the service is gone."""
@@ -41,7 +41,7 @@ class Controller:
         started = time.perf_counter()
         try:
             observed = await self._observer.observe(
-                namespace, name, self._probes.get(key), self._errors.get(key, "")
+                namespace, name, self._probes.get(key), self._errors.get(key)
             )
             self._errors.pop(key, None)
             planning = time.perf_counter()
@@ -54,12 +54,17 @@ class Controller:
             if await self._exists(key):
                 raise
             log.info("service is gone", key=key, last=str(error))
+            left = await self._observer.left_policy(namespace, name)
+            targets = leave_policy(left, name) if left is not None else None
+            if targets is not None:
+                await self._executor.write_policy_status(targets, namespace)
+            self._observer.forget(namespace, name)
             self._probes.pop(key, None)
             self._metrics.forget(namespace, name)
             return None
         except Exception as error:
             if isinstance(error, OperatorError) and not isinstance(error, ConflictError):
-                self._errors[key] = str(error)
+                self._errors[key] = error
             self._metrics.errors.labels(namespace, name, type(error).__name__).inc()
             raise
         self._metrics.reconcile_seconds.labels(namespace, name).observe(
@@ -84,14 +89,3 @@ class Controller:
         except MissingError:
             return False
         return True
-
-
-async def resync(cluster: Cluster, queue: WorkQueue, namespaces: tuple[str, ...]) -> int:
-    """Trigger every service, in case events were missed. Returns how many services there are."""
-    number = 0
-    for namespace in namespaces or (None,):
-        for service in await cluster.list(INFERENCE_SERVICE, namespace):
-            meta = service["metadata"]
-            queue.trigger(key_of(meta["namespace"], meta["name"]))
-            number += 1
-    return number

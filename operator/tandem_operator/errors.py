@@ -2,24 +2,40 @@
 
 OperatorError
 ├── SpecError (ValueError)   an object's spec can't be read or served; the user has to change it
+│   └── RefusedFieldError    the API server refuses what the user wrote into pods
 ├── NotOwnedError            an object of that name belongs to someone else
+├── UnreachableError         nothing says where the API server is, or how to log in there
 ├── ClusterError             the API server refused or couldn't be reached; carries the status
 │   ├── MissingError         404
 │   └── ConflictError        409
 └── LeadershipLost           another replica holds the lease
 """
 
+from typing import ClassVar
+
 
 class OperatorError(Exception):
-    """Base of every error that the operator raises on purpose."""
+    """Base of every error that the operator raises on purpose. Conditions show its `reason`."""
+
+    reason: ClassVar[str] = "StepFailed"
 
 
 class SpecError(OperatorError, ValueError):
     """The spec of an object can't be served as it is."""
 
 
+class RefusedFieldError(SpecError):
+    """A pod can't be made with a field that the user wrote; the message has the field's path."""
+
+    reason = "FieldRefused"
+
+
 class NotOwnedError(OperatorError):
     """A child's name is taken by an object that this service doesn't own."""
+
+
+class UnreachableError(OperatorError):
+    """There is no usable kubeconfig, and the process runs in no pod; the message has the remedy."""
 
 
 class ClusterError(OperatorError):

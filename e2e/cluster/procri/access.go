@@ -40,7 +40,7 @@ func closedFolders(user uint32, image Image) []string {
 
 // paths lists the machine's files and folders that an image names, and the targets of links among them.
 func (i Image) paths() []string {
-	named := append([]string{i.WorkingDir}, i.Files...)
+	named := slices.Concat([]string{i.WorkingDir}, i.Files, i.Shared)
 	if len(i.Entrypoint) > 0 {
 		named = append(named, i.Entrypoint[0], interpreter(i.Entrypoint[0]))
 	}

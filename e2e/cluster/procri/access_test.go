@@ -31,7 +31,8 @@ func TestImageInAClosedHome(t *testing.T) {
 	}
 	equal(t, len(closedFolders(0, image)), 0)
 
-	n.writeImages(`{"images": [{"name": "tandem.local/home:1", "entrypoint": ["` + script + `"], "user": 65532}]}`)
+	files := `"` + script + `", "` + filepath.Join(home, "private") + `"`
+	n.writeImages(`{"images": [{"name": "tandem.local/home:1", "entrypoint": ["` + script + `"], "user": 65532, "files": [` + files + `]}]}`)
 	pod, _ := n.pod(nil)
 	for _, readonly := range []bool{false, true} {
 		got := n.output(pod, "", func(c *runtimeapi.ContainerConfig) {

@@ -2,7 +2,8 @@
 //
 // It serves the runtime and image services of CRI v1 on a unix socket, so everything above it (probes, volumes, projected tokens, the
 // downward API, preStop, restart back-off, logs, exec and port-forward) is the kubelet's own. Instead of images there is a small table
-// that maps a name to an entry point and an environment; a container sees the machine's own file system.
+// that maps a name to an entry point, an environment and files of the machine. A container sees those files, the machine's system (/usr,
+// /etc and the like), both read-only, and empty folders where the machine has homes, caches and everything else (shim/root.go).
 //
 //   - A pod sandbox is a network, a UTS and an IPC namespace, held by descriptors (namespaces.go). It has one end of a veth pair, whose
 //     other end is in the node's bridge (network.go), an address from the pod subnet (addresses.go), a resolv.conf and a /dev/shm

@@ -29,8 +29,15 @@ type Image struct {
 	Env map[string]string `json:"env"`
 	// WorkingDir is where processes start unless the pod says otherwise; empty stands for the root.
 	WorkingDir string `json:"workingDir"`
-	// Files are the folders and files of the machine that the image consists of. They stay where they are under every volume of a pod.
+	// Files are the folders and files of the machine that the image consists of, beside its system. They stay where they are, under every
+	// volume of a pod, and can only be read.
 	Files []string `json:"files"`
+	// Shared are folders of the machine that every container of the image can write, as far as their permissions allow.
+	Shared []string `json:"shared"`
+	// Scratch are folders that every user may write; each container has its own, which are empty when it starts.
+	Scratch []string `json:"scratch"`
+	// Hidden are programs of the machine's system that the image does not have.
+	Hidden []string `json:"hidden"`
 	// User is the number of the user that processes run as unless the pod says otherwise.
 	User int64 `json:"user"`
 }

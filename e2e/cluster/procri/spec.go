@@ -50,6 +50,7 @@ func buildSpec(
 	spec := &shim.Spec{
 		Open:            closedFolders(process.User, image),
 		Mounts:          mounts,
+		Scratch:         image.Scratch,
 		ReadonlyRoot:    security.GetReadonlyRootfs(),
 		FreshProc:       security.GetNamespaceOptions().GetPid() != runtimeapi.NamespaceMode_NODE,
 		Memlock:         defaultMemlock,
@@ -176,7 +177,20 @@ func buildEnv(config *runtimeapi.ContainerConfig, image Image, defaults map[stri
 func buildMounts(config *runtimeapi.ContainerConfig, image Image, podMounts []shim.Mount) ([]shim.Mount, error) {
 	var mounts []shim.Mount
 	for _, path := range image.Files {
+		mounts = append(mounts, shim.Mount{Target: path, Image: true, Readonly: true})
+	}
+	for _, path := range image.Shared {
 		mounts = append(mounts, shim.Mount{Target: path, Image: true})
+	}
+	for _, path := range image.Hidden {
+		// The program itself, whatever its names: a link to it may lead through a folder that containers don't see.
+		program, err := filepath.EvalSymlinks(path)
+		if err != nil {
+			continue // the machine does not have it either
+		}
+		if info, err := os.Stat(program); err == nil && info.Mode().IsRegular() {
+			mounts = append(mounts, shim.Mount{Source: os.DevNull, Target: program})
+		}
 	}
 	mounts = append(mounts, podMounts...)
 	for _, wanted := range config.GetMounts() {

@@ -1,8 +1,8 @@
 """The image table: which image names exist in the embedded cluster, and what each one runs.
 
 An image consists of files of this machine: a virtual environment, its interpreter, the sources of
-an editable install, the caches. They stay where they are, whatever volumes a pod mounts, and every
-user can read them.
+an editable install. They stay where they are, whatever volumes a pod mounts, and every user can
+read them. User, environment and folders that can be written are those of the Dockerfile.
 """
 
 from __future__ import annotations
@@ -32,17 +32,28 @@ ENTRYPOINTS = {
     "tandem-router": "tandem-router",
     "tandem-engine": "tandem-worker",
 }
+ENGINE_IMAGE = "tandem-engine"
 # The USER of those images, as in the Dockerfile.
 IMAGE_USER = 65532
-# Where models lie and how they are fetched: the user's own cache serves the pods too.
-PASSED_ON = (
-    "HF_HOME",
-    "HF_HUB_CACHE",
-    "HF_HUB_OFFLINE",
-    "HF_ENDPOINT",
-    "HUGGINGFACE_HUB_CACHE",
-    "XDG_CACHE_HOME",
-)
+# The HOME of those images, which every user can write, and the variables that name it; as in the
+# Dockerfile, and nothing of the environment that the cluster was started in.
+HOME = "/var/cache/tandem"
+ENVIRONMENT = {
+    "PYTHONUNBUFFERED": "1",
+    "LANG": "C.UTF-8",
+    "HOME": HOME,
+    "TANDEM_CACHE_DIR": HOME,
+    "XDG_CACHE_HOME": f"{HOME}/xdg",
+    "HF_HOME": f"{HOME}/huggingface",
+}
+ENGINE_ENVIRONMENT = {
+    **ENVIRONMENT,
+    "TRITON_CACHE_DIR": f"{HOME}/triton",
+    "TORCHINDUCTOR_CACHE_DIR": f"{HOME}/inductor",
+    "CUDA_CACHE_PATH": f"{HOME}/cuda",
+}
+# Only the engine's image has a C compiler.
+COMPILERS = ("cc", "c89", "c99", "c89-*", "c99-*", "gcc", "gcc-[0-9]*", "clang", "clang-*", "tcc")
 # What a node or a container has of its own, so that the machine's files there can't be seen.
 REPLACED = (*PRIVATE_FOLDERS, "/proc", "/sys")
 # What an interpreter reads: a virtual environment, its modules, its headers and its own library,
@@ -63,52 +74,46 @@ def default_images(python_bin_dir: Path) -> tuple[ImageEntry, ...]:
     `python_bin_dir` is the folder of the console scripts, such as ``.venv/bin``.
     """
     bin_dir = python_bin_dir.absolute()
-    environment = {
-        "PATH": f"{bin_dir}:{SEARCH_PATH}",
-        "HOME": str(Path.home()),
-        "LANG": "C.UTF-8",
-        "PYTHONUNBUFFERED": "1",
-        # Several workers share the machine's cores.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "OMP_NUM_THREADS": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
-    }
-    environment |= {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
-    # Pods run under various users and share what they unpack, so this folder is like /tmp.
-    shared = _shared_folder()
-    shared.mkdir(parents=True, exist_ok=True)
-    shared.chmod(0o1777)
-    environment["TANDEM_CACHE_DIR"] = str(shared)
-    # They can't write beside the installed modules, and compiling torch again doubles a start.
-    environment["PYTHONPYCACHEPREFIX"] = str(shared / "bytecode")
-    files = image_files(bin_dir, [shared, model_cache()])
+    # A real image has the bytecode of its modules. Here the first pod that imports one keeps it for
+    # the others, which run under various users, so this folder is like /tmp.
+    bytecode = cache_dir() / "pods" / "bytecode"
+    bytecode.mkdir(parents=True, exist_ok=True)
+    for folder in (bytecode.parent, bytecode):
+        folder.chmod(0o1777)
+    ours = {"PATH": f"{bin_dir}:{SEARCH_PATH}", "PYTHONPYCACHEPREFIX": str(bytecode)}
+    files, compilers = image_files(bin_dir), find_compilers()
     project = tuple(
         ImageEntry(
             f"{REGISTRY}/{image}:*",
             (str(bin_dir / script),),
-            environment,
+            {**(ENGINE_ENVIRONMENT if image == ENGINE_IMAGE else ENVIRONMENT), **ours},
             user=IMAGE_USER,
             files=files,
+            shared=(str(bytecode),),
+            scratch=(HOME,),
+            hidden=() if image == ENGINE_IMAGE else compilers,
         )
         for image, script in ENTRYPOINTS.items()
     )
-    return (*project, ImageEntry(f"{SHELL_IMAGE}:*", (), environment, files=files))
+    shell = {"PYTHONUNBUFFERED": "1", "LANG": "C.UTF-8", **ours}
+    return (
+        *project,
+        ImageEntry(f"{SHELL_IMAGE}:*", (), shell, files=files, shared=(str(bytecode),)),
+    )
 
 
-def _shared_folder() -> Path:
-    return cache_dir() / "pods"
+def find_compilers() -> tuple[str, ...]:
+    """The C compilers of the machine's system, by every name."""
+    found = {
+        str(path)
+        for folder in SEARCH_PATH.split(os.pathsep)
+        for name in (*COMPILERS, *(f"*-linux-*-{name}" for name in COMPILERS))
+        for path in Path(folder).glob(name)
+    }
+    return tuple(sorted(found))
 
 
-def model_cache() -> Path:
-    """Where huggingface_hub keeps models. Its parent is not for pods, as it may hold a token."""
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if named := os.environ.get(name):
-            return Path(named).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    home = os.environ.get("HF_HOME") or Path(base) / "huggingface"
-    return Path(home).expanduser().absolute() / "hub"
-
-
-def image_files(bin_dir: Path, caches: Iterable[Path]) -> tuple[str, ...]:
+def image_files(bin_dir: Path) -> tuple[str, ...]:
     """The folders and files that an environment's programs read, by every name that they have."""
     python = bin_dir / Path(sys.executable).name
     if not python.exists():
@@ -117,7 +122,7 @@ def image_files(bin_dir: Path, caches: Iterable[Path]) -> tuple[str, ...]:
     told = subprocess.run(
         [str(python), "-I", "-c", INTERPRETER], capture_output=True, text=True, check=True
     )
-    paths = [*_links(python), *map(Path, json.loads(told.stdout)), *caches]
+    paths = [*_links(python), *map(Path, json.loads(told.stdout))]
     names = {name for path in paths for name in (path, path.resolve())}
     return tuple(
         str(path) for path in sorted(names) if path.is_absolute() and names.isdisjoint(path.parents)
@@ -141,7 +146,7 @@ def check_images(images: Iterable[ImageEntry], progress: Progress) -> None:
     """
     roots: set[Path] = set()
     for image in images:
-        for name in (*image.entrypoint[:1], *image.files):
+        for name in (*image.entrypoint[:1], *image.files, *image.shared):
             _check_visible(Path(name))
         if image.files and image.entrypoint and not Path(image.entrypoint[0]).exists():
             raise RequirementError(
@@ -149,8 +154,6 @@ def check_images(images: Iterable[ImageEntry], progress: Progress) -> None:
                 "install Tandem again with `make install`"
             )
         roots |= {Path(name).resolve() for name in image.files}
-    # Pods themselves fill this one.
-    roots.discard(_shared_folder().resolve())
     opened = sum(_open_to_all(root) for root in sorted(roots) if root.exists())
     if opened:
         progress(ProgressEvent("requirements", f"made {opened} files of the images readable"))

@@ -182,15 +182,13 @@ def test_link_names_fit_the_kernel_and_differ() -> None:
     assert all(len(name) <= 15 for name in names)
 
 
-def test_default_images_run_the_console_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HOME", "/models")
+def test_default_images_run_the_console_scripts() -> None:
     images = {image.name: image for image in default_images(Path("/v/bin"))}
     engine = images["ghcr.io/tandem-inference/tandem-engine:*"]
     assert engine.entrypoint == ("/v/bin/tandem-worker",)
     assert engine.env["PATH"].startswith("/v/bin:")
-    assert engine.env["HF_HOME"] == "/models"
-    assert engine.env["PYTHONUNBUFFERED"] == "1"
-    assert engine.env["PYTHONPYCACHEPREFIX"].startswith(engine.env["TANDEM_CACHE_DIR"])
+    assert engine.env["HOME"] == "/var/cache/tandem"
+    assert engine.scratch == ("/var/cache/tandem",)
     assert images["ghcr.io/tandem-inference/tandem-router:*"].entrypoint == (
         "/v/bin/tandem-router",
     )
@@ -211,6 +209,9 @@ def test_the_image_table_is_what_the_runtime_reads(tmp_path: Path) -> None:
                 "env": {"K": "V"},
                 "workingDir": "/tmp",
                 "files": ["/opt/x"],
+                "shared": [],
+                "scratch": [],
+                "hidden": [],
                 "user": 65532,
             }
         ]

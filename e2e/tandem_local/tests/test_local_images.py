@@ -29,14 +29,14 @@ def covers(files: tuple[str, ...], path: Path) -> bool:
     return any(Path(name) in (path, *path.parents) for name in files)
 
 
-def test_an_image_consists_of_environment_interpreter_sources_and_caches(tmp_path: Path) -> None:
+def test_an_image_consists_of_environment_interpreter_and_sources(tmp_path: Path) -> None:
     real = tmp_path / "with a blank"
     real.mkdir()
     environment_at(real)
     (tmp_path / "link").symlink_to(real)
     bin_dir = tmp_path / "link" / "env" / "bin"
-    files = image_files(bin_dir, [tmp_path / "cache"])
-    for needed in (bin_dir / "python3", real / "env" / "bin", real / "source", tmp_path / "cache"):
+    files = image_files(bin_dir)
+    for needed in (bin_dir / "python3", real / "env" / "bin", real / "source"):
         assert covers(files, needed)
     for module in (os, subprocess):
         assert module.__file__ is not None
@@ -46,16 +46,41 @@ def test_an_image_consists_of_environment_interpreter_sources_and_caches(tmp_pat
     assert len(files) == len(set(files))
 
 
-def test_the_images_of_this_environment_name_its_files_and_the_model_cache(
+def test_images_take_nothing_of_the_users_home_or_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    (tmp_path / "token").write_text("secret")
+    home = tmp_path / "home"
+    for name in ("HOME", "HF_HOME", "HF_TOKEN", "HF_ENDPOINT", "XDG_CACHE_HOME", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, str(home))
+    monkeypatch.setenv("TANDEM_STATE_DIR", str(tmp_path / "state"))
     for image in default_images(Path(sys.executable).parent):
         assert covers(image.files, Path(sys.executable).parent)
-        assert covers(image.files, tmp_path / "hub")
-        assert not covers(image.files, tmp_path / "token")
+        assert not covers(image.files, home / ".cache" / "huggingface" / "hub")
+        assert str(home) not in image.env.values()
+        assert not {"HF_TOKEN", "HF_ENDPOINT", "OMP_NUM_THREADS"} & set(image.env)
+
+
+def test_what_every_image_can_write_is_like_tmp() -> None:
+    for image in default_images(Path(sys.executable).parent):
+        [folder] = image.shared
+        assert image.env["PYTHONPYCACHEPREFIX"] == folder
+        assert stat.S_IMODE(Path(folder).stat().st_mode) == 0o1777
+
+
+def test_only_the_engines_image_has_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("gcc", "x86_64-linux-gnu-gcc-12", "clang-19", "cat", "gcc-ar"):
+        (tmp_path / name).touch()
+    (tmp_path / "cc").symlink_to("gcc")
+    monkeypatch.setattr("tandem_local.components.images.SEARCH_PATH", f"{tmp_path}:/none")
+    hidden = {
+        image.name.rpartition("/")[2]: {Path(name).name for name in image.hidden}
+        for image in default_images(Path(sys.executable).parent)
+    }
+    compilers = {"gcc", "x86_64-linux-gnu-gcc-12", "clang-19", "cc"}
+    assert hidden["tandem-operator:*"] == hidden["tandem-router:*"] == compilers
+    assert hidden["tandem-engine:*"] == set()
 
 
 def test_files_for_their_owner_alone_are_opened_and_the_folders_above_stay_closed(

@@ -51,6 +51,9 @@ class Intake:
             scheduler.outbox.refuse(routed.router, Refused(submit.rid, code, message, retry))
             return
         scheduler.meter.count(metrics.REQUESTS)
+        peers = tuple(submit.prefill)
+        if submit.params.prompt_logprobs is not None:
+            peers = ()  # they don't travel with KV
         deadline = now + submit.deadline_seconds if submit.deadline_seconds > 0 else 0.0
         ttft_due = now + submit.ttft_seconds if submit.ttft_seconds > 0 else 0.0
         scheduler.add(
@@ -67,7 +70,7 @@ class Intake:
                 deadline=deadline,
                 ttft_due=ttft_due,
                 tbt_seconds=max(submit.tbt_seconds, 0.0),
-                fetch=Fetch(tuple(submit.prefill), submit.cache_salt) if submit.prefill else None,
+                fetch=Fetch(peers, submit.cache_salt) if peers else None,
             )
         )
 

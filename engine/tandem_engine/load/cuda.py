@@ -5,10 +5,13 @@ block and no graphs.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from triton import knobs
 
 from tandem_engine.config import WorkerConfig
+from tandem_engine.load.compiler import check_compiler
 from tandem_engine.load.context import LoadContext
 from tandem_engine.runner.cuda_runner import CudaOptions, CudaRunner
 from tandem_engine.runner.device_kv import DeviceKVStore
@@ -22,8 +25,10 @@ def load_cuda(context: LoadContext) -> CudaRunner:
 
     Raises:
         ModelSourceError: damaged, incomplete or unsupported files.
-        ConfigError: the GPU's memory doesn't hold what was asked for.
+        ConfigError: the GPU's memory doesn't hold what was asked for, or nothing can compile the
+            kernels.
     """
+    check_compiler(Path(knobs.cache.dir))
     config, progress, layout = context.config, context.progress, context.kv_layout
     parameters = context.load_parameters()
     options = CudaOptions(

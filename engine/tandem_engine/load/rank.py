@@ -2,6 +2,7 @@
 
 import os
 
+from tandem_engine.load.cores import count_cores
 from tandem_engine.load.files import find_files
 from tandem_engine.parallel.messages import RankStart
 from tandem_engine.startup import Startup
@@ -38,7 +39,7 @@ def load_rank(start: RankStart, progress: Startup) -> Runner:
 
 
 def _limit_threads(num_ranks: int) -> None:
-    """Share the worker's cores among its ranks.
+    """Share the cores that the worker may use among its ranks.
 
     Threads that wait must sleep: workers share cores, and a spinning thread slows the others down.
     """
@@ -46,5 +47,5 @@ def _limit_threads(num_ranks: int) -> None:
     import torch
 
     threads = os.environ.get("TANDEM_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS")
-    cores = max(1, len(os.sched_getaffinity(0)) // num_ranks)
+    cores = max(1, count_cores() // num_ranks)
     torch.set_num_threads(int(threads) if threads else cores)

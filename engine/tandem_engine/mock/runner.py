@@ -9,7 +9,7 @@ from tandem_engine.config import WorkerConfig
 from tandem_engine.errors import CorruptKVError
 from tandem_engine.mock.kv import MockKV
 from tandem_engine.mock.latency import MockProfile, parse_profile
-from tandem_engine.step import Batch, BatchItem, Runner, SampledTokens
+from tandem_engine.step import Batch, BatchItem, Runner, SampledTokens, ScoredRows
 from tandem_wire.messages import SamplingParams, TokenLogprobs
 
 EOS_TOKEN: Final = 257
@@ -102,6 +102,10 @@ class MockRunner(Runner):
             else:
                 chunks.append((item.start, item.end))
             results.append(self._sample(item, state) if item.sample else None)
+        for rows in batch.scored:
+            result = results[rows.item] or SampledTokens([])
+            result.prompt_logprobs = _score(batch.items[rows.item], rows)
+            results[rows.item] = result
         rest = self.profile.step_seconds(decodes, chunks) - (time.monotonic() - started)
         if rest > 0:
             self._sleep(rest)
@@ -171,6 +175,17 @@ class MockRunner(Runner):
         ids = [token, *others][: params.logprobs]
         values = [-0.125 * (rank + 1) for rank in range(len(ids))]
         return SampledTokens([token], [TokenLogprobs(-0.125, ids, values)])
+
+
+def _score(item: BatchItem, rows: ScoredRows) -> list[TokenLogprobs]:
+    """Made-up logprobs of the tokens that follow these: the larger the id, the less likely."""
+    count = item.params.prompt_logprobs or 0
+    scores = []
+    for place in range(item.start + rows.first, item.start + rows.end):
+        token = item.prompt_tokens[place + 1]
+        ids = list(range(count))
+        scores.append(TokenLogprobs(-token / 64 - 1.0, ids, [-other / 64 - 1.0 for other in ids]))
+    return scores
 
 
 def _prefix(item: BatchItem) -> list[int]:

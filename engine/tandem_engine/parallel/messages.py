@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from tandem_engine.config import WorkerConfig
+from tandem_engine.step import ScoredRows
 
 
 class RankStart(msgspec.Struct, frozen=True, tag="start"):
@@ -48,6 +49,7 @@ class RankStep(msgspec.Struct, frozen=True, tag="step"):
 
     items: list[RankItem]
     copies: list[tuple[int, int]]
+    scored: list[ScoredRows] = []
 
 
 class RankStop(msgspec.Struct, frozen=True, tag="stop"):

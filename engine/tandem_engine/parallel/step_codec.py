@@ -32,7 +32,7 @@ class StepEncoder:
                 RankItem(item.rid, tokens, item.start, known, added, item.sample, item.previous)
             )
         self._sent = sent
-        return RankStep(items, batch.copies)
+        return RankStep(items, batch.copies, batch.scored)
 
 
 class StepDecoder:
@@ -64,4 +64,4 @@ class StepDecoder:
                 )
             )
         self._tables = tables
-        return Batch(items, step.copies)
+        return Batch(items, step.copies, step.scored)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -18,9 +18,18 @@ from tandem_engine.runner.device_kv import DeviceKVStore
 from tandem_engine.runner.piece_graphs import ROW_TILE, CudaRecorder, PieceGraphs
 from tandem_engine.runner.prompt_slots import PromptSlots
 from tandem_engine.runner.step_input import Split, add_chunks, last_rows_of, split_batch
+from tandem_engine.sampling.prompt_scores import PromptScores, flat_rows, score_prompts
 from tandem_engine.sampling.sampler import Choice, Sampler
 from tandem_engine.spec.model import ModelSpec
-from tandem_engine.step import Batch, BatchItem, PendingStep, Runner, SampledTokens, StepShapes
+from tandem_engine.step import (
+    Batch,
+    BatchItem,
+    PendingStep,
+    Runner,
+    SampledTokens,
+    ScoredRows,
+    StepShapes,
+)
 from tandem_kernels.compilation import collect_kernels, compile_all
 from tandem_kernels.sampling import argmax
 
@@ -38,6 +47,8 @@ class _LaunchedStep(PendingStep):
     rows: list[int]  # places in `items` of the rows in `choice`
     choice: Choice | None
     done: torch.cuda.Event
+    scores: PromptScores | None = None
+    scored: list[ScoredRows] = field(default_factory=list)
 
     def wait(self) -> list[SampledTokens | None]:
         self.done.synchronize()
@@ -47,6 +58,8 @@ class _LaunchedStep(PendingStep):
             for row, token in zip(self.rows, tokens, strict=True):
                 if self.items[row].sample:
                     results[row] = token
+        if self.scores is not None:
+            self.scores.put_into(results, Batch(self.items, scored=self.scored))
         return results
 
 
@@ -206,8 +219,11 @@ class CudaRunner(Runner):
         items = batch.items
         # Prompts with one token left count as decodes, and nothing bounds their number.
         split = split_batch(items, self._slots.max_rows)
-        choice = None
-        if items and not split.chunks:
+        choice, scores = None, None
+        if batch.scored:
+            rows = [index for index, item in enumerate(items) if item.sample]
+            choice, scores = self._run_scored(batch, split, rows)
+        elif items and not split.chunks:
             rows = split.decodes
             choice = self._run_decodes(items)
         elif items:
@@ -217,9 +233,10 @@ class CudaRunner(Runner):
             rows = []
         host = None if choice is None else choice.to_host()
         done = torch.cuda.Event()
+        found = None if scores is None else scores.to_host()
         done.record()
         self.kv.steps_until(done)
-        return _LaunchedStep(items, rows, host, done)
+        return _LaunchedStep(items, rows, host, done, found, batch.scored)
 
     def _run_decodes(self, items: list[BatchItem]) -> Choice | None:
         self._slots.stage(items)
@@ -230,6 +247,26 @@ class CudaRunner(Runner):
             choice = self._sampler.choose(self._logits[:count], items, tokens)
         self._collective.share(tokens)
         return choice
+
+    def _run_scored(
+        self, batch: Batch, split: Split, sampled: list[int]
+    ) -> tuple[Choice | None, PromptScores | None]:
+        """A step of which prompt tokens get logprobs, without graphs."""
+        items = batch.items
+        self._slots.stage([items[index] for index in split.decodes])
+        size = self._graphs.size_for(len(split.decodes)) if split.decodes else 0
+        chunks = [items[index] for index in split.chunks]
+        place = {index: row for row, index in enumerate(split.decodes)}
+        place.update(zip(split.chunks, last_rows_of(chunks, size), strict=True))
+        last_rows = [place[index] for index in range(len(items))]
+        wanted = [last_rows[index] for index in sampled]
+        hidden = self._run_layers(size, chunks, wanted + flat_rows(batch, last_rows))
+        logits = self._model.logits(hidden[: len(sampled)]) if sampled else hidden
+        is_first, rest = self._collective.is_first, hidden[len(sampled) :]
+        scores = score_prompts(self._model.logits, rest, batch, is_first=is_first)
+        if not sampled or not is_first:
+            return None, scores
+        return self._sampler.choose(logits, [items[index] for index in sampled]), scores
 
     def _run_mixed(self, items: list[BatchItem], split: Split, sampled: list[int]) -> Choice | None:
         """A step with prompt chunks and perhaps decodes: in graphs of pieces if they fit."""
@@ -256,10 +293,14 @@ class CudaRunner(Runner):
 
     def _run_whole(self, size: int, chunks: list[BatchItem], wanted: list[int]) -> torch.Tensor:
         """A step of `size` decodes and these chunks without graphs → logits of the wanted rows."""
+        hidden = self._run_layers(size, chunks, wanted)
+        return self._model.logits(hidden) if wanted else hidden
+
+    def _run_layers(self, size: int, chunks: list[BatchItem], wanted: list[int]) -> torch.Tensor:
+        """The layers of a step of `size` decodes and these chunks → hidden of the wanted rows."""
         step = add_chunks(self._slots.fill(size), chunks, self._page)
         rows = upload(wanted, torch.int64, self._device)
-        hidden = self._model.forward(step, self._attention, rows)
-        return self._model.logits(hidden) if wanted else hidden
+        return self._model.forward(step, self._attention, rows)
 
     def close(self) -> None:
         torch.cuda.synchronize()

@@ -12,6 +12,7 @@ from tandem_engine.models.decoder import Decoder
 from tandem_engine.models.layer_attention import Backend
 from tandem_engine.runner.host_kv import HostKVStore
 from tandem_engine.runner.step_input import build_step
+from tandem_engine.sampling.prompt_scores import flat_rows, score_prompts
 from tandem_engine.sampling.sampler import Sampler
 from tandem_engine.spec.model import ModelSpec
 from tandem_engine.step import Batch, Runner, SampledTokens
@@ -61,15 +62,23 @@ class TorchRunner(Runner):
         step = build_step(batch.items, self.kv.layout.page_size, self._device)
         sampled = [index for index, item in enumerate(batch.items) if item.sample]
         wanted = [step.last_rows[index] for index in sampled]
+        if batch.scored:
+            wanted += flat_rows(batch, step.last_rows)
         rows = upload(wanted, torch.int64, self._device)
         hidden = self._model.forward(step.tensors, self._attention, rows)  # [R, C]
         if sampled:
-            logits = self._model.logits(hidden)  # [R, V]
-            if not self._collective.is_first:
-                return results
-            tokens = self._sampler.sample(logits, [batch.items[index] for index in sampled])
-            for index, token in zip(sampled, tokens, strict=True):
-                results[index] = token
+            logits = self._model.logits(hidden[: len(sampled)])  # [R, V]
+            if self._collective.is_first:
+                tokens = self._sampler.sample(logits, [batch.items[index] for index in sampled])
+                for index, token in zip(sampled, tokens, strict=True):
+                    results[index] = token
+        if batch.scored:
+            is_first = self._collective.is_first
+            scores = score_prompts(
+                self._model.logits, hidden[len(sampled) :], batch, is_first=is_first
+            )
+            if scores is not None:
+                scores.put_into(results, batch)
         return results
 
     def close(self) -> None:

@@ -25,7 +25,12 @@ class RequestBlocks:
         request.hashes = prefix_hashes(request.tokens, self.page_size, request.salt)
 
     def match(self, request: Request, *, partial: bool) -> PrefixMatch:
-        """The cached prefix of a request; at least one token is always left to compute."""
+        """The cached prefix of a request; at least one token is always left to compute.
+
+        Logprobs of the prompt come from computing it, so a request for them finds nothing.
+        """
+        if request.wants_scores:
+            return PrefixMatch([])
         limit = len(request.tokens) - 1
         return self._ledger.match(
             request.tokens, request.hashes, request.salt, limit, partial=partial

@@ -111,5 +111,9 @@ def _params_fault(params: SamplingParams) -> str:
         (params.top_k >= 0, "top_k must not be negative; 0 turns it off"),
         (params.repetition_penalty > 0, "repetition_penalty must be positive"),
         (params.logprobs is None or params.logprobs >= 0, "logprobs must not be negative"),
+        (
+            params.prompt_logprobs is None or params.prompt_logprobs >= 0,
+            "prompt_logprobs must not be negative",
+        ),
     )
     return next((message for good, message in checks if not good), "")

@@ -40,6 +40,11 @@ class Outbox:
             )
         self.item(request.router, item)
 
+    def prompt_logprobs(self, request: Request, logprobs: list[TokenLogprobs]) -> None:
+        """Logprobs of the next tokens of a routed request's prompt."""
+        request.num_scored += len(logprobs)
+        self.item(request.router, StepItem(request.key, [], prompt_logprobs=logprobs))
+
     def item(self, router: int, item: StepItem) -> None:
         """Any other news about a request."""
         items = self._items.get(router)

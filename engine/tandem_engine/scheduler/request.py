@@ -4,7 +4,7 @@ from enum import Enum, auto
 from typing import Final, Literal
 
 from tandem_engine.cache.ledger import Holding
-from tandem_engine.step import BatchItem
+from tandem_engine.step import BatchItem, ScoredRows
 from tandem_wire.messages import FinishReason, PrefillPeer, SamplingParams
 
 Finish = FinishReason | Literal[""]
@@ -88,6 +88,7 @@ class Request:
         "num_preemptions",
         "num_prompt_tokens",
         "num_registered",
+        "num_scored",
         "output",
         "params",
         "prefill_start",
@@ -150,6 +151,9 @@ class Request:
         self.num_preemptions = 0
         self.num_long_gaps = 0  # gaps longer than `tbt_seconds` that were counted
         self.is_late = False  # whether it lets others go first, because its TTFT is lost
+        # Tokens of the prompt that need no logprobs any more; the first one has none.
+        is_scored = params.prompt_logprobs is not None and push is None
+        self.num_scored = 1 if is_scored else num_prompt_tokens
         self.prefill_start = 0.0  # clock time; of a fetch, when it was asked for
         self.first_token_sent = False
         self.end_length = 0  # tokens (prompt and output) at which the request ends by length
@@ -162,6 +166,20 @@ class Request:
     def num_uncomputed(self) -> int:
         """Tokens whose KV is still missing."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether logprobs of the prompt are wanted that weren't reported yet."""
+        return self.num_scored < self.num_prompt_tokens
+
+    def scored_rows(self, place: int, item: BatchItem) -> ScoredRows:
+        """The tokens of its part of a step, at `place` in the batch, whose successors are scored.
+
+        After a preemption they are fewer, because each successor is reported once.
+        """
+        first = max(self.num_scored - 1 - item.start, 0)
+        end = min(item.end, self.num_prompt_tokens - 1) - item.start
+        return ScoredRows(place, first, max(first, end))
 
     @property
     def may_fetch(self) -> bool:

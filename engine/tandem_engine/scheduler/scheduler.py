@@ -18,6 +18,7 @@ from tandem_engine.step import (
     Batch,
     BatchItem,
     SampledTokens,
+    ScoredRows,
     StepShapes,
     has_penalties,
 )
@@ -145,17 +146,22 @@ class Scheduler:
             share -= min(self.limits.page_size, budget // 2)
         scheduled = list(running.take_turns(share))
         items = [request.item_decode() for request in scheduled]
+        scored: list[ScoredRows] = []
         if running.prefilling:
-            self._add_chunks(scheduled, items, budget - len(items), now)
+            scored = self._add_chunks(scheduled, items, budget - len(items), now)
         if not items:
             return None
         self._scheduled = scheduled
-        return Batch(items, self._blocks.take_copies())
+        return Batch(items, self._blocks.take_copies(), scored)
 
     def _add_chunks(
         self, scheduled: list[Request], items: list[BatchItem], budget: int, now: float
-    ) -> None:
-        """Fill a step of decodes up with prompt chunks, as far as TBT and `budget` tokens allow."""
+    ) -> list[ScoredRows]:
+        """Fill a step of decodes up with prompt chunks, as far as TBT and `budget` tokens allow.
+
+        Returns the rows whose prompt logprobs are wanted.
+        """
+        scored: list[ScoredRows] = []
         prefilling = self.running.prefilling
         allowance = self.budget.allow(scheduled, prefilling, self.waiting, now)
         for request in prefilling:
@@ -170,9 +176,13 @@ class Scheduler:
                     break
             item = request.item(count)
             item.sample = count == request.num_uncomputed
+            if request.wants_scores:
+                rows = request.scored_rows(len(items), item)
+                scored += [rows] if rows.end > rows.first else []
             items.append(item)
             scheduled.append(request)
             budget -= count
+        return scored
 
     def plan_ahead(self) -> Batch | None:
         """The step after the one that runs now, before its results are known; None: wait for them.
@@ -205,25 +215,32 @@ class Scheduler:
         self._blocks.finish_copies()
         self.budget.note_gap(self._scheduled, now - self._step_ended)
         self._step_ended = now
-        page = self.limits.page_size
         ended = False
         for request, item, result in zip(self._scheduled, batch.items, results, strict=True):
             if request.state is State.DONE:
                 continue  # it had ended when this step was planned ahead
             if result is not None and request.kind is Kind.ROUTED:
                 if request.state is State.PREFILL:
+                    if result.prompt_logprobs is not None:
+                        self.outbox.prompt_logprobs(request, result.prompt_logprobs)
+                    if not item.sample:
+                        self._advance(request, item)
+                        continue
                     self.running.start_decode(request)
                     self.meter.observe(metrics.PREFILL_SECONDS, now - request.prefill_start)
                 ended |= self._append(request, result)
                 continue
-            request.num_computed = end = item.start + len(item.tokens)
-            if end // page > request.num_registered:
-                self._blocks.register(request)
+            self._advance(request, item)
             if request.kind is Kind.REMOTE:
                 self._finish_remote_chunk(request, result, now)
         self._scheduled, self._ahead = self._ahead, []
         if ended:
             self.running.drop_ended()
+
+    def _advance(self, request: Request, item: BatchItem) -> None:
+        request.num_computed = end = item.start + len(item.tokens)
+        if end // self.limits.page_size > request.num_registered:
+            self._blocks.register(request)
 
     def finish_fetch(self, event: FetchDone | FetchFailed, now: float) -> None:
         """The hand-off has given a request's blocks back: decode, or else prefill here."""

@@ -128,6 +128,8 @@ class WorkerServer:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((self._config.host, self._config.http_port))
+            # Bound but silent sockets don't exclude each other.
+            listening.listen()
         except OSError as error:
             listening.close()
             raise _taken("--http-port", self._config.http_port, error) from None

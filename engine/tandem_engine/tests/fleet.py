@@ -130,7 +130,7 @@ class LateRunner(_Wrapper):
         before = self._last.results if self._last is not None else []
         # A block table is what it is now: its sequence may have ended by the time the step runs.
         items = [replace(item, block_table=list(item.block_table)) for item in batch.items]
-        self._last = LateStep(self._inner, Batch(items, batch.copies), before)
+        self._last = LateStep(self._inner, Batch(items, batch.copies, batch.scored), before)
         self.num_ahead += any(item.previous >= 0 for item in batch.items)
         return self._last
 

@@ -18,6 +18,22 @@ class TokenEntry:
     offset: int
 
 
+def prompt_entries(
+    sequence: Sequence, tokenizer: TextTokenizer, num_characters: int
+) -> list[TokenEntry]:
+    """The prompt's tokens, with where their text begins in the echo of `num_characters`.
+
+    The first one has no logprobs: those it is given mean nothing.
+    """
+    detokenizer = tokenizer.detokenizer()
+    logprobs = [TokenLogprobs(0.0), *sequence.prompt_logprobs]
+    entries, offset = [], 0
+    for token, found in zip(sequence.prompt, logprobs, strict=True):
+        entries.append(TokenEntry(token, found, min(offset, num_characters)))
+        offset += len(detokenizer.feed((token,)))
+    return entries
+
+
 class Choice:
     """Consumes step items of one sequence.
 
@@ -26,8 +42,8 @@ class Choice:
     """
 
     __slots__ = (
-        "_detokenizer", "_end_tokens", "_matcher", "_min_tokens", "_num_certain", "entries",
-        "finish_reason", "num_tokens", "prompt_index", "sequence", "text", "tokens",
+        "_detokenizer", "_end_tokens", "_is_empty", "_matcher", "_min_tokens", "_num_certain",
+        "entries", "finish_reason", "num_tokens", "prompt_index", "sequence", "text", "tokens",
         "wants_logprobs",
     )  # fmt: skip
 
@@ -40,8 +56,12 @@ class Choice:
         stops: SequenceOf[str],
         skip_special_tokens: bool,
         end_tokens: frozenset[int],
+        is_empty: bool = False,
     ) -> None:
-        """`end_tokens` end the choice without being part of its text."""
+        """`end_tokens` end the choice without being part of its text.
+
+        With `is_empty` no token is wanted, and the one that every sequence has is dropped.
+        """
         self.sequence = sequence
         self.prompt_index = prompt_index
         self._detokenizer = tokenizer.detokenizer(
@@ -50,6 +70,7 @@ class Choice:
         self._matcher = StopMatcher(stops) if stops else None
         self._min_tokens = sequence.params.min_tokens
         self._end_tokens = end_tokens
+        self._is_empty = is_empty
         self._num_certain = 0  # characters that the detokenizer has returned
         self.wants_logprobs = sequence.params.logprobs is not None
         self.num_tokens = 0  # of the answer so far, the one that ended it included
@@ -61,6 +82,9 @@ class Choice:
     def feed(self, item: StepItem) -> bool:
         """Take one item; True when there is something new to show."""
         tokens = item.tokens
+        if self._is_empty:
+            self.finish_reason = "length" if item.finish else ""
+            return bool(item.finish)
         self.tokens = tokens
         if item.finish:
             self.finish_reason = "length" if item.finish == "length" else "stop"

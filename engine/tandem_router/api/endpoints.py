@@ -88,17 +88,20 @@ async def create_completion(exchange: Exchange) -> None:
         usage_wanted=usage_wanted,
         return_token_ids=bool(request.return_token_ids),
     )
+    max_tokens = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
     if request.echo:
         reply.echoed = request.prompt
+        reply.scores_prompt = request.logprobs is not None
     job = Job(
         request=request,
         prompts=prompts,
         slo_class=slo_class,
         reply=reply,
         stops=tuple(request.stop or ()),
-        max_tokens=request.max_tokens or DEFAULT_COMPLETION_TOKENS,
+        max_tokens=max_tokens,
         min_tokens=request.min_tokens or 0,
         logprobs=request.logprobs,
+        prompt_logprobs=request.logprobs if request.echo else None,
     )
     await Generation(exchange, job).run()
 

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from tandem_router.api.choice import Choice, TokenEntry
+from tandem_router.api.choice import Choice, TokenEntry, prompt_entries
 from tandem_router.text.tokenizer import TextTokenizer
 
 encode = msgspec.json.Encoder().encode
@@ -207,11 +207,15 @@ class ChatFormat(OpenAIFormat):
 
 
 class CompletionFormat(OpenAIFormat):
-    """/v1/completions. `echoed[p]` is put before the choices of prompt p, as text."""
+    """/v1/completions. `echoed[p]` is put before the choices of prompt p, as text.
+
+    With `scores_prompt` the echo has logprobs too, and comes with the first of the answer.
+    """
 
     object_name = "text_completion"
     chunk_name = "text_completion"
     echoed: SequenceOf[str | list[int]] = ()
+    scores_prompt = False
 
     def _echo(self, choice: Choice) -> str:
         if not self.echoed:
@@ -222,20 +226,31 @@ class CompletionFormat(OpenAIFormat):
     def begin(self, choices: SequenceOf[Choice]) -> bytes:
         prefix = self._chunk_prefix()
         self._starts = [prefix + b'%d,"text":' % index for index in range(len(choices))]
+        self._unscored = {choice.sequence.index for choice in choices if self.scores_prompt}
         out = b""
         for choice in choices:
-            if self.echoed or self.return_token_ids:
+            if (self.echoed and not self.scores_prompt) or self.return_token_ids:
                 ids = b""
                 if self.return_token_ids:
                     ids = b',"prompt_token_ids":' + encode(choice.sequence.prompt)
-                start = self._starts[choice.sequence.index] + encode(self._echo(choice))
+                start = self._starts[choice.sequence.index] + encode(
+                    "" if self.scores_prompt else self._echo(choice)
+                )
                 out += start + b',"logprobs":null,"finish_reason":null' + ids + b"}]"
                 out += self._chunk_usage() + b"}\n\n"
         return out
 
     def chunk(self, choice: Choice, tandem: dict[str, Any] | None) -> bytes:
-        logprobs = encode(self._logprobs(choice.entries)) if choice.wants_logprobs else b"null"
-        start = self._starts[choice.sequence.index] + encode(choice.text)
+        index, text = choice.sequence.index, choice.text
+        if index in self._unscored:
+            self._unscored.remove(index)
+            text = self._echo(choice) + text
+            logprobs = encode(self._all_logprobs(choice, choice.entries))
+        elif choice.wants_logprobs:
+            logprobs = encode(self._logprobs(choice.entries, len(self._echo(choice))))
+        else:
+            logprobs = b"null"
+        start = self._starts[index] + encode(text)
         return start + b',"logprobs":' + logprobs + self._chunk_suffix(choice, tandem)
 
     def whole(
@@ -250,19 +265,37 @@ class CompletionFormat(OpenAIFormat):
         out = {
             "index": choice.sequence.index,
             "text": self._echo(choice) + "".join(entry.text),
-            "logprobs": self._logprobs(entry.entries) if choice.wants_logprobs else None,
+            "logprobs": (
+                self._all_logprobs(choice, entry.entries) if choice.wants_logprobs else None
+            ),
             "finish_reason": choice.finish_reason,
         }
         if self.return_token_ids:
             out |= {"token_ids": entry.tokens, "prompt_token_ids": choice.sequence.prompt}
         return out
 
-    def _logprobs(self, entries: SequenceOf[TokenEntry]) -> dict[str, Any]:
+    def _all_logprobs(self, choice: Choice, entries: SequenceOf[TokenEntry]) -> dict[str, Any]:
+        """Those of the answer's tokens; behind those of the prompt if it is scored."""
+        answer = self._logprobs(entries, len(self._echo(choice)))
+        if not self.scores_prompt:
+            return answer
+        first, *scored = prompt_entries(choice.sequence, self.tokenizer, len(self._echo(choice)))
+        prompt = self._logprobs(scored)
+        # Nothing comes before the first token, so nothing is known of its probability.
+        start: dict[str, list[Any]] = {
+            "tokens": [self._label(first.token)],
+            "token_logprobs": [None],
+            "top_logprobs": [None],
+            "text_offset": [first.offset],
+        }
+        return {name: [*start[name], *prompt[name], *answer[name]] for name in answer}
+
+    def _logprobs(self, entries: SequenceOf[TokenEntry], begin: int = 0) -> dict[str, Any]:
         return {
             "tokens": [self._label(entry.token) for entry in entries],
             "token_logprobs": [finite(entry.logprobs.logprob) for entry in entries],
             "top_logprobs": [self._top(entry) for entry in entries],
-            "text_offset": [entry.offset for entry in entries],
+            "text_offset": [begin + entry.offset for entry in entries],
         }
 
     def _top(self, entry: TokenEntry) -> dict[str, float]:

@@ -30,9 +30,10 @@ class Job:
     slo_class: SloClass
     reply: ReplyFormat
     stops: tuple[str, ...]
-    max_tokens: int | None  # None: as long as the model goes
+    max_tokens: int | None  # None: as long as the model goes; 0: only the prompt's logprobs
     min_tokens: int = 0
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     # What the client calls these, for messages.
     prompt_param: str = "prompt"
     max_tokens_param: str = "max_tokens"
@@ -87,7 +88,7 @@ def _build_params(job: Job, prompt: list[int], facts: Welcome) -> SamplingParams
         return default if value is None else value
 
     return SamplingParams(
-        max_tokens=max_tokens,
+        max_tokens=max(max_tokens, 1),
         temperature=given(request.temperature, 1.0),
         top_k=max(request.top_k or 0, 0),
         top_p=given(request.top_p, 1.0),
@@ -100,6 +101,7 @@ def _build_params(job: Job, prompt: list[int], facts: Welcome) -> SamplingParams
         stop_token_ids=request.stop_token_ids or [],
         ignore_eos=bool(request.ignore_eos),
         min_tokens=job.min_tokens,
+        prompt_logprobs=job.prompt_logprobs,
     )
 
 
@@ -189,6 +191,7 @@ class Generation:
                         stops=job.stops,
                         skip_special_tokens=request.skip_special_tokens is not False,
                         end_tokens=end_tokens,
+                        is_empty=job.max_tokens == 0,
                     )
                 )
         job.reply.fingerprint = _fingerprint(facts)

@@ -243,7 +243,7 @@ class CompletionRequest(OpenAISampling):
     prompt: Prompts
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = None
-    # 0 passes here only so that `echo` with logprobs, which asks for it, is refused by its name.
+    # 0: only the echo, whose logprobs score a prompt.
     max_tokens: Annotated[int, Field(ge=0, le=1 << 30)] | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     add_special_tokens: bool = True
@@ -254,14 +254,10 @@ class CompletionRequest(OpenAISampling):
             raise InvalidRequest(
                 "best_of: must be n; the answers are not ranked here", param="best_of"
             )
-        if self.echo and self.logprobs is not None:
+        if self.max_tokens == 0 and not self.echo:
             raise InvalidRequest(
-                "echo: logprobs of the prompt are not supported; leave out echo or logprobs "
-                "(workers report logprobs of the answer alone, so a prompt can't be scored here)",
-                param="echo",
+                "max_tokens: must be at least 1, or 0 together with echo", param="max_tokens"
             )
-        if self.max_tokens == 0:
-            raise InvalidRequest("max_tokens: must be at least 1", param="max_tokens")
         return self
 
 

@@ -36,13 +36,15 @@ class Dispatcher:
         self._waiting: dict[str, Sequence] = {}
         self._inflight: dict[str, Sequence] = {}
         self._num_unstarted = 0  # sequences of requests that wait for a first worker
-        self._changed = asyncio.Event()
+        self._changed = asyncio.Event()  # for `run` alone
+        self._fleet_changed = asyncio.Event()  # for requests that wait for a first worker
         self._idle = asyncio.Event()
         self._idle.set()
         self._loop = asyncio.get_running_loop()
         self.leaving = False  # not ready any more, but still taking requests
         self.draining = False  # taking no requests
         fleet.subscribe(self._changed.set)
+        fleet.subscribe(self._fleet_changed.set)
 
     @property
     def num_inflight(self) -> int:
@@ -86,11 +88,16 @@ class Dispatcher:
     async def _first_welcome(self) -> Welcome:
         give_up_at = self._loop.time() + self._config.queue_seconds
         while (welcome := self._fleet.welcome) is None:
-            left = give_up_at - self._loop.time()
-            if left <= 0:
+            # Waiting for an event that is set gives nobody else a turn, so it is cleared each time.
+            self._fleet_changed.clear()
+            try:
+                async with asyncio.timeout_at(give_up_at):
+                    await self._fleet_changed.wait()
+            except TimeoutError:
                 self._metrics.rejected("no_worker")
-                raise NoWorker("no worker for this model is connected", retry_after_seconds=5)
-            await self._wait_for_change(min(left, RETRY_TICK_SECONDS))
+                raise NoWorker(
+                    "no worker for this model is connected", retry_after_seconds=5
+                ) from None
         return welcome
 
     def _count_unstarted(self, change: int) -> None:
@@ -170,6 +177,8 @@ class Dispatcher:
 
     def _submit(self, sequence: Sequence, link: WorkerLink, now: float) -> bool:
         prefill = self._policy.order_prefill(self._fleet.prefill_candidates(link, now))
+        if sequence.params.prompt_logprobs is not None:
+            prefill = []  # they don't travel with KV: the worker computes such a prompt by itself
         peers = [
             PrefillPeer(
                 peer.welcome.worker_id,
@@ -199,7 +208,9 @@ class Dispatcher:
         """Place waiting sequences whenever something has changed; until cancelled."""
         while True:
             if self._waiting:
-                await self._wait_for_change(RETRY_TICK_SECONDS)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(RETRY_TICK_SECONDS):
+                        await self._changed.wait()
             else:
                 await self._changed.wait()
             self._changed.clear()
@@ -227,11 +238,6 @@ class Dispatcher:
             )
         self._metrics.rejected("no_worker")
         return NoWorker(f"no decode worker can serve now{because}", retry_after_seconds=5)
-
-    async def _wait_for_change(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
 
     # --- the end ----------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from typing import Protocol
 
+import msgspec
+
 from tandem_router.dispatch.stream import TokenStream
 from tandem_router.errors import (
     ContextLengthExceeded,
@@ -10,7 +12,15 @@ from tandem_router.errors import (
     RouterError,
 )
 from tandem_router.workers.link import WorkerLink
-from tandem_wire.messages import PrefillPeer, Refused, SamplingParams, StepItem, Submit, Welcome
+from tandem_wire.messages import (
+    PrefillPeer,
+    Refused,
+    SamplingParams,
+    StepItem,
+    Submit,
+    TokenLogprobs,
+    Welcome,
+)
 
 MAX_WORKER_ERRORS = 3
 REFUSED_SECONDS = 0.25
@@ -48,8 +58,9 @@ class Sequence:
         "_placer", "arrived_at", "attempt", "avoid", "cache_salt", "decode_worker", "done",
         "failovers", "gaps", "index", "kv_bytes", "last_token_at", "last_trouble",
         "link", "name", "num_cached_tokens", "num_errors", "origin", "output", "params",
-        "prefill_worker", "priority", "prompt", "retry_after_seconds", "rid", "slo_class",
-        "stream", "tbt_seconds", "ttft_seconds", "waiting_since", "was_accepted",
+        "prefill_worker", "priority", "prompt", "prompt_logprobs", "retry_after_seconds",
+        "rid", "slo_class", "stream", "tbt_seconds", "ttft_seconds", "waiting_since",
+        "was_accepted",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +96,7 @@ class Sequence:
         self.tbt_seconds = tbt_seconds
         self.cache_salt = cache_salt
         self.output: list[int] = []
+        self.prompt_logprobs: list[TokenLogprobs] = []  # of the prompt's second token and on
         self.link: WorkerLink | None = None
         self.origin: Welcome | None = None  # what the worker of the first tokens was
         self.rid = ""
@@ -108,11 +120,17 @@ class Sequence:
         """The next attempt's message, under a new rid."""
         self.attempt += 1
         self.rid = f"{self.name}.{self.attempt}"
+        params = self.params
+        if params.prompt_logprobs is not None:
+            if self.output:
+                params = msgspec.structs.replace(params, prompt_logprobs=None)
+            else:
+                self.prompt_logprobs.clear()
         return Submit(
             rid=self.rid,
             tokens=self.prompt + self.output,
             num_prompt_tokens=len(self.prompt),
-            params=self.params,
+            params=params,
             prefill=prefill,
             priority=self.priority,
             slo_class=self.slo_class,
@@ -130,7 +148,11 @@ class Sequence:
     # --- called by the link -----------------------------------------------------------------------
 
     def on_item(self, item: StepItem, now: float) -> None:
-        """Tokens of one step."""
+        """Tokens of one step, or logprobs of the prompt."""
+        if item.prompt_logprobs is not None:
+            self.prompt_logprobs += item.prompt_logprobs
+            if not item.tokens and not item.finish:
+                return
         if item.tokens:
             if self.output:
                 gap = now - self.last_token_at
@@ -143,6 +165,9 @@ class Sequence:
                 assert self.link is not None, "items come only while an attempt runs"
                 self.decode_worker = self.link.worker_id
                 self._placer.on_first_token(self, now)
+                if self._lacks_scores():
+                    self._fail_unscored()
+                    return
             self.last_token_at = now
             self.output += item.tokens
         if not item.finish:
@@ -151,6 +176,21 @@ class Sequence:
             self._end(item)
         else:
             self._continue_elsewhere(item, now)
+
+    def _lacks_scores(self) -> bool:
+        wanted = self.params.prompt_logprobs is not None
+        return wanted and len(self.prompt_logprobs) != len(self.prompt) - 1
+
+    def _fail_unscored(self) -> None:
+        """A worker of an older release ignores what it doesn't know."""
+        assert self.link is not None, "items come only while an attempt runs"
+        self.link.cancel(self.rid)
+        self.fail(
+            GenerationFailed(
+                f"worker {self.decode_worker} reports no logprobs of prompts, because it is of"
+                " another release: try again when the roll-out is over"
+            )
+        )
 
     def _continue_elsewhere(self, item: StepItem, now: float) -> None:
         """The worker gave up the sequence: moved, cancelled by itself, or failed."""

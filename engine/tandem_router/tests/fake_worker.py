@@ -73,6 +73,7 @@ class FakeWorker:
         self.finish_at: tuple[int, FinishReason] | None = None  # output position of every request
         self.tokens_per_step = 1
         self.vocab_size = 512
+        self.scores_prompts = True
         self.likely: dict[int, float] = {}  # logprobs of every position; empty: made up
         self.page_size = 4
         self.submits: list[Submit] = []
@@ -182,6 +183,7 @@ class FakeWorker:
 
     async def _run(self, connection: Connection[RouterMessage], submit: Submit) -> None:
         position = len(submit.tokens) - submit.num_prompt_tokens
+        self._score(connection, submit)
         is_first = True
         finish: FinishReason | Literal[""] = ""
         with contextlib.suppress(WireError):
@@ -197,6 +199,19 @@ class FakeWorker:
                 connection.send(Step([self._item(submit, tokens, finish, is_first)]))
                 is_first = False
         self._tasks.pop(submit.rid, None)
+
+    def _score(self, connection: Connection[RouterMessage], submit: Submit) -> None:
+        """Logprobs of the prompt in pieces of three tokens, as from the chunks of a prefill."""
+        count = submit.params.prompt_logprobs
+        if count is None or not self.scores_prompts:
+            return
+        prompt = submit.tokens[1 : submit.num_prompt_tokens]
+        for start in range(0, len(prompt), 3):
+            scores = [
+                TokenLogprobs(-token / 64, [9, 10][:count], [-9 / 64, -10 / 64][:count])
+                for token in prompt[start : start + 3]
+            ]
+            connection.send(Step([StepItem(submit.rid, [], prompt_logprobs=scores)]))
 
     def _finish(self, submit: Submit, token: int, position: int) -> FinishReason | Literal[""]:
         if token == EOS and not submit.params.ignore_eos:

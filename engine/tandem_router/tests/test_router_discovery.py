@@ -136,6 +136,20 @@ async def test_a_fleet_follows_the_pods() -> None:
     await api.stop()
 
 
+async def test_another_worker_at_a_pods_address_is_not_taken_for_it() -> None:
+    api = await FakeApiServer().start()
+    other = await FakeWorker("other").start()
+    api.put(pod("a", port=other.port))
+    async with router_with(api) as running:
+        fleet = running.context.fleet
+        await until(lambda: any("another worker answers" in link.trouble for link in fleet.links))
+        assert not fleet.has_decode_worker()
+        other.name = "a"
+        await until(fleet.has_decode_worker)
+    await other.die()
+    await api.stop()
+
+
 def router_with(api: FakeApiServer) -> AbstractAsyncContextManager[Running]:
     return router(wait=False, discovery=PodDiscovery("svc", "ns", api=api.api()))
 
@@ -157,6 +171,11 @@ async def ready(running: Running) -> bool:
     return (await running.http.get("/ready")).status_code == 200
 
 
+async def inflight(running: Running, number: int) -> bool:
+    text = (await running.http.get("/metrics")).text
+    return f'tandem_inflight{{model="mock"}} {number}.0' in text
+
+
 async def test_a_router_without_workers_is_an_endpoint_that_refuses() -> None:
     """Who takes it out of the Service leaves clients of a service at zero without an answer."""
     source = ListedLater()
@@ -168,11 +187,7 @@ async def test_a_router_without_workers_is_an_endpoint_that_refuses() -> None:
         waiting = asyncio.create_task(
             running.post("/v1/completions", model="mock", prompt="x", n=2)
         )
-
-        async def inflight() -> bool:
-            return 'tandem_inflight{model="mock"} 2.0' in (await running.http.get("/metrics")).text
-
-        while not await inflight():
+        while not await inflight(running, 2):
             assert not waiting.done(), "a request that waits for a first worker is in flight"
         answer = await waiting
         assert answer.status_code == 503
@@ -180,6 +195,25 @@ async def test_a_router_without_workers_is_an_endpoint_that_refuses() -> None:
         text = (await running.http.get("/metrics")).text
         assert 'tandem_requests_total{class="default",code="503",model="mock"} 1.0' in text
         assert 'tandem_inflight{model="mock"} 0.0' in text
+
+
+async def test_waiting_for_a_first_worker_leaves_the_router_to_others() -> None:
+    """A change of the fleet at the moment when the waiting begins must not make it spin."""
+    async with router(discovery=ListedLater(), service="svc", queue_seconds=60) as running:
+        fleet, dispatcher = running.context.fleet, running.context.dispatcher
+
+        async def wait_for_worker() -> str:
+            fleet.update([])
+            return (await dispatcher.model_facts()).model
+
+        waiting = asyncio.create_task(wait_for_worker())
+        assert await ready(running)
+        assert not waiting.done(), "the router answered others only when the waiting one gave up"
+        worker = await FakeWorker().start()
+        host, _, port = worker.address.rpartition(":")
+        fleet.update([WorkerAddress("d0", host, int(port))])
+        assert await waiting == "mock"
+        await worker.die()
 
 
 async def test_a_router_is_ready_once_it_has_dialled_what_is_listed() -> None:

@@ -222,6 +222,10 @@ class WorkerLink:
         if first.protocol != PROTOCOL:
             self._lose(f"speaks protocol {first.protocol}, this router speaks {PROTOCOL}")
             return False
+        if self.address.incarnation and first.worker_id != self.address.name:
+            # On a node's network, the port of a worker that ended may belong to another by now.
+            self._lose(f"another worker answers at its address: {first.worker_id}")
+            return False
         if first.model != self._model_name:
             self._lose(f"serves model {first.model!r}, this router serves {self._model_name!r}")
             return False

@@ -15,7 +15,7 @@ runner = CliRunner()
 
 @pytest.mark.parametrize(
     "command",
-    ["up", "down", "status", "logs", "chat", "serve", "cluster", "kubectl", "helm"],
+    ["up", "down", "uninstall", "status", "logs", "chat", "serve", "cluster", "kubectl", "helm"],
 )
 def test_help_teaches_every_command(command: str) -> None:
     shown = runner.invoke(main.app, ["--help"])
@@ -23,7 +23,7 @@ def test_help_teaches_every_command(command: str) -> None:
     assert command in shown.output
 
 
-@pytest.mark.parametrize("command", ["up", "status", "logs", "chat", "serve"])
+@pytest.mark.parametrize("command", ["up", "uninstall", "status", "logs", "chat", "serve"])
 def test_every_option_is_described(command: str) -> None:
     shown = runner.invoke(main.app, [command, "--help"])
     assert shown.exit_code == 0

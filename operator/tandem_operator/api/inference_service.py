@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from tandem_operator.api.api_object import ApiObject, Rule
+from tandem_operator.api.api_object import ApiObject, Rule, keyed_by
 from tandem_operator.api.autoscaling_policy import Autoscaling
 from tandem_operator.api.engine import Engine
 from tandem_operator.api.kv_cache import KvCache
@@ -12,7 +12,7 @@ from tandem_operator.api.kv_transfer import KvTransfer
 from tandem_operator.api.model import Model
 from tandem_operator.api.pool import GPU_RESOURCE, Pool, RoleChange
 from tandem_operator.api.ratio import Ratio
-from tandem_operator.api.rdma import Rdma
+from tandem_operator.api.rdma import SHARED_MEMORY, Rdma
 from tandem_operator.api.rollout import Rollout
 from tandem_operator.api.router import Router
 from tandem_operator.api.slo import Slo
@@ -35,6 +35,11 @@ def _infiniband_mounted(pool: str) -> str:
         f"(has(self.{pool}) && {volumes}.exists(v,"
         " has(v.hostPath) && v.hostPath.path.startsWith('/dev/infiniband')))"
     )
+
+
+def _on_nodes(part: str) -> str:
+    """Whether the pods of a part use their nodes' network."""
+    return f"(has(self.{part}) && self.{part}.podTemplate.spec.hostNetwork)"
 
 
 def _gpu_limit(pool: str) -> str:
@@ -112,6 +117,29 @@ _RATIO_RULES = (
 
 _WIRING_RULES = (
     Rule(
+        f"{_PAIR} || !self.networkPolicy.enabled ||"
+        f" {_on_nodes('prefill')} == {_on_nodes('decode')}",
+        "only one of prefill and decode has podTemplate.spec.hostNetwork, and the NetworkPolicy"
+        " can't admit pods on nodes' networks: set it for both, or set networkPolicy.enabled:"
+        " false",
+        ".decode.podTemplate.spec.hostNetwork",
+    ),
+    Rule(
+        f"{_PAIR} || !self.networkPolicy.enabled || !{_on_nodes('router')} ||"
+        f" ({_on_nodes('prefill')} && {_on_nodes('decode')})",
+        "router.podTemplate.spec.hostNetwork is true, but the workers' NetworkPolicy can't admit"
+        " pods on nodes' networks: set it for prefill and decode too, or set networkPolicy.enabled:"
+        " false",
+        ".router.podTemplate.spec.hostNetwork",
+    ),
+    Rule(
+        "self.kvTransfer.backend != 'Shm' || quantity(string(self.rdma.sharedMemory))"
+        f".compareTo(quantity('{SHARED_MEMORY}')) == 0",
+        "rdma.sharedMemory has no effect with kvTransfer.backend Shm, whose workers use the node's"
+        " own /dev/shm: remove sharedMemory or set backend: Auto",
+        ".rdma.sharedMemory",
+    ),
+    Rule(
         "self.kvTransfer.bootstrapPort != self.router.service.port",
         "kvTransfer.bootstrapPort equals router.service.port: give the bootstrap port another"
         " number, like 8998",
@@ -159,6 +187,13 @@ _WIRING_RULES = (
 )
 
 
+class PullSecret(ApiObject):
+    """A Secret with the credentials of image registries."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253)]
+    """Name of the Secret, which is in the service's namespace."""
+
+
 class NetworkPolicySettings(ApiObject):
     """NetworkPolicies for routers and workers."""
 
@@ -174,6 +209,11 @@ class InferenceServiceSpec(ApiObject):
     """The model that the fleet serves."""
     engine: Engine = Engine()
     """The engine that every worker runs."""
+    image_pull_secrets: Annotated[
+        tuple[PullSecret, ...], Field(max_length=16, json_schema_extra=keyed_by("name"))
+    ] = ()
+    """Secrets with which nodes pull the images of all workers and routers. Those of the namespace's
+    default ServiceAccount don't hold for them, because they have accounts of their own."""
     prefill: Pool
     """The pool that turns prompts into KV."""
     decode: Pool

@@ -56,7 +56,8 @@ class KvTransfer(ApiObject):
     """What moves the pages; Auto takes the best backend that both sides support and shows it in
     status."""
     bootstrap_port: Annotated[int, Field(ge=1, le=65535)] = PORT_WORKER_BOOTSTRAP
-    """Port at which workers shake hands before KV moves."""
+    """Port at which workers shake hands before KV moves. On nodes' networks each worker has a port
+    of its own instead."""
     chunk_tokens: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
     """Tokens that are prefilled and pushed as one chunk; a multiple of engine.pageSize."""
     local_prefill_tokens: Annotated[int, Field(ge=0, le=1_048_576)] = 128

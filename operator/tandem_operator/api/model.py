@@ -54,11 +54,11 @@ class KvCacheDtype(StrEnum):
 
 
 class ModelCache(ApiObject):
-    """Where downloads are kept between pods."""
+    """Where downloads, converted weights and compiled kernels are kept between pods."""
 
     claim_name: ResourceName | None = None
-    """A PersistentVolumeClaim (ReadWriteMany for several nodes) that all workers share; without it
-    each pod downloads into an emptyDir."""
+    """A PersistentVolumeClaim (ReadWriteMany for several nodes) that all workers share, and routers
+    too when they download; without it each pod downloads and converts into an emptyDir."""
 
 
 class Adapter(ApiObject):
@@ -117,7 +117,7 @@ class Model(ApiObject):
     """A Secret with the download credentials (keys HF_TOKEN, AWS_ACCESS_KEY_ID,
     AWS_SECRET_ACCESS_KEY); mounted into the workers, never read by the operator."""
     cache: ModelCache = ModelCache()
-    """Where downloads are kept between pods."""
+    """Where downloads, converted weights and compiled kernels are kept between pods."""
     adapters: Annotated[
         tuple[Adapter, ...],
         Field(max_length=64, json_schema_extra=keyed_by("name")),

@@ -70,8 +70,9 @@ class PodTemplateSpec(ApiObject):
     schema_extra: ClassVar[dict[str, Any]] = _OPEN
 
     host_network: bool = False
-    """Whether the pods use the node's network; the ports of workers are fixed, so a node then
-    takes one worker."""
+    """Whether the pods use the node's network. Each worker then has three ports of its own, which
+    its annotations name; routers have one port, so a node takes one router of a service.
+    NetworkPolicies don't hold for such pods."""
     volumes: Annotated[
         tuple[PodVolume, ...], Field(max_length=64, json_schema_extra=keyed_by("name"))
     ] = ()
@@ -85,4 +86,9 @@ class PodTemplate(ApiObject):
     """Labels and annotations added to the pods."""
     spec: PodTemplateSpec = PodTemplateSpec()
     """A partial pod spec merged into the pods. Lists with names merge by name: a container called
-    `engine` (in routers `router`) changes the operator's container, others are sidecars."""
+    `engine` (in routers `router`) changes the operator's container, others are sidecars.
+    Tolerations, the terms of an affinity and capabilities are added to the operator's. To take
+    something of the operator's away write `$patch: delete` in its place, like
+    `livenessProbe: {$patch: delete}`, because `kubectl apply` sends no nulls; `$patch: replace` in
+    an object puts it in the place of the operator's. A field that a pod doesn't have is told in the
+    condition Degraded."""

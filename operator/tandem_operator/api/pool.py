@@ -80,10 +80,17 @@ class Pool(ApiObject):
             ".resources.limits",
         ),
         Rule(
-            f"!({_HAS_GPUS}) || !{_GPUS}.isInteger() || ({_GPUS}.asInteger() *"
-            " self.nodesPerWorker) % self.tensorParallel == 0",
-            "tensorParallel must divide the GPUs of a worker, resources.limits[nvidia.com/gpu]"
-            " times nodesPerWorker: lower tensorParallel or ask for more GPUs",
+            f"!({_HAS_GPUS}) || !{_GPUS}.isInteger() || {_GPUS}.asInteger() * self.nodesPerWorker"
+            " == self.tensorParallel",
+            "tensorParallel must be the number of GPUs of a worker,"
+            " resources.limits[nvidia.com/gpu] times nodesPerWorker, because the model is split"
+            " over all of them: set both to the same number",
+            ".tensorParallel",
+        ),
+        Rule(
+            f"({_HAS_GPUS}) || self.tensorParallel == 1",
+            "tensorParallel splits the model over GPUs, but resources.limits has no nvidia.com/gpu:"
+            " set that limit to tensorParallel, or remove tensorParallel",
             ".tensorParallel",
         ),
         Rule(

@@ -1,7 +1,7 @@
 """How workers get access to RDMA devices."""
 
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
@@ -34,6 +34,9 @@ _MODES = (RdmaMode.AUTO, RdmaMode.NONE, RdmaMode.DEVICE_PLUGIN, RdmaMode.HOST_PA
 
 _NO_DEVICES = "['None']" if RDMA_TRANSPORTS else "['None', 'Auto']"
 """The modes that take no devices, in CEL."""
+
+
+SHARED_MEMORY: Final = "32Gi"
 
 
 class ClaimAlignment(StrEnum):
@@ -165,8 +168,9 @@ class Rdma(ApiObject):
     """Claim for Dra."""
     devices: RdmaDevices = RdmaDevices()
     """Which NICs are used inside the pod."""
-    shared_memory: Quantity = "32Gi"
-    """Upper bound of /dev/shm in the workers; memory counts only when used."""
+    shared_memory: Quantity = SHARED_MEMORY
+    """Upper bound of /dev/shm in the workers; memory counts only when used. With kvTransfer.backend
+    Shm it can't be set: the workers of a node then share the node's /dev/shm."""
     placement: RdmaPlacement = RdmaPlacement()
     """Where workers are placed relative to the fabric."""
 

@@ -1,7 +1,7 @@
 """The routers in front of the pools."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -10,6 +10,9 @@ from tandem_operator.api.pod_template import PodTemplate
 from tandem_operator.api.pool import ContainerResources
 from tandem_operator.api.refusal import refused_unless
 from tandem_operator.names.pods import PORT_ROUTER_HTTP
+
+FIRST_ROUTERS: Final = 2
+"""The routers of a new service whose spec leaves their number to a scaler."""
 
 
 class RouterPolicy(StrEnum):
@@ -59,8 +62,9 @@ class RouterService(ApiObject):
 class Router(ApiObject):
     """The routers: OpenAI API, tokenizing, choice of workers, fail-over."""
 
-    replicas: Annotated[int, Field(ge=1, le=64)] = 2
-    """How many routers run."""
+    replicas: Annotated[int, Field(ge=1, le=64)] | None = None
+    """How many routers run. Left out: two at first, and from then on as many as an HPA or `kubectl
+    scale` writes to the Deployment NAME-router."""
     resources: ContainerResources = ContainerResources()
     """Resources of the router container."""
     policy: RouterPolicy = RouterPolicy.KV_AWARE

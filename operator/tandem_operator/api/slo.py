@@ -22,7 +22,8 @@ class SloClass(ApiObject):
     tbt_milliseconds: Annotated[int, Field(ge=1, le=600_000)]
     """Time between tokens at the router, in milliseconds."""
     percentile: Annotated[int, Field(ge=1, le=99)] = 95
-    """Percentile of requests for which both latencies must hold."""
+    """Percentile at which status.slo shows the class's latencies; autoscaling follows the default
+    class at it, unless the policy sets another."""
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     """Priority in the queues; higher goes first."""
 

@@ -14,6 +14,7 @@ from tandem_operator.api.worker_pool import ApiRole
 
 MAX_DECISIONS = 10
 MAX_FAILURES = 5
+MAX_OPERATOR = 63 + 1 + 253
 Count = Annotated[int, Field(ge=0, le=4096)]
 Amount = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -67,17 +68,34 @@ class RouterStatus(ApiObject):
     """Routers that take requests."""
 
 
-class SloStatus(ApiObject):
-    """What the routers measured recently for the default SLO class."""
+class SloClassStatus(ApiObject):
+    """What the routers measured recently for one SLO class."""
 
+    name: Annotated[str, Field(min_length=1, max_length=63)]
+    """Name of the class."""
     ttft_milliseconds: Amount | None = None
     """Time to first token at the class's percentile, in milliseconds."""
     tbt_milliseconds: Amount | None = None
     """Time between tokens at the class's percentile, in milliseconds."""
     attainment_percent: Annotated[int, Field(ge=0, le=100)] | None = None
     """Share of requests that met their objectives: the lower of the shares for TTFT and TBT."""
+
+
+class SloStatus(ApiObject):
+    """What the routers measured recently: of the default SLO class, and of each class."""
+
+    ttft_milliseconds: Amount | None = None
+    """Time to first token at the percentile of the policy or else of the class, in milliseconds."""
+    tbt_milliseconds: Amount | None = None
+    """Time between tokens at the percentile of the policy or else of the class, in milliseconds."""
+    attainment_percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Share of requests that met their objectives: the lower of the shares for TTFT and TBT."""
     requests_per_second: Amount | None = None
     """Requests per second over all routers, rounded."""
+    classes: Annotated[
+        tuple[SloClassStatus, ...], Field(max_length=16, json_schema_extra=keyed_by("name"))
+    ] = ()
+    """Each class at its own percentile; a class without requests keeps its last figures."""
 
 
 class TransportStatus(ApiObject):
@@ -149,7 +167,7 @@ class InferenceServiceStatus(ApiObject):
     ratio: Annotated[str, Field(max_length=16)] | None = None
     """Ready prefill to ready decode workers, like 1:2."""
     slo: SloStatus | None = None
-    """What the routers measured recently for the default SLO class."""
+    """What the routers measured recently: of the default SLO class, and of each class."""
     transport: TransportStatus | None = None
     """How KV moves, as seen by the probe."""
     scaling: Annotated[
@@ -160,5 +178,7 @@ class InferenceServiceStatus(ApiObject):
         tuple[Failure, ...], Field(max_length=MAX_FAILURES, json_schema_extra=ATOMIC)
     ] = ()
     """Crash evidence, newest first."""
+    operator: Annotated[str, Field(max_length=MAX_OPERATOR)] | None = None
+    """The operator that serves this, by the namespace and name of its Lease; no other one does."""
     conditions: Conditions = ()
     """What holds for this service; there is no phase."""

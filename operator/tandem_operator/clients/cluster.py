@@ -5,21 +5,25 @@ and in the chart's rules, and start-up needs no discovery request.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+import yaml
 from kubernetes.aio import client as kube
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.dynamic import DynamicClient
 from kubernetes.aio.dynamic.resource import Resource
 
-from tandem_operator.errors import ClusterError, ConflictError, MissingError
+from tandem_operator.errors import ClusterError, ConflictError, MissingError, UnreachableError
 from tandem_operator.names.objects import (
     AUTOSCALING_POLICIES,
     AUTOSCALING_POLICY,
+    CONTROLLER_REVISION,
     GROUP,
     INFERENCE_SERVICE,
     INFERENCE_SERVICES,
@@ -30,6 +34,14 @@ from tandem_operator.names.objects import (
 )
 
 REQUEST_SECONDS: Final = 30.0
+_STRICT: Final = (("fieldValidation", "Strict"),)
+"""For what users have a part in: an unknown field is refused instead of dropped. A status is not
+strict: while older CRDs are installed, it is written without the fields that they lack."""
+# What the loader raises for files that are missing, or that are no kubeconfig.
+_UNREADABLE: Final = (
+    *(kube_config.ConfigException, OSError, yaml.YAMLError),
+    *(TypeError, AttributeError, LookupError, ValueError),
+)
 JsonObject = dict[str, Any]
 
 
@@ -59,6 +71,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         Kind("", "v1", "ServiceAccount", "serviceaccounts"),
         Kind("", "v1", "Node", "nodes", namespaced=False),
         Kind("apps", "v1", "Deployment", "deployments"),
+        Kind("apps", "v1", CONTROLLER_REVISION, "controllerrevisions"),
         Kind("rbac.authorization.k8s.io", "v1", "Role", "roles"),
         Kind("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings"),
         Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies"),
@@ -79,14 +92,21 @@ class Cluster:
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> "Cluster":
-        """Open the client: `kubeconfig` if given, else the pod's own service account."""
+        """Open the client: `kubeconfig` if given, else the pod's own service account.
+
+        Raises UnreachableError when that can't be read.
+        """
         configuration = kube.Configuration()
-        if kubeconfig:
-            await kube_config.load_kube_config(
-                config_file=kubeconfig, context=context, client_configuration=configuration
-            )
-        else:
-            kube_config.load_incluster_config(client_configuration=configuration)
+        try:
+            if kubeconfig:
+                _check_exists(kubeconfig)
+                await kube_config.load_kube_config(
+                    config_file=kubeconfig, context=context, client_configuration=configuration
+                )
+            else:
+                kube_config.load_incluster_config(client_configuration=configuration)
+        except _UNREADABLE as error:
+            raise UnreachableError(_no_cluster(kubeconfig, error)) from error
         # aiohttp's own retries hide how long a call really takes; the queue repeats whole passes.
         configuration.retries = None
         return cls(kube.ApiClient(configuration))
@@ -115,18 +135,21 @@ class Cluster:
     async def create(self, body: JsonObject) -> JsonObject:
         """Create an object. Raises ConflictError when the name is taken."""
         path = self._path(body["kind"], None, body["metadata"].get("namespace"))
-        return await self._request("post", path, body=body, field_manager=OPERATOR)
+        return await self._request(
+            "post", path, body=body, field_manager=OPERATOR, query_params=[*_STRICT]
+        )
 
-    async def apply(self, body: JsonObject) -> JsonObject:
-        """Server-side apply of a child as the only field manager of the fields in it."""
+    async def apply(self, body: JsonObject, manager: str = OPERATOR) -> JsonObject:
+        """Server-side apply of a child: `manager` then owns every field in it."""
         meta = body["metadata"]
         return await self._request(
             "patch",
             self._path(body["kind"], meta["name"], meta.get("namespace")),
             body=body,
             content_type="application/apply-patch+yaml",
-            field_manager=OPERATOR,
+            field_manager=manager,
             force_conflicts=True,
+            query_params=[*_STRICT],
         )
 
     async def merge(
@@ -206,6 +229,22 @@ class Cluster:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ClusterError(0, f"can't reach the API server: {error!r}") from error
         return response
+
+
+def _check_exists(kubeconfig: str) -> None:
+    # The loader itself prints the names of missing files, and goes on.
+    if not any(Path(name).expanduser().exists() for name in kubeconfig.split(os.pathsep)):
+        raise FileNotFoundError("there is no such file")
+
+
+def _no_cluster(kubeconfig: str | None, error: Exception) -> str:
+    detail = " ".join(str(error).split())
+    if kubeconfig:
+        return f"--kubeconfig {kubeconfig} can't be used ({detail}): name a kubeconfig file"
+    return (
+        f"there is no cluster to work in ({detail}): run it in a pod with a service account, "
+        "or name a file with --kubeconfig"
+    )
 
 
 def _resource(kind: Kind, dynamic: DynamicClient) -> Resource:

@@ -9,7 +9,6 @@ import structlog
 
 from tandem_operator.facts.worker import WorkerFigures, WorkerState
 from tandem_operator.names import worker
-from tandem_operator.names.pods import PORT_ROUTER_HTTP, PORT_WORKER_HTTP
 from tandem_operator.names.router import ROUTE_METRICS
 
 STATE_SECONDS: Final = 3.0
@@ -31,30 +30,23 @@ class ProbeAnswer:
 
 
 class WorkerClient:
-    """Calls workers and routers by their pod's IP; close it at the end.
+    """Calls workers and routers by their pod's IP and http port; close it at the end.
 
     A pod that doesn't answer is not an error: the methods return None, False or an answer with the
     error.
     """
 
-    def __init__(
-        self,
-        worker_port: int = PORT_WORKER_HTTP,
-        router_port: int = PORT_ROUTER_HTTP,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
+    def __init__(self, transport: httpx.AsyncBaseTransport | None = None) -> None:
         # They are pods: never by way of a proxy that the environment names.
         self._client = httpx.AsyncClient(trust_env=False, transport=transport)
-        self._worker_port = worker_port
-        self._router_port = router_port
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
-    async def state(self, ip: str, seconds: float = STATE_SECONDS) -> WorkerState | None:
+    async def state(self, ip: str, port: int, seconds: float = STATE_SECONDS) -> WorkerState | None:
         """The worker's state, or None when it doesn't answer within `seconds`."""
-        url = _url(ip, self._worker_port, worker.ROUTE_STATE)
+        url = _url(ip, port, worker.ROUTE_STATE)
         try:
             response = await self._client.get(url, timeout=seconds)
             response.raise_for_status()
@@ -63,9 +55,9 @@ class WorkerClient:
             log.info("worker does not report its state", ip=ip, error=repr(error))
             return None
 
-    async def metrics(self, ip: str) -> str | None:
+    async def metrics(self, ip: str, port: int) -> str | None:
         """A router's metrics as Prometheus text, or None when it doesn't answer."""
-        url = _url(ip, self._router_port, ROUTE_METRICS)
+        url = _url(ip, port, ROUTE_METRICS)
         try:
             response = await self._client.get(url, timeout=SCRAPE_SECONDS)
             response.raise_for_status()
@@ -74,20 +66,22 @@ class WorkerClient:
             log.info("router does not report its metrics", ip=ip, error=repr(error))
             return None
 
-    async def admin(self, ip: str, action: str, token: str, body: Mapping[str, Any]) -> bool:
+    async def admin(
+        self, ip: str, port: int, action: str, token: str, body: Mapping[str, Any]
+    ) -> bool:
         """Make a worker drain or undrain. Returns whether it did."""
         try:
-            response = await self._post(ip, action, token, body, CALL_SECONDS)
+            response = await self._post(ip, port, action, token, body, CALL_SECONDS)
             response.raise_for_status()
         except httpx.HTTPError as error:
             log.warning("worker call failed", action=action, ip=ip, error=repr(error))
             return False
         return True
 
-    async def probe(self, ip: str, token: str, body: Mapping[str, Any]) -> ProbeAnswer:
+    async def probe(self, ip: str, port: int, token: str, body: Mapping[str, Any]) -> ProbeAnswer:
         """Make one worker fetch KV from another. A failure is an answer too."""
         try:
-            response = await self._post(ip, worker.ACTION_PROBE, token, body, PROBE_SECONDS)
+            response = await self._post(ip, port, worker.ACTION_PROBE, token, body, PROBE_SECONDS)
             answer = _object(response)
             error = str(answer.get("error") or "")
             if response.is_error and not error:
@@ -102,10 +96,10 @@ class WorkerClient:
             return ProbeAnswer(error=repr(failure))
 
     async def _post(
-        self, ip: str, action: str, token: str, body: Mapping[str, Any], seconds: float
+        self, ip: str, port: int, action: str, token: str, body: Mapping[str, Any], seconds: float
     ) -> httpx.Response:
         return await self._client.post(
-            _url(ip, self._worker_port, f"{worker.ROUTE_ADMIN}/{action}"),
+            _url(ip, port, f"{worker.ROUTE_ADMIN}/{action}"),
             json=dict(body),
             headers={"Authorization": f"Bearer {token}"},
             timeout=seconds,

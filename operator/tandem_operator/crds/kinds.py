@@ -150,6 +150,7 @@ INFERENCE_SERVICE = Kind(
         _AGE,
         Column("URL", "string", ".status.url", "Where clients reach the service.", priority=1),
         Column("Revision", "string", ".status.revision", "Revision that serves.", priority=1),
+        Column("Operator", "string", ".status.operator", "Lease of who serves this.", priority=1),
     ),
     root_rules=ROOT_RULES,
 )

@@ -1,46 +1,52 @@
 """Carries a plan out. Every step is tried, and the status is written even if one failed."""
 
 import asyncio
-import hashlib
-import json
-import time
 from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
 
+from tandem_operator.clients.children import Children
 from tandem_operator.clients.cluster import Cluster, JsonObject
 from tandem_operator.clients.workers import WorkerClient
-from tandem_operator.errors import ClusterError, ConflictError, MissingError, NotOwnedError
+from tandem_operator.errors import (
+    ClusterError,
+    ConflictError,
+    MissingError,
+    NotOwnedError,
+    RefusedFieldError,
+)
+from tandem_operator.execute.child_writer import ChildWriter, explain
 from tandem_operator.execute.events import Events
 from tandem_operator.facts.observed import Observed
 from tandem_operator.facts.worker import ProbeResult
 from tandem_operator.names.objects import (
     AUTOSCALING_POLICY,
-    FINALIZER,
+    FORMER_FINALIZER,
     INFERENCE_SERVICE,
+    SCALE_HOLDER,
     WORKER_POOL,
 )
 from tandem_operator.names.worker import ACTION_PROBE
 from tandem_operator.plan import Deletion, EngineCall, Note, Plan, PodMark
-from tandem_operator.plan.steps import PolicyTargets
+from tandem_operator.plan.steps import Adoption, PolicyTargets
 
-REAPPLY_SECONDS: Final = 30.0
-"""An unchanged child is applied again after this time, which repairs what others changed."""
 MAX_PARALLEL: Final = 16
 
 log = structlog.get_logger("tandem.execute")
 
 
 class Executor:
-    """Writes to the API server and calls workers. Keeps what it last applied, to apply less."""
+    """Writes to the API server and calls workers."""
 
-    def __init__(self, cluster: Cluster, workers: WorkerClient, events: Events) -> None:
+    def __init__(
+        self, cluster: Cluster, workers: WorkerClient, events: Events, children: Children
+    ) -> None:
         self._cluster = cluster
         self._workers = workers
         self._events = events
-        self._applied: dict[tuple[str, str, str], tuple[str, float]] = {}
+        self._writer = ChildWriter(cluster, children)
         self._limit = asyncio.Semaphore(MAX_PARALLEL)
 
     async def execute(self, plan: Plan, observed: Observed) -> ProbeResult | None:
@@ -52,17 +58,14 @@ class Executor:
         probe: ProbeResult | None = None
         for policy in plan.policy_status:
             await self._policy_status(policy, observed)
-        if plan.finalizer != "keep":
-            await self._finalizer(plan, observed)
-            if plan.finalizer == "remove":
-                return None
-        # A role can be granted only once it exists.
-        grants = [child for child in plan.apply if child["kind"] == "RoleBinding"]
-        others = [child for child in plan.apply if child["kind"] != "RoleBinding"]
-        await self._all((self._apply(child, observed) for child in others), errors)
-        await self._all((self._apply(child, observed) for child in grants), errors)
+        if plan.claim:
+            await self._claim(plan.claim, observed)
+        if plan.drop_finalizer:
+            await self._drop_finalizer(observed)
+        await self._children(plan, observed, errors)
+        await self._all((self._adopt(pod, observed) for pod in plan.adopt), errors)
         refused: dict[str, str] = {}
-        await self._all((self._create(pod, refused) for pod in plan.create), errors)
+        await self._all((self._create(pod, observed, refused) for pod in plan.create), errors)
         await self._all((self._mark(mark, observed) for mark in plan.mark), errors)
         for call in plan.engine_calls:
             if call.action == ACTION_PROBE:
@@ -80,9 +83,16 @@ class Executor:
             raise errors[0]
         return probe
 
-    def forget(self, kind: str, namespace: str, name: str) -> None:
-        """Apply a child again in the next pass, because someone deleted it."""
-        self._applied.pop((kind, namespace, name), None)
+    async def _children(self, plan: Plan, observed: Observed, errors: list[Exception]) -> None:
+        write = self._writer
+        given = (write.apply(child, observed, SCALE_HOLDER) for child in plan.hand_over)
+        await self._all(given, errors)
+        # A role can be granted only once it exists.
+        grants = [child for child in plan.apply if child["kind"] == "RoleBinding"]
+        others = [child for child in plan.apply if child["kind"] != "RoleBinding"]
+        await self._all((write.apply(child, observed) for child in others), errors)
+        await self._all((write.apply(child, observed) for child in grants), errors)
+        await self._all((write.remove(item, observed) for item in plan.remove), errors)
 
     async def _all(self, steps: Any, errors: list[Exception]) -> None:
         async def limited(step: Awaitable[None]) -> None:
@@ -94,45 +104,18 @@ class Executor:
     async def _try(self, step: Awaitable[None], errors: list[Exception]) -> None:
         try:
             await step
-        except (ClusterError, NotOwnedError) as error:
+        except (ClusterError, NotOwnedError, RefusedFieldError) as error:
             log.warning("step failed", error=str(error))
             errors.append(error)
 
-    async def _apply(self, child: JsonObject, observed: Observed) -> None:
-        meta = child["metadata"]
-        key = (child["kind"], meta["namespace"], meta["name"])
-        digest = hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()
-        seen, at = self._applied.get(key, ("", 0.0))
-        if seen == digest and time.monotonic() - at < REAPPLY_SECONDS:
-            return
-        await self._refuse_foreign(child, observed)
+    async def _adopt(self, pod: Adoption, observed: Observed) -> None:
+        body = {"metadata": {"uid": pod.uid, "ownerReferences": [dict(pod.owner)]}}
         try:
-            await self._cluster.apply(child)
-        except MissingError:
-            # The API server answers so now and then when it creates by apply; the second try works.
-            await self._cluster.apply(child)
-        self._applied[key] = (digest, time.monotonic())
+            await self._cluster.merge("Pod", pod.name, observed.namespace, body)
+        except (MissingError, ConflictError):
+            log.info("pod to adopt is gone", pod=pod.name)
 
-    async def _refuse_foreign(self, child: JsonObject, observed: Observed) -> None:
-        meta = child["metadata"]
-        try:
-            found = await self._cluster.get(child["kind"], meta["name"], meta["namespace"])
-        except MissingError:
-            return
-        owners = found["metadata"].get("ownerReferences", [])
-        if any(owner["uid"] == observed.uid for owner in owners):
-            return
-        if any(_is_predecessor(owner, observed) for owner in owners):
-            # The service was deleted and created again before its old children were collected.
-            uid = found["metadata"]["uid"]
-            await self._cluster.delete(child["kind"], meta["name"], meta["namespace"], uid=uid)
-            return
-        raise NotOwnedError(
-            f"{child['kind']} {meta['name']} exists and does not belong to {observed.name}:"
-            " remove or rename it"
-        )
-
-    async def _create(self, pod: JsonObject, refused: dict[str, str]) -> None:
+    async def _create(self, pod: JsonObject, observed: Observed, refused: dict[str, str]) -> None:
         """Create a pod. If the API server refuses it, `refused` says why, by the pod's name."""
         name = pod["metadata"]["name"]
         try:
@@ -141,8 +124,9 @@ class Executor:
             # The name is ours by its hash; an earlier pass made it and we looked too early.
             log.info("pod exists already", pod=name)
         except ClusterError as error:
-            refused[name] = f"worker {name} was not created: {error}"
-            raise
+            told = explain(error, pod, observed)
+            refused[name] = f"worker {name} was not created: {told}"
+            raise told from error
 
     async def _mark(self, mark: PodMark, observed: Observed) -> None:
         body = {"metadata": {"uid": mark.uid, "annotations": dict(mark.annotations)}}
@@ -152,10 +136,10 @@ class Executor:
             log.info("pod to mark is gone", pod=mark.name)
 
     async def _call(self, call: EngineCall) -> None:
-        await self._workers.admin(call.ip, call.action, call.token, call.body)
+        await self._workers.admin(call.ip, call.port, call.action, call.token, call.body)
 
     async def _probe(self, call: EngineCall) -> ProbeResult:
-        answer = await self._workers.probe(call.ip, call.token, call.body)
+        answer = await self._workers.probe(call.ip, call.port, call.token, call.body)
         return ProbeResult(
             revision=call.revision,
             decode=call.pod,
@@ -192,15 +176,19 @@ class Executor:
                 INFERENCE_SERVICE, observed.name, observed.namespace, old, plan.status
             )
 
-    async def _policy_status(self, policy: PolicyTargets, observed: Observed) -> None:
+    async def write_policy_status(self, policy: PolicyTargets, namespace: str) -> None:
+        """Write the status of a policy. Raises ConflictError if another service wrote first."""
         body = {
             "metadata": {"resourceVersion": policy.resource_version},
             "status": {"targets": [target.to_manifest() for target in policy.targets]},
         }
+        await self._cluster.merge(
+            AUTOSCALING_POLICY, policy.name, namespace, body, subresource="status"
+        )
+
+    async def _policy_status(self, policy: PolicyTargets, observed: Observed) -> None:
         try:
-            await self._cluster.merge(
-                AUTOSCALING_POLICY, policy.name, observed.namespace, body, subresource="status"
-            )
+            await self.write_policy_status(policy, observed.namespace)
         except ClusterError as error:
             # Another service wrote first, or the policy is gone; the next tick makes it good.
             log.info("policy status was not written", policy=policy.name, error=str(error))
@@ -214,7 +202,17 @@ class Executor:
         except MissingError:
             log.info("object is gone, no status to write", kind=kind, name=name)
 
-    async def _finalizer(self, plan: Plan, observed: Observed) -> None:
+    async def _claim(self, operator: str, observed: Observed) -> None:
+        """Take a service. Raises ConflictError if it changed since it was read, by a claim say."""
+        body = {
+            "metadata": {"resourceVersion": observed.resource_version},
+            "status": {"operator": operator},
+        }
+        name, namespace = observed.name, observed.namespace
+        await self._cluster.merge(INFERENCE_SERVICE, name, namespace, body, subresource="status")
+        log.info("serving", service=name, namespace=namespace, before=observed.ownership.holder)
+
+    async def _drop_finalizer(self, observed: Observed) -> None:
         try:
             service = await self._cluster.get(INFERENCE_SERVICE, observed.name, observed.namespace)
         except MissingError:
@@ -222,14 +220,9 @@ class Executor:
         meta = service["metadata"]
         if meta["uid"] != observed.uid:
             return
-        kept = [item for item in meta.get("finalizers", []) if item != FINALIZER]
-        wanted = [*kept, FINALIZER] if plan.finalizer == "add" else kept
-        body = {"metadata": {"finalizers": wanted, "resourceVersion": meta["resourceVersion"]}}
+        kept = [item for item in meta.get("finalizers", []) if item != FORMER_FINALIZER]
+        body = {"metadata": {"finalizers": kept, "resourceVersion": meta["resourceVersion"]}}
         await self._cluster.merge(INFERENCE_SERVICE, observed.name, observed.namespace, body)
-
-
-def _is_predecessor(owner: JsonObject, observed: Observed) -> bool:
-    return owner.get("kind") == INFERENCE_SERVICE and owner.get("name") == observed.name
 
 
 def _with_removals(old: Any, new: Any) -> dict[str, Any]:

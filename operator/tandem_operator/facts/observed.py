@@ -6,9 +6,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import Enum
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
+from tandem_operator.facts.child import ChildView
 from tandem_operator.facts.scaling import Scaling
 from tandem_operator.facts.worker import ProbeResult, WorkerPod
 from tandem_operator.pair import Pair, Role
@@ -32,13 +34,20 @@ class PoolView:
 
 @dataclass(frozen=True)
 class RouterView:
-    """The router Deployment and its state."""
+    """The router Deployment and its state.
+
+    `held` says that only the operator has set `wanted`: if the operator leaves the number out of
+    what it applies, the API server puts it back to 1.
+    """
 
     revision: str
     replicas: int
     ready: int
     rolled_out: bool  # all router pods have the latest template and are ready; no others are left
     message: str = ""
+    wanted: int = 1
+    held: bool = False
+    resource_version: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class PodAddress:
 
     uid: str
     ip: str
+    port: int
 
 
 @dataclass(frozen=True)
@@ -69,10 +79,34 @@ class NodeView:
 
 @dataclass(frozen=True)
 class Images:
-    """What runs when the service names no image."""
+    """What runs when the service names no image, and when the kubelet pulls it.
+
+    An empty pull policy leaves the choice to Kubernetes.
+    """
 
     router: str
     engine: str
+    router_pull_policy: str = ""
+    engine_pull_policy: str = ""
+
+
+class Claim(Enum):
+    """Whose a service is, by its `status.operator`."""
+
+    MINE = "mine"
+    FREE = "free"  # nobody's, or that of an operator that is gone: this operator may take it
+    OTHERS = "others"
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """Who serves a service. `me` and `holder` are names of Leases, like `namespace/name`."""
+
+    claim: Claim
+    me: str
+    holder: str = ""
+    why: str = ""  # why the claim of another operator stands, or doesn't
+    told: bool = False  # whether an earlier pass of this process said so
 
 
 @dataclass(frozen=True)
@@ -87,18 +121,30 @@ class Observed:
     spec_error: str = ""
     status: InferenceServiceStatus = field(default_factory=InferenceServiceStatus)
     deleting_since: datetime | None = None
-    has_finalizer: bool = False
+    has_former_finalizer: bool = False
+    resource_version: str = ""
+    ownership: Ownership = Ownership(Claim.MINE, "")
     pools: Pair[PoolView | None] = Pair(None, None)
     pods: tuple[WorkerPod, ...] = ()
     router: RouterView | None = None
     router_pods: tuple[PodAddress, ...] = ()
     router_troubles: tuple[RouterTrouble, ...] = ()
+    recorded: Pair[WorkerPod | None] = Pair(None, None)  # what the routed revision's workers are
+    children: tuple[ChildView, ...] = ()  # what has the service's label, whoever owns it
     nodes: tuple[NodeView, ...] | None = None  # None: not allowed to read nodes
     probe: ProbeResult | None = None
     last_error: str = ""  # what went wrong in the last pass
+    last_reason: str = "StepFailed"  # the same in one PascalCase word
     scaling: Scaling = field(default_factory=Scaling)
     images: Images = Images("", "")
     entropy: str = ""  # fresh randomness for the admin tokens of new pods
+
+    def owns(self, kind: str, name: str) -> bool:
+        """Whether there is such a child, and it is the service's own."""
+        return any(
+            (child.kind, child.name) == (kind, name) and self.uid in child.owners
+            for child in self.children
+        )
 
     def pods_of(self, role: Role) -> tuple[WorkerPod, ...]:
         """The pods of one role, oldest first."""

@@ -42,6 +42,19 @@ class DecodeSignals:
 
 
 @dataclass(frozen=True)
+class ClassSignals:
+    """What the routers measured of one SLO class, at the percentile of the class.
+
+    Each figure is None when no request of the class ended in the window.
+    """
+
+    name: str
+    ttft_seconds: float | None = None
+    tbt_seconds: float | None = None
+    attained_percent: float | None = None
+
+
+@dataclass(frozen=True)
 class Signals:
     """The signals of one reading.
 
@@ -62,6 +75,7 @@ class Signals:
     wanted: bool = False
     prefill: PrefillSignals = PrefillSignals()
     decode: DecodeSignals = DecodeSignals()
+    classes: tuple[ClassSignals, ...] = ()
 
     @property
     def idle(self) -> bool:

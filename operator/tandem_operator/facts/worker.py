@@ -5,8 +5,27 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from tandem_operator.names.pods import ENGINE_CONTAINER
+from tandem_operator.names.pods import (
+    ENGINE_CONTAINER,
+    PORT_WORKER_BOOTSTRAP,
+    PORT_WORKER_HTTP,
+    PORT_WORKER_WIRE,
+)
 from tandem_operator.pair import Role
+
+
+@dataclass(frozen=True)
+class WorkerPorts:
+    """The ports of one worker: health and admin, routers, and the hand-off's handshake."""
+
+    http: int = PORT_WORKER_HTTP
+    wire: int = PORT_WORKER_WIRE
+    bootstrap: int = PORT_WORKER_BOOTSTRAP
+
+    @property
+    def numbers(self) -> frozenset[int]:
+        """All of them."""
+        return frozenset({self.http, self.wire, self.bootstrap})
 
 
 @dataclass(frozen=True)
@@ -65,7 +84,7 @@ class WorkerPod:
     created: datetime
     node: str = ""
     ip: str = ""
-    bootstrap_port: int = 8998
+    ports: WorkerPorts = WorkerPorts()
     ready: bool = False
     ready_since: datetime | None = None
     deleting: bool = False
@@ -73,6 +92,7 @@ class WorkerPod:
     moving: bool = False
     cost: int = 0
     restarts: int = 0
+    orphan: bool = False  # its WorkerPool was deleted with --cascade=orphan
     started: bool = False
     served: bool = False  # it, or the worker that it was made like, has been ready
     trouble: str = ""  # why it is not ready: "ErrImagePull: …", "the container proxy ended …"

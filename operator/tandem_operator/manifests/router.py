@@ -4,10 +4,17 @@ import json
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec
+from tandem_operator.api.router import FIRST_ROUTERS
 from tandem_operator.facts.observed import Observed
+from tandem_operator.manifests.host_network import move_router
 from tandem_operator.manifests.pod_template import merge_template
-from tandem_operator.manifests.storage import build_storage
-from tandem_operator.manifests.worker import GRACE_AFTER_DRAIN_SECONDS, USER_ID
+from tandem_operator.manifests.storage import ROUTER_CACHES, build_storage, cache_env
+from tandem_operator.manifests.worker import (
+    CLAIM_SECURITY,
+    GRACE_AFTER_DRAIN_SECONDS,
+    USER_ID,
+    pull_policy,
+)
 from tandem_operator.names import router as flags
 from tandem_operator.names.labels import (
     LABEL_REVISION,
@@ -18,8 +25,6 @@ from tandem_operator.names.labels import (
 )
 from tandem_operator.names.objects import router_name, router_service_name
 from tandem_operator.names.pods import (
-    ENV_CACHE_DIR,
-    ENV_POD_IP,
     ENV_POD_NAME,
     PORT_NAME_HTTP,
     PORT_ROUTER_HTTP,
@@ -91,37 +96,65 @@ def _deployment(
     observed: Observed, spec: InferenceServiceSpec, revision: str, meta: dict[str, Any]
 ) -> dict[str, Any]:
     labels = {**meta["labels"], LABEL_REVISION: revision}
-    template = {
-        "metadata": {"labels": labels},
-        "spec": _pod_spec(observed, spec, revision),
-    }
+    template = merge_template(
+        {"metadata": {"labels": labels}, "spec": _pod_spec(observed, spec, revision)},
+        spec.router.pod_template,
+    )
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {"name": router_name(observed.name), **meta, "labels": labels},
         "spec": {
-            "replicas": spec.router.replicas,
+            **_replicas(observed, spec),
             "selector": {"matchLabels": {LABEL_SERVICE: observed.name, LABEL_ROLE: ROUTER}},
             "strategy": {
                 "type": "RollingUpdate",
                 "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
             },
             "revisionHistoryLimit": spec.revision_history_limit,
-            "template": merge_template(template, spec.router.pod_template),
+            "template": move_router(template, observed.namespace, observed.name),
         },
     }
 
 
+def _replicas(observed: Observed, spec: InferenceServiceSpec) -> dict[str, int]:
+    """The number of routers, as long as it is the operator's: in the spec, or the first one."""
+    if spec.router.replicas is not None:
+        return {"replicas": spec.router.replicas}
+    return {"replicas": FIRST_ROUTERS} if observed.router is None else {}
+
+
+def build_scale_holder(observed: Observed, spec: InferenceServiceSpec) -> dict[str, Any] | None:
+    """The routers' present number, to be applied as SCALE_HOLDER; None when it isn't needed.
+
+    A field that its only manager stops applying goes back to its default, which is one router. So
+    before the operator leaves the number to a scaler, another manager has to hold it.
+    """
+    router = observed.router
+    if spec.router.replicas is not None or router is None or not router.held:
+        return None
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": router_name(observed.name),
+            "namespace": observed.namespace,
+            # A scaler that wrote in the meantime wins: the API server refuses this then.
+            "resourceVersion": router.resource_version,
+        },
+        "spec": {"replicas": router.wanted},
+    }
+
+
 def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> dict[str, Any]:
-    storage = build_storage(spec.model)
+    storage = build_storage(spec.model, weights=False)
     volumes, mounts = list(storage.volumes), list(storage.mounts)
+    cache = cache_env(ROUTER_CACHES)
     env = [
         {"name": ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-        {"name": ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        *({"name": name, "value": value} for name, value in cache.items()),
         *storage.env,
     ]
-    if storage.cache_dir:
-        env.append({"name": ENV_CACHE_DIR, "value": storage.cache_dir})
     if spec.router.api_keys_secret_name:
         secret = {"secretName": spec.router.api_keys_secret_name}
         volumes.append({"name": "api-keys", "secret": secret})
@@ -129,6 +162,7 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
     container: dict[str, Any] = {
         "name": ROUTER_CONTAINER,
         "image": observed.images.router,
+        **pull_policy(observed.images.router_pull_policy),
         "args": router_args(observed, spec, revision, storage.uri),
         "ports": [{"name": PORT_NAME_HTTP, "containerPort": PORT_ROUTER_HTTP, "protocol": "TCP"}],
         "env": env,
@@ -150,20 +184,26 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
             "capabilities": {"drop": ["ALL"]},
         },
     }
-    return {
+    security: dict[str, Any] = {
+        "runAsNonRoot": True,
+        "runAsUser": USER_ID,
+        "runAsGroup": USER_ID,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    if storage.writes_claim:
+        security |= CLAIM_SECURITY
+    pod: dict[str, Any] = {
         "serviceAccountName": router_name(observed.name),
         "automountServiceAccountToken": True,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": spec.rollout.drain_seconds + GRACE_AFTER_DRAIN_SECONDS,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER_ID,
-            "runAsGroup": USER_ID,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": security,
         "containers": [container],
         "volumes": volumes,
     }
+    if spec.image_pull_secrets:
+        pod["imagePullSecrets"] = [item.to_manifest() for item in spec.image_pull_secrets]
+    return pod
 
 
 def router_args(

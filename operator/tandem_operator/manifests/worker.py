@@ -10,14 +10,14 @@ from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.api.kv_transfer import TransferBackend
 from tandem_operator.api.pool import Pool
 from tandem_operator.api.quantity import parse_quantity
-from tandem_operator.facts.observed import Observed
-from tandem_operator.facts.worker import WorkerPod
+from tandem_operator.facts.observed import Observed, PoolView
+from tandem_operator.facts.worker import WorkerPod, WorkerPorts
+from tandem_operator.manifests.host_network import move_worker, port_annotations
 from tandem_operator.manifests.pod_template import merge_template
-from tandem_operator.manifests.storage import ModelStorage, build_storage
+from tandem_operator.manifests.storage import WORKER_CACHES, ModelStorage, build_storage, cache_env
 from tandem_operator.manifests.wiring import PodWiring, Wiring, build_wiring
 from tandem_operator.names import worker as flags
 from tandem_operator.names.annotations import (
-    ANNOTATION_BOOTSTRAP_PORT,
     ANNOTATION_DRAINING,
     ANNOTATION_MOVING,
     ANNOTATION_RESTARTS,
@@ -52,13 +52,17 @@ _KEPT_METADATA: Final = ("namespace", "labels", "annotations", "ownerReferences"
 _FILLED_IN: Final = ("nodeName", "priority", "preemptionPolicy", "overhead", "ephemeralContainers")
 USER_ID: Final = 65532
 """The user that the images run as."""
+CLAIM_SECURITY: Final = {"fsGroup": USER_ID, "fsGroupChangePolicy": "OnRootMismatch"}
+"""Lets that user write to a claim. The default policy, Always, would walk over every file of a
+model cache at every start of a pod."""
 
 
 @dataclass(frozen=True)
 class Blueprint:
     """What distinguishes one worker from the others of its service.
 
-    `restarts` is how many workers in a row failed in its place.
+    `restarts` is how many workers in a row failed in its place. `taken_ports` are those of other
+    workers, for one on its node's network.
     """
 
     role: Role
@@ -66,6 +70,7 @@ class Blueprint:
     revision: str
     wiring: Wiring
     restarts: int = 0
+    taken_ports: frozenset[int] = frozenset()
 
     @property
     def group(self) -> str:
@@ -92,31 +97,39 @@ def build_worker_pod(
             "namespace": observed.namespace,
             "labels": labels | {LABEL_WORKER: "true"},
             "annotations": {
-                ANNOTATION_BOOTSTRAP_PORT: str(spec.kv_transfer.bootstrap_port),
+                **port_annotations(WorkerPorts(bootstrap=spec.kv_transfer.bootstrap_port)),
                 ANNOTATION_RESTARTS: str(worker.restarts),
             },
-            "ownerReferences": [
-                {
-                    "apiVersion": API_VERSION,
-                    "kind": WORKER_POOL,
-                    "name": pool.name,
-                    "uid": pool.uid,
-                    "controller": True,
-                    "blockOwnerDeletion": True,
-                }
-            ],
+            "ownerReferences": [build_pool_owner(pool)],
         },
         "spec": _pod_spec(observed, spec, worker),
     }
-    return merge_template(pod, spec.pool(worker.role).pod_template)
+    merged = merge_template(pod, spec.pool(worker.role).pod_template)
+    return move_worker(merged, worker.taken_ports)
+
+
+def build_pool_owner(pool: PoolView) -> dict[str, Any]:
+    """The owner reference by which workers are deleted with their pool."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": WORKER_POOL,
+        "name": pool.name,
+        "uid": pool.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
 
 
 def build_worker_like(
-    observed: Observed, worker: WorkerPod, name: str, restarts: int
+    observed: Observed,
+    worker: WorkerPod,
+    name: str,
+    restarts: int,
+    taken_ports: frozenset[int] = frozenset(),
 ) -> dict[str, Any]:
     """A pod that runs what `worker` runs, for a revision that the spec no longer describes.
 
-    It has another name and an admin token of its own.
+    It has another name, an admin token of its own, and on its node's network ports of its own.
     """
     pod = deepcopy(dict(worker.manifest))
     metadata = {key: pod["metadata"][key] for key in _KEPT_METADATA if key in pod["metadata"]}
@@ -126,18 +139,23 @@ def build_worker_like(
     annotations[ANNOTATION_RESTARTS] = str(restarts)
     if worker.served:
         annotations[ANNOTATION_SERVED] = "true"
+    pool = observed.pools.of(worker.role)
+    assert pool is not None, "a worker is made only for a pool that exists"
+    # That of the other worker may be gone, if it was an orphan.
+    metadata["ownerReferences"] = [build_pool_owner(pool)]
     labels = {**metadata["labels"], LABEL_GROUP: name.rsplit("-", 1)[-1]}
     spec = {key: value for key, value in pod["spec"].items() if key not in _FILLED_IN}
     for container in spec["containers"]:
         for env in container.get("env") or []:
             if env["name"] == ENV_ADMIN_TOKEN:
                 env["value"] = admin_token(observed.entropy, name)
-    return {
+    copy = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {**metadata, "name": name, "labels": labels, "annotations": annotations},
         "spec": spec,
     }
+    return move_worker(copy, taken_ports)
 
 
 def admin_token(entropy: str, pod_name: str) -> str:
@@ -154,10 +172,13 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, worker: Blueprint)
     parts = build_wiring(worker.wiring, spec.rdma, pool.gpus_per_pod)
     storage = build_storage(spec.model)
     image = spec.engine.image or observed.images.engine
+    # A service's own image is pulled as Kubernetes chooses, or as its podTemplate says.
+    pulled = {} if spec.engine.image else pull_policy(observed.images.engine_pull_policy)
     volumes, mounts, shm_env = _shared_memory(spec, parts)
     container = {
         "name": ENGINE_CONTAINER,
         "image": image,
+        **pulled,
         "args": worker_args(observed.name, spec, worker, storage),
         "ports": [
             {"name": PORT_NAME_HTTP, "containerPort": PORT_WORKER_HTTP},
@@ -184,12 +205,19 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, worker: Blueprint)
         "containers": [container],
         "volumes": [*volumes, *storage.volumes],
     }
+    if spec.image_pull_secrets:
+        pod_spec["imagePullSecrets"] = [item.to_manifest() for item in spec.image_pull_secrets]
     if parts.check_memlock:
-        pod_spec["initContainers"] = [_memlock_check(image)]
+        pod_spec["initContainers"] = [{**_memlock_check(image), **pulled}]
     affinity = _fabric_affinity(observed.name, spec)
     if affinity:
         pod_spec["affinity"] = affinity
     return pod_spec
+
+
+def pull_policy(policy: str) -> dict[str, str]:
+    """The field of a container; none leaves the choice to Kubernetes."""
+    return {"imagePullPolicy": policy} if policy else {}
 
 
 def _probe(path: str, times: dict[str, int]) -> dict[str, Any]:
@@ -221,6 +249,7 @@ def worker_args(
         flags.FLAG_LOCAL_PREFILL_TOKENS: transfer.local_prefill_tokens,
         flags.FLAG_LEASE_SECONDS: transfer.lease_seconds,
         flags.FLAG_DRAIN_SECONDS: spec.rollout.drain_seconds,
+        flags.FLAG_CACHE_DIR: storage.cache_dir,
     }
     if pool.tensor_parallel > 1:
         values[flags.FLAG_TENSOR_PARALLEL] = pool.tensor_parallel
@@ -232,8 +261,6 @@ def worker_args(
         values[flags.FLAG_KV_MEMORY] = int(parse_quantity(options.kv_memory))
     if options.max_waiting is not None:
         values[flags.FLAG_MAX_WAITING] = options.max_waiting
-    if storage.cache_dir:
-        values[flags.FLAG_CACHE_DIR] = storage.cache_dir
     args = [item for key, value in values.items() for item in (f"--{key}", str(value))]
     args.append(f"--{flags.FLAG_CHECKSUM if transfer.checksum else flags.FLAG_NO_CHECKSUM}")
     if model.trust_remote_code:
@@ -250,7 +277,7 @@ def _env(
         _downward(ENV_NODE_NAME, "spec.nodeName"),
         {"name": ENV_ADMIN_TOKEN, "value": token},
     ]
-    plain = dict(extra)
+    plain = {**extra, **cache_env(WORKER_CACHES)}
     if spec.engine.options.num_threads is not None:
         plain["OMP_NUM_THREADS"] = str(spec.engine.options.num_threads)
     env.extend({"name": key, "value": value} for key, value in plain.items())
@@ -303,7 +330,7 @@ def _pod_security(parts: PodWiring, storage: ModelStorage) -> dict[str, Any]:
         # Added capabilities reach only root: Kubernetes has no ambient capabilities.
         security["runAsUser"] = 0
     if storage.writes_claim:
-        security["fsGroup"] = USER_ID
+        security |= CLAIM_SECURITY
     return security
 
 

@@ -1,6 +1,7 @@
 """The table of labels, and the sets of labels that the operator writes and selects by."""
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from tandem_operator.names.objects import GROUP, OPERATOR
 from tandem_operator.pair import Role
@@ -48,6 +49,12 @@ def common_labels(service: str, component: str) -> dict[str, str]:
     if component in {*Role, ROUTER}:
         labels[LABEL_ROLE] = str(component)
     return labels
+
+
+def was_made_for(service: str, metadata: Mapping[str, Any]) -> bool:
+    """Whether the operator made an object for a service, whoever owns it now."""
+    labels = metadata.get("labels") or {}
+    return labels.get(LABEL_MANAGED_BY) == OPERATOR and labels.get(LABEL_SERVICE) == service
 
 
 def selector(service: str, role: Role) -> str:

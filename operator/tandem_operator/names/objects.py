@@ -17,12 +17,16 @@ WORKER_POOL: Final = "WorkerPool"
 WORKER_POOLS: Final = "workerpools"
 AUTOSCALING_POLICY: Final = "AutoscalingPolicy"
 AUTOSCALING_POLICIES: Final = "autoscalingpolicies"
+CONTROLLER_REVISION: Final = "ControllerRevision"
 
 OPERATOR: Final = "tandem-operator"
 """The field manager of everything that the operator writes, and its default lease."""
-FINALIZER: Final = f"{GROUP}/finalizer"
+FORMER_FINALIZER: Final = f"{GROUP}/finalizer"
+"""Earlier versions put it on services; the operator takes it off, and never adds one (adr/0013)."""
+SCALE_HOLDER: Final = f"{OPERATOR}-scale"
+"""The field manager that keeps the routers' number when the operator leaves it to others."""
 KOPF_FINALIZER: Final = f"{GROUP}/kopf"
-"""kopf's own. kopf removes it from objects that need no handler, so ours has another name."""
+"""kopf's own, which is never added: kopf puts it only on objects that need a handler."""
 REPORTING_CONTROLLER: Final = f"{GROUP}/operator"
 """Who reports the operator's events."""
 STORAGE_PREFIX: Final = GROUP
@@ -51,6 +55,11 @@ def pool_name(service: str, role: Role) -> str:
     return f"{service}-{role}"
 
 
+def record_name(service: str, revision: str) -> str:
+    """The ControllerRevision that says what the workers of a revision are made of."""
+    return f"{service}-{revision}"
+
+
 def worker_pod_name(service: str, role: Role, group: str, rank: int = 0) -> str:
     """The pod of one rank of a worker; `group` is the worker's `stable_id`.
 
@@ -63,9 +72,15 @@ def worker_pod_name(service: str, role: Role, group: str, rank: int = 0) -> str:
 
 def stable_id(*parts: str | int) -> str:
     """Eight characters that depend only on `parts`, without vowels, so that they form no word."""
-    number = int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:8], "big")
+    number = stable_number(*parts)
     letters = []
     for _ in range(_ID_LENGTH):
         number, index = divmod(number, len(_ID_ALPHABET))
         letters.append(_ID_ALPHABET[index])
     return "".join(letters)
+
+
+def stable_number(*parts: str | int) -> int:
+    """A number of 64 bits that depends only on `parts`."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big")

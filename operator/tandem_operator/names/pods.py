@@ -11,6 +11,10 @@ PORT_ROUTER_HTTP: Final = 8000
 PORT_WORKER_HTTP: Final = 8100
 PORT_WORKER_WIRE: Final = 8101
 PORT_WORKER_BOOTSTRAP: Final = 8998
+NODE_PORTS_WORKER: Final = range(20000, 28000)
+NODE_PORTS_ROUTER: Final = range(28000, 30000)
+"""Where pods on their node's network get ports: below NodePorts (from 30000) and below what Linux
+gives to outgoing connections (from 32768)."""
 PORT_NAME_HTTP: Final = "http"
 PORT_NAME_WIRE: Final = "wire"
 PORT_NAME_BOOTSTRAP: Final = "bootstrap"

@@ -15,6 +15,7 @@ from tandem_operator.clients.workers import SCRAPE_SECONDS, WorkerClient
 from tandem_operator.facts.observed import PodAddress
 from tandem_operator.facts.signals import (
     WINDOW_SECONDS,
+    ClassSignals,
     DecodeSignals,
     PrefillSignals,
     Signals,
@@ -67,8 +68,17 @@ class Collector:
     _busy_at: float | None = None
     _last: Signals = field(default_factory=Signals)
 
-    async def read(self, routers: Pods, workers: Pair[Pods], latency: Latency) -> Signals:
-        """Ask every pod once. A reading counts as complete when all of them answered."""
+    async def read(
+        self,
+        routers: Pods,
+        workers: Pair[Pods],
+        latency: Latency,
+        classes: Sequence[Latency] = (),
+    ) -> Signals:
+        """Ask every pod once. A reading counts as complete when all of them answered.
+
+        `latency` is what scaling follows, `classes` what is shown of each SLO class.
+        """
         everyone = [*workers.prefill, *workers.decode]
         pages, answers = await asyncio.gather(
             asyncio.gather(*(self._scrape(pod) for pod in routers)),
@@ -89,11 +99,14 @@ class Collector:
         self._complete_at = now
         if self._unbroken_since is None:
             self._unbroken_since = now
-        self._last = self._signals(workers, latency, now)
+        self._last = replace(
+            self._signals(workers, latency, now),
+            classes=tuple(self._class_signals(of_class) for of_class in classes),
+        )
         return self._last
 
     async def _scrape(self, pod: PodAddress) -> Scrape | None:
-        text = await self.client.metrics(pod.ip)
+        text = await self.client.metrics(pod.ip, pod.port)
         if text is None:
             return None
         try:
@@ -102,7 +115,7 @@ class Collector:
             return None
 
     async def _ask(self, pod: PodAddress) -> _Answer | None:
-        state = await self.client.state(pod.ip, SCRAPE_SECONDS)
+        state = await self.client.state(pod.ip, pod.port, SCRAPE_SECONDS)
         if state is None or state.figures is None:
             return None
         return _Answer(self.clock(), state.figures)
@@ -121,12 +134,7 @@ class Collector:
     def _signals(self, workers: Pair[Pods], wanted: Latency, now: float) -> Signals:
         spans = self._spans
         seconds = max((last.at - first.at for first, last in spans), default=0.0)
-        of_class = {router.METRIC_LABEL_CLASS: wanted.slo_class} if wanted.slo_class else {}
-
-        def latency(name: str) -> float | None:
-            grown = (bucket_growth(name, first, last, **of_class) for first, last in spans)
-            return quantile(merge_buckets(grown), wanted.percentile)
-
+        measured = self._class_signals(wanted)
         inflight = sum(
             past[-1].total(router.METRIC_INFLIGHT) for past in self._routers.values() if past
         )
@@ -141,10 +149,25 @@ class Collector:
             requests_per_second=requests / seconds if seconds > 0 else 0.0,
             num_inflight=int(inflight),
             idle_seconds=now - self._busy_at,
-            attained_percent=_attained(spans, of_class),
+            attained_percent=measured.attained_percent,
             wanted=requests > 0 or inflight > 0,
-            prefill=_prefill_signals(past.prefill, latency(router.METRIC_TTFT)),
-            decode=_decode_signals(past.decode, latency(router.METRIC_TBT)),
+            prefill=_prefill_signals(past.prefill, measured.ttft_seconds),
+            decode=_decode_signals(past.decode, measured.tbt_seconds),
+        )
+
+    def _class_signals(self, wanted: Latency) -> ClassSignals:
+        spans = self._spans
+        of_class = {router.METRIC_LABEL_CLASS: wanted.slo_class} if wanted.slo_class else {}
+
+        def latency(name: str) -> float | None:
+            grown = (bucket_growth(name, first, last, **of_class) for first, last in spans)
+            return quantile(merge_buckets(grown), wanted.percentile)
+
+        return ClassSignals(
+            name=wanted.slo_class,
+            ttft_seconds=latency(router.METRIC_TTFT),
+            tbt_seconds=latency(router.METRIC_TBT),
+            attained_percent=_attained(spans, of_class),
         )
 
 

@@ -1,5 +1,7 @@
 """Reads API objects other than pods: the service, its pools, its routers' Deployment, nodes."""
 
+from dataclasses import replace
+
 from pydantic import ValidationError
 
 from tandem_operator.api.inference_service import InferenceServiceSpec
@@ -9,8 +11,8 @@ from tandem_operator.clients.cluster import JsonObject
 from tandem_operator.facts.observed import NodeView, PoolView, RouterView
 from tandem_operator.facts.worker import WorkerPod
 from tandem_operator.names.annotations import ANNOTATION_IGNORED_SCALE, ANNOTATION_SPEC_REPLICAS
-from tandem_operator.names.labels import LABEL_REVISION
-from tandem_operator.names.objects import pool_name
+from tandem_operator.names.labels import LABEL_MANAGED_BY, LABEL_REVISION
+from tandem_operator.names.objects import OPERATOR, pool_name
 from tandem_operator.observe.pod import read_pod
 from tandem_operator.pair import Pair, Role
 
@@ -42,7 +44,20 @@ def read_router(deployment: JsonObject) -> RouterView:
         ready=int(status.get("readyReplicas", 0)),
         rolled_out=rolled_out,
         message=message,
+        wanted=wanted,
+        held=_set_only_by_operator(meta.get("managedFields") or []),
+        resource_version=meta.get("resourceVersion", ""),
     )
+
+
+def _set_only_by_operator(entries: list[JsonObject]) -> bool:
+    """Whether the operator's own applies, and nobody else, have set spec.replicas."""
+    owners = [
+        (entry.get("manager"), entry.get("operation"))
+        for entry in entries
+        if "f:replicas" in entry.get("fieldsV1", {}).get("f:spec", {})
+    ]
+    return owners == [(OPERATOR, "Apply")]
 
 
 def read_spec(raw: JsonObject) -> tuple[InferenceServiceSpec | None, str]:
@@ -101,15 +116,42 @@ def _read_pool(pool: JsonObject) -> PoolView:
     )
 
 
-def read_workers(pods: list[JsonObject], pool_uids: set[str]) -> tuple[WorkerPod, ...]:
-    """The worker pods that the service's pools own, oldest first; other pods are ignored."""
+def read_workers(pods: list[JsonObject], pools: Pair[PoolView | None]) -> tuple[WorkerPod, ...]:
+    """The worker pods that the service's pools own or have to own again, oldest first.
+
+    A worker without any owner was left by a pool that was deleted with --cascade=orphan. Other
+    pods are ignored.
+    """
     mine = []
+    uids = {pool.uid for pool in pools if pool is not None}
     for pod in pods:
-        owners = {owner["uid"] for owner in pod["metadata"].get("ownerReferences", [])}
-        worker = read_pod(pod) if owners & pool_uids else None
-        if worker is not None:
+        worker = read_pod(pod)
+        if worker is None or pools.of(worker.role) is None:
+            continue
+        meta = pod["metadata"]
+        owners = {owner["uid"] for owner in meta.get("ownerReferences") or []}
+        if owners & uids:
             mine.append(worker)
+        elif not owners and meta["labels"].get(LABEL_MANAGED_BY) == OPERATOR:
+            mine.append(replace(worker, orphan=True))
     return tuple(sorted(mine, key=lambda pod: (pod.created, pod.name)))
+
+
+def read_record(record: JsonObject, pools: Pair[PoolView | None]) -> Pair[WorkerPod | None]:
+    """The workers of a revision that has served, as new ones are to be made; without names."""
+
+    def read(role: Role) -> WorkerPod | None:
+        pod, pool = (record.get("data") or {}).get(str(role)), pools.of(role)
+        if pod is None or pool is None:
+            return None
+        # The pool may be another one than when the revision was recorded.
+        owners = [{**owner, "uid": pool.uid} for owner in pod["metadata"]["ownerReferences"]]
+        uid = record["metadata"]["uid"]
+        made = {**pod, "metadata": {**pod["metadata"], "uid": uid, "ownerReferences": owners}}
+        worker = read_pod(made)
+        return replace(worker, served=True) if worker is not None else None
+
+    return Pair.build(read)
 
 
 def read_node(node: JsonObject) -> NodeView:

@@ -11,17 +11,35 @@ import structlog
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
 from tandem_operator.api.rdma import RdmaMode
+from tandem_operator.clients.children import Children
 from tandem_operator.clients.cluster import Cluster, JsonObject
 from tandem_operator.clients.workers import WorkerClient
-from tandem_operator.errors import ClusterError, MissingError
-from tandem_operator.facts.observed import Images, NodeView, Observed, PoolView, RouterView
-from tandem_operator.facts.scaling import ScalingMemory
+from tandem_operator.errors import ClusterError, MissingError, OperatorError
+from tandem_operator.facts.observed import (
+    Claim,
+    Images,
+    NodeView,
+    Observed,
+    Ownership,
+    PoolView,
+    RouterView,
+)
+from tandem_operator.facts.scaling import PolicyView, ScalingMemory
 from tandem_operator.facts.worker import ProbeResult, WorkerPod
 from tandem_operator.names.labels import LABEL_SERVICE
-from tandem_operator.names.objects import FINALIZER, INFERENCE_SERVICE, WORKER_POOL, router_name
+from tandem_operator.names.objects import (
+    CONTROLLER_REVISION,
+    FORMER_FINALIZER,
+    INFERENCE_SERVICE,
+    WORKER_POOL,
+    record_name,
+    router_name,
+)
+from tandem_operator.observe.claims import ClaimReader
 from tandem_operator.observe.objects import (
     read_node,
     read_pools,
+    read_record,
     read_router,
     read_spec,
     read_status,
@@ -35,7 +53,7 @@ from tandem_operator.observe.pod import (
     with_warning,
 )
 from tandem_operator.observe.scaling import ScalingObserver
-from tandem_operator.pair import Pair
+from tandem_operator.pair import Pair, Role
 
 LOG_LINES = 30
 WAITING_LIMIT = timedelta(seconds=15)
@@ -53,26 +71,52 @@ class Observer:
         cluster: Cluster,
         workers: WorkerClient,
         images: Images,
+        claims: ClaimReader,
+        children: Children,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
+        self._claims = claims
+        self._uids: dict[tuple[str, str], str] = {}
         self._workers = workers
         self._images = images
+        self._children = children
         self._scaling = ScalingObserver(cluster, workers, clock)
 
     def remember(self, observed: Observed, memory: ScalingMemory | None) -> None:
         """Keep what the plan for these facts hands on to the next pass; None: nothing."""
         self._scaling.remember(observed.uid, memory)
 
+    async def left_policy(self, namespace: str, name: str) -> PolicyView | None:
+        """The policy that still lists a service that is gone."""
+        return await self._scaling.left_policy(namespace, self._uids.get((namespace, name), ""))
+
+    def forget(self, namespace: str, name: str) -> None:
+        """Forget a service that is gone."""
+        uid = self._uids.pop((namespace, name), "")
+        self._scaling.remember(uid, None)
+        self._claims.forget(uid)
+
     async def observe(
-        self, namespace: str, name: str, probe: ProbeResult | None = None, last_error: str = ""
+        self,
+        namespace: str,
+        name: str,
+        probe: ProbeResult | None = None,
+        last_error: OperatorError | None = None,
     ) -> Observed:
         """All facts about a service. Raises MissingError when there is no such service.
 
         `probe` is the last one, `last_error` what went wrong in the last pass.
         """
-        raw, pods, pools, router = await asyncio.gather(
-            self._cluster.get(INFERENCE_SERVICE, name, namespace),
+        raw = await self._cluster.get(INFERENCE_SERVICE, name, namespace)
+        uid = raw["metadata"]["uid"]
+        if self._uids.get((namespace, name), uid) != uid:
+            self.forget(namespace, name)
+        self._uids[namespace, name] = uid
+        ownership = await self._claims.read(uid, (raw.get("status") or {}).get("operator") or "")
+        if ownership.claim is not Claim.MINE:
+            return _not_mine(raw, ownership)
+        pods, pools, router = await asyncio.gather(
             self._cluster.list("Pod", namespace, f"{LABEL_SERVICE}={name}"),
             self._cluster.list(WORKER_POOL, namespace, f"{LABEL_SERVICE}={name}"),
             self._router(namespace, name),
@@ -82,7 +126,7 @@ class Observer:
         spec, spec_error = read_spec(raw)
         views = read_pools(name, meta["uid"], pools)
         status = read_status(raw)
-        workers = read_workers(pods, {view.uid for view in views if view is not None})
+        workers = read_workers(pods, views)
         workers = await self._with_evidence(namespace, workers, status)
         deleting = read_time(meta.get("deletionTimestamp"))
         observed = Observed(
@@ -94,19 +138,47 @@ class Observer:
             spec_error=spec_error,
             status=status,
             deleting_since=deleting,
-            has_finalizer=FINALIZER in meta.get("finalizers", []),
+            has_former_finalizer=FORMER_FINALIZER in meta.get("finalizers", []),
+            resource_version=meta.get("resourceVersion", ""),
+            ownership=ownership,
             pools=views,
-            pods=await self._with_states(workers, views, all_of_them=deleting is not None),
+            pods=await self._with_states(workers, views),
             router=router,
             router_pods=tuple(found for pod in pods if (found := read_router_pod(pod))),
             router_troubles=tuple(told for pod in pods if (told := read_router_trouble(pod))),
+            children=self._children.of_service(namespace, name),
+            recorded=await self._record(namespace, name, router, workers, views),
             nodes=await self._nodes(spec),
             probe=probe,
-            last_error=last_error,
+            last_error=str(last_error or ""),
+            last_reason=last_error.reason if last_error is not None else "",
             images=self._images,
             entropy=secrets.token_hex(32),
         )
         return replace(observed, scaling=await self._scaling.observe(observed))
+
+    async def _record(
+        self,
+        namespace: str,
+        name: str,
+        router: RouterView | None,
+        workers: tuple[WorkerPod, ...],
+        pools: Pair[PoolView | None],
+    ) -> Pair[WorkerPod | None]:
+        """What the workers of the routed revision are made of, if a role has none left to copy."""
+        nothing: Pair[WorkerPod | None] = Pair(None, None)
+        routed = router.revision if router is not None else ""
+        present = {pod.role for pod in workers if pod.revision == routed}
+        known = self._children.content(CONTROLLER_REVISION, namespace, record_name(name, routed))
+        if present == set(Role) or not known:
+            return nothing
+        try:
+            record = await self._cluster.get(
+                CONTROLLER_REVISION, record_name(name, routed), namespace
+            )
+        except MissingError:
+            return nothing
+        return read_record(record, pools)
 
     async def _router(self, namespace: str, name: str) -> RouterView | None:
         try:
@@ -159,8 +231,6 @@ class Observer:
         self,
         pods: tuple[WorkerPod, ...],
         pools: Pair[PoolView | None],
-        *,
-        all_of_them: bool,
     ) -> tuple[WorkerPod, ...]:
         crowded = {
             role
@@ -171,10 +241,10 @@ class Observer:
         }
 
         async def add_state(pod: WorkerPod) -> WorkerPod:
-            asked = all_of_them or pod.draining_since is not None or pod.role in crowded
+            asked = pod.draining_since is not None or pod.role in crowded
             if not (asked and pod.started and pod.ip) or pod.deleting:
                 return pod
-            return replace(pod, state=await self._workers.state(pod.ip))
+            return replace(pod, state=await self._workers.state(pod.ip, pod.ports.http))
 
         return tuple(await asyncio.gather(*(add_state(pod) for pod in pods)))
 
@@ -188,3 +258,17 @@ class Observer:
                 raise
             return None
         return tuple(read_node(node) for node in nodes)
+
+
+def _not_mine(raw: JsonObject, ownership: Ownership) -> Observed:
+    """All that is read of a service that this operator doesn't serve."""
+    meta = raw["metadata"]
+    return Observed(
+        name=meta["name"],
+        namespace=meta["namespace"],
+        uid=meta["uid"],
+        generation=int(meta.get("generation", 0)),
+        spec=None,
+        resource_version=meta.get("resourceVersion", ""),
+        ownership=ownership,
+    )

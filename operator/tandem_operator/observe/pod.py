@@ -5,21 +5,27 @@ from typing import Any
 
 from tandem_operator.clients.cluster import JsonObject
 from tandem_operator.facts.observed import PodAddress, RouterTrouble
-from tandem_operator.facts.worker import PodFailure, WorkerPod
+from tandem_operator.facts.worker import PodFailure, WorkerPod, WorkerPorts
 from tandem_operator.names.annotations import (
     ANNOTATION_BOOTSTRAP_PORT,
     ANNOTATION_COST,
     ANNOTATION_DRAINING,
+    ANNOTATION_HTTP_PORT,
     ANNOTATION_MOVING,
     ANNOTATION_RESTARTS,
     ANNOTATION_SERVED,
+    ANNOTATION_WIRE_PORT,
 )
 from tandem_operator.names.labels import LABEL_GROUP, LABEL_REVISION, LABEL_ROLE, ROUTER
 from tandem_operator.names.pods import (
     ENGINE_CONTAINER,
     ENV_ADMIN_TOKEN,
     MEMLOCK_CONTAINER,
+    PORT_NAME_HTTP,
+    PORT_ROUTER_HTTP,
     PORT_WORKER_BOOTSTRAP,
+    PORT_WORKER_HTTP,
+    PORT_WORKER_WIRE,
     ROUTER_CONTAINER,
 )
 from tandem_operator.pair import Role
@@ -49,7 +55,11 @@ def read_pod(pod: JsonObject) -> WorkerPod | None:
         created=read_time(meta.get("creationTimestamp")) or _EPOCH,
         node=pod.get("spec", {}).get("nodeName", ""),
         ip=status.get("podIP", ""),
-        bootstrap_port=_number(notes, ANNOTATION_BOOTSTRAP_PORT, PORT_WORKER_BOOTSTRAP),
+        ports=WorkerPorts(
+            _number(notes, ANNOTATION_HTTP_PORT, PORT_WORKER_HTTP),
+            _number(notes, ANNOTATION_WIRE_PORT, PORT_WORKER_WIRE),
+            _number(notes, ANNOTATION_BOOTSTRAP_PORT, PORT_WORKER_BOOTSTRAP),
+        ),
         ready=ready.get("status") == "True",
         ready_since=read_time(ready.get("lastTransitionTime")),
         deleting=bool(meta.get("deletionTimestamp")),
@@ -75,7 +85,13 @@ def read_router_pod(pod: JsonObject) -> PodAddress | None:
     ready = _condition(status, "Ready").get("status") == "True"
     if not (is_router and ready and status.get("podIP")) or meta.get("deletionTimestamp"):
         return None
-    return PodAddress(meta["uid"], status["podIP"])
+    return PodAddress(meta["uid"], status["podIP"], _router_port(pod))
+
+
+def _router_port(pod: JsonObject) -> int:
+    router = _container(pod.get("spec", {}).get("containers"), ROUTER_CONTAINER)
+    http = _container(router.get("ports"), PORT_NAME_HTTP)
+    return int(http.get("containerPort") or PORT_ROUTER_HTTP)
 
 
 def _served(notes: dict[str, str], ready: JsonObject, engine: JsonObject) -> bool:

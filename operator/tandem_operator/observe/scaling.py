@@ -93,13 +93,11 @@ class ScalingObserver:
         """
         spec = observed.spec
         if spec is None or observed.deleting_since is not None:
+            left = None
+            if observed.deleting_since is not None:
+                left = await self.left_policy(observed.namespace, observed.uid)
             past = self._pasts.pop(observed.uid, None)
-            if past is None or observed.deleting_since is None:
-                return Scaling()
-            return Scaling(
-                left_policy=await self._left_policy(observed.namespace, past.memory, None),
-                memory=past.memory,
-            )
+            return Scaling(left_policy=left, memory=past.memory if past else ScalingMemory())
         past = self._pasts.get(observed.uid)
         if past is None:
             past = _Past(Collector(self._workers, self._clock))
@@ -114,6 +112,11 @@ class ScalingObserver:
                 policy = await self._policy(observed.namespace, spec.autoscaling)
             past.reading = Reading(await _measure(past.collector, observed, spec, policy), at)
         return Scaling(past.reading, policy, left, past.startups.p90, past.memory)
+
+    async def left_policy(self, namespace: str, uid: str) -> PolicyView | None:
+        """The policy whose status lists a service that is being deleted, or is gone."""
+        past = self._pasts.get(uid)
+        return await self._left_policy(namespace, past.memory, None) if past is not None else None
 
     def remember(self, uid: str, memory: ScalingMemory | None) -> None:
         """Keep what a plan hands on to the next pass over a service; None: forget the service."""
@@ -183,10 +186,11 @@ async def _measure(
     asked = observed.pods if policy is not None else ()
     workers = Pair.build(
         lambda role: [
-            PodAddress(pod.uid, pod.ip)
+            PodAddress(pod.uid, pod.ip, pod.ports.http)
             for pod in asked
             if pod.role is role and pod.ready and pod.live and pod.ip
         ]
     )
     latency = Latency(chosen or default.percentile, default.name)
-    return await collector.read(observed.router_pods, workers, latency)
+    classes = [Latency(item.percentile, item.name) for item in spec.slo.classes]
+    return await collector.read(observed.router_pods, workers, latency, classes)

@@ -4,27 +4,32 @@ from datetime import datetime
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec
-from tandem_operator.facts.observed import Observed
-from tandem_operator.manifests.fleet import build_fleet, build_owner, build_pool
+from tandem_operator.facts.observed import Claim, Observed
+from tandem_operator.manifests.host_network import used_ports
 from tandem_operator.manifests.revision import revision_of
-from tandem_operator.manifests.router import build_router
 from tandem_operator.manifests.wiring import Wiring
-from tandem_operator.manifests.worker import Blueprint, build_worker_like, build_worker_pod
-from tandem_operator.names.objects import pool_name
+from tandem_operator.manifests.worker import (
+    Blueprint,
+    build_pool_owner,
+    build_worker_like,
+    build_worker_pod,
+)
+from tandem_operator.names.objects import CONTROLLER_REVISION, pool_name, record_name
 from tandem_operator.pair import Pair, Role
+from tandem_operator.plan.children import plan_children
 from tandem_operator.plan.notes import note_conditions, note_invalid_spec, note_scaling
-from tandem_operator.plan.rollout.deletion import plan_deletion
+from tandem_operator.plan.ownership import plan_claim, plan_leaving
 from tandem_operator.plan.rollout.failures import keep_evidence
 from tandem_operator.plan.rollout.probe import plan_probe
 from tandem_operator.plan.rollout.stage import RolloutStep, RolloutView, plan_rollout
-from tandem_operator.plan.rollout.workers import NewWorker, PoolSteps, PoolTask, plan_pool
+from tandem_operator.plan.rollout.workers import PoolSteps, PoolTask, plan_pool
 from tandem_operator.plan.scale.policy import plan_scaling
 from tandem_operator.plan.scale.targets import PoolTarget, plan_targets
 from tandem_operator.plan.status.basis import StatusBasis
 from tandem_operator.plan.status.policy import plan_policy_status
 from tandem_operator.plan.status.pool import build_pool_status
 from tandem_operator.plan.status.service import build_status, build_unreadable_status
-from tandem_operator.plan.steps import Plan
+from tandem_operator.plan.steps import Adoption, Plan
 from tandem_operator.plan.support import find_blockers
 from tandem_operator.plan.wiring import choose_wiring
 
@@ -35,11 +40,17 @@ MEASURE_SECONDS = 15.0
 def reconcile(observed: Observed, now: datetime) -> Plan:
     """What to do about a service, given all facts about it."""
     second = now.replace(microsecond=0)
+    if observed.ownership.claim is not Claim.MINE:
+        return plan_claim(observed)
     if observed.deleting_since is not None:
-        return plan_deletion(observed, plan_policy_status(observed, None, second), second)
+        return plan_leaving(observed, plan_policy_status(observed, None, second))
     if observed.spec is None:
         status = build_unreadable_status(observed, second)
-        return Plan(status=status.to_manifest(), events=note_invalid_spec(observed))
+        return Plan(
+            drop_finalizer=observed.has_former_finalizer,
+            status=status.to_manifest(),
+            events=note_invalid_spec(observed),
+        )
     return _plan_service(observed, observed.spec, now)
 
 
@@ -60,14 +71,13 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
     )
     status = build_status(basis)
     probe = plan_probe(observed, spec, step.route, now)
-    owner = build_owner(observed)
+    children = plan_children(observed, spec, targets, wiring, step.route, revision)
     return Plan(
-        finalizer="keep" if observed.has_finalizer else "add",
-        apply=(
-            *_changed_pools(observed, targets, revision),
-            *build_fleet(observed, spec, owner),
-            *_routers(observed, spec, step.route, revision, owner),
-        ),
+        drop_finalizer=observed.has_former_finalizer,
+        adopt=_orphans(observed),
+        hand_over=children.hand_over,
+        apply=children.apply,
+        remove=children.remove,
         create=_new_pods(observed, spec, steps, revision, wiring),
         mark=tuple(mark for pool in steps for mark in pool.mark),
         engine_calls=(
@@ -94,20 +104,6 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
     )
 
 
-def _routers(
-    observed: Observed,
-    spec: InferenceServiceSpec,
-    route: str,
-    target: str,
-    owner: dict[str, Any],
-) -> list[dict[str, Any]]:
-    children = build_router(observed, spec, target, owner)
-    if route == target:
-        return children
-    # Until the routers change over, their Deployment stays as the old spec made it.
-    return [child for child in children if child["kind"] != "Deployment"]
-
-
 def _wiring(observed: Observed, spec: InferenceServiceSpec) -> Wiring:
     num_gpus = max(spec.pools.map(lambda pool: pool.gpus_per_pod))
     recorded = observed.status.transport.wiring if observed.status.transport else None
@@ -130,7 +126,8 @@ def _rollout_view(
     return RolloutView(
         target=target,
         routed=routed,
-        routed_served=any(pod.served and pod.revision == routed for pod in observed.pods),
+        routed_served=any(pod.served and pod.revision == routed for pod in observed.pods)
+        or observed.owns(CONTROLLER_REVISION, record_name(observed.name, routed)),
         routers_changed=router is not None and router.rolled_out,
         target_ready=all(number >= pool.desired for number, pool in ready.zip(targets)),
         old_workers=any(pod.revision != target for pod in observed.pods),
@@ -165,31 +162,26 @@ def _new_pods(
     revision: str,
     wiring: Wiring,
 ) -> tuple[dict[str, Any], ...]:
-    def build(role: Role, new: NewWorker) -> dict[str, Any]:
-        if new.like is not None:
-            return build_worker_like(observed, new.like, new.name, new.restarts)
-        blueprint = Blueprint(role, new.name, revision, wiring, new.restarts)
-        return build_worker_pod(observed, spec, blueprint)
+    made: list[dict[str, Any]] = []
+    taken = frozenset(port for pod in observed.pods for port in pod.ports.numbers)
+    for role, pool in steps.items():
+        for new in pool.create:
+            if new.like is not None:
+                pod = build_worker_like(observed, new.like, new.name, new.restarts, taken)
+            else:
+                blueprint = Blueprint(role, new.name, revision, wiring, new.restarts, taken)
+                pod = build_worker_pod(observed, spec, blueprint)
+            made.append(pod)
+            taken |= used_ports(pod)
+    return tuple(made)
 
-    return tuple(build(role, new) for role, pool in steps.items() for new in pool.create)
 
-
-def _changed_pools(
-    observed: Observed, targets: Pair[PoolTarget], revision: str
-) -> list[dict[str, Any]]:
-    changed = []
-    for role, target in targets.items():
-        pool = observed.pools.of(role)
-        wanted = (target.replicas, target.spec_replicas, target.ignored, revision)
-        if pool is not None and wanted == (
-            pool.replicas,
-            pool.spec_replicas,
-            pool.ignored_scale,
-            pool.revision,
-        ):
-            continue
-        changed.append(build_pool(observed, role, *wanted))
-    return changed
+def _orphans(observed: Observed) -> tuple[Adoption, ...]:
+    return tuple(
+        Adoption(pod.name, pod.uid, build_pool_owner(pool))
+        for pod in observed.pods
+        if pod.orphan and (pool := observed.pools.of(pod.role)) is not None
+    )
 
 
 def _requeue(observed: Observed, steps: Pair[PoolSteps], *, probing: bool) -> float:

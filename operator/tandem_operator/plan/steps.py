@@ -19,12 +19,22 @@ class PodMark:
 
 
 @dataclass(frozen=True)
+class Adoption:
+    """A worker pod without an owner, and the reference to the WorkerPool that owns it again."""
+
+    name: str
+    uid: str
+    owner: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class EngineCall:
     """A request to a worker's /admin/*."""
 
     action: Literal["drain", "undrain", "probe"]
     pod: str
     ip: str
+    port: int
     token: str = field(repr=False)
     body: Mapping[str, Any] = field(default_factory=dict)
     peer: str = ""  # for a probe: the other pod
@@ -42,6 +52,15 @@ class Deletion:
     uid: str
     grace_seconds: int | None = None
     replaced_by: str = ""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A child that isn't wanted any more."""
+
+    kind: str
+    name: str
+    uid: str
 
 
 @dataclass(frozen=True)
@@ -67,13 +86,18 @@ class PolicyTargets:
 class Plan:
     """One pass over one service.
 
-    `scaling` are the decisions that status.scaling shows for the first time. `memory` is what
-    scaling hands on to the next pass; None: nothing, because the service is being deleted or its
-    spec can't be read.
+    `hand_over` are fields that are applied in another manager's name, so that the operator can
+    leave them to others. `scaling` are the decisions that status.scaling shows for the first time.
+    `memory` is what scaling hands on to the next pass; None: nothing, because the service is being
+    deleted or its spec can't be read.
     """
 
-    finalizer: Literal["keep", "add", "remove"] = "keep"
+    claim: str = ""  # what to write to status.operator before anything else is done
+    drop_finalizer: bool = False  # that of an earlier version
+    hand_over: tuple[dict[str, Any], ...] = ()
     apply: tuple[dict[str, Any], ...] = ()
+    remove: tuple[Removal, ...] = ()
+    adopt: tuple[Adoption, ...] = ()
     create: tuple[dict[str, Any], ...] = ()
     mark: tuple[PodMark, ...] = ()
     engine_calls: tuple[EngineCall, ...] = ()
@@ -89,4 +113,4 @@ class Plan:
     @property
     def quiet(self) -> bool:
         """Whether the plan changes no pod and calls no worker."""
-        return not (self.create or self.mark or self.engine_calls or self.delete)
+        return not (self.adopt or self.create or self.mark or self.engine_calls or self.delete)

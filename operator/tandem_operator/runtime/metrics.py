@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from tandem_operator.facts.observed import Observed
+from tandem_operator.facts.observed import Claim, Observed
 from tandem_operator.pair import Role
 from tandem_operator.plan import Plan
 
@@ -66,6 +66,18 @@ class Metrics:
         self.leading = Gauge(
             "tandem_operator_leading", "1 while this replica leads.", registry=self.registry
         )
+        self.namespace_served = Gauge(
+            "tandem_operator_namespace_served",
+            "1 while the leader serves a namespace that it was given, else 0.",
+            ("watched_namespace",),
+            registry=self.registry,
+        )
+        self.service_served = Gauge(
+            "tandem_operator_service_served",
+            "1 for a service that this operator serves, 0 for one that another operator serves.",
+            labels,
+            registry=self.registry,
+        )
         self.queued = Gauge(
             "tandem_operator_queued",
             "Services that are waiting or being worked on.",
@@ -75,6 +87,9 @@ class Metrics:
     def record(self, observed: Observed, plan: Plan) -> None:
         """Record what a pass saw and decided."""
         labels = (observed.namespace, observed.name)
+        self.service_served.labels(*labels).set(observed.ownership.claim is Claim.MINE)
+        if observed.ownership.claim is not Claim.MINE:
+            return
         steps = {"create": len(plan.create), "delete": len(plan.delete)}
         for call in plan.engine_calls:
             steps[call.action] = steps.get(call.action, 0) + 1
@@ -99,7 +114,8 @@ class Metrics:
 
     def forget(self, namespace: str, name: str) -> None:
         """Drop the gauges of a service that is gone."""
-        self.rollout_progress.remove_by_labels({"namespace": namespace, "service": name})
+        for gauge in (self.rollout_progress, self.service_served):
+            gauge.remove_by_labels({"namespace": namespace, "service": name})
         for role in Role:
             self.replicas.remove_by_labels(
                 {"namespace": namespace, "service": name, "role": str(role)}

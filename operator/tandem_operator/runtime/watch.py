@@ -1,11 +1,14 @@
 """Watches with kopf, which only triggers the queue and writes no annotation and no finalizer."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from itertools import chain, repeat
 from typing import Any
 
 import kopf
 
+from tandem_operator.clients.children import CHILD_KINDS, Children
+from tandem_operator.clients.cluster import KINDS
 from tandem_operator.names.labels import LABEL_SERVICE
 from tandem_operator.names.objects import (
     AUTOSCALING_POLICIES,
@@ -14,12 +17,11 @@ from tandem_operator.names.objects import (
     KOPF_FINALIZER,
     STORAGE_PREFIX,
     VERSION,
-    WORKER_POOLS,
 )
 from tandem_operator.runtime.workqueue import WorkQueue, key_of
 
-Forget = Callable[[str, str, str], None]
-"""Called with the kind, namespace and name of a child that is gone."""
+WITH_STATUS = ("WorkerPool", "Deployment")
+"""Children whose status a pass reads; the others matter only when somebody changes them."""
 
 
 class Patient:
@@ -39,7 +41,6 @@ def build_settings(on_retry: Callable[[], object] = lambda: None) -> kopf.Operat
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True
-    # kopf takes its finalizer off what it has no deletion handler for: ours must have another name.
     settings.persistence.finalizer = KOPF_FINALIZER
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=STORAGE_PREFIX)
     settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=STORAGE_PREFIX)
@@ -52,11 +53,44 @@ def build_settings(on_retry: Callable[[], object] = lambda: None) -> kopf.Operat
     settings.networking.connect_timeout = 10
     settings.networking.error_backoffs = Patient(on_retry)
     settings.execution.max_workers = 1
+    # The process outlives the watches of a namespace; kopf would kill it some time after their end.
+    settings.process.ultimate_exiting_timeout = None
     return settings
 
 
-def build_registry(queue: WorkQueue, forget: Forget) -> kopf.OperatorRegistry:
-    """The handlers, which all do the same: find the service and trigger it in the queue."""
+async def watch(
+    registry: kopf.OperatorRegistry,
+    settings: kopf.OperatorSettings,
+    identity: str,
+    namespace: str | None,
+    on_start: Callable[[], None],
+) -> None:
+    """Watch a namespace (None: all of them) until a watch fails. Raises its error.
+
+    kopf takes the handlers of signals for itself: `on_start` is called to take them back.
+    `kopf.operator()` would cancel every task of the process when it ends.
+    """
+    scope: dict[str, Any] = {"namespaces": [namespace]} if namespace else {"clusterwide": True}
+    # kopf would look the user up by its number, and a container's user has no name.
+    scope["identity"] = identity
+    stop = asyncio.Event()
+    tasks = await kopf.spawn_tasks(
+        registry=registry, settings=settings, standalone=True, stop_flag=stop, **scope
+    )
+    try:
+        on_start()
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop.set()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+def build_registry(queue: WorkQueue, children: Children) -> kopf.OperatorRegistry:
+    """The handlers: they keep `children`, find the service and trigger it in the queue."""
     registry = kopf.OperatorRegistry()
     seen: dict[str, tuple[Any, ...]] = {}
 
@@ -72,7 +106,8 @@ def build_registry(queue: WorkQueue, forget: Forget) -> kopf.OperatorRegistry:
             meta.get("generation"),
             meta.get("deletionTimestamp"),
             dict(meta.get("annotations", {})),
-            tuple(meta.get("finalizers", ())),
+            # Another operator that takes a service writes this, and so does who gives it away.
+            (body.get("status") or {}).get("operator"),
         )
         if type == "DELETED":
             seen.pop(meta["uid"], None)
@@ -83,19 +118,11 @@ def build_registry(queue: WorkQueue, forget: Forget) -> kopf.OperatorRegistry:
         queue.trigger(key_of(meta.get("namespace"), meta["name"]))
 
     @kopf.on.event("pods", registry=registry, labels={LABEL_SERVICE: kopf.PRESENT})
-    @kopf.on.event(
-        "apps", "v1", "deployments", registry=registry, labels={LABEL_SERVICE: kopf.PRESENT}
-    )
-    @kopf.on.event(GROUP, VERSION, WORKER_POOLS, registry=registry)
-    async def on_child(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002
+    async def on_pod(body: kopf.Body, **_: Any) -> None:
         meta = body.metadata
-        namespace = meta.get("namespace") or "default"
-        # A pool that somebody else wrote may have no labels at all.
-        service = meta.get("labels", {}).get(LABEL_SERVICE)
-        if type == "DELETED":
-            forget(str(body.get("kind", "")), namespace, meta["name"])
-        if service:
-            queue.trigger(key_of(namespace, service))
+        queue.trigger(key_of(meta.get("namespace"), meta["labels"][LABEL_SERVICE]))
+
+    _watch_children(registry, queue, children)
 
     @kopf.on.event(GROUP, VERSION, AUTOSCALING_POLICIES, registry=registry)
     async def on_policy(namespace: str | None, **_: Any) -> None:
@@ -104,3 +131,32 @@ def build_registry(queue: WorkQueue, forget: Forget) -> kopf.OperatorRegistry:
                 queue.trigger((service_namespace, service))
 
     return registry
+
+
+def _watch_children(registry: kopf.OperatorRegistry, queue: WorkQueue, children: Children) -> None:
+    async def on_child(
+        *,
+        type: str | None,  # noqa: A002
+        body: kopf.Body,
+        param: Any = "",
+        **_: Any,
+    ) -> None:
+        meta = body.metadata
+        namespace = meta.get("namespace") or "default"
+        # Somebody may have taken its label away: it is still the child of the service it had.
+        label = meta.get("labels", {}).get(LABEL_SERVICE)
+        service = label or children.service_of(param, namespace, meta["name"])
+        if not service:
+            return
+        if type == "DELETED":
+            children.drop(param, namespace, meta["name"], int(meta["resourceVersion"]))
+        elif not children.put(param, dict(body)) and param not in WITH_STATUS:
+            return
+        queue.trigger(key_of(namespace, service))
+
+    for name in CHILD_KINDS:
+        kind = KINDS[name]
+        watched = kopf.on.event(
+            kind.group, kind.version, kind.plural, registry=registry, id=name, param=name
+        )
+        watched(on_child)

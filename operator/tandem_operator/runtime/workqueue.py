@@ -24,6 +24,7 @@ class _Slot:
     wanted: bool = False
     running: bool = False
     num_errors: int = 0
+    forgotten: bool = False
     timer: asyncio.TimerHandle | None = None
     due: float = field(default=float("inf"))
 
@@ -69,6 +70,7 @@ class WorkQueue:
     def trigger(self, key: Key, delay: float | None = None) -> None:
         """Ask for a pass over `key`, after `delay` seconds (default: a moment, to batch events)."""
         slot = self._slots.setdefault(key, _Slot())
+        slot.forgotten = False
         if slot.running and delay is None:
             slot.wanted = True
             return
@@ -92,6 +94,7 @@ class WorkQueue:
             del self._slots[key]
         else:
             slot.timer, slot.due, slot.wanted = None, float("inf"), False
+            slot.forgotten = True  # a pass that runs goes to its end, and asks for no other
 
     async def close(self) -> None:
         """Cancel every pass and timer."""
@@ -129,6 +132,8 @@ class WorkQueue:
             log.warning("pass failed", key=key, error=repr(error), retry_seconds=again)
         finally:
             slot.running = False
+        if slot.forgotten:
+            again = None
         if slot.wanted:
             slot.wanted = False
             self.trigger(key)

@@ -6,7 +6,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
-from tandem_operator.facts.observed import Images, Observed, PoolView, RouterView
+from tandem_operator.facts.child import ChildView
+from tandem_operator.facts.observed import (
+    Claim,
+    Images,
+    Observed,
+    Ownership,
+    PoolView,
+    RouterView,
+)
 from tandem_operator.facts.worker import PodFailure, ProbeResult, WorkerPod, WorkerState
 from tandem_operator.names.annotations import (
     ANNOTATION_DRAINING,
@@ -15,12 +23,15 @@ from tandem_operator.names.annotations import (
     ANNOTATION_SPEC_REPLICAS,
 )
 from tandem_operator.names.labels import LABEL_REVISION
+from tandem_operator.names.objects import CONTROLLER_REVISION
+from tandem_operator.observe.objects import read_record
 from tandem_operator.observe.pod import read_pod
 from tandem_operator.pair import Pair, Role
 from tandem_operator.plan import Plan, reconcile
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 IMAGES = Images("router:1", "engine:1")
+OPERATOR = "tandem-system/tandem-operator"
 ROLES = {"qwen-prefill": Role.PREFILL, "qwen-decode": Role.DECODE}
 
 
@@ -67,6 +78,7 @@ def make_observed(spec: InferenceServiceSpec | None = None, **changes: Any) -> O
         "images": IMAGES,
         "entropy": "entropy",
         "nodes": (),
+        "ownership": Ownership(Claim.MINE, OPERATOR, OPERATOR),
     }
     return Observed(**{**facts, **changes})
 
@@ -85,9 +97,10 @@ class Fleet:
     probe: ProbeResult | None = None
     busy: dict[str, int] = field(default_factory=dict)  # streams by pod
     deleting_since: datetime | None = None
-    has_finalizer: bool = False
+    has_former_finalizer: bool = False
     plans: list[Plan] = field(default_factory=list)
     num_pods_made: int = 0
+    records: dict[str, Pair[WorkerPod | None]] = field(default_factory=dict)  # by their names
     broken: set[str] = field(default_factory=set)  # revisions whose pods never start
 
     def observe(self) -> Observed:
@@ -101,6 +114,7 @@ class Fleet:
             else pod
             for pod in self.pods.values()
         )
+        routed = self.router.revision if self.router else ""
         return make_observed(
             self.spec,
             generation=self.generation,
@@ -110,7 +124,12 @@ class Fleet:
             router=self.router,
             probe=self.probe,
             deleting_since=self.deleting_since,
-            has_finalizer=self.has_finalizer,
+            has_former_finalizer=self.has_former_finalizer,
+            children=tuple(
+                ChildView(CONTROLLER_REVISION, name, f"uid-{name}", frozenset({"uid-qwen"}))
+                for name in self.records
+            ),
+            recorded=self.records.get(f"qwen-{routed}", Pair(None, None)),
         )
 
     def step(self, seconds: float = 1.0, *, start_pods: bool = True) -> Plan:
@@ -165,10 +184,12 @@ class Fleet:
         return sum(pod.role is role and pod.live for pod in self.pods.values())
 
     def _obey(self, plan: Plan) -> None:
-        if plan.finalizer != "keep":
-            self.has_finalizer = plan.finalizer == "add"
+        if plan.drop_finalizer:
+            self.has_former_finalizer = False
         for child in plan.apply:
             self._apply(child)
+        for removal in plan.remove:
+            del self.records[removal.name]
         for body in plan.create:
             self._create(body)
         for mark in plan.mark:
@@ -205,10 +226,14 @@ class Fleet:
                 status=old.status if old else {},
             )
             self.pools = self.pools.put(role, pool)
+        elif child["kind"] == CONTROLLER_REVISION:
+            assert meta["name"] not in self.records, "a record can't be changed"
+            made = {**child, "metadata": {**meta, "uid": f"uid-{meta['name']}"}}
+            self.records[meta["name"]] = read_record(made, self.pools)
         elif child["kind"] == "Deployment":
-            number = child["spec"]["replicas"]
+            number = child["spec"].get("replicas", self.router.wanted if self.router else 1)
             revision = meta["labels"][LABEL_REVISION]
-            self.router = RouterView(revision, number, number, rolled_out=True)
+            self.router = RouterView(revision, number, number, rolled_out=True, wanted=number)
 
     def _create(self, body: dict[str, Any]) -> None:
         name = body["metadata"]["name"]

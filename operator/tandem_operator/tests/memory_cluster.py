@@ -5,6 +5,7 @@ from itertools import count
 from typing import Any
 
 from tandem_operator.errors import ClusterError, ConflictError, MissingError
+from tandem_operator.names.objects import OPERATOR
 
 Key = tuple[str, str, str]
 
@@ -40,13 +41,13 @@ class MemoryCluster:
         self, kind: str, namespace: str | None = None, label_selector: str | None = None
     ) -> list[dict[str, Any]]:
         self._enter("list", kind, "")
-        wanted = dict(part.split("=") for part in (label_selector or "").split(",") if part)
+        parts = [part.partition("=") for part in (label_selector or "").split(",") if part]
         return [
             deepcopy(body)
             for (k, ns, _), body in self.objects.items()
             if k == kind
             and namespace in (None, ns)
-            and wanted.items() <= body["metadata"].get("labels", {}).items()
+            and all(_has(body, label, value if equals else None) for label, equals, value in parts)
         ]
 
     async def create(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +57,7 @@ class MemoryCluster:
             raise ConflictError(409, "exists")
         return self.put(deepcopy(body))
 
-    async def apply(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def apply(self, body: dict[str, Any], manager: str = OPERATOR) -> dict[str, Any]:
         meta = body["metadata"]
         self._enter("apply", body["kind"], meta["name"])
         key = (body["kind"], meta.get("namespace", ""), meta["name"])
@@ -66,7 +67,9 @@ class MemoryCluster:
             raise ConflictError(409, "changed")
         merged = {**old, **deepcopy(body)}
         merged["metadata"] = {**old["metadata"], **deepcopy(meta)}
-        return self.put(merged)
+        if body["kind"] == "Deployment":
+            _own_spec(merged, old, body, manager)
+        return deepcopy(old if merged == old else self.put(merged))
 
     async def merge(
         self,
@@ -83,6 +86,9 @@ class MemoryCluster:
         uid = body.get("metadata", {}).get("uid")
         if uid and uid != found["metadata"]["uid"]:
             raise ConflictError(409, "other uid")
+        version = body.get("metadata", {}).get("resourceVersion")
+        if version and version != found["metadata"]["resourceVersion"]:
+            raise ConflictError(409, "changed")
         merge_into(found, body)
         return self.put(found)
 
@@ -121,6 +127,27 @@ class MemoryCluster:
         self.calls.append((method, kind, name))
         if method in self.fail:
             raise self.fail[method]
+
+
+def _own_spec(
+    merged: dict[str, Any], old: dict[str, Any], body: dict[str, Any], manager: str
+) -> None:
+    """The spec after an apply: a field that its only manager left out has its default again."""
+    before = old["metadata"].get("managedFields", [])
+    others = [entry for entry in before if entry["manager"] != manager]
+    kept = {field[2:] for entry in others for field in entry["fieldsV1"]["f:spec"]}
+    spec = {key: value for key, value in old.get("spec", {}).items() if key in kept}
+    merged["spec"] = {"replicas": 1, **spec, **deepcopy(body["spec"])}
+    own: dict[str, Any] = {"f:spec": {f"f:{field}": {} for field in body["spec"]}}
+    merged["metadata"]["managedFields"] = [
+        *others,
+        {"manager": manager, "operation": "Apply", "fieldsV1": own},
+    ]
+
+
+def _has(body: dict[str, Any], label: str, value: str | None) -> bool:
+    labels = body["metadata"].get("labels", {})
+    return label in labels and value in (None, labels[label])
 
 
 def merge_into(target: dict[str, Any], patch: dict[str, Any]) -> None:

@@ -1,11 +1,16 @@
 """The chart's files, as far as they can be read without helm; for the rest see e2e/tests."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from tandem_operator.clients.children import CHILD_KINDS
+from tandem_operator.clients.cluster import KINDS
+from tandem_operator.crds.kinds import KINDS as CRDS
 
 CHART = Path(__file__).resolve().parents[3] / "charts/tandem"
 CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
@@ -22,6 +27,22 @@ def test_the_operator_never_reads_secrets() -> None:
     for rule in rules():
         assert "secrets" not in rule["resources"]
         assert "*" not in rule["resources"] + rule["apiGroups"] + rule["verbs"]
+
+
+def test_the_notes_name_every_crd() -> None:
+    line = f"  kubectl delete crd {' '.join(kind.crd_name for kind in CRDS)}\n"
+    assert line in (CHART / "templates/NOTES.txt").read_text()
+
+
+@pytest.mark.parametrize("name", CHILD_KINDS)
+def test_the_operator_may_watch_and_remove_its_children(name: str) -> None:
+    kind = KINDS[name]
+    (verbs,) = (
+        rule["verbs"]
+        for rule in rules()
+        if kind.plural in rule["resources"] and kind.group in rule["apiGroups"]
+    )
+    assert {"get", "list", "watch", "create", "patch", "delete"} <= set(verbs)
 
 
 def test_the_operator_can_grant_only_what_it_holds() -> None:
@@ -48,3 +69,18 @@ def test_every_schema_property_has_a_default() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     assert set(schema["properties"]) - {"global"} == set(values)
+
+
+def test_every_image_can_be_pinned_and_has_a_pull_policy() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]
+    parts = [(values["image"], schema["image"])] + [
+        (image, schema["images"]["properties"][name]) for name, image in values["images"].items()
+    ]
+    for image, known in parts:
+        assert (
+            set(image) == {"repository", "tag", "digest", "pullPolicy"} == set(known["properties"])
+        )
+        digest = known["properties"]["digest"]["pattern"]
+        assert re.search(digest, "sha256:" + "0f" * 32)
+        assert not re.search(digest, "latest")

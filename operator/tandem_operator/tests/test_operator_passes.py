@@ -4,16 +4,17 @@ from typing import Any
 
 import pytest
 
+from tandem_operator.clients.children import Children
 from tandem_operator.clients.workers import ProbeAnswer
-from tandem_operator.controller import Controller, resync
+from tandem_operator.controller import Controller
 from tandem_operator.errors import ClusterError, ConflictError, NotOwnedError
 from tandem_operator.execute.events import Events
 from tandem_operator.execute.executor import Executor
 from tandem_operator.facts.worker import WorkerState
+from tandem_operator.observe.claims import ClaimReader
 from tandem_operator.observe.observer import Observer
 from tandem_operator.runtime.metrics import Metrics
-from tandem_operator.runtime.workqueue import WorkQueue, key_of
-from tandem_operator.tests.facts import IMAGES
+from tandem_operator.tests.facts import IMAGES, OPERATOR
 from tandem_operator.tests.memory_cluster import MemoryCluster
 
 KEY = ("default", "qwen")
@@ -25,19 +26,31 @@ class QuietWorkers:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    async def state(self, ip: str, seconds: float = 1.0) -> WorkerState | None:
+    async def state(self, ip: str, port: int, seconds: float = 1.0) -> WorkerState | None:
         return WorkerState(0, 0, draining=True)
 
-    async def metrics(self, ip: str) -> str | None:
+    async def metrics(self, ip: str, port: int) -> str | None:
         return ""
 
-    async def admin(self, ip: str, action: str, token: str, body: Any) -> bool:
+    async def admin(self, ip: str, port: int, action: str, token: str, body: Any) -> bool:
         self.calls.append(action)
         return True
 
-    async def probe(self, ip: str, token: str, body: Any) -> ProbeAnswer:
+    async def probe(self, ip: str, port: int, token: str, body: Any) -> ProbeAnswer:
         self.calls.append("probe")
         return ProbeAnswer("tcp", 10**8, 0.1)
+
+
+OWNED_BY_SERVICE = {
+    "WorkerPool",
+    "Deployment",
+    "Service",
+    "ServiceAccount",
+    "Role",
+    "RoleBinding",
+    "PodDisruptionBudget",
+    "NetworkPolicy",
+}
 
 
 class Bench:
@@ -45,11 +58,15 @@ class Bench:
         self.cluster = MemoryCluster()
         self.workers = QuietWorkers()
         self.metrics = Metrics()
-        self.executor = Executor(self.cluster, self.workers, Events(self.cluster, "me"))  # type: ignore[arg-type]
-        observer = Observer(self.cluster, self.workers, IMAGES)  # type: ignore[arg-type]
+        self.children = Children()
+        events = Events(self.cluster, "me")  # type: ignore[arg-type]
+        self.executor = Executor(self.cluster, self.workers, events, self.children)  # type: ignore[arg-type]
+        claims = ClaimReader(self.cluster, OPERATOR, everywhere=True)  # type: ignore[arg-type]
+        observer = Observer(self.cluster, self.workers, IMAGES, claims, self.children)  # type: ignore[arg-type]
         self.controller = Controller(self.cluster, observer, self.executor, self.metrics)  # type: ignore[arg-type]
 
-    def put_service(self, **spec: Any) -> None:
+    def put_service(self, *, claimed: bool = True, **spec: Any) -> None:
+        """A new service, which the operator has claimed; otherwise its first pass does that."""
         base = {
             "model": {"uri": "mock://fast"},
             "prefill": {"replicas": 1},
@@ -62,6 +79,7 @@ class Bench:
                 "kind": "InferenceService",
                 "metadata": {"name": "qwen", "namespace": "default", "generation": 1, "uid": "u"},
                 "spec": {**base, **spec},
+                "status": {"operator": OPERATOR} if claimed else {},
             }
         )
 
@@ -118,7 +136,8 @@ async def test_a_service_becomes_everything_that_serves_it(bench: Bench) -> None
     assert kinds["Role"] == kinds["RoleBinding"] == 1
     assert kinds["PodDisruptionBudget"] == 3
     assert kinds["NetworkPolicy"] == 2
-    assert bench.service["metadata"]["finalizers"] == ["tandem.dev/finalizer"]
+    assert bench.service["status"]["operator"] == OPERATOR
+    assert "finalizers" not in bench.service["metadata"]
     assert condition(bench, "Ready")["status"] == "True"
     assert bench.workers.calls == ["probe"]
     names = {name for kind, _, name in bench.cluster.objects if kind == "Pod"}
@@ -167,6 +186,81 @@ async def test_children_of_a_deleted_predecessor_are_replaced(bench: Bench) -> N
     await bench.settle(2)
     service = bench.cluster.objects[("Service", "default", "qwen")]
     assert service["metadata"]["ownerReferences"][0]["uid"] == "u"
+
+
+def pods_of(bench: Bench) -> dict[str, str]:
+    return {
+        name: body["metadata"]["uid"]
+        for (kind, _, name), body in bench.cluster.objects.items()
+        if kind == "Pod"
+    }
+
+
+def cut_loose(bench: Bench, owner: str) -> None:
+    """What Kubernetes does with `--cascade=orphan`: the owner goes, what it owned stays."""
+    for body in bench.cluster.objects.values():
+        meta = body["metadata"]
+        meta["ownerReferences"] = [
+            item for item in meta.get("ownerReferences", []) if item["uid"] != owner
+        ]
+
+
+async def test_orphaned_workers_go_on_and_a_new_service_adopts_them(bench: Bench) -> None:
+    bench.put_service()
+    await bench.settle()
+    pods = pods_of(bench)
+    bench.service["metadata"]["deletionTimestamp"] = "2026-11-22T12:00:00Z"
+    bench.service["metadata"]["finalizers"] = ["orphan"]
+    bench.workers.calls.clear()
+    await bench.settle(3)
+    assert bench.service["metadata"]["finalizers"] == ["orphan"]
+    assert bench.workers.calls == [], "nothing drains"
+    del bench.cluster.objects[("InferenceService", "default", "qwen")]
+    cut_loose(bench, "u")
+    await bench.settle(2)
+    assert pods_of(bench) == pods
+    bench.put_service()
+    bench.service["metadata"]["uid"] = "second"
+    await bench.settle()
+    assert pods_of(bench) == pods
+    assert condition(bench, "Ready")["status"] == "True"
+    children = [
+        body for (kind, _, _), body in bench.cluster.objects.items() if kind in OWNED_BY_SERVICE
+    ]
+    assert {body["kind"] for body in children} == OWNED_BY_SERVICE
+    for body in children:
+        assert [owner["uid"] for owner in body["metadata"]["ownerReferences"]] == ["second"]
+
+
+async def test_workers_of_an_orphaned_pool_get_the_new_pool_as_their_owner(bench: Bench) -> None:
+    bench.put_service()
+    await bench.settle()
+    pods = pods_of(bench)
+    pool = bench.cluster.objects.pop(("WorkerPool", "default", "qwen-decode"))
+    cut_loose(bench, pool["metadata"]["uid"])
+    bench.children.drop("WorkerPool", "default", "qwen-decode")
+    await bench.settle()
+    assert pods_of(bench) == pods
+    new = bench.cluster.objects[("WorkerPool", "default", "qwen-decode")]["metadata"]["uid"]
+    assert new != pool["metadata"]["uid"]
+    owners = {
+        body["metadata"]["ownerReferences"][0]["uid"]
+        for (kind, _, name), body in bench.cluster.objects.items()
+        if kind == "Pod" and "decode" in name
+    }
+    assert owners == {new}
+
+
+async def test_orphans_of_another_service_are_not_adopted(bench: Bench) -> None:
+    labels = {
+        "app.kubernetes.io/managed-by": "tandem-operator",
+        "tandem.dev/service": "other",
+    }
+    meta = {"name": "qwen", "namespace": "default", "labels": labels}
+    bench.cluster.put({"apiVersion": "v1", "kind": "Service", "metadata": meta})
+    bench.put_service()
+    with pytest.raises(NotOwnedError):
+        await bench.controller.work(KEY)
 
 
 async def test_a_crash_leaves_its_log_in_status(bench: Bench) -> None:
@@ -253,30 +347,15 @@ async def test_a_scale_write_between_look_and_apply_is_not_lost(bench: Bench) ->
         await bench.cluster.apply({**pool, "metadata": seen})
 
 
-async def test_deletion_ends_with_the_finalizer(bench: Bench) -> None:
+async def test_the_finalizer_of_an_earlier_version_goes(bench: Bench) -> None:
     bench.put_service()
-    await bench.settle()
-    bench.service["metadata"]["deletionTimestamp"] = "2026-11-22T00:00:00Z"
-    await bench.controller.work(KEY)
-    assert bench.service["metadata"]["finalizers"] == []
+    bench.service["metadata"]["finalizers"] = ["theirs", "tandem.dev/finalizer"]
+    await bench.settle(2)
+    assert bench.service["metadata"]["finalizers"] == ["theirs"]
 
 
 async def test_a_service_that_is_gone_is_forgotten(bench: Bench) -> None:
     assert await bench.controller.work(KEY) is None
-
-
-async def test_resync_triggers_every_service(bench: Bench) -> None:
-    bench.put_service()
-    seen: list[tuple[str, str]] = []
-
-    async def work(key: tuple[str, str]) -> float | None:
-        seen.append(key)
-        return None
-
-    queue = WorkQueue(work)
-    assert await resync(bench.cluster, queue, ()) == 1  # type: ignore[arg-type]
-    assert queue.known() == [key_of("default", "qwen")]
-    await queue.close()
 
 
 async def test_nodes_that_may_not_be_read_are_unknown(

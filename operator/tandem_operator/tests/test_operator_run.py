@@ -44,20 +44,24 @@ async def test_it_leads_watches_and_stops_on_a_signal(
     started: dict[str, Any] = {}
 
     # The names of kopf's own parameters, so that a wrong one fails here and not in a cluster.
-    async def operator(
+    async def spawn_tasks(
         *,
         registry: Any,
         settings: Any,
         standalone: bool,
         identity: str,
+        stop_flag: asyncio.Event,
         clusterwide: bool = False,
         namespaces: Any = (),
-    ) -> None:
+    ) -> list[asyncio.Task[Any]]:
         started.update(identity=identity, clusterwide=clusterwide, namespaces=namespaces)
-        os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.Event().wait()
+        # As kopf does: it takes the signals for itself, and they have to be taken back.
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, lambda: started.update(taken=True))
+        loop.call_later(0.05, os.kill, os.getpid(), signal.SIGTERM)
+        return [asyncio.create_task(stop_flag.wait())]
 
-    monkeypatch.setattr(kopf, "operator", operator)
+    monkeypatch.setattr(kopf, "spawn_tasks", spawn_tasks)
     config = read_config(arguments(), {})
     async with asyncio.timeout(patience(10)):
         assert await main.run(config) == 0
@@ -69,10 +73,13 @@ async def test_it_leads_watches_and_stops_on_a_signal(
 async def test_a_watch_that_ends_with_an_error_ends_the_process(
     cluster: ClosableCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def operator(**_: Any) -> None:
+    async def fail() -> None:
         raise RuntimeError("watch")
 
-    monkeypatch.setattr(kopf, "operator", operator)
+    async def spawn_tasks(**_: Any) -> list[asyncio.Task[Any]]:
+        return [asyncio.create_task(fail())]
+
+    monkeypatch.setattr(kopf, "spawn_tasks", spawn_tasks)
     config = read_config(arguments("--namespace=a", "--no-leader-election"), {})
     async with asyncio.timeout(patience(10)):
         assert await main.run(config) == 1

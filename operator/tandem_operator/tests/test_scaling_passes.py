@@ -9,6 +9,7 @@ import pytest
 from tandem_operator.api import InferenceServiceStatus
 from tandem_operator.api.conditions import ConditionType, Judgement
 from tandem_operator.api.status import ScalingDecision, SloStatus
+from tandem_operator.clients.children import Children
 from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.errors import ConflictError
 from tandem_operator.execute.events import Events
@@ -68,7 +69,7 @@ class Bench:
         cluster: Any = self.cluster
         self.workers = WorkerClient()
         self.observer = ScalingObserver(cluster, self.workers, self.clock)
-        self.executor = Executor(cluster, self.workers, Events(cluster, "me"))
+        self.executor = Executor(cluster, self.workers, Events(cluster, "me"), Children())
 
         async def read(*_: Any) -> Signals:
             self.num_readings += 1
@@ -288,7 +289,7 @@ async def test_the_policys_percentile_is_measured(
 ) -> None:
     asked = []
 
-    async def read(_self: Collector, _routers: Any, _workers: Any, latency: Latency) -> Signals:
+    async def read(_self: Collector, _r: Any, _w: Any, latency: Latency, _c: Any) -> Signals:
         asked.append(latency.percentile)
         return Signals()
 

@@ -1,5 +1,6 @@
 """Why something is not ready reaches the conditions and the events, whoever it happens to."""
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from tandem_operator.api import InferenceServiceStatus
 from tandem_operator.api.conditions import Condition, ConditionType, condition_of
-from tandem_operator.errors import ClusterError
+from tandem_operator.errors import ClusterError, RefusedFieldError
 from tandem_operator.facts.observed import RouterTrouble
 from tandem_operator.manifests.revision import revision_of
 from tandem_operator.pair import Role
@@ -174,3 +175,52 @@ def test_a_worker_that_does_not_exist_has_no_node() -> None:
     fleet.settle()
     assert judged(fleet.status, ConditionType.CAPACITY_UNAVAILABLE).reason == "CapacityFound"
     assert fleet.count(Role.DECODE) == 2
+
+
+UNKNOWN_IN_POD = (
+    400,
+    'Pod in version "v1" cannot be handled as a Pod: strict decoding error: unknown field'
+    ' "spec.tolerationz"',
+)
+UNKNOWN_IN_TEMPLATE = (
+    500,
+    "failed to create typed patch object (default/qwen-router; apps/v1, Kind=Deployment):"
+    " .spec.template.spec.tolerationz: field not declared in schema",
+)
+
+
+@pytest.mark.parametrize(
+    ("part", "method", "refused", "answer", "conditions"),
+    [
+        ("decode", "create", "Pod", UNKNOWN_IN_POD, ("Degraded", "DecodeReady")),
+        ("router", "apply", "Deployment", UNKNOWN_IN_TEMPLATE, ("Degraded", "RouterReady")),
+    ],
+)
+async def test_a_field_that_the_api_server_refuses_is_named(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    method: str,
+    refused: str,
+    answer: tuple[int, str],
+    conditions: tuple[str, ...],
+) -> None:
+    spec: dict[str, Any] = {part: {"podTemplate": {"spec": {"tolerationz": []}}}}
+    bench.put_service(**spec)
+
+    async def refuse(body: dict[str, Any], *rest: Any) -> dict[str, Any]:
+        role = body["metadata"].get("labels", {}).get("tandem.dev/role")
+        if body["kind"] == refused and role == part:
+            raise ClusterError(*answer)
+        made: dict[str, Any] = await getattr(MemoryCluster, method)(bench.cluster, body, *rest)
+        return made
+
+    monkeypatch.setattr(bench.cluster, method, refuse)
+    for _ in range(3):
+        with contextlib.suppress(RefusedFieldError):
+            await bench.controller.work(KEY)
+    for kind in conditions:
+        said = condition(bench, kind)
+        assert said["reason"] == "FieldRefused", kind
+        assert f"spec.{part}.podTemplate.spec.tolerationz" in said["message"]
+        assert "correct or remove it" in said["message"]

@@ -61,7 +61,9 @@ type Spec struct {
 	Open []string `json:"open,omitempty"`
 	// Mounts are bound in this order.
 	Mounts []Mount `json:"mounts,omitempty"`
-	// ReadonlyRoot makes everything but Mounts, /dev, /proc and /sys read-only.
+	// Scratch lists folders that are empty and that everybody may write.
+	Scratch []string `json:"scratch,omitempty"`
+	// ReadonlyRoot makes everything but Mounts, /dev, /proc and /sys read-only. The machine's system always is.
 	ReadonlyRoot bool `json:"readonlyRoot,omitempty"`
 	// FreshProc mounts a /proc of the PID namespace that the shim is in.
 	FreshProc bool `json:"freshProc,omitempty"`
@@ -85,7 +87,8 @@ type Mount struct {
 	// Readonly makes the mount itself read-only, RecursiveReadonly everything mounted below it too.
 	Readonly          bool `json:"readonly,omitempty"`
 	RecursiveReadonly bool `json:"recursiveReadonly,omitempty"`
-	// Image says that Target belongs to the image, which is part of the root: it is bound again if a volume around it has covered it.
+	// Image says that Target is a path on the machine too, which belongs to the image: it is bound again if a volume around it has
+	// covered it.
 	Image bool `json:"image,omitempty"`
 	// Follow lets later mounts of the machine below Source appear in the container.
 	Follow bool `json:"follow,omitempty"`

@@ -20,13 +20,9 @@ const maxLinks = 40
 // everybody is the permission to pass through a folder and list it.
 const everybody = 0o055
 
-// ownEntries are the folders of the root that stay writable when the rest is read-only.
-var ownEntries = []string{"dev", "proc", "sys"}
-
 // root is the container's file system while it is built.
 //
-// It is a small tmpfs with a bind of every entry of the machine's root, so that a missing mount point at the top is simply created in the
-// tmpfs. If a mount point is missing further down, the deepest existing folder is covered by another tmpfs with a bind of each of its
+// It is a small tmpfs with a bind of the machine's system, of the image's files, and empty folders where the machine has something else. If a mount point is missing further down, the deepest existing folder is covered by another tmpfs with a bind of each of its
 // entries (a scaffold), and the rest is created in that. So the machine's file system is never written to.
 type root struct {
 	// own holds the folders that lie on one of our tmpfs, where entries can be created freely.
@@ -58,6 +54,12 @@ func buildRoot(spec *Spec) error {
 	if err := bindEntries("/", spec); err != nil {
 		return err
 	}
+	// Opened here, where links still lead through the machine.
+	files, err := openImage(spec.Mounts)
+	defer closeAll(files)
+	if err != nil {
+		return err
+	}
 	old := filepath.Join(spec.NewRoot, hostRoot)
 	if err := os.Mkdir(old, 0o700); err != nil {
 		return err
@@ -70,7 +72,7 @@ func buildRoot(spec *Spec) error {
 	}
 	r := &root{own: map[string]bool{"/": true}}
 	defer r.close()
-	if err := r.fill(spec); err != nil {
+	if err := r.fill(spec, files); err != nil {
 		return err
 	}
 	if err := syscall.Unmount(hostRoot, syscall.MNT_DETACH); err != nil {
@@ -90,13 +92,16 @@ func buildRoot(spec *Spec) error {
 	return readonly("/", false)
 }
 
-// bindEntries binds the machine's root, entry by entry, into the new one.
+// bindEntries binds the machine's system, entry by entry, into the new root.
 func bindEntries(from string, spec *Spec) error {
 	entries, err := os.ReadDir(from)
 	if err != nil {
 		return err
 	}
 	for _, entry := range entries {
+		if !isSystem(entry.Name()) {
+			continue
+		}
 		target := filepath.Join(spec.NewRoot, entry.Name())
 		if entry.Name() == "proc" && spec.FreshProc {
 			if err := os.Mkdir(target, 0o555); err != nil {
@@ -112,7 +117,7 @@ func bindEntries(from string, spec *Spec) error {
 			return err
 		}
 		isLink := entry.Type()&os.ModeSymlink != 0
-		if spec.ReadonlyRoot && !isLink && !slices.Contains(ownEntries, entry.Name()) {
+		if !isLink && !slices.Contains(ownEntries, entry.Name()) {
 			if err := readonly(target, true); err != nil {
 				return err
 			}
@@ -149,25 +154,27 @@ func bindEntry(folder, name, target string) error {
 	return mount(source, target, "", syscall.MS_BIND|syscall.MS_REC, "")
 }
 
-// fill binds the container's mounts and creates its working directory.
-func (r *root) fill(spec *Spec) error {
+// fill binds the image's files and the container's mounts, and creates its working directory.
+func (r *root) fill(spec *Spec, files map[string]*os.File) error {
+	if err := r.makeFolders(spec.Scratch); err != nil {
+		return err
+	}
+	if err := r.bindImage(spec.Mounts, files); err != nil {
+		return err
+	}
 	for _, folder := range spec.Open {
-		path, err := r.reach(folder, true)
-		if err != nil {
-			return fmt.Errorf("open %s: %w", folder, err)
-		}
-		if err := r.scaffold(path, everybody); err != nil {
+		if err := r.open(folder); err != nil {
 			return fmt.Errorf("open %s: %w", folder, err)
 		}
 	}
-	files, err := openImage(spec.Mounts)
-	defer closeAll(files)
+	visible, err := openImage(spec.Mounts)
+	defer closeAll(visible)
 	if err != nil {
 		return err
 	}
 	for _, wanted := range spec.Mounts {
-		if file := files[wanted.Target]; wanted.Image {
-			err = r.restore(wanted.Target, file, spec.ReadonlyRoot)
+		if wanted.Image {
+			err = r.restore(wanted, visible[wanted.Target])
 		} else {
 			err = r.bind(wanted)
 		}
@@ -177,58 +184,6 @@ func (r *root) fill(spec *Spec) error {
 	}
 	if _, err := r.reach(spec.Process.Dir, true); err != nil {
 		return fmt.Errorf("working directory %s: %w", spec.Process.Dir, err)
-	}
-	return nil
-}
-
-// openImage opens the image's files before any volume can cover them; those that the machine does not have are left out.
-func openImage(mounts []Mount) (map[string]*os.File, error) {
-	files := map[string]*os.File{}
-	for _, wanted := range mounts {
-		if !wanted.Image {
-			continue
-		}
-		file, err := os.Open(wanted.Target)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return files, err
-		}
-		files[wanted.Target] = file
-	}
-	return files, nil
-}
-
-func closeAll(files map[string]*os.File) {
-	for _, file := range files {
-		_ = file.Close() // read only
-	}
-}
-
-// restore binds a file or folder of the image where it was, if a volume has covered it or a link on the way to it.
-func (r *root) restore(path string, file *os.File, readonlyRoot bool) error {
-	if file == nil {
-		return nil
-	}
-	before, err := file.Stat()
-	if err != nil {
-		return err
-	}
-	if now, err := os.Stat(path); err == nil && os.SameFile(before, now) {
-		return nil
-	}
-	target, err := r.reach(path, before.IsDir())
-	if err != nil {
-		return err
-	}
-	if err := mount(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), target, "", syscall.MS_BIND|syscall.MS_REC, ""); err != nil {
-		return err
-	}
-	delete(r.own, target)
-	r.mounted = append(r.mounted, mounted{target: target})
-	if readonlyRoot {
-		return readonly(target, true)
 	}
 	return nil
 }
@@ -257,6 +212,19 @@ func (r *root) bind(wanted Mount) error {
 		return readonly(target, wanted.RecursiveReadonly)
 	}
 	return nil
+}
+
+// open lets everybody pass through a folder.
+func (r *root) open(folder string) error {
+	path, err := r.reach(folder, true)
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm()&everybody == everybody {
+		return err
+	}
+	return r.scaffold(path, everybody)
 }
 
 // reach returns the path without symbolic links and creates its missing parts: folders, and at the end a file unless a folder is wanted.

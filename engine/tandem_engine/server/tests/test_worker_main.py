@@ -1,7 +1,9 @@
 """The entry point: flags, exit codes, logs."""
 
 import json
+import socket
 import sys
+from typing import NoReturn
 
 import pytest
 import structlog
@@ -17,6 +19,10 @@ from tandem_engine.server.worker import WorkerServer
 def _keep_structlog() -> object:
     yield
     structlog.reset_defaults()
+
+
+async def unused() -> NoReturn:
+    raise AssertionError("no core is wanted here")
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *flags: str) -> object:
@@ -42,6 +48,28 @@ def test_a_core_that_cannot_be_started_exits_with_1(
     monkeypatch.setattr(CoreChild, "start", refuse)
     assert run_main(monkeypatch, "--mock", "tiny") == 1
     assert "can't be started: too many processes" in capsys.readouterr().err
+
+
+def test_a_taken_bootstrap_port_is_told_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(*_: object) -> CoreChild:
+        raise AssertionError("the core would load the model now")
+
+    monkeypatch.setattr(CoreChild, "start", start)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        flags = ("--mock", "tiny", "--host", "127.0.0.1", "--bootstrap-port", str(port))
+        assert run_main(monkeypatch, *flags) == 1
+    assert f"--bootstrap-port {port} can't be opened" in capsys.readouterr().err
+
+
+def test_two_workers_never_share_the_http_port() -> None:
+    first = WorkerServer(WorkerConfig(model="mock://tiny", http_port=0), unused, print_event)
+    one = first._bind_http()
+    config = WorkerConfig(model="mock://tiny", http_port=one.getsockname()[1])
+    with one, pytest.raises(OSError, match="--http-port"):
+        WorkerServer(config, unused, print_event)._bind_http()
 
 
 def test_exit_code_is_the_servers(

@@ -62,7 +62,7 @@ def continue_drain(pod: WorkerPod, now: datetime, drain_seconds: int, *, move: b
 def cancel_drain(pod: WorkerPod) -> DrainStep:
     """Stop the drain of a worker, because the pool has to grow again."""
     removed: dict[str, str | None] = {ANNOTATION_DRAINING: None, ANNOTATION_MOVING: None}
-    call = EngineCall(ACTION_UNDRAIN, pod.name, pod.ip, pod.admin_token)
+    call = EngineCall(ACTION_UNDRAIN, pod.name, pod.ip, pod.ports.http, pod.admin_token)
     return DrainStep(PodMark(pod.name, pod.uid, removed), call)
 
 
@@ -88,4 +88,5 @@ def can_move(pod: WorkerPod, pods: tuple[WorkerPod, ...]) -> bool:
 
 
 def _call(pod: WorkerPod, *, move: bool) -> EngineCall:
-    return EngineCall(ACTION_DRAIN, pod.name, pod.ip, pod.admin_token, {"move_streams": move})
+    body = {"move_streams": move}
+    return EngineCall(ACTION_DRAIN, pod.name, pod.ip, pod.ports.http, pod.admin_token, body)

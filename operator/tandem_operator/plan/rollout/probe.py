@@ -29,9 +29,16 @@ def plan_probe(
     prefill, decode = ready.prefill, ready.decode
     if decode is None or prefill is None:
         return None
-    body = {"host": prefill.ip, "port": prefill.bootstrap_port, "num_blocks": PROBE_BLOCKS}
+    body = {"host": prefill.ip, "port": prefill.ports.bootstrap, "num_blocks": PROBE_BLOCKS}
     return EngineCall(
-        ACTION_PROBE, decode.name, decode.ip, decode.admin_token, body, prefill.name, revision
+        ACTION_PROBE,
+        decode.name,
+        decode.ip,
+        decode.ports.http,
+        decode.admin_token,
+        body,
+        prefill.name,
+        revision,
     )
 
 

@@ -121,8 +121,11 @@ def _meet_desired(task: PoolTask, revision: str, steps: PoolSteps) -> None:
     missing = task.desired - sum(pod.live for pod in pods)
     like = None
     if revision != task.target:
-        # The spec has changed since: the workers of an older revision are made like each other.
-        like = next(iter(pods), None)
+        # The spec has changed since: the workers of an older revision are made like each other, or
+        # like the record of the revision that the routers use.
+        recorded = task.observed.recorded.of(task.role)
+        same = recorded is not None and recorded.revision == revision
+        like = next(iter(pods), recorded if same else None)
         if like is None:
             return
     failed = [pod for pod in task.failed if pod.revision == revision]

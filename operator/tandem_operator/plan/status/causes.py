@@ -44,7 +44,8 @@ def find_refusal(basis: StatusBasis) -> Judgement | None:
     error = basis.observed.last_error
     if not error:
         return None
-    return Judgement(False, QUOTA_EXCEEDED if _QUOTA_WORDS in error else "StepFailed", error)
+    reason = QUOTA_EXCEEDED if _QUOTA_WORDS in error else basis.observed.last_reason
+    return Judgement(False, reason, error)
 
 
 def find_router_cause(basis: StatusBasis) -> Judgement | None:

@@ -67,12 +67,16 @@ def _pool_ready(basis: StatusBasis, role: Role) -> Judgement:
 
 
 def _router_ready(basis: StatusBasis) -> Judgement:
-    router, wanted = basis.observed.router, basis.spec.router.replicas
+    router = basis.observed.router
     cause = find_router_cause(basis)
     if router is None:
         if cause is not None:
             return Judgement(False, cause.reason, f"there is no Deployment: {cause.message}")
         return Judgement(False, "RoutersStarting", "the router Deployment is being created")
+    wanted = basis.spec.router.replicas or router.wanted
+    if wanted == 0:
+        message = "the routers are scaled to zero: scale their Deployment to 1 or more"
+        return Judgement(False, "ScaledToZero", message)
     said = f"{router.ready} of {wanted} routers are ready"
     if router.ready >= wanted:
         return Judgement(True, "RoutersReady", said)

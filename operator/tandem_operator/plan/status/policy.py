@@ -24,13 +24,14 @@ def plan_policy_status(
     write that is lost is repeated at the next tick.
     """
     left, read = observed.scaling.left_policy, observed.scaling.policy
-    plans = [_without(left, observed.name)] if left is not None else []
+    plans = [leave_policy(left, observed.name)] if left is not None else []
     if memory is not None and memory.decision is not None and read is not None and read.spec:
         plans.append(_with(read, memory.decision, memory.entries, observed, now))
     return tuple(plan for plan in plans if plan is not None)
 
 
-def _without(policy: PolicyView, name: str) -> PolicyTargets | None:
+def leave_policy(policy: PolicyView, name: str) -> PolicyTargets | None:
+    """The status of a policy without a service that no longer names it, or is gone."""
     kept = tuple(target for target in policy.targets if target.name != name)
     return _write(policy, kept) if len(kept) < len(policy.targets) else None
 

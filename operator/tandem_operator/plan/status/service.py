@@ -4,9 +4,10 @@ from datetime import datetime
 
 from tandem_operator.api import InferenceServiceStatus
 from tandem_operator.api.conditions import ConditionType, Judgement
-from tandem_operator.api.status import MAX_DECISIONS, RouterStatus, SloStatus
+from tandem_operator.api.status import MAX_DECISIONS, RouterStatus, SloClassStatus, SloStatus
 from tandem_operator.facts.observed import Observed
 from tandem_operator.facts.scaling import Reading
+from tandem_operator.facts.signals import ClassSignals
 from tandem_operator.pair import Pair
 from tandem_operator.plan.rollout.stage import Stage
 from tandem_operator.plan.status.basis import StatusBasis
@@ -39,6 +40,7 @@ def build_status(basis: StatusBasis) -> InferenceServiceStatus:
         transport=transport,
         scaling=(*basis.scaling.entries, *old.scaling)[:MAX_DECISIONS],
         failures=basis.failures,
+        operator=observed.ownership.me or None,
         conditions=write_conditions(old.conditions, judgements, observed.generation, basis.now),
     )
 
@@ -68,7 +70,21 @@ def _slo(reading: Reading | None, old: SloStatus | None) -> SloStatus | None:
     }
     # Without requests there is no latency: the last one stands, beside a rate of zero.
     known = {name: value for name, value in found.items() if value is not None}
-    return (old or SloStatus()).model_copy(update=known)
+    before = old or SloStatus()
+    classes = tuple(_slo_class(measured, before) for measured in signals.classes)
+    return before.model_copy(update={**known, "classes": classes})
+
+
+def _slo_class(measured: ClassSignals, before: SloStatus) -> SloClassStatus:
+    attained = measured.attained_percent
+    found = {
+        "ttft_milliseconds": _milliseconds(measured.ttft_seconds),
+        "tbt_milliseconds": _milliseconds(measured.tbt_seconds),
+        "attainment_percent": None if attained is None else int(attained),
+    }
+    known = {name: value for name, value in found.items() if value is not None}
+    old = next((item for item in before.classes if item.name == measured.name), None)
+    return (old or SloClassStatus(name=measured.name)).model_copy(update=known)
 
 
 def _milliseconds(seconds: float | None) -> int | None:

@@ -138,6 +138,7 @@ SAMPLES: dict[str, Change] = {
     "rdma.devices.include": (FABRIC, at("rdma.devices.include", ["mlx5_0"])),
     "rdma.devices.exclude": (FABRIC, at("rdma.devices.exclude", ["mlx5_0"])),
     "rdma.devices.gidIndex": (FABRIC, at("rdma.devices.gidIndex", "3")),
+    **listed("imagePullSecrets", {"name": "registry"}, {"name": "other"}),
     **listed("engine.env", {"name": "A", "value": "1"}, {"name": "B", "value": "2"}),
     **listed(
         "engine.env", {"name": "A"}, {"valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
@@ -150,7 +151,6 @@ SAMPLES: dict[str, Change] = {
             "default": True,
             "ttftMilliseconds": 2,
             "tbtMilliseconds": 2,
-            "percentile": 50,
             "priority": 3,
         },
     ),
@@ -195,6 +195,9 @@ NAMED: dict[str, str] = {
     "ratio.min.decode": "plan.test_scale_ratio::test_bounded_is_kept_and_is_stable",
     "ratio.max.prefill": "plan.test_scale_ratio::test_bounded_is_kept_and_is_stable",
     "ratio.max.decode": "plan.test_scale_ratio::test_bounded_is_kept_and_is_stable",
+    "slo.classes[].percentile": (
+        "observe.test_collector_signals::test_each_class_is_measured_at_its_percentile"
+    ),
     "kvTransfer.verify.mode": "plan.test_transport_verified::test_off_makes_no_probe",
     "kvTransfer.verify.minMegabytesPerSecond": "plan.test_transport_verified::test_what_was_seen",
     "rollout.paused": "plan.test_rollout_steps::test_paused_holds_where_it_is",

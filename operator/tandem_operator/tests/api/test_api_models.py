@@ -47,7 +47,7 @@ def test_defaults() -> None:
     assert spec.kv_transfer.verify.min_megabytes_per_second == 500
     assert spec.rdma.mode is RdmaMode.AUTO
     assert spec.rdma.resource is None
-    assert spec.router.replicas == 2
+    assert spec.router.replicas is None
     assert spec.router.policy is RouterPolicy.KV_AWARE
     assert spec.router.service.port == 8000
     assert [c.name for c in spec.slo.classes] == ["interactive", "batch"]

@@ -8,7 +8,7 @@ from tandem_operator.api import InferenceServiceStatus
 from tandem_operator.crds.kinds import AUTOSCALING_POLICY, INFERENCE_SERVICE, KINDS, WORKER_POOL
 from tandem_operator.facts.observed import Observed
 from tandem_operator.facts.scaling import PolicyView, Reading, Scaling
-from tandem_operator.facts.signals import DecodeSignals, PrefillSignals, Signals
+from tandem_operator.facts.signals import ClassSignals, DecodeSignals, PrefillSignals, Signals
 from tandem_operator.facts.worker import ProbeResult
 from tandem_operator.pair import Role
 from tandem_operator.plan import reconcile
@@ -22,6 +22,7 @@ MEASURED = Signals(
     attained_percent=97.0,
     prefill=PrefillSignals(0.5, 30.0, 30.0, 2.0),
     decode=DecodeSignals(0.2, 0.95, 0.99, 40, 5),
+    classes=(ClassSignals("interactive", 0.5, 0.2, 97.0),),
 )
 
 

@@ -84,6 +84,21 @@ async def test_apply_is_server_side_and_forced(api: tuple[Api, Cluster]) -> None
     assert query["force"].lower() == "true"
 
 
+async def test_creates_and_applies_refuse_fields_that_the_api_server_does_not_know(
+    api: tuple[Api, Cluster],
+) -> None:
+    server, cluster = api
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "ns"}}
+    await cluster.create(body)
+    await cluster.apply(body)
+    await cluster.apply(body, "another")
+    await cluster.merge("WorkerPool", "p", "ns", {}, subresource="status")
+    queries = [query for _, _, query, _, _ in server.requests]
+    assert [query.get("fieldValidation") for query in queries] == ["Strict"] * 3 + [None]
+    managers = [query["fieldManager"] for query in queries]
+    assert managers == ["tandem-operator", "tandem-operator", "another", "tandem-operator"]
+
+
 async def test_lists_fill_in_the_kind(api: tuple[Api, Cluster]) -> None:
     server, cluster = api
     server.answers["/api/v1/namespaces/ns/pods"] = (200, {"items": [{"metadata": {"name": "p"}}]})

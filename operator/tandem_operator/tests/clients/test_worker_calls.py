@@ -14,6 +14,7 @@ class Worker:
     def __init__(self) -> None:
         self.answers: dict[str, tuple[int, Any]] = {}
         self.seen: list[tuple[str, str, Any]] = []
+        self.port = 0
 
     async def handle(self, request: web.Request) -> web.Response:
         body = await request.json() if request.can_read_body else None
@@ -32,7 +33,8 @@ async def pair() -> AsyncIterator[tuple[Worker, WorkerClient]]:
     server = TestServer(app)
     await server.start_server()
     assert server.port is not None
-    api = WorkerClient(server.port)
+    worker.port = server.port
+    api = WorkerClient()
     yield worker, api
     await api.close()
     await server.close()
@@ -44,7 +46,7 @@ async def test_load_is_read(pair: tuple[Worker, WorkerClient]) -> None:
         200,
         {"draining": True, "leases": 2, "running": ["a"], "load": {"num_running": 0}},
     )
-    state = await api.state("127.0.0.1")
+    state = await api.state("127.0.0.1", worker.port)
     assert state is not None
     assert (state.num_running, state.num_leases, state.draining, state.idle) == (1, 2, True, False)
 
@@ -53,15 +55,15 @@ async def test_load_is_read(pair: tuple[Worker, WorkerClient]) -> None:
 async def test_a_strange_state_is_unknown(pair: tuple[Worker, WorkerClient], answer: Any) -> None:
     worker, api = pair
     worker.answers["/state"] = answer
-    assert await api.state("127.0.0.1") is None
+    assert await api.state("127.0.0.1", worker.port) is None
 
 
 async def test_calls_carry_the_token(pair: tuple[Worker, WorkerClient]) -> None:
     worker, api = pair
-    assert await api.admin("127.0.0.1", "drain", "secret", {"move_streams": True})
+    assert await api.admin("127.0.0.1", worker.port, "drain", "secret", {"move_streams": True})
     assert worker.seen[-1] == ("/admin/drain", "Bearer secret", {"move_streams": True})
     worker.answers["/admin/drain"] = (401, {})
-    assert not await api.admin("127.0.0.1", "drain", "secret", {})
+    assert not await api.admin("127.0.0.1", worker.port, "drain", "secret", {})
 
 
 async def test_a_probe_that_worked(pair: tuple[Worker, WorkerClient]) -> None:
@@ -70,7 +72,7 @@ async def test_a_probe_that_worked(pair: tuple[Worker, WorkerClient]) -> None:
         200,
         {"ok": True, "transport": "tcp", "bytes": 1000, "seconds": 0.5, "error": ""},
     )
-    result = await api.probe("127.0.0.1", "secret", {})
+    result = await api.probe("127.0.0.1", worker.port, "secret", {})
     assert (result.transport, result.num_bytes, result.seconds) == ("tcp", 1000, 0.5)
     assert not result.error
     assert worker.seen[-1] == ("/admin/probe", "Bearer secret", {})
@@ -89,14 +91,14 @@ async def test_a_probe_that_failed_is_a_result(
 ) -> None:
     worker, api = pair
     worker.answers["/admin/probe"] = answer
-    assert error in (await api.probe("127.0.0.1", "secret", {})).error
+    assert error in (await api.probe("127.0.0.1", worker.port, "secret", {})).error
 
 
 async def test_a_silent_worker() -> None:
-    api = WorkerClient(9)
-    assert await api.state("127.0.0.1") is None
-    assert not await api.admin("127.0.0.1", "drain", "secret", {})
-    assert (await api.probe("127.0.0.1", "secret", {})).error
+    api = WorkerClient()
+    assert await api.state("127.0.0.1", 9) is None
+    assert not await api.admin("127.0.0.1", 9, "drain", "secret", {})
+    assert (await api.probe("127.0.0.1", 9, "secret", {})).error
     await api.close()
 
 

@@ -127,13 +127,6 @@ def test_models_are_mounted(uri: str, flag: str, volume: str) -> None:
     assert any(volume in item for item in pod["spec"]["volumes"])
 
 
-def test_packages_and_mocks_need_no_volume() -> None:
-    for uri in ("package://some-gguf", "mock://fast"):
-        pod = build(model={"uri": uri})
-        assert [volume["name"] for volume in pod["spec"]["volumes"]] == ["shm"]
-        assert "--cache-dir" not in flags(pod)
-
-
 def test_the_download_secret_is_only_referred_to() -> None:
     found = env(build(model={"uri": "hf://org/m", "secretName": "hf"}))["HF_TOKEN"]
     assert found["valueFrom"]["secretKeyRef"] == {"name": "hf", "key": "HF_TOKEN", "optional": True}
@@ -191,7 +184,7 @@ def test_templates_merge_by_name() -> None:
     assert engine["image"] == "engine:1"
     assert "livenessProbe" not in engine
     assert {"name": "X", "value": "1"} in engine["env"]
-    assert [volume["name"] for volume in pod["spec"]["volumes"]] == ["shm", "extra"]
+    assert [volume["name"] for volume in pod["spec"]["volumes"]] == ["shm", "cache", "extra"]
 
 
 def test_the_revision_covers_pods_and_nothing_else() -> None:

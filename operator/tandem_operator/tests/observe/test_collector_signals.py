@@ -83,8 +83,10 @@ def collector(pods: Pods) -> Collector:
     return Collector(client, clock=lambda: pods.now)
 
 
-ROUTERS = [PodAddress("r1", "r1")]
-WORKERS = Pair([PodAddress("p1", "p1")], [PodAddress("d1", "d1"), PodAddress("d2", "d2")])
+ROUTERS = [PodAddress("r1", "r1", 80)]
+WORKERS = Pair(
+    [PodAddress("p1", "p1", 80)], [PodAddress("d1", "d1", 80), PodAddress("d2", "d2", 80)]
+)
 
 
 async def test_rates_and_latencies_over_the_window(pods: Pods, collector: Collector) -> None:
@@ -123,7 +125,7 @@ async def test_a_killed_source_grows_old(pods: Pods, collector: Collector) -> No
 
 async def test_a_dead_pod_takes_its_values_along(pods: Pods, collector: Collector) -> None:
     pods.pages |= {"r1": page(inflight=9), "r2": page(inflight=1)}
-    both = [*ROUTERS, PodAddress("r2", "r2")]
+    both = [*ROUTERS, PodAddress("r2", "r2", 80)]
     assert (await collector.read(both, WORKERS, Latency(95))).num_inflight == 10
     assert (await collector.read(both[1:], WORKERS, Latency(95))).num_inflight == 1
 
@@ -138,6 +140,20 @@ async def test_latencies_of_one_class(pods: Pods, collector: Collector) -> None:
     other = await collector.read(ROUTERS, WORKERS, Latency(50, "b"))
     assert other.prefill.ttft_seconds is None
     assert other.attained_percent is None
+
+
+async def test_each_class_is_measured_at_its_percentile(pods: Pods, collector: Collector) -> None:
+    pods.pages["r1"] = page()
+    classes = [Latency(50, "a"), Latency(90, "a"), Latency(95, "b")]
+    await collector.read(ROUTERS, WORKERS, Latency(50, "b"), classes)
+    pods.now, pods.pages["r1"] = 10.0, page(fast=30, total=40)
+    measured = (await collector.read(ROUTERS, WORKERS, Latency(50, "b"), classes)).classes
+    assert [item.name for item in measured] == ["a", "a", "b"]
+    half, most, none = (item.ttft_seconds for item in measured)
+    assert half == pytest.approx(0.1 * 20 / 30)
+    assert most == pytest.approx(0.1 + 0.9 * 6 / 10)
+    assert none is None
+    assert [item.attained_percent for item in measured] == [75.0, 75.0, None]
 
 
 async def test_an_incomplete_reading_keeps_the_last_figures(
@@ -193,7 +209,7 @@ async def test_a_refused_request_is_seen_without_any_worker(
 async def test_a_request_at_one_router_is_seen_while_another_is_silent(
     pods: Pods, collector: Collector
 ) -> None:
-    routers = [*ROUTERS, PodAddress("r2", "silent")]
+    routers = [*ROUTERS, PodAddress("r2", "silent", 80)]
     pods.pages["r1"] = page(inflight=1)
     signals = await collector.read(routers, Pair([], []), Latency(95))
     assert signals.wanted

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from tandem_operator.facts.observed import PoolView
+from tandem_operator.facts.worker import WorkerPorts
 from tandem_operator.observe.objects import (
     read_node,
     read_pools,
@@ -57,14 +59,15 @@ def test_a_ready_worker() -> None:
             },
             cost="7",
             restarts="2",
-            **{"bootstrap-port": "9000"},
+            **{"http-port": "20001", "wire-port": "20002", "bootstrap-port": "9000"},
         )
     )
     assert pod is not None
     assert pod.ready
     assert pod.started
     assert pod.live
-    assert (pod.cost, pod.restarts, pod.bootstrap_port, pod.admin_token) == (7, 2, 9000, "t")
+    assert (pod.cost, pod.restarts, pod.admin_token) == (7, 2, "t")
+    assert pod.ports == WorkerPorts(20001, 20002, 9000)
     assert pod.ready_since is not None
 
 
@@ -227,8 +230,17 @@ def test_memlock_is_read_from_the_check() -> None:
 
 
 def test_only_our_own_workers_count() -> None:
-    assert len(read_workers([raw_pod({})], {"pool"})) == 1
-    assert read_workers([raw_pod({})], {"other"}) == ()
+    def pools(uid: str) -> Pair[PoolView | None]:
+        return Pair.build(lambda role: PoolView(f"qwen-{role}", uid, 1, 1, 1))
+
+    assert [pod.orphan for pod in read_workers([raw_pod({})], pools("pool"))] == [False]
+    assert read_workers([raw_pod({})], pools("other")) == ()
+    assert read_workers([raw_pod({})], Pair(None, None)) == ()
+    left = raw_pod({})
+    del left["metadata"]["ownerReferences"]
+    assert read_workers([left], pools("other")) == (), "somebody else made it"
+    left["metadata"]["labels"]["app.kubernetes.io/managed-by"] = "tandem-operator"
+    assert [pod.orphan for pod in read_workers([left], pools("other"))] == [True]
     router = raw_pod({})
     router["metadata"]["labels"]["tandem.dev/role"] = "router"
     assert read_pod(router) is None

@@ -12,7 +12,7 @@ from tandem_operator.pair import Pair, Role
 from tandem_operator.plan import Plan, reconcile
 from tandem_operator.plan.scale.ratio import allows
 from tandem_operator.plan.scale.targets import plan_targets
-from tandem_operator.tests.facts import Fleet, make_spec
+from tandem_operator.tests.facts import NOW, OPERATOR, Fleet, make_spec
 
 steps = st.lists(
     st.tuples(
@@ -105,7 +105,7 @@ def test_first_visit_sets_every_condition() -> None:
     kinds = {condition.type for condition in fleet.status.conditions}
     assert kinds == set(ConditionType)
     assert all(item.reason and item.observed_generation == 1 for item in fleet.status.conditions)
-    assert fleet.has_finalizer
+    assert fleet.status.operator == OPERATOR
 
 
 def test_a_fleet_becomes_ready_and_then_quiet() -> None:
@@ -142,26 +142,27 @@ def test_a_spec_edit_and_a_scale_write_both_reach_the_pool(role: Role) -> None:
     assert fleet.pool(role).replicas == 3
 
 
-def test_deletion_drains_then_lets_go() -> None:
+def test_nothing_is_done_for_a_service_that_is_being_deleted() -> None:
+    # `kubectl delete --cascade=foreground` shows a service until its children are gone.
     fleet = Fleet(make_spec())
     fleet.settle()
     fleet.deleting_since = fleet.now
-    fleet.step()
-    assert all(pod.draining_since for pod in fleet.pods.values())
-    for _ in range(5):
-        fleet.step()
-    assert not fleet.pods
-    assert not fleet.has_finalizer
+    fleet.pods.clear()
+    plan = fleet.step()
+    assert plan.quiet
+    assert not plan.apply
+    assert plan.status is None
 
 
-def test_deletion_is_bounded_while_streams_run() -> None:
-    fleet = Fleet(make_spec())
-    fleet.settle()
-    fleet.deleting_since = fleet.now
-    fleet.busy = dict.fromkeys(fleet.pods, 5)
-    for _ in range(26):
+def test_the_finalizer_of_an_earlier_version_is_taken_off() -> None:
+    observed = Fleet(make_spec(), has_former_finalizer=True).observe()
+    assert reconcile(replace(observed, spec=None, spec_error="bad"), NOW).drop_finalizer
+    for deleting in (False, True):
+        fleet = Fleet(make_spec(), has_former_finalizer=True)
+        fleet.deleting_since = fleet.now if deleting else None
         fleet.step()
-    assert not fleet.has_finalizer
+        assert not fleet.has_former_finalizer
+        assert not fleet.step().drop_finalizer
 
 
 def test_an_unreadable_spec_is_told() -> None:

@@ -126,3 +126,27 @@ async def test_forgotten_keys_stay_away() -> None:
     assert queue.known() == []
     queue.forget(B)
     await queue.close()
+
+
+async def test_a_key_forgotten_in_its_pass_is_not_repeated() -> None:
+    passes = 0
+    entered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def work(key: Key) -> float | None:
+        nonlocal passes
+        passes += 1
+        entered.set()
+        await go_on.wait()
+        raise RuntimeError("forbidden")
+
+    queue = make(work)
+    queue.trigger(A)
+    await entered.wait()
+    queue.forget(A)
+    go_on.set()
+    await until(lambda: queue.known() == [])
+    assert passes == 1
+    entered.clear()
+    queue.trigger(A)  # it came back
+    await until(lambda: passes == 2)
+    await queue.close()

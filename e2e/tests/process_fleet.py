@@ -63,6 +63,7 @@ class Fleet:
     model: str
     worker_flags: tuple[str, ...]
     url: str = ""
+    monitor: str = ""  # the router's port for metrics
     processes: list[Process] = field(default_factory=list)
     workers: dict[str, str] = field(default_factory=dict)  # name to URL of its admin server
 
@@ -106,13 +107,15 @@ class Fleet:
             self.workers[name] = f"http://127.0.0.1:{said['http']}"
         router = self._start("router", "tandem_router.main", "--port", "0", *wires)
         said = wait_for("the router serves", partial(router.said, "serving"), START_SECONDS)
-        self.url = f"http://127.0.0.1:{said['port']}"
+        self.url, self.monitor = (
+            f"http://127.0.0.1:{said[name]}" for name in ("port", "metrics_port")
+        )
         for name, worker in both.items():
             wait_for(f"{name} loads", partial(worker.said, "listening"), START_SECONDS)
         wait_for("the router reaches both workers", self._is_connected, START_SECONDS)
 
     def _is_connected(self) -> bool:
-        state = httpx.get(f"{self.url}/state").json()
+        state = httpx.get(f"{self.monitor}/state").json()
         return [worker["connected"] for worker in state["workers"]] == [True, True]
 
     def state_of(self, name: str) -> dict[str, Any]:

@@ -149,6 +149,15 @@ class Service:
         state: dict[str, Any] = reply.json()
         return state
 
+    def router_metrics(self) -> str:
+        """The metrics of all routers, from the port that is not for clients."""
+        pages = [
+            httpx.get(f"http://{pod['status']['podIP']}:8001/metrics", timeout=patience(10)).text
+            for pod in self.pods("router")
+            if is_ready(pod)
+        ]
+        return "\n".join(pages)
+
     def leaked_blocks(self) -> dict[str, int]:
         """The leaked blocks of each worker, from its own ledger."""
         workers = [p for p in self.pods() if p["metadata"]["labels"]["tandem.dev/role"] != "router"]

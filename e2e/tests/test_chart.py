@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tandem_operator.names.labels import LABEL_ROLE, LABEL_SERVICE, ROUTER, common_labels
+from tandem_operator.names.pods import PORT_NAME_HTTP, PORT_NAME_METRICS
+from tandem_operator.pair import Role
+
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 CHART = Path(__file__).resolve().parents[2] / "charts/tandem"
@@ -28,7 +32,7 @@ def test_lint(tandem: Any, path: Path) -> None:
 def test_the_api_server_takes_what_is_rendered(tandem: Any, path: Path) -> None:
     documents = render(tandem, "-f", str(path))
     # The CRDs of other projects, and those that the installed release owns.
-    skipped = {"ServiceMonitor", "CustomResourceDefinition"}
+    skipped = {"ServiceMonitor", "PodMonitor", "CustomResourceDefinition"}
     known = [document for document in documents if document["kind"] not in skipped]
     for document in known:
         document["metadata"]["namespace"] = "default"
@@ -66,6 +70,25 @@ def test_the_pod_passes_the_restricted_standard(tandem: Any) -> None:
         assert "would violate PodSecurity" not in done.stderr
     finally:
         tandem.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.mark.parametrize("namespaces", [[], ["team-a", "team-b"]])
+def test_the_pod_monitor_selects_routers_and_workers(tandem: Any, namespaces: list[str]) -> None:
+    values = ["--set", "metrics.podMonitor.enabled=true"]
+    values += ["--set", f"watchNamespaces={{{','.join(namespaces)}}}"] if namespaces else []
+    (monitor,) = [d for d in render(tandem, *values) if d["kind"] == "PodMonitor"]
+    spec = monitor["spec"]
+    wanted = {"matchNames": namespaces} if namespaces else {"any": True}
+    assert spec["namespaceSelector"] == wanted
+    ports = [endpoint["port"] for endpoint in spec["podMetricsEndpoints"]]
+    assert ports == [PORT_NAME_METRICS, PORT_NAME_HTTP]
+    labels = common_labels("qwen", Role.DECODE)
+    assert spec["selector"]["matchLabels"].items() <= labels.items()
+    assert [rule["key"] for rule in spec["selector"]["matchExpressions"]] == [LABEL_SERVICE]
+    (rule,) = spec["podMetricsEndpoints"][1]["relabelings"]
+    label = LABEL_ROLE.replace(".", "_").replace("/", "_")
+    assert rule["sourceLabels"] == [f"__meta_kubernetes_pod_label_{label}"]
+    assert (rule["regex"], rule["action"]) == (ROUTER, "drop")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tandem_engine.config import MODEL_SCHEMES, WeightFormat, parse_args
+from tandem_engine.config import MODEL_SCHEMES, WeightFormat, WorkerConfig, parse_args
 from tandem_engine.config import Dtype as EngineDtype
 from tandem_engine.handoff.transports.registry import BUILT
 from tandem_engine.metrics import METRICS
@@ -57,6 +57,7 @@ EVERYTHING: dict[str, Any] = {
     "router": {"apiKeysSecretName": "keys", "corsOrigins": ["https://app.example", "*"]},
 }
 TOKEN = "contract"
+ADMIN_TOKEN_FILE = f"{pods.ADMIN_TOKEN_FOLDER}/{pods.ADMIN_TOKEN_ENTRY}"
 
 
 def flags_of(table: Any) -> set[str]:
@@ -74,14 +75,27 @@ def router_flags(spec: InferenceServiceSpec) -> list[str]:
     return router_args(observed, spec, "r1", build_storage(spec.model).uri)
 
 
+@pytest.fixture(scope="module")
+def token_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("admin") / "token"
+    path.write_text(TOKEN)
+    return str(path)
+
+
 @pytest.mark.parametrize("role", list(Role))
-def test_the_worker_takes_the_operators_flags(role: Role) -> None:
-    config = parse_args(worker_flags(make_spec(**EVERYTHING), role), {})
+def test_the_worker_takes_the_operators_flags(role: Role, token_file: str) -> None:
+    def parsed(spec: InferenceServiceSpec) -> WorkerConfig:
+        args = worker_flags(spec, role)
+        args[args.index(ADMIN_TOKEN_FILE)] = token_file
+        return parse_args(args, {})
+
+    config = parsed(make_spec(**EVERYTHING))
     assert (config.role, config.page_size, config.tensor_parallel) == (str(role), 32, 2)
     assert (config.served_model_name, config.revision) == ("chat", "r1")
     assert (config.kv_memory_bytes, config.max_waiting) == (2 * 2**30, 12)
     assert config.checksum is False
-    assert parse_args(worker_flags(make_spec(), role), {}).checksum is True
+    assert config.admin_token_file == token_file
+    assert parsed(make_spec()).checksum is True
 
 
 def test_the_operator_offers_the_transports_that_the_worker_knows() -> None:
@@ -142,6 +156,8 @@ def test_the_router_takes_the_operators_flags(tmp_path: Path) -> None:
     args[args.index(f"--{router.FLAG_API_KEYS_FILE}") + 1] = str(keys)
     config = parse_config(build_parser().parse_args(args))
     assert (config.model_name, config.revision, config.port) == ("chat", "r1", 8000)
+    assert config.metrics_port == pods.PORT_ROUTER_METRICS
+    assert config.api_keys_file == str(keys)
     assert [entry.name for entry in config.slo_classes] == ["interactive", "batch"]
     assert config.cors_origins == ("https://app.example", "*")
 
@@ -178,11 +194,10 @@ def test_the_router_finds_workers_by_the_operators_labels() -> None:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(pods.ENV_ADMIN_TOKEN, TOKEN)
-        with running_fleet(tmp_path_factory.mktemp("contract"), "mock://tiny") as fleet:
-            yield fleet
+def fleet(tmp_path_factory: pytest.TempPathFactory, token_file: str) -> Iterator[Fleet]:
+    folder, flag = tmp_path_factory.mktemp("contract"), f"--{worker.FLAG_ADMIN_TOKEN_FILE}"
+    with running_fleet(folder, "mock://tiny", flag, token_file) as fleet:
+        yield fleet
 
 
 def port_of(url: str) -> int:
@@ -192,7 +207,7 @@ def port_of(url: str) -> int:
 async def test_the_client_reads_a_worker_and_a_router(fleet: Fleet) -> None:
     workers, port = WorkerClient(), port_of(fleet.workers["d"])
     state = await workers.state("127.0.0.1", port)
-    text = await workers.metrics("127.0.0.1", port_of(fleet.url))
+    text = await workers.metrics("127.0.0.1", port_of(fleet.monitor))
     await workers.close()
     assert state is not None
     assert state.figures is not None

@@ -109,7 +109,7 @@ def test_clients_that_leave(mock: Service, http: httpx.Client) -> None:
 
     asyncio.run(everybody_leaves())
     wait_for("every worker is at rest", lambda: at_rest(mock), 30)
-    wait_for("the router has nothing in flight", lambda: inflight(http) == 0, 10)
+    wait_for("the router has nothing in flight", lambda: inflight(mock) == 0, 10)
     again = asyncio.run(run_streams(mock.url, [completion("mock", "stay", 20)]))
     assert [s.error for s in again] == [""]
     assert again[0].tokens == expected[0].tokens
@@ -133,7 +133,7 @@ def at_rest(service: Service) -> bool:
     return all(one == AT_REST for one in held)
 
 
-def inflight(http: httpx.Client) -> float:
+def inflight(service: Service) -> float:
     """The number of requests that the router is working on."""
-    lines = http.get("/metrics").text.splitlines()
+    lines = service.router_metrics().splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith("tandem_inflight{"))

@@ -5,7 +5,8 @@ import os
 import secrets
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, get_args
 
 from tandem_engine.errors import ConfigError
@@ -66,7 +67,7 @@ class WorkerConfig:
     boot_id: str = ""  # changes with every start of the process
     pod_ip: str = ""  # POD_IP: the address to publish; empty: the listening address
     shm_dir: str = ""  # TANDEM_SHM_DIR: directory shared by the pods of one node
-    admin_token: str = field(default="", repr=False)  # TANDEM_ADMIN_TOKEN
+    admin_token_file: str = ""  # holds what callers of /admin must send; empty: none may call it
 
     @property
     def is_mock(self) -> bool:
@@ -104,8 +105,21 @@ class WorkerConfig:
             boot_id=self.boot_id or secrets.token_hex(8),
             pod_ip=self.pod_ip or environ.get("POD_IP", ""),
             shm_dir=self.shm_dir or environ.get("TANDEM_SHM_DIR", ""),
-            admin_token=self.admin_token or environ.get("TANDEM_ADMIN_TOKEN", ""),
         )
+
+
+def read_admin_token(path: str) -> bytes:
+    """The token in --admin-token-file. Raises ConfigError when there is none to read."""
+    try:
+        token = Path(path).read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(
+            f"--admin-token-file {path} can't be read ({error.strerror}); mount it, or give "
+            "another file"
+        ) from None
+    if not token:
+        raise ConfigError(f"--admin-token-file {path} is empty; write the token into it")
+    return token
 
 
 def parse_bytes(text: str) -> int:
@@ -153,6 +167,12 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--http-port", type=int, default=8100, help="admin and metrics (0: a free port)")
     add("--wire-port", type=int, default=8101, help="routers (0: a free port)")
     add("--bootstrap-port", type=int, default=8998, help="KV hand-off (0: a free port)")
+    add(
+        "--admin-token-file",
+        default="",
+        metavar="FILE",
+        help="a file with the token of /admin (without one, /admin is refused)",
+    )
     add("--page-size", type=int, default=64, help="tokens per KV page")
     add("--max-model-len", type=int, default=0, help="prompt and output tokens (0: the model's)")
     add("--max-batched-tokens", type=int, default=2048, help="token positions per step")
@@ -224,6 +244,8 @@ def check_config(config: WorkerConfig) -> None:
                 raise ConfigError(
                     f"{_flag(name)} is {value}, but must be {low} to {high}; {remedy}"
                 )
+    if config.admin_token_file:
+        read_admin_token(config.admin_token_file)
     page = config.page_size
     if config.chunk_tokens % page:
         raise ConfigError(

@@ -53,13 +53,17 @@ ROUTES: Final = (
     RouteSpec("POST", "/detokenize", service_endpoints.detokenize, schema.DetokenizeRequest),
     RouteSpec("GET", "/health", service_endpoints.health, public=True),
     RouteSpec("GET", "/ready", service_endpoints.ready, public=True),
-    RouteSpec("GET", "/metrics", service_endpoints.metrics, public=True),
-    RouteSpec("GET", "/state", service_endpoints.state, public=True),
     RouteSpec("GET", "/version", service_endpoints.version, public=True),
     RouteSpec("GET", "/openapi.json", openapi, public=True),
     RouteSpec("GET", "/docs", docs, public=True),
 )
-"""Everything that a router answers."""
+"""Everything that a router answers to clients."""
+
+METRICS_ROUTES: Final = (
+    RouteSpec("GET", "/metrics", service_endpoints.metrics, public=True),
+    RouteSpec("GET", "/state", service_endpoints.state, public=True),
+)
+"""What it answers on a port of its own to Prometheus, the operator and whoever looks into it."""
 
 
 @cache
@@ -123,9 +127,29 @@ def build_app(context: RouterContext) -> ASGIApp:
     return Application(starlette, direct, origins)
 
 
-def _explain(request: Request, error: HTTPException) -> Response:
+def build_metrics_app(context: RouterContext) -> ASGIApp:
+    """The application of the port for metrics, which no client needs to reach."""
+
+    async def explain(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException), "registered for this class alone"
+        paths = " and ".join(route.path for route in METRICS_ROUTES)
+        return _explain(request, error, f"this port has {paths}")
+
+    return Starlette(
+        routes=[
+            Route(route.path, Endpoint(route.handler, context, public=True), methods=[route.method])
+            for route in METRICS_ROUTES
+        ],
+        exception_handlers={HTTPException: explain},
+    )
+
+
+def _explain(
+    request: Request, error: HTTPException, there: str = "/docs lists those that do"
+) -> Response:
+    """`there` says which paths there are."""
     path = request.url.path
-    answer: RouterError = NotFound(f"the path {path} does not exist: /docs lists those that do")
+    answer: RouterError = NotFound(f"the path {path} does not exist: {there}")
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
         answer = MethodNotAllowed(f"{request.method} is not allowed for {path}: use {allowed}")

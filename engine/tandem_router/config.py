@@ -25,13 +25,14 @@ class RouterConfig:
     model: str  # URI of the model, for tokenizer and chat template
     revision: str = ""
     host: str = "0.0.0.0"
-    port: int = 8000
+    port: int = 8000  # for clients
+    metrics_port: int = 0  # for whoever runs the router: /metrics and /state; 0: a free port
     service: str = ""  # watch pods with the label tandem.dev/service=service
     namespace: str = ""  # of those pods; empty: the router's own
     workers: tuple[str, ...] = ()  # static HOST:PORT wire addresses instead of watching
     policy: PolicyName = "LeastLoaded"
     slo_classes: tuple[SloClass, ...] = ()
-    api_keys: frozenset[str] = frozenset()  # empty: no key needed
+    api_keys_file: str = ""  # one key a line, or a folder of such files; empty: no key needed
     cors_origins: tuple[str, ...] = ()  # whose pages may call from a browser; "*": all
     drain_seconds: float = 600.0  # how long SIGTERM lets streams finish
     linger_seconds: float = 0.0  # how long SIGTERM still takes requests, until clients know

@@ -13,7 +13,8 @@
     ├── HeadTooLarge               431
     ├── GenerationFailed           500, a worker failed and no other could go on
     └── NoWorker                   503, Retry-After
-ModelLoadError (the tokenizer can't be loaded) ends the process instead.
+ModelLoadError (the tokenizer can't be loaded) and PortError (a port is taken) end the process
+instead.
 """
 
 from typing import ClassVar, Self
@@ -160,3 +161,7 @@ class NoWorker(RouterError):
 
 class ModelLoadError(Exception):
     """Tokenizer or chat template of the model can't be loaded; the router doesn't start."""
+
+
+class PortError(Exception):
+    """A port can't be opened; the router doesn't start."""

@@ -13,7 +13,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from tandem_router.config import RouterConfig
-from tandem_router.errors import HeadTooLarge, InvalidRequest, RequestTimeout, RouterError
+from tandem_router.errors import (
+    HeadTooLarge,
+    InvalidRequest,
+    PortError,
+    RequestTimeout,
+    RouterError,
+)
 
 SHUTDOWN_SECONDS = 5
 LINGER_SECONDS = 2.0
@@ -224,10 +230,15 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def open_listener(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one. Raises OSError."""
+def open_listener(host: str, port: int, flag: str) -> socket.socket:
+    """A bound socket; port 0 takes a free one. Raises PortError, which names the flag."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, port))
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        reason = error.strerror or str(error)
+        raise PortError(f"{flag} {port} can't be opened: {reason}; use a free port, or 0") from None
     return listener

@@ -8,17 +8,17 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import get_args
 
 import msgspec
 import structlog
 
 from tandem_router.api.cors import parse_origins
-from tandem_router.app import build_app
+from tandem_router.api.keys import read_api_keys
+from tandem_router.app import build_app, build_metrics_app
 from tandem_router.config import PolicyName, RouterConfig, SloClass
 from tandem_router.discovery.source import parse_address
-from tandem_router.errors import ModelLoadError
+from tandem_router.errors import ModelLoadError, PortError
 from tandem_router.http_server import HttpServer, open_listener
 from tandem_router.router import default_router_id, running_router
 from tandem_router.text.loading import load_text_model
@@ -58,24 +58,6 @@ def parse_slo_classes(text: str) -> tuple[SloClass, ...]:
     )
 
 
-def read_api_keys(path: str) -> frozenset[str]:
-    """The keys of --api-keys-file: a file with one key per line, or a folder of such files.
-
-    A mounted secret is a folder with a file per entry. Raises OSError, and ValueError for no key.
-    """
-    if not path:
-        return frozenset()
-    place = Path(path)
-    files = [place]
-    if place.is_dir():
-        files = [entry for entry in sorted(place.iterdir()) if entry.is_file()]
-    lines = (line.strip() for file in files for line in file.read_text().splitlines())
-    keys = frozenset(line for line in lines if line and not line.startswith("#"))
-    if not keys:
-        raise ValueError(f"--api-keys-file: {path} contains no key: write one per line")
-    return keys
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="tandem-router", description=__doc__)
@@ -84,7 +66,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="model URI, for tokenizer and chat template")
     add("--revision", default="", help="revision; with --service only its workers are used")
     add("--host", default="0.0.0.0", help="address to listen on")
-    add("--port", type=int, default=8000, help="port to listen on; 0 takes a free one")
+    add("--port", type=int, default=8000, help="port for clients; 0 takes a free one")
+    add(
+        "--metrics-port",
+        type=int,
+        default=0,
+        help="port of /metrics and /state, which are not for clients; 0 takes a free one",
+    )
     add("--service", default="", help="watch pods labelled tandem.dev/service=NAME")
     add("--namespace", default="", help="namespace of those pods (default: the router's own)")
     add("--worker", action="append", default=[], metavar="HOST:PORT", help="a fixed worker")
@@ -121,18 +109,20 @@ def parse_config(arguments: argparse.Namespace) -> RouterConfig:
         raise ValueError("give either --service or one or more --worker, not both")
     for worker in arguments.worker:
         parse_address(worker)
+    read_api_keys(arguments.api_keys_file)
     return RouterConfig(
         model_name=arguments.model_name or arguments.model.rstrip("/").rsplit("/", 1)[-1],
         model=arguments.model,
         revision=arguments.revision,
         host=arguments.host,
         port=arguments.port,
+        metrics_port=arguments.metrics_port,
         service=arguments.service,
         namespace=arguments.namespace,
         workers=tuple(arguments.worker),
         policy=arguments.policy,
         slo_classes=parse_slo_classes(arguments.slo_classes),
-        api_keys=read_api_keys(arguments.api_keys_file),
+        api_keys_file=arguments.api_keys_file,
         cors_origins=parse_origins(arguments.cors_origin),
         drain_seconds=arguments.drain_seconds,
         linger_seconds=_linger(arguments),
@@ -191,13 +181,20 @@ async def serve(config: RouterConfig, text: TextModel) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with running_router(config, text) as context:
-        server = HttpServer(build_app(context), config)
-        listener = open_listener(config.host, config.port)
-        port = listener.getsockname()[1]
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        log.info("serving", host=config.host, port=port, model=config.model_name)
+        listeners = {
+            "port": open_listener(config.host, config.port, "--port"),
+            "metrics_port": open_listener(config.host, config.metrics_port, "--metrics-port"),
+        }
+        apps = (build_app(context), build_metrics_app(context))
+        servers = [HttpServer(app, config) for app in apps]
+        serving = [
+            asyncio.create_task(server.serve(sockets=[listener]))
+            for server, listener in zip(servers, listeners.values(), strict=True)
+        ]
+        ports = {name: listener.getsockname()[1] for name, listener in listeners.items()}
+        log.info("serving", host=config.host, **ports, model=config.model_name)
         stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({*serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stop.clear()
         context.dispatcher.leaving = True
         with contextlib.suppress(TimeoutError):
@@ -209,8 +206,9 @@ async def serve(config: RouterConfig, text: TextModel) -> None:
         await asyncio.wait({drained, again}, return_when=asyncio.FIRST_COMPLETED)
         for task in (drained, again, stopping):
             task.cancel()
-        server.should_exit = True
-        await serving
+        for server in servers:
+            server.should_exit = True
+        await asyncio.gather(*serving)
         log.info("stopped")
 
 
@@ -231,7 +229,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     import uvloop
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    uvloop.run(serve(config, text))
+    try:
+        uvloop.run(serve(config, text))
+    except PortError as error:
+        print(f"tandem-router: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 
 from tandem_router.api.context import RouterContext
+from tandem_router.api.keys import ApiKeys
 from tandem_router.config import PolicyName, RouterConfig
 from tandem_router.discovery.source import Discovery, StaticDiscovery
 from tandem_router.dispatch.dispatcher import Dispatcher
@@ -51,6 +52,7 @@ async def running_router(
 ) -> AsyncIterator[RouterContext]:
     """Start fleet, dispatcher and discovery; close every connection at the end."""
     metrics = RouterMetrics(config)
+    keys = ApiKeys(config.api_keys_file)
     fleet = Fleet(config)
     dispatcher = Dispatcher(config, fleet, POLICIES[config.policy](), metrics)
     source = discovery if discovery is not None else build_discovery(config)
@@ -58,10 +60,12 @@ async def running_router(
         asyncio.create_task(dispatcher.run(), name="dispatcher"),
         asyncio.create_task(source.run(fleet.update), name="discovery"),
     ]
+    if keys.required:
+        tasks.append(asyncio.create_task(keys.follow(), name="API keys"))
     for task in tasks:
         task.add_done_callback(_report)
     try:
-        yield RouterContext(config, text, fleet, dispatcher, metrics)
+        yield RouterContext(config, text, fleet, dispatcher, metrics, keys)
     finally:
         for task in tasks:
             task.cancel()

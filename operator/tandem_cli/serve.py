@@ -144,7 +144,7 @@ def serve_model(
         command += ["--host", host, "--port", str(port)]
         for wire in wires:
             command += ["--worker", f"127.0.0.1:{wire}"]
-        router = fleet.start(command, _print_line)
+        router = fleet.start(command, _print_router_line)
         base = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
         _wait_until_ready(fleet, base)
         console.print(f"[bold green]ready[/]: {base}/v1  model [bold]{name}[/]")
@@ -238,6 +238,14 @@ def _wait_until_ready(fleet: Fleet, base: str) -> None:
         except httpx.HTTPError:
             pass
         fleet.pause()
+
+
+def _print_router_line(line: str) -> None:
+    """A router's line; after the one that says it serves, where its metrics are."""
+    _print_line(line)
+    if '"serving"' in line:
+        port = json.loads(line)["metrics_port"]
+        _print_line(f"router: http://127.0.0.1:{port}/state, /metrics")
 
 
 def _print_line(line: str) -> None:

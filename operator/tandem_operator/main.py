@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from tandem_operator.clients.admin_key import AdminKey
 from tandem_operator.clients.children import Children
 from tandem_operator.clients.cluster import Cluster
 from tandem_operator.clients.workers import WorkerClient
@@ -20,6 +21,7 @@ from tandem_operator.errors import LeadershipLost, UnreachableError
 from tandem_operator.execute.events import Events
 from tandem_operator.execute.executor import Executor
 from tandem_operator.facts.observed import Images
+from tandem_operator.names.objects import admin_key_name
 from tandem_operator.observe.claims import ClaimReader
 from tandem_operator.observe.observer import Observer
 from tandem_operator.runtime.health import HealthServer
@@ -57,7 +59,8 @@ async def run(config: Config) -> int:
     children = Children()
     executor = Executor(cluster, workers, Events(cluster, config.identity), children)
     claims = ClaimReader(cluster, config.operator, everywhere=not config.namespaces)
-    observer = Observer(cluster, workers, _images(config), claims, children)
+    key = AdminKey(cluster, config.own_namespace, admin_key_name(config.lease_name))
+    observer = Observer(cluster, workers, _images(config), claims, children, key)
     controller = Controller(cluster, observer, executor, metrics)
     queue = WorkQueue(controller.work, concurrency=config.concurrency)
     metrics.queued.set_function(lambda: queue.num_keys)

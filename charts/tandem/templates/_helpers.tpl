@@ -45,7 +45,8 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{- /* What the operator may do in each namespace that it works in. It creates roles without the
 verbs `bind` and `escalate`: Kubernetes then lets it grant only what it holds itself, which is
-reading pods. Nothing here reads a secret. */ -}}
+reading pods. Nothing here reads a secret: to change or to delete one shows it too, so it only
+creates them. */ -}}
 {{- define "tandem.rules" -}}
 - apiGroups: [tandem.dev]
   resources: [inferenceservices]
@@ -68,6 +69,9 @@ reading pods. Nothing here reads a secret. */ -}}
 - apiGroups: [""]
   resources: [pods/log]
   verbs: [get]
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
 - apiGroups: [""]
   resources: [services, serviceaccounts]
   verbs: [get, list, watch, create, patch, delete]

@@ -46,7 +46,6 @@ class CoreChild:
             raise
         finally:
             theirs.close()
-        # It holds the admin token, so it travels neither in argv nor in a file.
         ours.sendall(pack_frame(msgspec.msgpack.encode(config)))
         return cls(process, ours)
 

@@ -55,7 +55,6 @@ class RankProcess:
         self._reader.start()
         watcher = threading.Thread(target=self._watch, args=(on_death,), name="rank", daemon=True)
         watcher.start()
-        # The configuration holds the admin token, so it travels neither in argv nor in a file.
         self.send(pack_frame(msgspec.msgpack.encode(start)))
 
     @property

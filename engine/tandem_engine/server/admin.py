@@ -1,6 +1,7 @@
 """Serves a worker's HTTP: health, readiness, metrics, state, and the operator's calls."""
 
 import asyncio
+import hashlib
 import hmac
 import itertools
 import os
@@ -8,12 +9,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar, get_args
 
 import msgspec
+import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tandem_engine.config import read_admin_token
+from tandem_engine.errors import ConfigError
 from tandem_engine.frames import ProbeRequest, ProbeResult, SetMode, ToCore
 from tandem_engine.server.api import (
     DrainBody,
@@ -35,6 +39,8 @@ from tandem_wire.messages import Role
 B = TypeVar("B")
 Handler = Callable[[Request], Awaitable[Response]]
 
+log = structlog.get_logger()
+
 MODE_SECONDS: Final = 5.0
 PROBE_SECONDS: Final = 60.0
 
@@ -53,7 +59,7 @@ class AdminApp:
         self._hub = hub
         self._metrics = metrics
         self._to_core = to_core
-        self._token = status.config.admin_token
+        self._token_file = status.config.admin_token_file
         self._probe_numbers = itertools.count(1)
         self._probes: dict[int, asyncio.Future[ProbeResult]] = {}
         self.app = Starlette(
@@ -78,20 +84,33 @@ class AdminApp:
 
     def _admin(self, handler: Handler) -> Handler:
         async def guarded(request: Request) -> Response:
-            if self._token:
-                scheme, _, given = request.headers.get("authorization", "").partition(" ")
-                # As the bytes that were sent: starlette reads headers as Latin-1.
-                sent = given.strip().encode("latin-1")
-                same = hmac.compare_digest(sent, self._token.encode())
-                if scheme.lower() != "bearer" or not same:
-                    raise HTTPException(
-                        401, "the admin token is missing or wrong; send Authorization: Bearer TOKEN"
-                    )
+            self._authenticate(request)
             if self._status.ready is None:
                 raise HTTPException(503, self._status.not_ready())
             return await handler(request)
 
         return guarded
+
+    def _authenticate(self, request: Request) -> None:
+        """Read the token anew, because a mounted file may change; without one nobody may pass."""
+        if not self._token_file:
+            raise HTTPException(
+                403, "this worker was started without a token for /admin; use --admin-token-file"
+            )
+        try:
+            token = read_admin_token(self._token_file)
+        except ConfigError as error:
+            log.error("nobody can call /admin", reason=str(error))
+            raise HTTPException(503, "the admin token can't be read; see the log") from None
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        # As the bytes that were sent: starlette reads headers as Latin-1.
+        sent = given.strip().encode("latin-1")
+        # Of digests, so that not even the token's length shows in the time.
+        same = hmac.compare_digest(hashlib.sha256(sent).digest(), hashlib.sha256(token).digest())
+        if scheme.lower() != "bearer" or not same:
+            raise HTTPException(
+                401, "the admin token is missing or wrong; send Authorization: Bearer TOKEN"
+            )
 
     # --- anyone -----------------------------------------------------------------------------------
 
@@ -219,7 +238,11 @@ async def _read(request: Request, kind: type[B]) -> B:
         raise HTTPException(400, f"{error}{allowed}") from None
 
 
-_ERROR_TYPES: Final = {400: "invalid_request_error", 401: "authentication_error"}
+_ERROR_TYPES: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+}
 
 
 async def _error_response(request: Request, error: Exception) -> Response:

@@ -9,7 +9,7 @@ from tandem_wire.messages import Role, WorkerState
 
 
 class Path(StrEnum):
-    """Everything that is served. Only what is under /admin needs the token."""
+    """Everything that is served. What is under /admin needs the token, without exception."""
 
     HEALTH = "/health"
     READY = "/ready"

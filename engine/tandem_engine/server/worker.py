@@ -94,8 +94,6 @@ class WorkerServer:
         http_socket = self._bind_http()
         self._status.ports["http"] = http_socket.getsockname()[1]
         self._status.ports["wire"] = await self._open_wire()
-        if not self._config.admin_token:
-            log.warning("no TANDEM_ADMIN_TOKEN: /admin is open to everyone who can reach it")
         self._announce({"event": "starting", **self._status.ports})
         http = _Http(
             uvicorn.Config(

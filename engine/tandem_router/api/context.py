@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tandem_router.api.keys import ApiKeys
 from tandem_router.config import RouterConfig, SloClass
 from tandem_router.dispatch.dispatcher import Dispatcher
 from tandem_router.errors import InvalidRequest, NotFound
@@ -19,6 +20,7 @@ class RouterContext:
     fleet: Fleet
     dispatcher: Dispatcher
     metrics: RouterMetrics
+    keys: ApiKeys
 
     def check_model(self, name: str | None) -> None:
         """Raise NotFound for a model that isn't served here."""

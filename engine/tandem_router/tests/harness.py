@@ -3,17 +3,20 @@
 import asyncio
 import contextlib
 import json
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 from deadlines import patience
+from starlette.types import ASGIApp
 
 from tandem_router.api.context import RouterContext
-from tandem_router.app import build_app
+from tandem_router.app import build_app, build_metrics_app
 from tandem_router.config import RouterConfig
 from tandem_router.discovery.source import Discovery
 from tandem_router.http_server import HttpServer, open_listener
@@ -42,6 +45,9 @@ class Running:
     context: RouterContext
     url: str
     http: httpx.AsyncClient
+    monitor: httpx.AsyncClient
+    """Of the port for metrics."""
+    keys_file: Path
 
     def openai(self, key: str = "none") -> openai.AsyncOpenAI:
         """The official client; the caller closes it."""
@@ -83,6 +89,7 @@ async def router(
     text: TextModel | None = None,
     discovery: Discovery | None = None,
     wait: bool = True,
+    api_keys: tuple[str, ...] = (),
     **settings: Any,
 ) -> AsyncIterator[Running]:
     """A router in front of `workers`, ready once they have welcomed it."""
@@ -91,22 +98,43 @@ async def router(
             await worker.start()
     config = replace(BASE, workers=tuple(worker.address for worker in workers), **settings)
     text = text or load_text_model(config.model)
-    async with running_router(config, text, discovery) as context:
-        server = HttpServer(build_app(context), config)
-        listener = open_listener("127.0.0.1", 0)
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        await until(lambda: server.started)
+    async with contextlib.AsyncExitStack() as stack:
+        keys_file = stack.enter_context(_keys_in_a_file(api_keys))
+        config = replace(config, api_keys_file=str(keys_file) if api_keys else "")
+        context = await stack.enter_async_context(running_router(config, text, discovery))
+        http, monitor = [
+            await stack.enter_async_context(_serving(app, config))
+            for app in (build_app(context), build_metrics_app(context))
+        ]
         if wait:
             await until(
                 lambda: sum(link.is_connected for link in context.fleet.links) >= len(workers)
             )
-        async with httpx.AsyncClient(base_url=url, timeout=patience(60)) as http:
-            try:
-                yield Running(context, url, http)
-            finally:
-                server.should_exit = True
-                server.force_exit = True
-                await serving
+        yield Running(context, str(http.base_url), http, monitor, keys_file)
     for worker in workers:
         await worker.die()
+
+
+@contextlib.asynccontextmanager
+async def _serving(app: ASGIApp, config: RouterConfig) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application on a free port."""
+    server = HttpServer(app, config)
+    listener = open_listener("127.0.0.1", 0, "--port")
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    await until(lambda: server.started)
+    async with httpx.AsyncClient(base_url=url, timeout=patience(60)) as http:
+        try:
+            yield http
+        finally:
+            server.should_exit = True
+            server.force_exit = True
+            await serving
+
+
+@contextlib.contextmanager
+def _keys_in_a_file(api_keys: tuple[str, ...]) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "keys")
+        path.write_text("\n".join(api_keys))
+        yield path

@@ -266,7 +266,7 @@ async def test_models_tokens_and_state() -> None:
         assert text == {"prompt": "hé"}
         assert (await running.http.get("/health")).status_code == 200
         assert (await running.http.get("/ready")).status_code == 200
-        state = (await running.http.get("/state")).json()
+        state = (await running.monitor.get("/state")).json()
         assert state["workers"][0]["worker_id"] == "d0"
         assert state["workers"][0]["connected"] is True
 
@@ -279,7 +279,7 @@ async def test_metrics_are_those_of_the_contract() -> None:
             "/v1/completions", model="mock", prompt="abcd", max_tokens=3, slo_class="batch"
         )
         await running.post("/v1/completions", model="other", prompt="abcd")
-        text = (await running.http.get("/metrics")).text
+        text = (await running.monitor.get("/metrics")).text
         for line in (
             'tandem_ttft_seconds_count{class="interactive",model="mock",pool="prefill"} 1.0',
             'tandem_tbt_seconds_count{class="interactive",model="mock",pool="decode"} 19.0',
@@ -319,7 +319,7 @@ def test_every_metric_of_the_table_is_shown_and_no_other() -> None:
 
 
 async def test_a_key_opens_every_route_that_is_not_public() -> None:
-    async with router(FakeWorker(), api_keys=frozenset({"secret"})) as running:
+    async with router(FakeWorker(), api_keys=("secret",)) as running:
         for spec in ROUTES:
             path = spec.path.replace("{model_id:path}", "mock")
             closed = (await running.http.request(spec.method, path)).status_code

@@ -89,7 +89,7 @@ async def test_unknown_paths_and_methods() -> None:
 
 
 async def test_api_keys() -> None:
-    async with router(FakeWorker(), api_keys=frozenset({"secret", "other"})) as running:
+    async with router(FakeWorker(), api_keys=("secret", "other")) as running:
         assert (await _complete(running, None)).status_code == 401
         for header in ("Bearer wrong", "Basic secret", "secret", "Bearer"):
             answer = await _complete(running, header)
@@ -97,7 +97,7 @@ async def test_api_keys() -> None:
             assert check_shape(answer.json())["code"] == "invalid_api_key"
         assert (await _complete(running, "Bearer other")).status_code == 200
         assert (await running.http.get("/v1/models")).status_code == 401
-        for path in ("/health", "/ready", "/metrics"):
+        for path in ("/health", "/ready"):
             assert (await running.http.get(path)).status_code == 200
 
 
@@ -115,7 +115,7 @@ async def test_no_worker_at_all() -> None:
         assert int(answer.headers["retry-after"]) >= 1
         check_shape(answer.json())
         assert (await running.http.get("/ready")).status_code == 503, "its fixed list has none yet"
-        text = (await running.http.get("/metrics")).text
+        text = (await running.monitor.get("/metrics")).text
         assert 'tandem_rejected_total{model="mock",reason="no_worker"} 1.0' in text
 
 

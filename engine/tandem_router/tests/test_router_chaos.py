@@ -18,6 +18,7 @@ import pytest
 from deadlines import patience
 
 from tandem_router.tests.test_router_process import (
+    Front,
     Process,
     free_port,
     until_async,
@@ -74,12 +75,12 @@ class Fleet:
 
     workers: dict[str, Worker]
     routers: list[Process]
-    urls: list[str]
+    fronts: list[Front]
 
     async def settle(self) -> None:
         """Every worker is connected to every router and holds nothing."""
-        for url in self.urls:
-            await until_connected(url, len(self.workers))
+        for front in self.fronts:
+            await until_connected(front.monitor, len(self.workers))
 
         async def clean() -> float:
             return float(not any([await found.num_kept() for found in self.workers.values()]))
@@ -108,16 +109,16 @@ async def running(path: Path) -> AsyncIterator[Fleet]:
             process.flags = (*process.flags, "--http-port", str(http))
             workers[name] = Worker(await start(process), f"http://127.0.0.1:{http}")
             flags += ["--worker", f"127.0.0.1:{wire}"]
-        routers, urls = [], []
+        routers, fronts = [], []
         for name in ("r0", "r1"):
-            port = free_port()
+            front = Front()
             fixed = ("--model", "mock://tiny", "--model-name", "mock", "--host", "127.0.0.1")
-            front = Process(
-                path / f"{name}.log", "tandem_router.main", *fixed, "--port", str(port), *flags
+            process = Process(
+                path / f"{name}.log", "tandem_router.main", *fixed, *front.flags, *flags
             )
-            routers.append(await start(front))
-            urls.append(f"http://127.0.0.1:{port}")
-        fleet = Fleet(workers, routers, urls)
+            routers.append(await start(process))
+            fronts.append(front)
+        fleet = Fleet(workers, routers, fronts)
         await fleet.settle()
         yield fleet
 
@@ -134,7 +135,7 @@ async def ask(
         **({"temperature": 0.8, "seed": number} if number % 2 else {"temperature": 0}),
     }
     for attempt in range(retries + 1):
-        url = f"{fleet.urls[(number + attempt) % 2]}/v1/completions"
+        url = f"{fleet.fronts[(number + attempt) % 2].url}/v1/completions"
         try:
             if body["stream"]:
                 return await _read_stream(client, url, body, begun)
@@ -205,8 +206,8 @@ async def test_no_blow_changes_an_answer(tmp_path: Path) -> None:
 
             async def lost() -> float:
                 async with httpx.AsyncClient(timeout=patience(30)) as client:
-                    entries = (await client.get(f"{fleet.urls[0]}/state")).json()["workers"]
-                return float(sum(not entry["connected"] for entry in entries))
+                    state = (await client.get(f"{fleet.fronts[0].monitor}/state")).json()
+                return float(sum(not entry["connected"] for entry in state["workers"]))
 
             await until_async(lost, 1, seconds=60)
             again(signal.SIGCONT)

@@ -172,7 +172,7 @@ async def ready(running: Running) -> bool:
 
 
 async def inflight(running: Running, number: int) -> bool:
-    text = (await running.http.get("/metrics")).text
+    text = (await running.monitor.get("/metrics")).text
     return f'tandem_inflight{{model="mock"}} {number}.0' in text
 
 
@@ -192,7 +192,7 @@ async def test_a_router_without_workers_is_an_endpoint_that_refuses() -> None:
         answer = await waiting
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) >= 1
-        text = (await running.http.get("/metrics")).text
+        text = (await running.monitor.get("/metrics")).text
         assert 'tandem_requests_total{class="default",code="503",model="mock"} 1.0' in text
         assert 'tandem_inflight{model="mock"} 0.0' in text
 

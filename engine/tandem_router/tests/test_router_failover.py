@@ -55,7 +55,7 @@ async def test_a_dead_decode_worker_is_only_a_pause() -> None:
         assert again.params.max_tokens == 40
         assert again.rid != dying.submits[0].rid
         assert again.params.seed == dying.submits[0].params.seed
-        text = (await running.http.get("/metrics")).text
+        text = (await running.monitor.get("/metrics")).text
         assert 'tandem_failovers_total{model="mock",stage="decode"} 1.0' in text
 
 
@@ -205,7 +205,7 @@ async def test_a_client_that_leaves_is_cancelled(stream: bool) -> None:
         await until(lambda: len(worker.cancelled) == 2)
         await until(lambda: running.context.dispatcher.num_inflight == 0)
         assert not running.context.fleet.links[0].running
-        text = (await running.http.get("/metrics")).text
+        text = (await running.monitor.get("/metrics")).text
         assert 'code="499"' in text
 
 

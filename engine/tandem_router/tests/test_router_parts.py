@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,7 +13,6 @@ from tandem_router.main import (
     main,
     parse_config,
     parse_slo_classes,
-    read_api_keys,
 )
 from tandem_router.metrics import tail_mean
 from tandem_router.policy.base import Placement, queued_seconds
@@ -205,17 +203,6 @@ def test_slo_classes() -> None:
     for bad in ("{", '[{"nam": "a"}]', '[{"name":"a","default":true},{"name":"b","default":true}]'):
         with pytest.raises(ValueError, match="--slo-classes"):
             parse_slo_classes(bad)
-
-
-def test_api_keys(tmp_path: Path) -> None:
-    assert read_api_keys("") == frozenset()
-    (tmp_path / "one").write_text("# comment\n alpha \n\nbeta\n")
-    (tmp_path / "two").write_text("gamma")
-    assert read_api_keys(str(tmp_path / "one")) == {"alpha", "beta"}
-    assert read_api_keys(str(tmp_path)) == {"alpha", "beta", "gamma"}
-    (tmp_path / "one").write_text("# none\n")
-    with pytest.raises(ValueError, match="no key"):
-        read_api_keys(str(tmp_path / "one"))
 
 
 def test_flags() -> None:

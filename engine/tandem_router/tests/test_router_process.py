@@ -72,6 +72,15 @@ class Process:
         return await self.child.wait()
 
 
+class Front:
+    """A router's two addresses on free ports: of clients, and of whoever looks into it."""
+
+    def __init__(self) -> None:
+        ports = free_port(), free_port()
+        self.url, self.monitor = (f"http://127.0.0.1:{port}" for port in ports)
+        self.flags = ("--port", str(ports[0]), "--metrics-port", str(ports[1]))
+
+
 def worker(path: Path, name: str, role: str, port: int, profile: str) -> Process:
     return Process(
         path / f"{name}.log",
@@ -87,40 +96,39 @@ def worker(path: Path, name: str, role: str, port: int, profile: str) -> Process
 @contextlib.asynccontextmanager
 async def fleet(
     path: Path, profile: str = "tiny", policy: str = "LeastLoaded"
-) -> AsyncIterator[tuple[str, dict[str, Process]]]:
-    """p0, d0 and d1 behind a router; yields its URL and the workers."""
+) -> AsyncIterator[tuple[Front, dict[str, Process]]]:
+    """p0, d0 and d1 behind a router; yields its addresses and the workers."""
     ports = {name: free_port() for name in ("p0", "d0", "d1")}
     roles = {"p": "prefill", "d": "decode"}
     workers = {
         name: worker(path, name, roles[name[0]], port, profile) for name, port in ports.items()
     }
-    port = free_port()
+    front = Front()
     flags = [flag for at in ports.values() for flag in ("--worker", f"127.0.0.1:{at}")]
-    front = Process(
+    process = Process(
         path / "router.log",
         "tandem_router.main",
         *("--model", "mock://tiny", "--model-name", "mock", "--host", "127.0.0.1"),
-        *("--port", str(port), "--log-level", "debug", "--policy", policy),
+        *(*front.flags, "--log-level", "debug", "--policy", policy),
         *flags,
     )
-    url = f"http://127.0.0.1:{port}"
     try:
-        for process in (*workers.values(), front):
-            await process.start()
-        await until_connected(url, 3)
-        yield url, workers
-        assert await front.stop(signal.SIGTERM) == 0
+        for each in (*workers.values(), process):
+            await each.start()
+        await until_connected(front.monitor, 3)
+        yield front, workers
+        assert await process.stop(signal.SIGTERM) == 0
     finally:
-        for process in (front, *workers.values()):
-            if process.child is not None and process.child.returncode is None:
-                await process.stop()
+        for each in (process, *workers.values()):
+            if each.child is not None and each.child.returncode is None:
+                await each.stop()
 
 
-async def until_connected(url: str, count: int) -> None:
+async def until_connected(monitor: str, count: int) -> None:
     async def connected() -> int:
         try:
             async with httpx.AsyncClient() as client:
-                state = (await client.get(f"{url}/state")).json()
+                state = (await client.get(f"{monitor}/state")).json()
         except httpx.TransportError:
             return 0
         return sum(entry["connected"] for entry in state["workers"])
@@ -133,8 +141,8 @@ async def test_killed_workers_are_only_pauses(tmp_path: Path) -> None:
     """kill -9 of a decode worker, then of the prefill worker: the same tokens as undisturbed."""
     profile = "tiny?decode_base=0.01"
     async with (
-        fleet(tmp_path, profile) as (url, workers),
-        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+        fleet(tmp_path, profile) as (front, workers),
+        openai.AsyncOpenAI(base_url=f"{front.url}/v1", api_key="none", max_retries=0) as client,
     ):
 
         async def ask(seed: int) -> tuple[str, dict[str, object]]:
@@ -158,22 +166,22 @@ async def test_killed_workers_are_only_pauses(tmp_path: Path) -> None:
         assert all(int(str(facts["kv_bytes"])) > 0 for _, facts in expected)
         for victim in ("d0", "p0"):
             requests = [asyncio.create_task(ask(seed)) for seed in range(12)]
-            await until_streaming(url)
+            await until_streaming(front.monitor)
             await workers[victim].stop()
             answers = await asyncio.gather(*requests)
             assert [text for text, _ in answers] == [text for text, _ in expected]
             if victim == "d0":
                 assert sum(int(str(facts["failovers"])) for _, facts in answers) > 0
             await workers[victim].start()
-            await until_connected(url, 3)
+            await until_connected(front.monitor, 3)
 
 
-async def until_streaming(url: str) -> None:
+async def until_streaming(monitor: str) -> None:
     """Some output tokens are on their way for the running requests."""
 
     async def inflight() -> float:
         async with httpx.AsyncClient() as client:
-            text = (await client.get(f"{url}/metrics")).text
+            text = (await client.get(f"{monitor}/metrics")).text
         line = next(entry for entry in text.splitlines() if entry.startswith("tandem_inflight{"))
         return float(line.split()[-1])
 
@@ -192,15 +200,15 @@ async def until_async(
 @pytest.mark.slow
 async def test_a_drained_worker_moves_or_finishes_its_streams(tmp_path: Path) -> None:
     async with (
-        fleet(tmp_path, "tiny?decode_base=0.01") as (url, workers),
-        httpx.AsyncClient(base_url=url, timeout=patience(60)) as client,
+        fleet(tmp_path, "tiny?decode_base=0.01") as (front, workers),
+        httpx.AsyncClient(base_url=front.url, timeout=patience(60)) as client,
     ):
         body = {"model": "mock", "prompt": PROMPT, "max_tokens": 100, "seed": 1}
         expected = (await client.post("/v1/completions", json=body)).json()["choices"]
         requests = [
             asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(10)
         ]
-        await until_streaming(url)
+        await until_streaming(front.monitor)
         stopping = asyncio.create_task(workers["d1"].stop(signal.SIGTERM))
         answers = await asyncio.gather(*requests)
         assert all(answer.json()["choices"] == expected for answer in answers)
@@ -211,8 +219,9 @@ async def test_a_drained_worker_moves_or_finishes_its_streams(tmp_path: Path) ->
 async def test_kv_aware_finds_the_worker_that_holds_the_prefix(tmp_path: Path) -> None:
     """The router computes the very hashes that real workers report."""
     async with (
-        fleet(tmp_path, policy="KvAware") as (url, _),
-        httpx.AsyncClient(base_url=url, timeout=patience(60)) as client,
+        fleet(tmp_path, policy="KvAware") as (front, _),
+        httpx.AsyncClient(base_url=front.url, timeout=patience(60)) as client,
+        httpx.AsyncClient(base_url=front.monitor, timeout=patience(60)) as monitor,
     ):
 
         async def ask(prompt: str) -> tuple[str, int]:
@@ -224,15 +233,15 @@ async def test_kv_aware_finds_the_worker_that_holds_the_prefix(tmp_path: Path) -
         for number in range(4):
             prompt = f"{number} {PROMPT}"
             first, _ = await ask(prompt)
-            await until_async(partial(blocks, client, first), 7, seconds=20)
+            await until_async(partial(blocks, monitor, first), 7, seconds=20)
             for _ in range(4):
                 again, cached = await ask(prompt)
                 assert again == first
                 assert cached >= 448
 
 
-async def blocks(client: httpx.AsyncClient, worker: str) -> float:
-    entries = (await client.get("/state")).json()["workers"]
+async def blocks(monitor: httpx.AsyncClient, worker: str) -> float:
+    entries = (await monitor.get("/state")).json()["workers"]
     return float(sum(entry["prefix_blocks"] for entry in entries if entry["worker_id"] == worker))
 
 
@@ -243,19 +252,20 @@ async def readiness(client: httpx.AsyncClient) -> float:
 async def test_sigterm_finishes_streams_then_ends(capsys: pytest.CaptureFixture[str]) -> None:
     """The whole of `serve` in this process, so that its own lines are measured too."""
     fake = await FakeWorker(step_seconds=0.005).start()
-    port = free_port()
+    port, metrics_port = free_port(), free_port()
     config = RouterConfig(
         model_name="mock",
         model="mock://tiny",
         host="127.0.0.1",
         port=port,
+        metrics_port=metrics_port,
         workers=(fake.address,),
         drain_seconds=30,
         linger_seconds=1.0,
     )
     serving = asyncio.create_task(serve(config, load_text_model(config.model)))
     url = f"http://127.0.0.1:{port}"
-    await until_connected(url, 1)
+    await until_connected(f"http://127.0.0.1:{metrics_port}", 1)
     async with httpx.AsyncClient(base_url=url, timeout=patience(60)) as client:
         body = {"model": "mock", "prompt": "x", "max_tokens": 60, "seed": 0}
         request = asyncio.create_task(client.post("/v1/completions", json=body))

@@ -38,7 +38,7 @@ async def test_a_slash_at_the_end_makes_no_difference() -> None:
 
 
 async def test_version_and_description_need_no_key() -> None:
-    async with router(FakeWorker(), api_keys=frozenset({"k"})) as running:
+    async with router(FakeWorker(), api_keys=("k",)) as running:
         answer = await running.http.get("/version")
         assert answer.json() == {"version": metadata.version("tandem-inference")}
         document = (await running.http.get("/openapi.json")).json()
@@ -93,7 +93,7 @@ async def test_pages_of_other_origins_may_not_call_unless_configured() -> None:
 @pytest.mark.parametrize("origins", [("*",), ("https://other.example", "https://app.example")])
 async def test_pages_of_configured_origins_may_call(origins: tuple[str, ...]) -> None:
     worker = FakeWorker(script=saying("ok"))
-    async with router(worker, cors_origins=origins, api_keys=frozenset({"k"})) as running:
+    async with router(worker, cors_origins=origins, api_keys=("k",)) as running:
         allowed = "*" if origins == ("*",) else "https://app.example"
         for path in ("/v1/completions", "/v1/chat/completions/", "/v1/models"):
             answer = await running.http.options(path, headers=PREFLIGHT)
@@ -130,3 +130,20 @@ async def test_a_wrong_path_or_method_is_told_what_there_is() -> None:
         assert "/docs" in (await running.http.get("/v2/x")).json()["error"]["message"]
         answer = await running.http.get("/v1/completions")
         assert "use POST" in answer.json()["error"]["message"]
+
+
+async def test_metrics_and_state_are_not_for_clients() -> None:
+    """They have a port of their own, on which nothing else is."""
+    async with router(FakeWorker(), api_keys=("k",)) as running:
+        for path in ("/metrics", "/state"):
+            for key in ("", "k"):
+                headers = {"authorization": f"Bearer {key}"} if key else {}
+                answer = await running.http.get(path, headers=headers)
+                assert answer.status_code == 404, path
+            assert (await running.monitor.get(path)).status_code == 200, path
+        assert "/metrics" not in (await running.http.get("/docs")).text
+        for route in ROUTES:
+            answer = await running.monitor.request(route.method, route.path)
+            assert answer.status_code == 404, route.path
+        assert "/metrics and /state" in answer.json()["error"]["message"]
+        assert (await running.monitor.post("/state")).status_code == 405

@@ -67,7 +67,8 @@ class Pool(ApiObject):
     gpu_memory_percent: Annotated[int, Field(ge=1, le=99)] = 90
     """Share of the GPU's memory for weights and KV cache together."""
     resources: ContainerResources = ContainerResources()
-    """Resources of the engine container of each pod; a worker has nodesPerWorker such pods."""
+    """Resources of the engine container of each pod; a worker has nodesPerWorker such pods. Of
+    those that are not mentioned: requests of 100m CPU and 256Mi of memory, and no limits."""
     pod_template: PodTemplate = PodTemplate()
     """Metadata and spec merged into the worker pods: node selector, tolerations, sidecars and so
     on."""

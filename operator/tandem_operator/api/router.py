@@ -66,7 +66,8 @@ class Router(ApiObject):
     """How many routers run. Left out: two at first, and from then on as many as an HPA or `kubectl
     scale` writes to the Deployment NAME-router."""
     resources: ContainerResources = ContainerResources()
-    """Resources of the router container."""
+    """Resources of the router container. Of those that are not mentioned: requests of 100m CPU and
+    256Mi of memory, limits of 4 CPUs and 4Gi."""
     policy: RouterPolicy = RouterPolicy.KV_AWARE
     """How a router chooses workers."""
     admission: RouterAdmission = RouterAdmission()

@@ -69,6 +69,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         Kind("", "v1", "Pod", "pods"),
         Kind("", "v1", "Service", "services"),
         Kind("", "v1", "ServiceAccount", "serviceaccounts"),
+        Kind("", "v1", "Secret", "secrets"),
         Kind("", "v1", "Node", "nodes", namespaced=False),
         Kind("apps", "v1", "Deployment", "deployments"),
         Kind("apps", "v1", CONTROLLER_REVISION, "controllerrevisions"),

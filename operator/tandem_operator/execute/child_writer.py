@@ -35,6 +35,7 @@ class ChildWriter:
         self._cluster = cluster
         self._children = children
         self._applied: dict[ChildKey, tuple[str, str]] = {}
+        self._created: set[ChildKey] = set()
 
     async def apply(self, child: JsonObject, observed: Observed, manager: str = OPERATOR) -> None:
         """Bring a child into being as it should be.
@@ -61,6 +62,21 @@ class ChildWriter:
         self._children.put(child["kind"], found)
         if manager == OPERATOR:
             self._applied[key] = (digest, self._children.content(*key))
+
+    async def create_once(self, child: JsonObject, *, again: bool) -> None:
+        """Create a child that the operator may neither read nor change, if it is missing.
+
+        Only a try shows whether it is: the first time in this process, and then if `again`.
+        """
+        meta = child["metadata"]
+        key = (child["kind"], meta["namespace"], meta["name"])
+        if key in self._created and not again:
+            return
+        try:
+            await self._cluster.create(child)
+        except ConflictError:
+            log.debug("exists already", kind=key[0], name=key[2])
+        self._created.add(key)
 
     async def remove(self, item: Removal, observed: Observed) -> None:
         """Delete a child that isn't wanted any more, if it is still the same one."""

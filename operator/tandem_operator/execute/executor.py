@@ -63,6 +63,9 @@ class Executor:
         if plan.drop_finalizer:
             await self._drop_finalizer(observed)
         await self._children(plan, observed, errors)
+        again = bool(plan.create) or not all(pod.started for pod in observed.pods)
+        once = (self._writer.create_once(child, again=again) for child in plan.create_once)
+        await self._all(once, errors)
         await self._all((self._adopt(pod, observed) for pod in plan.adopt), errors)
         refused: dict[str, str] = {}
         await self._all((self._create(pod, observed, refused) for pod in plan.create), errors)

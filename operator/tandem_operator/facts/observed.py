@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
+from tandem_operator.facts.admin import AdminAccess
 from tandem_operator.facts.child import ChildView
 from tandem_operator.facts.scaling import Scaling
 from tandem_operator.facts.worker import ProbeResult, WorkerPod
@@ -137,7 +138,7 @@ class Observed:
     last_reason: str = "StepFailed"  # the same in one PascalCase word
     scaling: Scaling = field(default_factory=Scaling)
     images: Images = Images("", "")
-    entropy: str = ""  # fresh randomness for the admin tokens of new pods
+    admin: AdminAccess = field(default_factory=AdminAccess)
 
     def owns(self, kind: str, name: str) -> bool:
         """Whether there is such a child, and it is the service's own."""

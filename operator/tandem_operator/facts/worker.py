@@ -98,6 +98,8 @@ class WorkerPod:
     trouble: str = ""  # why it is not ready: "ErrImagePull: …", "the container proxy ended …"
     trouble_reason: str = ""
     failure: PodFailure | None = None
+    admin_secret: str = ""  # the Secret with its admin token
+    # Empty: the operator doesn't know it, since another operator or an older release made the pod.
     admin_token: str = field(default="", repr=False)
     memlock: str = ""  # what the memlock check printed: "unlimited" or KiB
     state: WorkerState | None = None

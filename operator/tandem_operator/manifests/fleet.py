@@ -1,5 +1,6 @@
 """What both pools share: WorkerPools, identity, Service, budgets and network policies."""
 
+from base64 import b64encode
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec
@@ -22,10 +23,12 @@ from tandem_operator.names.objects import (
     worker_name,
 )
 from tandem_operator.names.pods import (
+    ADMIN_TOKEN_ENTRY,
     PORT_NAME_BOOTSTRAP,
     PORT_NAME_HTTP,
     PORT_NAME_WIRE,
     PORT_ROUTER_HTTP,
+    PORT_ROUTER_METRICS,
     PORT_WORKER_HTTP,
     PORT_WORKER_WIRE,
 )
@@ -76,6 +79,23 @@ def build_pool(
             "replicas": replicas,
             "revision": revision,
         },
+    }
+
+
+def build_admin_secret(observed: Observed, owner: dict[str, Any]) -> dict[str, Any]:
+    """The admin token of the service's workers, which only they mount."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": observed.admin.secret_name,
+            "namespace": observed.namespace,
+            "labels": common_labels(observed.name, WORKER),
+            "ownerReferences": [owner],
+        },
+        "type": "Opaque",
+        "immutable": True,
+        "data": {ADMIN_TOKEN_ENTRY: b64encode(observed.admin.token.encode()).decode()},
     }
 
 
@@ -148,8 +168,9 @@ def _budget(observed: Observed, owner: dict[str, Any], name: str, component: str
 def _network_policies(observed: Observed, owner: dict[str, Any]) -> list[dict[str, Any]]:
     """Clients reach only routers; routers the wire; workers each other; metrics stay open.
 
-    Port 8100 is open to probes, Prometheus and the operator; /admin/* there needs the token. The
-    transports between workers choose their own ports, so workers may reach all of each other's.
+    Ports 8100 and 8001 are open to probes, Prometheus and the operator; /admin/* needs the token.
+    The transports between workers choose their own ports, so workers may reach all of each
+    other's.
     """
     router = {"podSelector": {"matchLabels": _selector(observed, ROUTER)}}
     worker = {"podSelector": {"matchLabels": _selector(observed, WORKER)}}
@@ -162,7 +183,10 @@ def _network_policies(observed: Observed, owner: dict[str, Any]) -> list[dict[st
                 {"ports": [_port(PORT_WORKER_HTTP)]},
             ],
         ),
-        router_name(observed.name): (ROUTER, [{"ports": [_port(PORT_ROUTER_HTTP)]}]),
+        router_name(observed.name): (
+            ROUTER,
+            [{"ports": [_port(PORT_ROUTER_HTTP), _port(PORT_ROUTER_METRICS)]}],
+        ),
     }
     return [
         {

@@ -4,7 +4,6 @@ A roll-out keeps the old revision at its numbers until the routers change over, 
 no longer describes it. Its workers are made like each other, or like this record if none is left.
 """
 
-from copy import deepcopy
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec
@@ -13,7 +12,6 @@ from tandem_operator.manifests.wiring import Wiring
 from tandem_operator.manifests.worker import Blueprint, build_worker_pod
 from tandem_operator.names.labels import LABEL_REVISION, WORKER, common_labels
 from tandem_operator.names.objects import CONTROLLER_REVISION, record_name, worker_pod_name
-from tandem_operator.names.pods import ENV_ADMIN_TOKEN
 from tandem_operator.pair import Role
 
 _GROUP = "record"
@@ -39,23 +37,11 @@ def build_record(
         },
         "revision": observed.generation,
         "data": {
-            str(role): _without_secrets(
-                build_worker_pod(
-                    observed,
-                    spec,
-                    Blueprint(role, worker_pod_name(observed.name, role, _GROUP), revision, wiring),
-                )
+            str(role): build_worker_pod(
+                observed,
+                spec,
+                Blueprint(role, worker_pod_name(observed.name, role, _GROUP), revision, wiring),
             )
             for role in Role
         },
     }
-
-
-def _without_secrets(pod: dict[str, Any]) -> dict[str, Any]:
-    """Each worker made of the record gets a token of its own."""
-    pod = deepcopy(pod)
-    for container in pod["spec"]["containers"]:
-        for env in container.get("env") or []:
-            if env["name"] == ENV_ADMIN_TOKEN:
-                env["value"] = ""
-    return pod

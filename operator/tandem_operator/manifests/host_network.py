@@ -26,6 +26,7 @@ from tandem_operator.names.pods import (
     NODE_PORTS_WORKER,
     PORT_NAME_BOOTSTRAP,
     PORT_NAME_HTTP,
+    PORT_NAME_METRICS,
     PORT_NAME_WIRE,
     ROUTER_CONTAINER,
 )
@@ -103,31 +104,33 @@ def _move_engine(container: dict[str, Any], ports: WorkerPorts) -> dict[str, Any
 
 
 def move_router(template: dict[str, Any], namespace: str, name: str) -> dict[str, Any]:
-    """The pod template of routers with a port and DNS for their nodes' network, if they use that.
+    """The pod template of routers with ports and DNS for their nodes' network, if they use that.
 
-    Its port depends on all of the template, so routers of two roll-outs fit on one node. It is
-    declared, because the Service finds it by name, and so that the scheduler keeps routers of one
+    Its ports depend on all of the template, so routers of two roll-outs fit on one node. They are
+    declared, because the Service finds one by name, and so that the scheduler keeps routers of one
     service on different nodes.
     """
     spec = template["spec"]
     if not spec.get("hostNetwork"):
         return template
     number = stable_number(namespace, name, json.dumps(template, sort_keys=True))
-    port = NODE_PORTS_ROUTER[number % len(NODE_PORTS_ROUTER)]
+    port = NODE_PORTS_ROUTER[2 * (number % (len(NODE_PORTS_ROUTER) // 2))]
     containers = [
-        _move_router_container(item, port) if item["name"] == ROUTER_CONTAINER else item
+        _move_router_container(item, port, port + 1) if item["name"] == ROUTER_CONTAINER else item
         for item in spec["containers"]
     ]
     moved = {"dnsPolicy": DNS_POLICY, **spec, "containers": containers}
     return {**template, "spec": moved}
 
 
-def _move_router_container(container: dict[str, Any], port: int) -> dict[str, Any]:
+def _move_router_container(container: dict[str, Any], http: int, metrics: int) -> dict[str, Any]:
+    moved = {PORT_NAME_HTTP: http, PORT_NAME_METRICS: metrics}
     ports = [
-        {**item, "containerPort": port} if item.get("name") == PORT_NAME_HTTP else item
+        {**item, "containerPort": moved.get(item.get("name"), item["containerPort"])}
         for item in container.get("ports") or []
     ]
-    args = _with_flag(list(container.get("args") or []), router_flags.FLAG_PORT, port)
+    args = _with_flag(list(container.get("args") or []), router_flags.FLAG_PORT, http)
+    args = _with_flag(args, router_flags.FLAG_METRICS_PORT, metrics)
     return {**container, "ports": ports, "args": args}
 
 

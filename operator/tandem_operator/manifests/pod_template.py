@@ -112,6 +112,8 @@ def _without_other_source(key: str, ours: dict[str, Any], theirs: dict[str, Any]
         sources = _PROBE_SOURCES
     elif key == "env":
         sources = _ENV_SOURCES
+    elif key == "valueFrom":
+        sources = frozenset(ours.keys() | theirs.keys())
     else:
         return ours
     named = {name for name in sources & theirs.keys() if theirs[name] is not None}

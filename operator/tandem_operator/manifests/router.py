@@ -6,6 +6,13 @@ from typing import Any
 from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.api.router import FIRST_ROUTERS
 from tandem_operator.facts.observed import Observed
+from tandem_operator.manifests.container import (
+    ROUTER_DEFAULTS,
+    build_resources,
+    container_security,
+    writable_mounts,
+    writable_volumes,
+)
 from tandem_operator.manifests.host_network import move_router
 from tandem_operator.manifests.pod_template import merge_template
 from tandem_operator.manifests.storage import ROUTER_CACHES, build_storage, cache_env
@@ -27,7 +34,9 @@ from tandem_operator.names.objects import router_name, router_service_name
 from tandem_operator.names.pods import (
     ENV_POD_NAME,
     PORT_NAME_HTTP,
+    PORT_NAME_METRICS,
     PORT_ROUTER_HTTP,
+    PORT_ROUTER_METRICS,
     ROUTER_CONTAINER,
 )
 
@@ -148,7 +157,8 @@ def build_scale_holder(observed: Observed, spec: InferenceServiceSpec) -> dict[s
 
 def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> dict[str, Any]:
     storage = build_storage(spec.model, weights=False)
-    volumes, mounts = list(storage.volumes), list(storage.mounts)
+    volumes = [*storage.volumes, *writable_volumes()]
+    mounts = [*storage.mounts, *writable_mounts()]
     cache = cache_env(ROUTER_CACHES)
     env = [
         {"name": ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
@@ -164,12 +174,13 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
         "image": observed.images.router,
         **pull_policy(observed.images.router_pull_policy),
         "args": router_args(observed, spec, revision, storage.uri),
-        "ports": [{"name": PORT_NAME_HTTP, "containerPort": PORT_ROUTER_HTTP, "protocol": "TCP"}],
+        "ports": [
+            {"name": PORT_NAME_HTTP, "containerPort": PORT_ROUTER_HTTP, "protocol": "TCP"},
+            {"name": PORT_NAME_METRICS, "containerPort": PORT_ROUTER_METRICS, "protocol": "TCP"},
+        ],
         "env": env,
         "volumeMounts": mounts,
-        "resources": spec.router.resources.model_dump(
-            mode="json", by_alias=True, exclude_none=True, exclude_defaults=True
-        ),
+        "resources": build_resources(ROUTER_DEFAULTS, spec.router.resources),
         "startupProbe": _probe(
             flags.ROUTE_HEALTH, periodSeconds=1, timeoutSeconds=5, failureThreshold=600
         ),
@@ -179,10 +190,7 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
         "livenessProbe": _probe(
             flags.ROUTE_HEALTH, periodSeconds=10, timeoutSeconds=10, failureThreshold=6
         ),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": container_security(),
     }
     security: dict[str, Any] = {
         "runAsNonRoot": True,
@@ -217,6 +225,7 @@ def router_args(
         flags.FLAG_REVISION: revision,
         flags.FLAG_HOST: "0.0.0.0",
         flags.FLAG_PORT: PORT_ROUTER_HTTP,
+        flags.FLAG_METRICS_PORT: PORT_ROUTER_METRICS,
         flags.FLAG_SERVICE: observed.name,
         flags.FLAG_NAMESPACE: observed.namespace,
         flags.FLAG_POLICY: str(spec.router.policy),

@@ -1,7 +1,5 @@
 """The pod of one worker."""
 
-import hashlib
-import hmac
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,6 +10,14 @@ from tandem_operator.api.pool import Pool
 from tandem_operator.api.quantity import parse_quantity
 from tandem_operator.facts.observed import Observed, PoolView
 from tandem_operator.facts.worker import WorkerPod, WorkerPorts
+from tandem_operator.manifests.container import (
+    CHECK_DEFAULTS,
+    ENGINE_DEFAULTS,
+    build_resources,
+    container_security,
+    writable_mounts,
+    writable_volumes,
+)
 from tandem_operator.manifests.host_network import move_worker, port_annotations
 from tandem_operator.manifests.pod_template import merge_template
 from tandem_operator.manifests.storage import WORKER_CACHES, ModelStorage, build_storage, cache_env
@@ -26,8 +32,9 @@ from tandem_operator.names.annotations import (
 from tandem_operator.names.labels import LABEL_GROUP, LABEL_SERVICE, LABEL_WORKER, worker_labels
 from tandem_operator.names.objects import API_VERSION, WORKER_POOL, worker_name
 from tandem_operator.names.pods import (
+    ADMIN_TOKEN_ENTRY,
+    ADMIN_TOKEN_FOLDER,
     ENGINE_CONTAINER,
-    ENV_ADMIN_TOKEN,
     ENV_NODE_NAME,
     ENV_POD_IP,
     ENV_POD_NAME,
@@ -38,6 +45,7 @@ from tandem_operator.names.pods import (
     PORT_NAME_WIRE,
     PORT_WORKER_HTTP,
     PORT_WORKER_WIRE,
+    VOLUME_ADMIN_TOKEN,
 )
 from tandem_operator.names.worker import ROUTE_HEALTH, ROUTE_READY
 from tandem_operator.pair import Role
@@ -129,7 +137,8 @@ def build_worker_like(
 ) -> dict[str, Any]:
     """A pod that runs what `worker` runs, for a revision that the spec no longer describes.
 
-    It has another name, an admin token of its own, and on its node's network ports of its own.
+    It has another name, the admin token that this operator knows, and on its node's network ports
+    of its own.
     """
     pod = deepcopy(dict(worker.manifest))
     metadata = {key: pod["metadata"][key] for key in _KEPT_METADATA if key in pod["metadata"]}
@@ -145,10 +154,9 @@ def build_worker_like(
     metadata["ownerReferences"] = [build_pool_owner(pool)]
     labels = {**metadata["labels"], LABEL_GROUP: name.rsplit("-", 1)[-1]}
     spec = {key: value for key, value in pod["spec"].items() if key not in _FILLED_IN}
-    for container in spec["containers"]:
-        for env in container.get("env") or []:
-            if env["name"] == ENV_ADMIN_TOKEN:
-                env["value"] = admin_token(observed.entropy, name)
+    for volume in spec.get("volumes") or []:
+        if volume["name"] == VOLUME_ADMIN_TOKEN:
+            volume["secret"]["secretName"] = observed.admin.secret_name
     copy = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -156,15 +164,6 @@ def build_worker_like(
         "spec": spec,
     }
     return move_worker(copy, taken_ports)
-
-
-def admin_token(entropy: str, pod_name: str) -> str:
-    """The token of one pod's /admin/*.
-
-    It is random, lives in the pod's own environment and is read back from there, so the operator
-    needs neither a Secret nor a memory of its own.
-    """
-    return hmac.new(entropy.encode(), pod_name.encode(), hashlib.sha256).hexdigest()
 
 
 def _pod_spec(observed: Observed, spec: InferenceServiceSpec, worker: Blueprint) -> dict[str, Any]:
@@ -185,15 +184,18 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, worker: Blueprint)
             {"name": PORT_NAME_WIRE, "containerPort": PORT_WORKER_WIRE},
             {"name": PORT_NAME_BOOTSTRAP, "containerPort": spec.kv_transfer.bootstrap_port},
         ],
-        "env": _env(
-            spec, admin_token(observed.entropy, worker.name), storage, {**parts.env, **shm_env}
-        ),
+        "env": _env(spec, storage, {**parts.env, **shm_env}),
         "resources": _resources(pool, parts),
-        "volumeMounts": [*mounts, *storage.mounts],
+        "volumeMounts": [
+            *mounts,
+            *storage.mounts,
+            {"name": VOLUME_ADMIN_TOKEN, "mountPath": ADMIN_TOKEN_FOLDER, "readOnly": True},
+            *writable_mounts(),
+        ],
         "startupProbe": _probe(ROUTE_HEALTH, _STARTUP),
         "readinessProbe": _probe(ROUTE_READY, _READINESS),
         "livenessProbe": _probe(ROUTE_HEALTH, _LIVENESS),
-        "securityContext": _container_security(parts),
+        "securityContext": container_security(parts.capabilities),
     }
     pod_spec: dict[str, Any] = {
         "restartPolicy": "Never",
@@ -203,7 +205,12 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, worker: Blueprint)
         "terminationGracePeriodSeconds": spec.rollout.drain_seconds + GRACE_AFTER_DRAIN_SECONDS,
         "securityContext": _pod_security(parts, storage),
         "containers": [container],
-        "volumes": [*volumes, *storage.volumes],
+        "volumes": [
+            *volumes,
+            *storage.volumes,
+            {"name": VOLUME_ADMIN_TOKEN, "secret": {"secretName": observed.admin.secret_name}},
+            *writable_volumes(),
+        ],
     }
     if spec.image_pull_secrets:
         pod_spec["imagePullSecrets"] = [item.to_manifest() for item in spec.image_pull_secrets]
@@ -249,6 +256,7 @@ def worker_args(
         flags.FLAG_LOCAL_PREFILL_TOKENS: transfer.local_prefill_tokens,
         flags.FLAG_LEASE_SECONDS: transfer.lease_seconds,
         flags.FLAG_DRAIN_SECONDS: spec.rollout.drain_seconds,
+        flags.FLAG_ADMIN_TOKEN_FILE: f"{ADMIN_TOKEN_FOLDER}/{ADMIN_TOKEN_ENTRY}",
         flags.FLAG_CACHE_DIR: storage.cache_dir,
     }
     if pool.tensor_parallel > 1:
@@ -269,13 +277,12 @@ def worker_args(
 
 
 def _env(
-    spec: InferenceServiceSpec, token: str, storage: ModelStorage, extra: dict[str, str]
+    spec: InferenceServiceSpec, storage: ModelStorage, extra: dict[str, str]
 ) -> list[dict[str, Any]]:
     env: list[dict[str, Any]] = [
         _downward(ENV_POD_NAME, "metadata.name"),
         _downward(ENV_POD_IP, "status.podIP"),
         _downward(ENV_NODE_NAME, "spec.nodeName"),
-        {"name": ENV_ADMIN_TOKEN, "value": token},
     ]
     plain = {**extra, **cache_env(WORKER_CACHES)}
     if spec.engine.options.num_threads is not None:
@@ -291,9 +298,7 @@ def _downward(name: str, path: str) -> dict[str, Any]:
 
 
 def _resources(pool: Pool, parts: PodWiring) -> dict[str, Any]:
-    resources: dict[str, Any] = pool.resources.model_dump(
-        mode="json", by_alias=True, exclude_none=True, exclude_defaults=True
-    )
+    resources = build_resources(ENGINE_DEFAULTS, pool.resources)
     if parts.resources:
         limits = dict(resources.get("limits", {}))
         for name, count in parts.resources.items():
@@ -312,13 +317,6 @@ def _shared_memory(
     node_shm = {"name": "shm", "hostPath": {"path": "/dev/shm", "type": "Directory"}}
     volumes = [node_shm if volume["name"] == "shm" else volume for volume in volumes]
     return volumes, mounts, {ENV_SHM_DIR: "/dev/shm"}
-
-
-def _container_security(parts: PodWiring) -> dict[str, Any]:
-    capabilities: dict[str, Any] = {"drop": ["ALL"]}
-    if parts.capabilities:
-        capabilities["add"] = list(parts.capabilities)
-    return {"allowPrivilegeEscalation": False, "capabilities": capabilities}
 
 
 def _pod_security(parts: PodWiring, storage: ModelStorage) -> dict[str, Any]:
@@ -340,10 +338,8 @@ def _memlock_check(image: str) -> dict[str, Any]:
         "name": MEMLOCK_CONTAINER,
         "image": image,
         "command": ["sh", "-c", "ulimit -l > /dev/termination-log"],
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "resources": build_resources(CHECK_DEFAULTS),
+        "securityContext": container_security(),
     }
 
 

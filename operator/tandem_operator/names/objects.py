@@ -70,6 +70,19 @@ def worker_pod_name(service: str, role: Role, group: str, rank: int = 0) -> str:
     return name if rank == 0 else f"{name}-{rank}"
 
 
+def admin_secret_name(service: str, mark: str) -> str:
+    """The Secret with the workers' admin token; `mark` depends on the operator's key.
+
+    At most 40 + 7 + 8 = 55 characters.
+    """
+    return f"{service}-admin-{mark}"
+
+
+def admin_key_name(lease: str) -> str:
+    """The Secret with the operator's own key; replicas that share a lease share it."""
+    return f"{lease}-admin-key"
+
+
 def stable_id(*parts: str | int) -> str:
     """Eight characters that depend only on `parts`, without vowels, so that they form no word."""
     number = stable_number(*parts)

@@ -8,6 +8,8 @@ MEMLOCK_CONTAINER: Final = "memlock"
 """The init container that reports the memlock limit."""
 
 PORT_ROUTER_HTTP: Final = 8000
+PORT_ROUTER_METRICS: Final = 8001
+"""Of /metrics and /state, which are not for clients."""
 PORT_WORKER_HTTP: Final = 8100
 PORT_WORKER_WIRE: Final = 8101
 PORT_WORKER_BOOTSTRAP: Final = 8998
@@ -17,14 +19,19 @@ NODE_PORTS_ROUTER: Final = range(28000, 30000)
 gives to outgoing connections (from 32768)."""
 PORT_NAME_HTTP: Final = "http"
 PORT_NAME_WIRE: Final = "wire"
+PORT_NAME_METRICS: Final = "metrics"
 PORT_NAME_BOOTSTRAP: Final = "bootstrap"
+
+VOLUME_ADMIN_TOKEN: Final = "admin-token"
+"""The volume with the Secret of the admin token."""
+ADMIN_TOKEN_FOLDER: Final = "/etc/tandem/admin"
+ADMIN_TOKEN_ENTRY: Final = "token"
 
 ENV_PREFIX: Final = "TANDEM_"
 """Variables with this prefix belong to the operator; engine.env must not set them."""
 ENV_POD_NAME: Final = "POD_NAME"
 ENV_POD_IP: Final = "POD_IP"
 ENV_NODE_NAME: Final = "NODE_NAME"
-ENV_ADMIN_TOKEN: Final = "TANDEM_ADMIN_TOKEN"
 ENV_CACHE_DIR: Final = "TANDEM_CACHE_DIR"
 ENV_SHM_DIR: Final = "TANDEM_SHM_DIR"
 ENV_RDMA: Final = "TANDEM_RDMA"

@@ -33,6 +33,7 @@ FLAG_CACHE_DIR: Final = "cache-dir"
 FLAG_CHECKSUM: Final = "checksum"
 FLAG_NO_CHECKSUM: Final = "no-checksum"
 FLAG_TRUST_REMOTE_CODE: Final = "trust-remote-code"
+FLAG_ADMIN_TOKEN_FILE: Final = "admin-token-file"
 
 TRANSPORTS: Final = ("Shm", "Tcp")
 """The values of --transfer that workers have code for, besides Auto; best first."""

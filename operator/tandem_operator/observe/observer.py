@@ -1,7 +1,6 @@
 """Collects the facts about one service from the API server and from its workers."""
 
 import asyncio
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,10 +10,12 @@ import structlog
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
 from tandem_operator.api.rdma import RdmaMode
+from tandem_operator.clients.admin_key import AdminKey
 from tandem_operator.clients.children import Children
 from tandem_operator.clients.cluster import Cluster, JsonObject
 from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.errors import ClusterError, MissingError, OperatorError
+from tandem_operator.facts.admin import derive_access
 from tandem_operator.facts.observed import (
     Claim,
     Images,
@@ -73,6 +74,7 @@ class Observer:
         images: Images,
         claims: ClaimReader,
         children: Children,
+        admin_key: AdminKey,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
@@ -81,6 +83,7 @@ class Observer:
         self._workers = workers
         self._images = images
         self._children = children
+        self._admin_key = admin_key
         self._scaling = ScalingObserver(cluster, workers, clock)
 
     def remember(self, observed: Observed, memory: ScalingMemory | None) -> None:
@@ -126,7 +129,11 @@ class Observer:
         spec, spec_error = read_spec(raw)
         views = read_pools(name, meta["uid"], pools)
         status = read_status(raw)
-        workers = read_workers(pods, views)
+        admin = derive_access(await self._admin_key.read(), namespace, name)
+        workers = tuple(
+            replace(pod, admin_token=admin.token if pod.admin_secret == admin.secret_name else "")
+            for pod in read_workers(pods, views)
+        )
         workers = await self._with_evidence(namespace, workers, status)
         deleting = read_time(meta.get("deletionTimestamp"))
         observed = Observed(
@@ -153,7 +160,7 @@ class Observer:
             last_error=str(last_error or ""),
             last_reason=last_error.reason if last_error is not None else "",
             images=self._images,
-            entropy=secrets.token_hex(32),
+            admin=admin,
         )
         return replace(observed, scaling=await self._scaling.observe(observed))
 
@@ -242,6 +249,8 @@ class Observer:
 
         async def add_state(pod: WorkerPod) -> WorkerPod:
             asked = pod.draining_since is not None or pod.role in crowded
+            # One that isn't ready may have been drained behind the operator's back.
+            asked = asked or not pod.ready
             if not (asked and pod.started and pod.ip) or pod.deleting:
                 return pod
             return replace(pod, state=await self._workers.state(pod.ip, pod.ports.http))

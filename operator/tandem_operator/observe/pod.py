@@ -19,14 +19,14 @@ from tandem_operator.names.annotations import (
 from tandem_operator.names.labels import LABEL_GROUP, LABEL_REVISION, LABEL_ROLE, ROUTER
 from tandem_operator.names.pods import (
     ENGINE_CONTAINER,
-    ENV_ADMIN_TOKEN,
     MEMLOCK_CONTAINER,
-    PORT_NAME_HTTP,
-    PORT_ROUTER_HTTP,
+    PORT_NAME_METRICS,
+    PORT_ROUTER_METRICS,
     PORT_WORKER_BOOTSTRAP,
     PORT_WORKER_HTTP,
     PORT_WORKER_WIRE,
     ROUTER_CONTAINER,
+    VOLUME_ADMIN_TOKEN,
 )
 from tandem_operator.pair import Role
 
@@ -72,14 +72,14 @@ def read_pod(pod: JsonObject) -> WorkerPod | None:
         trouble=trouble,
         trouble_reason=reason,
         failure=_failure(meta, status, engine),
-        admin_token=_token(pod),
+        admin_secret=_admin_secret(pod),
         memlock=_memlock(status),
         manifest=pod,
     )
 
 
 def read_router_pod(pod: JsonObject) -> PodAddress | None:
-    """The address of a ready router, or None for any other pod."""
+    """Where a ready router tells its metrics, or None for any other pod."""
     meta, status = pod["metadata"], pod.get("status") or {}
     is_router = (meta.get("labels") or {}).get(LABEL_ROLE) == ROUTER
     ready = _condition(status, "Ready").get("status") == "True"
@@ -90,8 +90,8 @@ def read_router_pod(pod: JsonObject) -> PodAddress | None:
 
 def _router_port(pod: JsonObject) -> int:
     router = _container(pod.get("spec", {}).get("containers"), ROUTER_CONTAINER)
-    http = _container(router.get("ports"), PORT_NAME_HTTP)
-    return int(http.get("containerPort") or PORT_ROUTER_HTTP)
+    metrics = _container(router.get("ports"), PORT_NAME_METRICS)
+    return int(metrics.get("containerPort") or PORT_ROUTER_METRICS)
 
 
 def _served(notes: dict[str, str], ready: JsonObject, engine: JsonObject) -> bool:
@@ -227,12 +227,10 @@ def _memlock(status: JsonObject) -> str:
     return str(ended.get("message") or "").strip()
 
 
-def _token(pod: JsonObject) -> str:
-    for container in pod.get("spec", {}).get("containers", []):
-        for env in container.get("env") or []:
-            if env.get("name") == ENV_ADMIN_TOKEN:
-                return str(env.get("value") or "")
-    return ""
+def _admin_secret(pod: JsonObject) -> str:
+    volumes = pod.get("spec", {}).get("volumes") or []
+    mounted = (item.get("secret") for item in volumes if item.get("name") == VOLUME_ADMIN_TOKEN)
+    return str((next(mounted, None) or {}).get("secretName") or "")
 
 
 def _condition(status: JsonObject, kind: str) -> dict[str, Any]:

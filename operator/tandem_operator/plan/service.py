@@ -5,6 +5,7 @@ from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.facts.observed import Claim, Observed
+from tandem_operator.manifests.fleet import build_admin_secret, build_owner
 from tandem_operator.manifests.host_network import used_ports
 from tandem_operator.manifests.revision import revision_of
 from tandem_operator.manifests.wiring import Wiring
@@ -78,6 +79,7 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
         hand_over=children.hand_over,
         apply=children.apply,
         remove=children.remove,
+        create_once=(build_admin_secret(observed, build_owner(observed)),),
         create=_new_pods(observed, spec, steps, revision, wiring),
         mark=tuple(mark for pool in steps for mark in pool.mark),
         engine_calls=(

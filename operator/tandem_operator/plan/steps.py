@@ -98,6 +98,8 @@ class Plan:
     apply: tuple[dict[str, Any], ...] = ()
     remove: tuple[Removal, ...] = ()
     adopt: tuple[Adoption, ...] = ()
+    create_once: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    """Secrets, which are made where they are missing, and never read nor changed."""
     create: tuple[dict[str, Any], ...] = ()
     mark: tuple[PodMark, ...] = ()
     engine_calls: tuple[EngineCall, ...] = ()

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
+from tandem_operator.facts.admin import AdminAccess
 from tandem_operator.facts.child import ChildView
 from tandem_operator.facts.observed import (
     Claim,
@@ -32,6 +33,7 @@ from tandem_operator.plan import Plan, reconcile
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 IMAGES = Images("router:1", "engine:1")
 OPERATOR = "tandem-system/tandem-operator"
+ADMIN = AdminAccess("qwen-admin-abc", "token")
 ROLES = {"qwen-prefill": Role.PREFILL, "qwen-decode": Role.DECODE}
 
 
@@ -62,7 +64,8 @@ def make_pod(name: str = "qwen-decode-a", **changes: Any) -> WorkerPod:
         "ready": True,
         "started": True,
         "served": True,
-        "admin_token": "token",
+        "admin_secret": ADMIN.secret_name,
+        "admin_token": ADMIN.token,
     }
     return WorkerPod(**{**facts, **changes})
 
@@ -76,7 +79,7 @@ def make_observed(spec: InferenceServiceSpec | None = None, **changes: Any) -> O
         "generation": 1,
         "spec": make_spec() if spec is None else spec,
         "images": IMAGES,
-        "entropy": "entropy",
+        "admin": ADMIN,
         "nodes": (),
         "ownership": Ownership(Claim.MINE, OPERATOR, OPERATOR),
     }
@@ -101,6 +104,7 @@ class Fleet:
     plans: list[Plan] = field(default_factory=list)
     num_pods_made: int = 0
     records: dict[str, Pair[WorkerPod | None]] = field(default_factory=dict)  # by their names
+    draining: set[str] = field(default_factory=set)  # workers that were told to
     broken: set[str] = field(default_factory=set)  # revisions whose pods never start
 
     def observe(self) -> Observed:
@@ -108,7 +112,7 @@ class Fleet:
         pods = tuple(
             replace(
                 pod,
-                state=WorkerState(self.busy.get(pod.name, 0), 0, pod.draining_since is not None),
+                state=WorkerState(self.busy.get(pod.name, 0), 0, pod.name in self.draining),
             )
             if pod.started
             else pod
@@ -199,6 +203,10 @@ class Fleet:
                 self.probe = ProbeResult(
                     call.revision, call.pod, call.peer, self.now, "tcp", 10**8, 0.1
                 )
+            elif call.action == "drain":
+                self.draining.add(call.pod)
+            else:
+                self.draining.discard(call.pod)
         for item in plan.delete:
             assert self.pods[item.name].uid == item.uid
             del self.pods[item.name]
@@ -244,7 +252,8 @@ class Fleet:
         meta = {**body["metadata"], "uid": f"uid-{self.num_pods_made}", "creationTimestamp": stamp}
         pod = read_pod({**body, "metadata": meta})
         assert pod is not None
-        self.pods[name] = pod
+        assert pod.admin_secret == ADMIN.secret_name
+        self.pods[name] = replace(pod, admin_token=ADMIN.token)
 
     def _mark(self, name: str, annotations: Any) -> None:
         pod = self.pods[name]

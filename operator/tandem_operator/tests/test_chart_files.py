@@ -25,7 +25,9 @@ def rules() -> list[dict[str, Any]]:
 
 def test_the_operator_never_reads_secrets() -> None:
     for rule in rules():
-        assert "secrets" not in rule["resources"]
+        if "secrets" in rule["resources"]:
+            # The answer to every other verb, even to patch and delete, shows what is in it.
+            assert (rule["resources"], rule["verbs"]) == (["secrets"], ["create"])
         assert "*" not in rule["resources"] + rule["apiGroups"] + rule["verbs"]
 
 

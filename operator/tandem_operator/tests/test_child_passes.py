@@ -37,11 +37,12 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def children_of(bench: Bench) -> dict[tuple[str, str], dict[str, Any]]:
-    """Every object with the service's label that is no pod, by kind and name."""
+    """Every object with the service's label that the operator may list, by kind and name."""
     return {
         (kind, name): body
         for (kind, _, name), body in bench.cluster.objects.items()
-        if "tandem.dev/service" in body["metadata"].get("labels", {}) and kind != "Pod"
+        if "tandem.dev/service" in body["metadata"].get("labels", {})
+        and kind not in ("Pod", "Secret")
     }
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tandem_operator.clients.admin_key import AdminKey
 from tandem_operator.clients.children import Children
 from tandem_operator.clients.workers import ProbeAnswer
 from tandem_operator.controller import Controller
@@ -25,15 +26,19 @@ class QuietWorkers:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.tokens: set[str] = set()
+        self.draining: set[str] = set()  # by address
 
     async def state(self, ip: str, port: int, seconds: float = 1.0) -> WorkerState | None:
-        return WorkerState(0, 0, draining=True)
+        return WorkerState(0, 0, draining=ip in self.draining)
 
     async def metrics(self, ip: str, port: int) -> str | None:
         return ""
 
     async def admin(self, ip: str, port: int, action: str, token: str, body: Any) -> bool:
         self.calls.append(action)
+        self.tokens.add(token)
+        (self.draining.add if action == "drain" else self.draining.discard)(ip)
         return True
 
     async def probe(self, ip: str, port: int, token: str, body: Any) -> ProbeAnswer:
@@ -62,7 +67,8 @@ class Bench:
         events = Events(self.cluster, "me")  # type: ignore[arg-type]
         self.executor = Executor(self.cluster, self.workers, events, self.children)  # type: ignore[arg-type]
         claims = ClaimReader(self.cluster, OPERATOR, everywhere=True)  # type: ignore[arg-type]
-        observer = Observer(self.cluster, self.workers, IMAGES, claims, self.children)  # type: ignore[arg-type]
+        key = AdminKey(self.cluster, "system", "key")  # type: ignore[arg-type]
+        observer = Observer(self.cluster, self.workers, IMAGES, claims, self.children, key)  # type: ignore[arg-type]
         self.controller = Controller(self.cluster, observer, self.executor, self.metrics)  # type: ignore[arg-type]
 
     def put_service(self, *, claimed: bool = True, **spec: Any) -> None:
@@ -88,12 +94,12 @@ class Bench:
         return self.cluster.objects[("InferenceService", "default", "qwen")]
 
     def kubelet(self) -> None:
-        for (kind, _, _), body in self.cluster.objects.items():
+        for number, ((kind, _, _), body) in enumerate(self.cluster.objects.items()):
             if kind == "Pod" and "status" not in body:
                 ready = {"type": "Ready", "status": "True"}
                 body["status"] = {
                     "phase": "Running",
-                    "podIP": "10.0.0.1",
+                    "podIP": f"10.0.0.{number}",
                     "conditions": [ready],
                     "containerStatuses": [{"name": "engine", "state": {"running": {}}}],
                 }

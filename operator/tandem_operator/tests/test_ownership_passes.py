@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tandem_operator.clients.admin_key import AdminKey
 from tandem_operator.clients.children import Children
 from tandem_operator.controller import Controller
 from tandem_operator.errors import ConflictError
@@ -28,7 +29,9 @@ class Rival:
         self.metrics = Metrics()
         claims = ClaimReader(cluster, SECOND, everywhere=True)
         children = Children()
-        observer = Observer(cluster, workers, Images("router:2", "engine:2"), claims, children)
+        key = AdminKey(cluster, "second", "key")
+        images = Images("router:2", "engine:2")
+        observer = Observer(cluster, workers, images, claims, children, key)
         executor = Executor(cluster, workers, Events(cluster, SECOND), children)
         self.controller = Controller(cluster, observer, executor, self.metrics)
 

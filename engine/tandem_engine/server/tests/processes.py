@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -33,6 +34,9 @@ from tandem_wire.messages import (
 )
 
 DEADLINE = 40.0
+ADMIN_TOKEN_FILE = Path(__file__).with_name("admin_token.txt")
+ADMIN_FLAGS = ("--admin-token-file", str(ADMIN_TOKEN_FILE))
+ADMIN_HEADERS = {"authorization": f"Bearer {ADMIN_TOKEN_FILE.read_text().strip()}"}
 DECODER: msgspec.msgpack.Decoder[WorkerMessage] = msgspec.msgpack.Decoder(WorkerMessage)
 
 
@@ -69,7 +73,8 @@ class WorkerProcess:
             *(sys.executable, "-m", "tandem_engine.main", "--mock", mock, "--host", "127.0.0.1"),
             *("--http-port", "0", "--wire-port", "0", "--bootstrap-port", "0"),
             *("--local-prefill-tokens", "0", "--page-size", "16", "--chunk-tokens", "64"),
-            *("--max-batched-tokens", "64", "--lease-seconds", "2", *flags),
+            *("--max-batched-tokens", "64", "--lease-seconds", "2", *ADMIN_FLAGS),
+            *flags,
             env={**os.environ, "POD_NAME": name, **env},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -118,10 +123,8 @@ class WorkerProcess:
             return await client.get(f"{self.url}{path}")
 
     async def post(self, path: str, **body: Any) -> httpx.Response:
-        token = body.pop("token", "")
-        headers = {"authorization": f"Bearer {token}"} if token else {}
         async with httpx.AsyncClient(timeout=DEADLINE) as client:
-            return await client.post(f"{self.url}{path}", json=body, headers=headers)
+            return await client.post(f"{self.url}{path}", json=body, headers=ADMIN_HEADERS)
 
     async def assert_clean(self) -> None:
         """No request, no lease, every block free or cached, none leaked."""

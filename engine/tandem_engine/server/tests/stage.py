@@ -9,7 +9,13 @@ import httpx
 from tandem_engine.config import parse_args
 from tandem_engine.errors import CoreDiedError
 from tandem_engine.frames import CoreReady, CoreStats, FromCore, SetMode, ToCore
-from tandem_engine.server.tests.processes import DECODER, RouterClient, until
+from tandem_engine.server.tests.processes import (
+    ADMIN_FLAGS,
+    ADMIN_HEADERS,
+    DECODER,
+    RouterClient,
+    until,
+)
 from tandem_engine.server.worker import WorkerServer
 from tandem_engine.startup import StartReport
 from tandem_wire.connection import Connection
@@ -76,7 +82,7 @@ class Stage:
 
     def __init__(self, *flags: str, **env: str) -> None:
         self.core = ScriptedCore()
-        ports = ["--http-port", "0", "--wire-port", "0", "--host", "127.0.0.1"]
+        ports = ["--http-port", "0", "--wire-port", "0", "--host", "127.0.0.1", *ADMIN_FLAGS]
         config = parse_args(["--mock", "tiny", *ports, *flags], {"POD_NAME": "w", **env})
         self.told: list[dict[str, Any]] = []
 
@@ -96,6 +102,7 @@ class Stage:
 
     async def http(self, method: str, path: str, **options: Any) -> httpx.Response:
         await until(lambda: self.told, "the ports")
+        options.setdefault("headers", ADMIN_HEADERS)
         async with httpx.AsyncClient() as client:
             return await client.request(
                 method, f"http://127.0.0.1:{self.ports['http']}{path}", **options

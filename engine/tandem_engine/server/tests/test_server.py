@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from pathlib import Path as FilePath
 
 import msgspec
 import pytest
@@ -204,22 +205,46 @@ async def test_probe(stage: Stage) -> None:
     assert (body["ok"], body["transport"], body["megabytesPerSecond"]) == (True, "shm", 4.0)
 
 
-async def test_the_token_guards_admin_only() -> None:
-    stage = Stage(TANDEM_ADMIN_TOKEN="sésame")
+async def test_the_token_guards_all_of_admin_and_nothing_else(tmp_path: FilePath) -> None:
+    token = tmp_path / "token"
+    token.write_text("sésame\n")
+    stage = Stage("--admin-token-file", str(token))
     await until(lambda: stage.told, "the ports")
     await stage.ready()
-    for headers in ({}, {"authorization": "Bearer nö"}, {"authorization": "Basic sésame"}):
-        encoded = {name: value.encode() for name, value in headers.items()}
-        answer = await stage.http("POST", "/admin/drain", headers=encoded)
-        assert answer.status_code == 401
-        assert answer.json()["error"]["type"] == "authentication_error"
-    for path in ("/health", "/ready", "/state", "/metrics"):
-        assert (await stage.http("GET", path)).status_code == 200
+    wrong: tuple[dict[str, str], ...]
+    wrong = ({}, {"authorization": "Bearer nö"}, {"authorization": "Basic sésame"})
+    for path in Path:
+        if not path.startswith("/admin/"):
+            assert (await stage.http("GET", path, headers={})).status_code == 200
+            continue
+        for headers in wrong:
+            encoded = {name: value.encode() for name, value in headers.items()}
+            answer = await stage.http("POST", path, headers=encoded)
+            assert answer.status_code == 401, path
+            assert answer.json()["error"]["type"] == "authentication_error"
     assert "sésame" not in (await stage.http("GET", "/state")).text
-    answer = await stage.http(
-        "POST", "/admin/drain", headers={"authorization": "Bearer sésame".encode()}
-    )
-    assert answer.status_code == 200
+
+    async def drain(given: str) -> int:
+        headers = {"authorization": f"Bearer {given}".encode()}
+        return (await stage.http("POST", "/admin/drain", headers=headers)).status_code
+
+    assert await drain("sésame") == 200
+    token.write_text("mellon")  # a mounted file may change
+    assert (await drain("sésame"), await drain("mellon")) == (401, 200)
+    token.unlink()
+    assert await drain("mellon") == 503
+    await stage.stop()
+
+
+async def test_without_a_token_nobody_may_call_admin() -> None:
+    stage = Stage("--admin-token-file", "")
+    await until(lambda: stage.told, "the ports")
+    await stage.ready()
+    for headers in ({}, {"authorization": "Bearer x"}):
+        answer = await stage.http("POST", "/admin/drain", headers=headers)
+        assert answer.status_code == 403
+        assert "--admin-token-file" in answer.json()["error"]["message"]
+    assert stage.core.got(SetMode) is None
     await stage.stop()
 
 

@@ -31,6 +31,8 @@ def start_drain(pod: WorkerPod, now: datetime, *, move: bool) -> DrainStep:
     if not pod.started:
         return DrainStep(delete=Deletion(pod.name, pod.uid))
     annotations: dict[str, str | None] = {ANNOTATION_DRAINING: now.isoformat()}
+    if not pod.admin_token:
+        return DrainStep(PodMark(pod.name, pod.uid, annotations))
     if move:
         annotations[ANNOTATION_MOVING] = "true"
     return DrainStep(PodMark(pod.name, pod.uid, annotations), _call(pod, move=move))
@@ -47,10 +49,13 @@ def continue_drain(pod: WorkerPod, now: datetime, drain_seconds: int, *, move: b
     if state is None:
         gone = not pod.started or elapsed >= timedelta(seconds=UNREACHABLE_SECONDS)
         return DrainStep(delete=Deletion(pod.name, pod.uid)) if gone else DrainStep()
+    settled = elapsed >= timedelta(seconds=SETTLE_SECONDS)
+    if not pod.admin_token:
+        # It can't be called, but SIGTERM makes it drain as well.
+        return DrainStep(delete=Deletion(pod.name, pod.uid)) if settled else DrainStep()
     if not state.draining:
         return DrainStep(call=_call(pod, move=pod.moving or move))
     if state.idle:
-        settled = elapsed >= timedelta(seconds=SETTLE_SECONDS)
         return DrainStep(delete=Deletion(pod.name, pod.uid)) if settled else DrainStep()
     late = elapsed >= timedelta(seconds=drain_seconds / 2)
     if not pod.moving and (move or late):
@@ -62,8 +67,22 @@ def continue_drain(pod: WorkerPod, now: datetime, drain_seconds: int, *, move: b
 def cancel_drain(pod: WorkerPod) -> DrainStep:
     """Stop the drain of a worker, because the pool has to grow again."""
     removed: dict[str, str | None] = {ANNOTATION_DRAINING: None, ANNOTATION_MOVING: None}
-    call = EngineCall(ACTION_UNDRAIN, pod.name, pod.ip, pod.ports.http, pod.admin_token)
-    return DrainStep(PodMark(pod.name, pod.uid, removed), call)
+    return DrainStep(
+        PodMark(pod.name, pod.uid, removed), _undrain(pod) if pod.admin_token else None
+    )
+
+
+def undo_drain(pod: WorkerPod, now: datetime, *, move: bool) -> DrainStep:
+    """What to do with a live worker that drains although the operator didn't mark it.
+
+    Somebody else told it to, or a call that ended a drain was lost: the worker is told to work
+    again. One that can't be called, or doesn't follow (it was sent SIGTERM, say), is replaced.
+    """
+    since = pod.ready_since if not pod.ready else None
+    deaf = since is not None and now - since >= timedelta(seconds=UNREACHABLE_SECONDS)
+    if deaf or not pod.admin_token:
+        return start_drain(pod, now, move=move)
+    return DrainStep(call=_undrain(pod))
 
 
 def choose_victim(pods: tuple[WorkerPod, ...]) -> WorkerPod:
@@ -85,6 +104,10 @@ def can_move(pod: WorkerPod, pods: tuple[WorkerPod, ...]) -> bool:
         for other in pods
         if other.role is Role.DECODE
     )
+
+
+def _undrain(pod: WorkerPod) -> EngineCall:
+    return EngineCall(ACTION_UNDRAIN, pod.name, pod.ip, pod.ports.http, pod.admin_token)
 
 
 def _call(pod: WorkerPod, *, move: bool) -> EngineCall:

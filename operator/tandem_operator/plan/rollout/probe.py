@@ -8,7 +8,7 @@ from tandem_operator.api.kv_transfer import VerifyMode
 from tandem_operator.facts.observed import Observed
 from tandem_operator.facts.worker import WorkerPod
 from tandem_operator.names.worker import ACTION_PROBE
-from tandem_operator.pair import Pair, Role
+from tandem_operator.pair import Role
 from tandem_operator.plan.steps import EngineCall
 
 RETRY = timedelta(seconds=10)
@@ -25,8 +25,8 @@ def plan_probe(
     last = observed.probe
     if last is not None and last.revision == revision and now - last.at < RETRY:
         return None
-    ready = Pair.build(lambda role: _ready(observed, role, revision))
-    prefill, decode = ready.prefill, ready.decode
+    prefill = _ready(observed, Role.PREFILL, revision)
+    decode = _ready(observed, Role.DECODE, revision)
     if decode is None or prefill is None:
         return None
     body = {"host": prefill.ip, "port": prefill.ports.bootstrap, "num_blocks": PROBE_BLOCKS}
@@ -56,7 +56,12 @@ def _ready(observed: Observed, role: Role, revision: str) -> WorkerPod | None:
         (
             pod
             for pod in observed.pods_of(role)
-            if pod.ready and pod.live and pod.ip and pod.revision == revision
+            if pod.ready
+            and pod.live
+            and pod.ip
+            and pod.revision == revision
+            # The decode worker is called, and only where the operator knows its token.
+            and (pod.admin_token or role is Role.PREFILL)
         ),
         None,
     )

@@ -20,6 +20,7 @@ from tandem_operator.plan.rollout.drain import (
     choose_victim,
     continue_drain,
     start_drain,
+    undo_drain,
 )
 from tandem_operator.plan.rollout.stage import RolloutStep
 from tandem_operator.plan.steps import Deletion, EngineCall, Note, PodMark
@@ -113,6 +114,7 @@ def plan_pool(task: PoolTask) -> PoolSteps:
                 Note("Draining", f"{pod.name}: its revision {pod.revision} is being replaced")
             )
     _continue_drains(task, steps)
+    _undo_drains(task, steps)
     return steps
 
 
@@ -186,6 +188,19 @@ def _continue_drains(task: PoolTask, steps: PoolSteps) -> None:
             steps.notes.append(Note("Deleting", f"{pod.name}: {how}", warning=left))
     if steps.mark:
         steps.again(1.0)
+
+
+def _undo_drains(task: PoolTask, steps: PoolSteps) -> None:
+    """Nobody but the operator takes a worker out: it would miss in the pool and never return."""
+    handled = {mark.uid for mark in steps.mark} | {item.uid for item in steps.delete}
+    for pod in task.pods:
+        if pod.live and pod.state is not None and pod.state.draining and pod.uid not in handled:
+            step = undo_drain(pod, task.now, move=task.can_move(pod))
+            steps.add(step)
+            steps.again(1.0)
+            done = "it is replaced" if step.mark is not None else "the drain is undone"
+            said = f"{pod.name} drains, but not by the operator: {done}"
+            steps.notes.append(Note("DrainUndone", said, warning=True))
 
 
 def _drains(pod: WorkerPod) -> bool:

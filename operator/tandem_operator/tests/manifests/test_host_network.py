@@ -145,15 +145,17 @@ def router_pod(spec: InferenceServiceSpec) -> dict[str, Any]:
 
 
 def test_routers_of_two_roll_outs_fit_on_one_node() -> None:
-    ports = []
+    ports: list[int] = []
     for image in ("router:1", "router:2"):
         container = {"name": "router", "image": image}
         template = {"spec": {"hostNetwork": True, "containers": [container]}}
         pod = router_pod(on_nodes(router={"podTemplate": template}))
         assert pod["spec"]["dnsPolicy"] == "ClusterFirstWithHostNet"
-        (declared,) = pod["spec"]["containers"][0]["ports"]
-        assert flag(pod["spec"]["containers"][0], "--port") == declared["containerPort"]
-        assert 28000 <= declared["containerPort"] < 30000
+        declared = {p["name"]: p["containerPort"] for p in pod["spec"]["containers"][0]["ports"]}
+        assert declared.keys() == {"http", "metrics"}
+        assert flag(pod["spec"]["containers"][0], "--port") == declared["http"]
+        assert flag(pod["spec"]["containers"][0], "--metrics-port") == declared["metrics"]
+        assert {*declared.values()} <= {*range(28000, 30000)}
         ready = {"type": "Ready", "status": "True"}
         address = read_router_pod(
             {
@@ -163,9 +165,9 @@ def test_routers_of_two_roll_outs_fit_on_one_node() -> None:
             }
         )
         assert address is not None
-        assert address.port == declared["containerPort"]
-        ports.append(address.port)
-    assert len(set(ports)) == 2
+        assert address.port == declared["metrics"]
+        ports += declared.values()
+    assert len(set(ports)) == 4
 
 
 def test_failed_workers_keep_their_ports_until_they_are_gone() -> None:

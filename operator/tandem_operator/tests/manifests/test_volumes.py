@@ -8,8 +8,8 @@ from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.tests.api.field_effects import manifests
 from tandem_operator.tests.api.field_samples import SAMPLES, put
 
-# Read by libraries without being told: shared memory, and the devices of RDMA.
-KNOWN_PATHS = {"engine": {"/dev/shm", "/dev/infiniband"}}
+# Used by libraries without being told: shared memory, the devices of RDMA, temporary files.
+KNOWN_PATHS = {"engine": {"/dev/shm", "/dev/infiniband", "/tmp"}, "router": {"/tmp"}}
 CLAIM = {"cache": {"claimName": "models"}}
 KEYS = {"router": {"apiKeysSecretName": "keys"}}
 BASE: dict[str, Any] = {
@@ -85,9 +85,11 @@ def test_a_container_mounts_what_it_reads(case: str) -> None:
 def test_every_container_mounts_the_model_and_a_cache(uri: str) -> None:
     pods = pod_specs({"model": {"uri": uri, **CLAIM}, **KEYS})
     files = SOURCES[uri] | {"/mnt/cache"}
-    assert mounted(pods["qwen-router"]["containers"][0]) == files | {"/etc/tandem/api-keys"}
+    assert mounted(pods["qwen-router"]["containers"][0]) == files | {"/etc/tandem/api-keys", "/tmp"}
     for role in ("prefill", "decode"):
-        assert mounted(pods[f"qwen-{role}-a"]["containers"][0]) == files | {"/dev/shm"}
+        assert mounted(pods[f"qwen-{role}-a"]["containers"][0]) == files | {
+            *("/dev/shm", "/tmp", "/etc/tandem/admin")
+        }
     for name, pod in pods.items():
         cache = next(volume for volume in pod["volumes"] if volume["name"] == "cache")
         # A router keeps nothing in the claim but what it downloads.

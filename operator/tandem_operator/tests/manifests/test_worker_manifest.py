@@ -12,11 +12,12 @@ from tandem_operator.manifests.pod_template import merge_template
 from tandem_operator.manifests.revision import revision_of
 from tandem_operator.manifests.router import build_router
 from tandem_operator.manifests.wiring import Wiring
-from tandem_operator.manifests.worker import Blueprint, admin_token, build_worker_pod
+from tandem_operator.manifests.worker import Blueprint, build_worker_pod
 from tandem_operator.pair import Pair, Role
 from tandem_operator.plan.support import find_blockers
-from tandem_operator.tests.facts import IMAGES, make_observed, make_spec
+from tandem_operator.tests.facts import ADMIN, IMAGES, make_observed, make_spec
 
+PLAIN_VOLUMES = ["shm", "cache", "admin-token", "tandem-tmp"]
 POOL = PoolView("qwen-decode", "uid-pool", 1, 1, 1)
 
 
@@ -102,15 +103,22 @@ def test_a_plain_pod_passes_pod_security_restricted() -> None:
     assert security["runAsNonRoot"] is True
     assert security["seccompProfile"] == {"type": "RuntimeDefault"}
     container = pod["spec"]["containers"][0]["securityContext"]
-    assert container == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert container == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
     assert all("hostPath" not in volume for volume in pod["spec"]["volumes"])
 
 
-def test_the_token_is_per_pod_and_not_guessable_from_the_name() -> None:
-    first, second = admin_token("a", "pod-1"), admin_token("a", "pod-2")
-    assert first != second
-    assert admin_token("b", "pod-1") != first
-    assert env(build())["TANDEM_ADMIN_TOKEN"]["value"] == admin_token("entropy", "qwen-decode-abc")
+def test_the_token_is_mounted_and_nowhere_else() -> None:
+    pod = build()
+    assert flags(pod)["--admin-token-file"] == "/etc/tandem/admin/token"
+    volume = {"name": "admin-token", "secret": {"secretName": ADMIN.secret_name}}
+    assert volume in pod["spec"]["volumes"]
+    mount = {"name": "admin-token", "mountPath": "/etc/tandem/admin", "readOnly": True}
+    assert mount in pod["spec"]["containers"][0]["volumeMounts"]
+    assert not [name for name in env(pod) if "TOKEN" in name]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +192,7 @@ def test_templates_merge_by_name() -> None:
     assert engine["image"] == "engine:1"
     assert "livenessProbe" not in engine
     assert {"name": "X", "value": "1"} in engine["env"]
-    assert [volume["name"] for volume in pod["spec"]["volumes"]] == ["shm", "cache", "extra"]
+    assert [volume["name"] for volume in pod["spec"]["volumes"]] == [*PLAIN_VOLUMES, "extra"]
 
 
 def test_the_revision_covers_pods_and_nothing_else() -> None:

@@ -30,8 +30,10 @@ def raw_pod(status: dict[str, Any], **annotations: str) -> dict[str, Any]:
         },
         "spec": {
             "nodeName": "n1",
-            "containers": [
-                {"name": "engine", "env": [{"name": "TANDEM_ADMIN_TOKEN", "value": "t"}]}
+            "containers": [{"name": "engine"}],
+            "volumes": [
+                {"name": "shm", "emptyDir": {}},
+                {"name": "admin-token", "secret": {"secretName": "s"}},
             ],
         },
         "status": status,
@@ -66,7 +68,7 @@ def test_a_ready_worker() -> None:
     assert pod.ready
     assert pod.started
     assert pod.live
-    assert (pod.cost, pod.restarts, pod.admin_token) == (7, 2, "t")
+    assert (pod.cost, pod.restarts, pod.admin_secret) == (7, 2, "s")
     assert pod.ports == WorkerPorts(20001, 20002, 9000)
     assert pod.ready_since is not None
 

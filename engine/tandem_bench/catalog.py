@@ -47,6 +47,7 @@ PANELS: Final = {
 
 BENCHMARKS: Final = (
     Benchmark("serve", "serve.command", "Load any OpenAI endpoint: TTFT, every gap, goodput."),
+    Benchmark("compare", "serve.compare", "Endpoints side by side under the same arrivals."),
     Benchmark("longest-gap", "serve.longest_gap", "Gaps of streams while a long prompt arrives."),
     Benchmark("same-tokens", "serve.same_tokens", "Compare two endpoints' answers by token."),
     Benchmark("shape", "shapes", "Write a model's folder (config, tokenizer) to serve a shape."),

@@ -62,6 +62,9 @@ DEADLINES_MISSED: Final = _counter(
     "deadlines_missed_total", "Requests that had no token at their deadline"
 )
 PREEMPTIONS: Final = _counter("preemptions_total", "Times a request gave up its KV blocks")
+POSTPONED: Final = _counter(
+    "postponed_total", "Prompts that let others go first because their TTFT was lost"
+)
 QUEUE_SECONDS: Final = _histogram("queue_seconds", "Wait of a request for KV blocks")
 PREFILL_SECONDS: Final = _histogram("prefill_seconds", "Prefill of a prompt on this worker")
 QUEUE_LENGTH: Final = _gauge("queue_length", "Requests that wait for KV blocks")
@@ -80,6 +83,15 @@ DECODE_STEP_SECONDS: Final = _gauge(
 )
 PREFILL_RATE: Final = _gauge(
     "prefill_tokens_per_second", "Recent mean rate of steps with prompt tokens"
+)
+STEP_TIME_ERROR: Final = _gauge(
+    "step_time_error_ratio", "Recent mean error of the learned durations of steps with prompts"
+)
+BUDGETED_STEPS: Final = _counter(
+    "budgeted_steps_total", "Steps whose prompts were cut for the TBT of the decodes beside them"
+)
+LONG_STEPS: Final = _counter(
+    "long_steps_total", "Steps with prompts that were not cut for TBT, so that prompts keep TTFT"
 )
 QUEUED_PROMPT_TOKENS: Final = _gauge(
     "queued_prompt_tokens", "Prompt tokens that this worker has still to compute"

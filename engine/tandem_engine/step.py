@@ -1,9 +1,10 @@
 """The line between the torch-free half of a worker (scheduler, cache, hand-off) and its tensors."""
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tandem_engine.errors import StagingUnavailableError
 from tandem_engine.memory import MemoryRegion, Staging
@@ -88,6 +89,38 @@ class SampledTokens:
     tokens: list[int]
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepShapes:
+    """The sizes to which a runner pads steps with prompts, because it has prepared them.
+
+    Args:
+        decode_rows: numbers of decodes, ascending; empty: any number is as good.
+        step_rows: rows of whole steps, decodes and prompt tokens, ascending; empty: likewise.
+        tile: longer steps are computed in pieces of this many rows.
+    """
+
+    decode_rows: tuple[int, ...] = ()
+    step_rows: tuple[int, ...] = ()
+    tile: int = 1
+
+    def pad_decodes(self, count: int) -> int:
+        """Rows that so many decodes take of a step with prompts."""
+        place = bisect_left(self.decode_rows, count)
+        padded = self.decode_rows[place] if place < len(self.decode_rows) else count
+        return padded if count else 0
+
+    def fit(self, rows: int) -> int:
+        """The most rows, up to so many, that leave nothing to pad; fewer than the least: as is."""
+        sizes = self.step_rows
+        if sizes and rows <= sizes[-1]:
+            place = bisect_right(sizes, rows)
+            return sizes[place - 1] if place else rows
+        return rows // self.tile * self.tile
+
+
+ANY_SHAPE: Final = StepShapes()
 
 
 class PendingStep(ABC):
@@ -185,6 +218,8 @@ class Runner(ABC):
     many. With more than one, no step is planned ahead."""
     plans_ahead: bool = False
     """Whether `launch` returns before the step has run, and takes items with `previous`."""
+    shapes: StepShapes = ANY_SHAPE
+    """What steps with prompts are padded to."""
 
     @abstractmethod
     def execute(self, batch: Batch) -> list[SampledTokens | None]:

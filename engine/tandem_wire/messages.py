@@ -95,6 +95,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     the first attempt); `num_prompt_tokens` says where the prompt ends, so penalties, `max_tokens`
     and the sampler's positions carry over. `prefill` lists the prefill workers to ask, best first;
     empty means that the worker prefills by itself. `rid` is unique per attempt.
+
+    `ttft_seconds` and `tbt_seconds` are the objectives of the request's SLO class; 0: none.
     """
 
     rid: str
@@ -106,6 +108,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     slo_class: str = ""
     cache_salt: str = ""
     deadline_seconds: float = 0.0  # give up when no token came by then; 0: none
+    ttft_seconds: float = 0.0  # what is left until the first token should be there
+    tbt_seconds: float = 0.0  # how long the 95th percentile of its gaps may be
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

@@ -37,6 +37,7 @@ from tandem_engine.metrics import Meter
 from tandem_engine.scheduler.limits import Limits
 from tandem_engine.scheduler.request import Kind
 from tandem_engine.scheduler.scheduler import Scheduler
+from tandem_engine.scheduler.step_times import StepLoad
 from tandem_engine.startup import StartReport
 from tandem_engine.step import Batch, PendingStep, Runner
 from tandem_wire.hashing import compatibility_hash
@@ -108,7 +109,7 @@ class EngineCore:
         self._events_sequence = 0
         self.limits = Limits.build(config, runner)
         self.ledger = BlockLedger(runner.num_blocks, config.page_size)
-        self.scheduler = Scheduler(self.limits, self.ledger, Meter())
+        self.scheduler = Scheduler(self.limits, self.ledger, Meter(), runner.shapes)
         self.scheduler.role = config.role
         self._salt_parts = (model_identity(config), config.revision, runner.kv.layout.dtype, "")
         self._intake = Intake(self.scheduler, self._salt_parts)
@@ -214,6 +215,8 @@ class EngineCore:
         self.scheduler.meter.record_step(
             ended - started, len(counts), num_decodes + num_extra, num_prompt
         )
+        if num_prompt:
+            self.scheduler.budget.times.learn(StepLoad.of(batch.items), ended - started)
         self.scheduler.finish_step(batch, results, ended)
 
     def check(self) -> None:

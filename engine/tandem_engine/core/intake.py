@@ -55,6 +55,7 @@ class Intake:
         if submit.params.prompt_logprobs is not None:
             peers = ()  # they don't travel with KV
         deadline = now + submit.deadline_seconds if submit.deadline_seconds > 0 else 0.0
+        ttft_due = now + submit.ttft_seconds if submit.ttft_seconds > 0 else 0.0
         scheduler.add(
             Request(
                 submit.rid,
@@ -67,6 +68,8 @@ class Intake:
                 priority=submit.priority,
                 router=routed.router,
                 deadline=deadline,
+                ttft_due=ttft_due,
+                tbt_seconds=max(submit.tbt_seconds, 0.0),
                 fetch=Fetch(peers, submit.cache_salt) if peers else None,
             )
         )

@@ -62,6 +62,7 @@ def build_stats(scheduler: Scheduler, handoff: Handoff, *, draining: bool) -> Co
         metrics.QUEUED_PROMPT_SECONDS: state.queued_prompt_seconds,
         metrics.PREFILL_RATE: state.prefill_tokens_per_second,
         metrics.DECODE_STEP_SECONDS: state.step_seconds,
+        metrics.STEP_TIME_ERROR: scheduler.budget.times.error,
         metrics.DRAINING: float(draining),
     }
     return CoreStats(

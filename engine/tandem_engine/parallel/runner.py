@@ -44,6 +44,7 @@ class ParallelRunner(Runner):
         self.vocab_size, self.eos_token_ids = inner.vocab_size, inner.eos_token_ids
         self.max_model_len, self.num_blocks = inner.max_model_len, inner.num_blocks
         self.plans_ahead, self.step_tokens = inner.plans_ahead, inner.step_tokens
+        self.shapes = inner.shapes
         self._steps = steps
         self._encoder = StepEncoder()
 

@@ -15,7 +15,7 @@ from tandem_engine.models.decoder import Decoder
 from tandem_engine.runner.decode_graphs import DecodeGraphs, padded_sizes
 from tandem_engine.runner.decode_slots import DecodeSlots
 from tandem_engine.runner.device_kv import DeviceKVStore
-from tandem_engine.runner.piece_graphs import CudaRecorder, PieceGraphs
+from tandem_engine.runner.piece_graphs import ROW_TILE, CudaRecorder, PieceGraphs
 from tandem_engine.runner.prompt_slots import PromptSlots
 from tandem_engine.runner.step_input import Split, add_chunks, last_rows_of, split_batch
 from tandem_engine.sampling.prompt_scores import PromptScores, flat_rows, score_prompts
@@ -28,6 +28,7 @@ from tandem_engine.step import (
     Runner,
     SampledTokens,
     ScoredRows,
+    StepShapes,
 )
 from tandem_kernels.compilation import collect_kernels, compile_all
 from tandem_kernels.sampling import argmax
@@ -134,6 +135,7 @@ class CudaRunner(Runner):
         ends = [size for size in _END_SIZES if size < max_running] + [max_running]
         self._ends = DecodeGraphs(self._end, ends, pool, enabled=graphs)
         self._captures = graphs
+        self.shapes = StepShapes(tuple(sizes), tuple(self._pieces.sizes), ROW_TILE)
 
     @property
     def prompt_sizes(self) -> list[int]:

@@ -25,7 +25,7 @@ _HOST_BOUND: Final = 2 * 10**11
 the benchmarks' machine) than an H100 takes to compute it."""
 _SMALLEST: Final = 64
 """Tokens. Fewer take just as long, which is the time to read the weights."""
-_STEP: Final = 128
+ROW_TILE: Final = 128
 """Tokens between sizes: cuBLAS computes tiles of 128 rows anyway."""
 
 
@@ -43,18 +43,18 @@ def count_weights(spec: ModelSpec, parameters: Parameters) -> int:
 
 def most_rows(layer_weights: int, budget: int) -> int:
     """Tokens of the largest step for which graphs are worth it, at most `budget`."""
-    worth = -(-_HOST_BOUND // layer_weights // _STEP) * _STEP
+    worth = -(-_HOST_BOUND // layer_weights // ROW_TILE) * ROW_TILE
     return min(worth, budget) // 16 * 16
 
 
 def piece_sizes(most: int) -> list[int]:
     """Numbers of tokens that steps with prompts are padded to, up to `most`; none if that is 0."""
     sizes = [_SMALLEST]
-    size = _STEP
+    size = ROW_TILE
     while size < most:
         sizes.append(size)
         # An eighth of the next power of two.
-        size += max(_STEP, (1 << size.bit_length()) // 8)
+        size += max(ROW_TILE, (1 << size.bit_length()) // 8)
     return [size for size in sizes if size < most] + ([most] if most else [])
 
 

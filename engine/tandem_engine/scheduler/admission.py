@@ -11,6 +11,7 @@ from tandem_engine.scheduler.limits import Limits
 from tandem_engine.scheduler.preemption import Preemption
 from tandem_engine.scheduler.queues import Running, WaitingQueue
 from tandem_engine.scheduler.request import Kind, Request
+from tandem_engine.scheduler.step_budget import LATE_PATIENCE, StepBudget
 from tandem_engine.scheduler.transfers import Transfers
 
 WATERMARK_SHARE: Final = 20
@@ -21,7 +22,8 @@ class Admission:
     """Moves requests from the queue into prefill or into a fetch, in order, while they fit.
 
     The head of the queue alone decides: nothing overtakes it. It is tried again only when
-    something has changed that could make it fit.
+    something has changed that could make it fit. A head whose first token can't come in time any
+    more goes back into the queue once, behind those whose first token still can.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Admission:
         blocks: RequestBlocks,
         transfers: Transfers,
         preemption: Preemption,
+        budget: StepBudget,
         meter: Meter,
     ) -> None:
         self._limits = limits
@@ -42,6 +45,7 @@ class Admission:
         self._blocks = blocks
         self._transfers = transfers
         self._preemption = preemption
+        self._budget = budget
         self._meter = meter
         self._blocked: tuple[Request, int, int] | None = None
 
@@ -51,6 +55,8 @@ class Admission:
         room = self._limits.max_batched_tokens - len(running.decoding)
         room -= sum(request.num_uncomputed for request in running.prefilling)
         while (request := self._waiting.head) is not None:
+            if request.ttft_due and self._gives_way(request, now):
+                continue
             if self._is_full_for(request):
                 return
             # Matching a long prompt is not free.
@@ -123,6 +129,26 @@ class Admission:
         running = self._running
         watermark = min(len(running.decoding), self._limits.num_blocks // WATERMARK_SHARE)
         return self._blocks.missing(request, match, watermark if len(running) else 0)
+
+    def _gives_way(self, request: Request, now: float) -> bool:
+        """Put the head of the queue back if its first token can't come in time any more."""
+        budget, num_own = self._budget, len(request.tokens)
+        num_before = sum(each.num_uncomputed for each in self._running.prefilling)
+        if request.may_fetch:
+            num_before = num_own = 0  # another worker computes its prompt
+        if not budget.is_late(request, num_before, num_own, now):
+            return False
+        # Matching a long prompt is not free.
+        if num_own:
+            cached = self._blocks.match(request, partial=False).blocks
+            num_own -= len(cached) * self._limits.page_size
+            if not budget.is_late(request, num_before, num_own, now):
+                return False
+        request.is_late = True
+        self._meter.count(metrics.POSTPONED)
+        patience = LATE_PATIENCE * (request.ttft_due - request.arrival_time)
+        self._waiting.postpone(request, patience)
+        return True
 
     def _count(self, request: Request, now: float) -> None:
         if request.num_preemptions:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tandem_engine.scheduler.request import Kind, Request, State
 
 
-def _sort_key(request: Request) -> tuple[int, int, int]:
+def _sort_key(request: Request) -> tuple[int, int, float, int]:
     return request.sort_key
 
 
@@ -54,7 +54,8 @@ class OpenRequests:
 class WaitingQueue:
     """Requests without blocks, by priority, then by the role's preference, then by arrival.
 
-    A preempted request keeps its arrival, so it comes back before younger ones of its class.
+    A preempted request keeps its arrival, so it comes back before younger ones of its class. One
+    that is `postponed` has its place among those that arrive so much later.
     """
 
     def __init__(self) -> None:
@@ -80,6 +81,13 @@ class WaitingQueue:
         place = bisect_left(self._requests, request.sort_key, key=_sort_key)
         assert self._requests[place] is request, "sort keys must be unique and constant"
         del self._requests[place]
+
+    def postpone(self, request: Request, seconds: float) -> None:
+        """Let those go first that arrive up to so many seconds after `request`."""
+        self.remove(request)
+        priority, preference, arrival_time, arrival = request.sort_key
+        request.sort_key = (priority, preference, arrival_time + seconds, arrival)
+        self.add(request)
 
 
 class Running:

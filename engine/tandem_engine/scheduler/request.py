@@ -79,10 +79,12 @@ class Request:
         "first_token_sent",
         "hashes",
         "holding",
+        "is_late",
         "key",
         "kind",
         "num_cached_tokens",
         "num_computed",
+        "num_long_gaps",
         "num_preemptions",
         "num_prompt_tokens",
         "num_registered",
@@ -99,7 +101,9 @@ class Request:
         "spare_item",
         "state",
         "stops",
+        "tbt_seconds",
         "tokens",
+        "ttft_due",
     )
 
     def __init__(
@@ -115,6 +119,8 @@ class Request:
         priority: int = 0,
         router: int = -1,
         deadline: float = 0.0,
+        ttft_due: float = 0.0,
+        tbt_seconds: float = 0.0,
         fetch: Fetch | None = None,
         push: Push | None = None,
     ) -> None:
@@ -132,6 +138,8 @@ class Request:
         self.priority = priority
         self.router = router
         self.deadline = deadline  # clock time by which the first token must have come; 0: none
+        self.ttft_due = ttft_due  # clock time of the first token's objective; 0: none
+        self.tbt_seconds = tbt_seconds  # objective for its gaps; 0: none
         self.fetch = fetch
         self.push = push
         self.hashes: list[int] = []
@@ -141,6 +149,8 @@ class Request:
         self.num_registered = 0
         self.num_cached_tokens = 0
         self.num_preemptions = 0
+        self.num_long_gaps = 0  # gaps longer than `tbt_seconds` that were counted
+        self.is_late = False  # whether it lets others go first, because its TTFT is lost
         # Tokens of the prompt that need no logprobs any more; the first one has none.
         is_scored = params.prompt_logprobs is not None and push is None
         self.num_scored = 1 if is_scored else num_prompt_tokens
@@ -150,7 +160,7 @@ class Request:
         self.stops: frozenset[int] = frozenset()
         self.decode_item: BatchItem | None = None  # of the last step that was planned
         self.spare_item: BatchItem | None = None  # of the one before
-        self.sort_key: tuple[int, int, int] = (-priority, 0, arrival)
+        self.sort_key: tuple[int, int, float, int] = (-priority, 0, arrival_time, arrival)
 
     @property
     def num_uncomputed(self) -> int:

@@ -11,8 +11,17 @@ from tandem_engine.scheduler.outbox import Outbox
 from tandem_engine.scheduler.preemption import Preemption
 from tandem_engine.scheduler.queues import OpenRequests, Running, WaitingQueue
 from tandem_engine.scheduler.request import Finish, Kind, Request, State
+from tandem_engine.scheduler.step_budget import StepBudget
 from tandem_engine.scheduler.transfers import Transfers
-from tandem_engine.step import Batch, BatchItem, SampledTokens, ScoredRows, has_penalties
+from tandem_engine.step import (
+    ANY_SHAPE,
+    Batch,
+    BatchItem,
+    SampledTokens,
+    ScoredRows,
+    StepShapes,
+    has_penalties,
+)
 from tandem_wire.messages import Role, StepItem
 
 
@@ -23,7 +32,9 @@ class Scheduler:
     between. Whoever adds a request has checked it against `Limits`.
     """
 
-    def __init__(self, limits: Limits, ledger: BlockLedger, meter: Meter) -> None:
+    def __init__(
+        self, limits: Limits, ledger: BlockLedger, meter: Meter, shapes: StepShapes = ANY_SHAPE
+    ) -> None:
         self.limits = limits
         self.ledger = ledger
         self.meter = meter
@@ -34,6 +45,7 @@ class Scheduler:
         self.running = Running()
         self._blocks = RequestBlocks(ledger)
         self.transfers = Transfers(limits, self._blocks, self.outbox, meter)
+        self.budget = StepBudget(limits.max_batched_tokens, shapes, meter)
         self._preemption = Preemption(limits, self.running, self.waiting, self._blocks, meter)
         self._admission = Admission(
             limits,
@@ -43,10 +55,12 @@ class Scheduler:
             self._blocks,
             self.transfers,
             self._preemption,
+            self.budget,
             meter,
         )
         self._scheduled: list[Request] = []
         self._ahead: list[Request] = []  # of the step planned ahead
+        self._step_ended = 0.0
 
     # --- requests come and go ---------------------------------------------------------------------
 
@@ -69,7 +83,8 @@ class Scheduler:
         """Queue a request that `Limits` has accepted and whose key is new."""
         self.requests.add(request)
         self.limits.prepare(request)
-        request.sort_key = (-request.priority, self._preference(request), request.arrival)
+        preference = self._preference(request)
+        request.sort_key = (-request.priority, preference, request.arrival_time, request.arrival)
         self.waiting.add(request)
         if len(request.tokens) >= request.end_length and request.kind is Kind.ROUTED:
             self.end(request, "length")
@@ -129,16 +144,36 @@ class Scheduler:
         budget = share = self.limits.max_batched_tokens
         if running.prefilling:
             share -= min(self.limits.page_size, budget // 2)
-        scored: list[ScoredRows] = []
         scheduled = list(running.take_turns(share))
         items = [request.item_decode() for request in scheduled]
-        budget -= len(items)
-        for request in running.prefilling:
+        scored: list[ScoredRows] = []
+        if running.prefilling:
+            scored = self._add_chunks(scheduled, items, budget - len(items), now)
+        if not items:
+            return None
+        self._scheduled = scheduled
+        return Batch(items, self._blocks.take_copies(), scored)
+
+    def _add_chunks(
+        self, scheduled: list[Request], items: list[BatchItem], budget: int, now: float
+    ) -> list[ScoredRows]:
+        """Fill a step of decodes up with prompt chunks, as far as TBT and `budget` tokens allow.
+
+        Returns the rows whose prompt logprobs are wanted.
+        """
+        scored: list[ScoredRows] = []
+        prefilling = self.running.prefilling
+        allowance = self.budget.allow(scheduled, prefilling, self.waiting, now)
+        for request in prefilling:
             if budget <= 0:
                 break
             count = min(request.num_uncomputed, budget)
             if request.kind is Kind.REMOTE:
                 count = min(count, self.limits.chunk_tokens)
+            if allowance is not None:
+                count = allowance.take(request.num_computed, count)
+                if not count:
+                    break
             item = request.item(count)
             item.sample = count == request.num_uncomputed
             if request.wants_scores:
@@ -147,10 +182,7 @@ class Scheduler:
             items.append(item)
             scheduled.append(request)
             budget -= count
-        if not items:
-            return None
-        self._scheduled = scheduled
-        return Batch(items, self._blocks.take_copies(), scored)
+        return scored
 
     def plan_ahead(self) -> Batch | None:
         """The step after the one that runs now, before its results are known; None: wait for them.
@@ -181,6 +213,8 @@ class Scheduler:
     def finish_step(self, batch: Batch, results: list[SampledTokens | None], now: float) -> None:
         """Take the results of the batch that `schedule` returned, or `plan_ahead` before that."""
         self._blocks.finish_copies()
+        self.budget.note_gap(self._scheduled, now - self._step_ended)
+        self._step_ended = now
         ended = False
         for request, item, result in zip(self._scheduled, batch.items, results, strict=True):
             if request.state is State.DONE:

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tandem_engine.frames import RouterGone, SetMode
+from tandem_engine.scheduler.step_times import StepLoad
 from tandem_engine.tests.fleet import Fleet, expected_tokens
 from tandem_engine.tests.loopback import Network
 from tandem_wire.messages import Cancel, SamplingParams
@@ -32,6 +33,8 @@ request = st.fixed_dictionaries(
         "peers": st.lists(st.sampled_from([*NAMES, "nobody"]), max_size=3, unique=True),
         "deadline": st.sampled_from([0.0, 0.0, 0.05]),
         "cache_salt": st.sampled_from(["", "tenant"]),
+        "ttft": st.sampled_from([0.0, 0.0, 0.03, 1.0]),
+        "tbt": st.sampled_from([0.0, 0.0, 0.004, 0.02]),
     }
 )
 action = st.one_of(
@@ -60,6 +63,9 @@ def run(actions: list[Any], *, blocks: int, network: Network, **runner: Any) -> 
         max_running=6,
         max_waiting=12,
     )
+    for worker in fleet.workers.values():
+        # The fleet's steps take no time; prompts are cut by this one.
+        worker.core.scheduler.budget.times.learn(StepLoad(64, 2048.0, 1, 64), 0.01)
     sent: dict[str, tuple[str, list[int], SamplingParams, int, int]] = {}
     gone: set[str] = set()
     for kind, value in actions:
@@ -87,6 +93,8 @@ def run(actions: list[Any], *, blocks: int, network: Network, **runner: Any) -> 
                 priority=value["priority"],
                 deadline_seconds=value["deadline"],
                 cache_salt=value["cache_salt"],
+                ttft_seconds=value.get("ttft", 0.0),
+                tbt_seconds=value.get("tbt", 0.0),
             )
         elif kind == "step":
             for _ in range(value):
@@ -197,6 +205,8 @@ def random_actions(rng: random.Random, count: int) -> list[Any]:
                 "peers": names[1 : rng.randint(1, 3)],
                 "deadline": 0.0,
                 "cache_salt": rng.choice(["", "tenant"]),
+                "ttft": rng.choice([0.0, 0.03]),
+                "tbt": rng.choice([0.0, 0.01]),
             }
             actions.append((kind, values))
     return actions

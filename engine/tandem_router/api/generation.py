@@ -184,6 +184,8 @@ class Generation:
                     arrived_at=self._exchange.arrived_at,
                     priority=priority,
                     slo_class=job.slo_class.name,
+                    ttft_seconds=job.slo_class.ttft_seconds,
+                    tbt_seconds=job.slo_class.tbt_seconds,
                     cache_salt=request.cache_salt or "",
                 )
                 self._choices.append(

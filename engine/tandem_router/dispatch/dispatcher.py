@@ -189,7 +189,7 @@ class Dispatcher:
             if peer.welcome is not None
         ]
         try:
-            link.submit(sequence.build_submit(peers), sequence)
+            link.submit(sequence.build_submit(peers, now), sequence)
         except WireError as error:
             log.debug("submit failed", worker=link.address.name, error=str(error))
             return False

@@ -24,6 +24,8 @@ from tandem_wire.messages import (
 
 MAX_WORKER_ERRORS = 3
 REFUSED_SECONDS = 0.25
+MIN_TTFT_SECONDS = 0.001
+"""An objective that is lost already still says that it is one."""
 
 
 class Placer(Protocol):
@@ -57,7 +59,8 @@ class Sequence:
         "failovers", "gaps", "index", "kv_bytes", "last_token_at", "last_trouble",
         "link", "name", "num_cached_tokens", "num_errors", "origin", "output", "params",
         "prefill_worker", "priority", "prompt", "prompt_logprobs", "retry_after_seconds",
-        "rid", "slo_class", "stream", "waiting_since", "was_accepted",
+        "rid", "slo_class", "stream", "tbt_seconds", "ttft_seconds", "waiting_since",
+        "was_accepted",
     )  # fmt: skip
 
     def __init__(
@@ -72,9 +75,14 @@ class Sequence:
         arrived_at: float,
         priority: int = 0,
         slo_class: str = "",
+        ttft_seconds: float = 0.0,
+        tbt_seconds: float = 0.0,
         cache_salt: str = "",
     ) -> None:
-        """`name` is unique in this router; `index` is the choice's number in the answer."""
+        """`name` is unique in this router; `index` is the choice's number in the answer.
+
+        `ttft_seconds` and `tbt_seconds` are objectives, counted from `arrived_at`; 0: none.
+        """
         self._placer = placer
         self.stream = stream
         self.name = name
@@ -84,6 +92,8 @@ class Sequence:
         self.arrived_at = arrived_at
         self.priority = priority
         self.slo_class = slo_class
+        self.ttft_seconds = ttft_seconds
+        self.tbt_seconds = tbt_seconds
         self.cache_salt = cache_salt
         self.output: list[int] = []
         self.prompt_logprobs: list[TokenLogprobs] = []  # of the prompt's second token and on
@@ -106,7 +116,7 @@ class Sequence:
         self.prefill_worker = ""
         self.kv_bytes = 0
 
-    def build_submit(self, prefill: list[PrefillPeer]) -> Submit:
+    def build_submit(self, prefill: list[PrefillPeer], now: float) -> Submit:
         """The next attempt's message, under a new rid."""
         self.attempt += 1
         self.rid = f"{self.name}.{self.attempt}"
@@ -125,7 +135,15 @@ class Sequence:
             priority=self.priority,
             slo_class=self.slo_class,
             cache_salt=self.cache_salt,
+            ttft_seconds=self._ttft_left(now),
+            tbt_seconds=self.tbt_seconds,
         )
+
+    def _ttft_left(self, now: float) -> float:
+        """What is left of the objective for the first token; 0: there is none any more."""
+        if self.output or not self.ttft_seconds:
+            return 0.0
+        return max(self.ttft_seconds - (now - self.arrived_at), MIN_TTFT_SECONDS)
 
     # --- called by the link -----------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ def test_a_killed_component_comes_back(
     old = cluster.kill(component, "node-0")
     eventually(f"{component} runs again", lambda: came_back(cluster, component, "node-0", old))
     eventually("the API answers", lambda: cluster.kubectl("get", "ns", check=False).returncode == 0)
-    eventually("the node offers its GPUs", lambda: resources(cluster) == "8")
+    eventually("the node offers its GPUs", lambda: resources(cluster) == "16")
 
     # A new pod goes through API server, scheduler, controllers (its service account) and kubelet.
     cluster.kubectl(

@@ -65,7 +65,8 @@ class ContextLengthExceeded(InvalidRequest):
     """Prompt and output together can never fit the model.
 
     Clients (the openai SDK, litellm, langchain) know it by its status 400, its code, and the words
-    "maximum context length" in its message.
+    "maximum context length" in its message. langchain looks for the code in the message, where the
+    openai SDK no longer puts it.
     """
 
     default_code = "context_length_exceeded"
@@ -74,7 +75,8 @@ class ContextLengthExceeded(InvalidRequest):
     def of(cls, max_model_len: int, because: str, param: str | None = None) -> Self:
         """The message in OpenAI's words, followed by `because`."""
         return cls(
-            f"This model's maximum context length is {max_model_len} tokens. {because}",
+            f"This model's maximum context length is {max_model_len} tokens. {because}"
+            f" (code: {cls.default_code})",
             param=param,
         )
 

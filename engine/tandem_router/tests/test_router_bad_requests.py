@@ -156,7 +156,7 @@ async def test_what_the_worker_alone_can_know(code: RefusalCode, expected: str |
         assert answer.status_code == 400
         error = check_shape(answer.json())
         assert error["code"] == expected
-        assert error["message"].endswith("no way")
+        assert "no way" in error["message"]
         for words in ("maximum context length is 4096 tokens", "(code: context_length_exceeded)"):
             assert (words in error["message"]) == bool(expected)
 

@@ -45,6 +45,7 @@ class FakeApiServer:
         self.num_refused = 0
         self.fail_with: int | None = None
         self.selectors: set[str] = set()
+        self._history: list[tuple[int, dict[str, Any]]] = []
         self._watches: list[asyncio.Queue[dict[str, Any] | None]] = []
         self._runner: web.AppRunner | None = None
         self.port = 0
@@ -81,7 +82,9 @@ class FakeApiServer:
     def _change(self, kind: str, entry: dict[str, Any]) -> None:
         self.version += 1
         entry["metadata"]["resourceVersion"] = str(self.version)
-        self.send({"type": kind, "object": entry})
+        event = {"type": kind, "object": entry}
+        self._history.append((self.version, event))
+        self.send(event)
 
     def send(self, event: dict[str, Any]) -> None:
         """Any event, to all watches."""
@@ -106,6 +109,11 @@ class FakeApiServer:
         response = web.StreamResponse()
         await response.prepare(request)
         queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        # What changed since the list that this watch continues.
+        since = int(request.query.get("resourceVersion") or self.version)
+        for version, missed in self._history:
+            if version > since:
+                queue.put_nowait(missed)
         self._watches.append(queue)
         try:
             while (event := await queue.get()) is not None:

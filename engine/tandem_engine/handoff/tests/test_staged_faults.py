@@ -157,7 +157,7 @@ def test_a_full_ring_holds_the_sender_back(
     arrived = p.arrived()
     source = p.push(arrived, chunks=1)
     eventually(lambda: len(staged) == SLOTS)
-    assert gate.num_held == 1
+    eventually(lambda: gate.num_held == 1)
     assert not d.handoff.poll()
     assert len(staged) == SLOTS
     gate.release.set()

@@ -63,9 +63,6 @@ class Executor:
         if plan.drop_finalizer:
             await self._drop_finalizer(observed)
         await self._children(plan, observed, errors)
-        again = bool(plan.create) or not all(pod.started for pod in observed.pods)
-        once = (self._writer.create_once(child, again=again) for child in plan.create_once)
-        await self._all(once, errors)
         await self._all((self._adopt(pod, observed) for pod in plan.adopt), errors)
         refused: dict[str, str] = {}
         await self._all((self._create(pod, observed, refused) for pod in plan.create), errors)
@@ -96,6 +93,8 @@ class Executor:
         await self._all((write.apply(child, observed) for child in others), errors)
         await self._all((write.apply(child, observed) for child in grants), errors)
         await self._all((write.remove(item, observed) for item in plan.remove), errors)
+        again = plan.create_once_again
+        await self._all((write.create_once(item, again=again) for item in plan.create_once), errors)
 
     async def _all(self, steps: Any, errors: list[Exception]) -> None:
         async def limited(step: Awaitable[None]) -> None:

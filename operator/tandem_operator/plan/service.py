@@ -34,6 +34,8 @@ from tandem_operator.plan.steps import Adoption, Plan
 from tandem_operator.plan.support import find_blockers
 from tandem_operator.plan.wiring import choose_wiring
 
+_NOT_MOUNTED = "FailedMount"
+"""The kubelet's reason for a pod that waits for a Secret, among others."""
 MEASURE_SECONDS = 15.0
 """How often a settled service gets a pass, which also renews status.slo."""
 
@@ -73,6 +75,7 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
     status = build_status(basis)
     probe = plan_probe(observed, spec, step.route, now)
     children = plan_children(observed, spec, targets, wiring, step.route, revision)
+    new_pods = _new_pods(observed, spec, steps, revision, wiring)
     return Plan(
         drop_finalizer=observed.has_former_finalizer,
         adopt=_orphans(observed),
@@ -80,7 +83,9 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
         apply=children.apply,
         remove=children.remove,
         create_once=(build_admin_secret(observed, build_owner(observed)),),
-        create=_new_pods(observed, spec, steps, revision, wiring),
+        create_once_again=bool(new_pods)
+        or any(pod.trouble_reason == _NOT_MOUNTED for pod in observed.pods),
+        create=new_pods,
         mark=tuple(mark for pool in steps for mark in pool.mark),
         engine_calls=(
             *(call for pool in steps for call in pool.calls),

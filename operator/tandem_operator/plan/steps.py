@@ -100,6 +100,7 @@ class Plan:
     adopt: tuple[Adoption, ...] = ()
     create_once: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     """Secrets, which are made where they are missing, and never read nor changed."""
+    create_once_again: bool = False  # something needs them now: try, though they were made before
     create: tuple[dict[str, Any], ...] = ()
     mark: tuple[PodMark, ...] = ()
     engine_calls: tuple[EngineCall, ...] = ()

@@ -86,6 +86,25 @@ async def test_a_deleted_secret_is_made_again_before_the_next_pod(bench: Bench) 
     assert again["data"] == secret["data"]
 
 
+@pytest.mark.parametrize("reason", ["FailedMount", "FailedScheduling"])
+async def test_a_deleted_secret_is_made_again_for_a_pod_that_waits_for_it(
+    bench: Bench, reason: str
+) -> None:
+    bench.put_service()
+    await bench.controller.work(KEY)
+    await bench.controller.work(KEY)
+    (secret,) = secrets_of(bench)
+    del bench.cluster.objects[("Secret", "default", secret["metadata"]["name"])]
+    waiting = {"waiting": {"reason": "ContainerCreating"}}
+    for pod in pods(bench):
+        pod["status"] = {"containerStatuses": [{"name": "engine", "state": waiting}]}
+        name = pod["metadata"]["name"]
+        bench.cluster.warnings[name] = {"reason": reason, "note": "it waits"}
+    await bench.controller.work(KEY)
+    found = [each["data"] for each in secrets_of(bench)]
+    assert found == ([secret["data"]] if reason == "FailedMount" else [])
+
+
 async def test_workers_of_a_lost_key_are_drained_without_a_call(bench: Bench) -> None:
     """SIGTERM makes them drain; new ones mount the Secret of the new key."""
     bench.put_service()

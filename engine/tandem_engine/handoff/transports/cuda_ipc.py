@@ -24,8 +24,13 @@ from typing import Final
 from tandem_engine.errors import StagingUnavailableError
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.settings import HandoffSettings
-from tandem_engine.handoff.transports.base import Inbound, Link, Outbound, Transport
-from tandem_engine.handoff.transports.ring import RingInbound, RingOutbound, RingShape
+from tandem_engine.handoff.transports.base import Inbound, Link, Outbound
+from tandem_engine.handoff.transports.ring import (
+    RingInbound,
+    RingOutbound,
+    RingShape,
+    RingTransport,
+)
 from tandem_engine.step import KVStore
 from tandem_wire.handoff import TransportOffer
 
@@ -35,19 +40,14 @@ _NONCE_BYTES: Final = 32
 log = logging.getLogger(__name__)
 
 
-class CudaIpcTransport(Transport):
+class CudaIpcTransport(RingTransport):
     """From GPU to GPU of one host."""
 
     name = "cudaIpc"
-    placement = "staged"
     memory = "device"
 
     def __init__(self, settings: HandoffSettings, kv: KVStore) -> None:
         super().__init__(settings, kv)
-        if not settings.shm_dir:
-            raise TransportError(
-                "TANDEM_SHM_DIR is not set; set it to a directory that the workers of a node share"
-            )
         try:
             kv.make_staging(1).close()
         except StagingUnavailableError as error:

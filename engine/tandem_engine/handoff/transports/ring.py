@@ -23,6 +23,7 @@ import xxhash
 from tandem_engine.errors import StagingUnavailableError
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.pages import place_seed
+from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.base import (
     MAX_WRITE_BYTES,
     Inbound,
@@ -74,6 +75,19 @@ class RingShape:
     def details(self) -> dict[str, str | int]:
         """Its part of an offer."""
         return {"slot_bytes": self.slot_bytes, "num_slots": self.num_slots}
+
+
+class RingTransport(Transport):
+    """Through a ring that D and P find in a directory of their host."""
+
+    placement = "staged"
+
+    def __init__(self, settings: HandoffSettings, kv: KVStore) -> None:
+        super().__init__(settings, kv)
+        if not settings.shm_dir:
+            raise TransportError(
+                "TANDEM_SHM_DIR is not set; set it to a directory that the workers of a node share"
+            )
 
 
 class RingInbound(Inbound):

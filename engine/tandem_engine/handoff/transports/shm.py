@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Final
 
 from tandem_engine.handoff.errors import TransportError
-from tandem_engine.handoff.settings import HandoffSettings
-from tandem_engine.handoff.transports.base import Inbound, Link, Outbound, Transport
+from tandem_engine.handoff.transports.base import Inbound, Link, Outbound
 from tandem_engine.handoff.transports.ring import (
     HostStaging,
     RingInbound,
     RingOutbound,
     RingShape,
+    RingTransport,
 )
 from tandem_engine.step import KVStore
 from tandem_wire.handoff import TransportOffer
@@ -28,19 +28,11 @@ from tandem_wire.handoff import TransportOffer
 _HEAD_BYTES: Final = mmap.PAGESIZE
 
 
-class ShmTransport(Transport):
+class ShmTransport(RingTransport):
     """Through memory that two workers of one host share."""
 
     name = "shm"
-    placement = "staged"
     memory = "host"
-
-    def __init__(self, settings: HandoffSettings, kv: KVStore) -> None:
-        super().__init__(settings, kv)
-        if not settings.shm_dir:
-            raise TransportError(
-                "TANDEM_SHM_DIR is not set; set it to a directory that the workers of a node share"
-            )
 
     def offer(self, link: Link) -> Inbound:
         return ShmInbound(self, link)

@@ -232,17 +232,23 @@ async def test_kv_aware_finds_the_worker_that_holds_the_prefix(tmp_path: Path) -
 
         for number in range(4):
             prompt = f"{number} {PROMPT}"
+            before = await blocks(monitor)
             first, _ = await ask(prompt)
-            await until_async(partial(blocks, monitor, first), 7, seconds=20)
+            told = before.get(first, 0) + 7  # no block of an earlier prompt is one of this one's
+            await until_async(partial(blocks_of, monitor, first), told, seconds=20)
             for _ in range(4):
                 again, cached = await ask(prompt)
                 assert again == first
                 assert cached >= 448
 
 
-async def blocks(monitor: httpx.AsyncClient, worker: str) -> float:
+async def blocks(monitor: httpx.AsyncClient) -> dict[str, int]:
     entries = (await monitor.get("/state")).json()["workers"]
-    return float(sum(entry["prefix_blocks"] for entry in entries if entry["worker_id"] == worker))
+    return {entry["worker_id"]: entry["prefix_blocks"] for entry in entries}
+
+
+async def blocks_of(monitor: httpx.AsyncClient, worker: str) -> float:
+    return (await blocks(monitor))[worker]
 
 
 async def readiness(client: httpx.AsyncClient) -> float:

@@ -20,6 +20,7 @@ from tandem_engine.tests.step_driver import GREEDY, Blocks, Request, run_sequenc
 from tandem_engine.tests.test_model_equality import NUM_TOKENS, make_prompt
 from tandem_engine.tests.test_tensor_parallel import opened
 from tandem_engine.tests.tiny_checkpoints import reference_tokens, save_checkpoint
+from tandem_wire.handoff import TransportName
 from tandem_wire.messages import PrefillPeer
 
 E = TypeVar("E")
@@ -29,7 +30,7 @@ DIVIDED = [
     ("deepseek_v3", 2),  # latents, which every rank has
     ("gemma3", 2),  # layers with a window
 ]
-TRANSPORTS = ["tcp", "shm"]
+TRANSPORTS: list[TransportName] = ["tcp", "shm"]
 
 
 @dataclass
@@ -61,7 +62,9 @@ def family_fixture(
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_unequal_ranks_hand_prompts_over(family: Family, transport: str, tmp_path: Path) -> None:
+def test_unequal_ranks_hand_prompts_over(
+    family: Family, transport: TransportName, tmp_path: Path
+) -> None:
     assert family.one.kv.layout == family.many.kv.layout
     for prefill, decode in ((family.one, family.many), (family.many, family.one)):
         with ExitStack() as stack:
@@ -72,7 +75,7 @@ def test_unequal_ranks_hand_prompts_over(family: Family, transport: str, tmp_pat
 
 
 def start(
-    stack: ExitStack, name: str, runner: Runner, transport: str, directory: Path
+    stack: ExitStack, name: str, runner: Runner, transport: TransportName, directory: Path
 ) -> HandoffService:
     # Writes of two layers of one block, so that a prompt is many of them.
     write_bytes = 2 * runner.kv.layout.layer_bytes

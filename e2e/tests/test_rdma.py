@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tandem_operator.names.worker import RDMA_TRANSPORTS
+from tandem_operator.names.worker import LIBFABRIC_TRANSPORTS, RDMA_TRANSPORTS
 from tests.service import Service, mock_manifest
 from tests.waiting import wait_for
 
@@ -41,10 +41,10 @@ FABRIC = {
 }
 PLAIN = {"NCCL_IB_DISABLE": "1", "MOONCAKE_PROTOCOL": "tcp"}
 EFA = {**PLAIN, "FI_PROVIDER": "efa", "TANDEM_NIC_MAP": "PerGPU"}
-# Without a transport that uses RDMA, Auto is as good as None; with one, it takes EFA first.
+# Without a transport that uses RDMA, Auto is as good as None; with one, it takes the plugin's.
 WITHOUT_DEVICES = ("plain",) if RDMA_TRANSPORTS else ("auto", "plain")
 ENVIRONMENT = {
-    "auto": EFA if RDMA_TRANSPORTS else PLAIN,
+    "auto": FABRIC if RDMA_TRANSPORTS else PLAIN,
     "plugin": FABRIC,
     "hostpath": {
         **FABRIC,
@@ -59,7 +59,7 @@ ENVIRONMENT = {
     "gke": FABRIC,
 }
 WIRING = {
-    "auto": "Efa" if RDMA_TRANSPORTS else "None",
+    "auto": "DevicePlugin" if RDMA_TRANSPORTS else "None",
     "plugin": "DevicePlugin",
     "hostpath": "HostPath",
     "plain": "None",
@@ -174,7 +174,7 @@ def test_the_attachments_that_multus_is_told_exist(wired: dict[str, Service]) ->
             service.cluster.kubectl("get", kind, network, "-n", namespace or service.namespace)
 
 
-@pytest.mark.parametrize("mode", ["auto", "hostpath", "plain", "multus", "efa", "gke"])
+@pytest.mark.parametrize("mode", [*WITHOUT_DEVICES, "hostpath", "plain", "multus", "efa", "gke"])
 def test_other_modes_take_no_device_from_the_plugin(wired: dict[str, Service], mode: str) -> None:
     for pod in workers(wired[mode]):
         assert "rdma/ib" not in pod["spec"]["containers"][0]["resources"].get("limits", {})
@@ -224,8 +224,10 @@ def test_status_names_the_choice(wired: dict[str, Service], mode: str) -> None:
     assert transport["wiring"] == WIRING[mode]
     verified = wired[mode].condition("TransportVerified")
     # The test cluster's devices are only numbers, and the operator must not be fooled.
-    assert verified["status"] == ("True" if mode in WITHOUT_DEVICES else "False")
-    assert mode in WITHOUT_DEVICES or "although RDMA is configured" in verified["message"]
+    used = transport["backend"] in (LIBFABRIC_TRANSPORTS if mode == "efa" else RDMA_TRANSPORTS)
+    as_it_should_be = used or mode in WITHOUT_DEVICES
+    assert verified["status"] == ("True" if as_it_should_be else "False")
+    assert as_it_should_be or "although RDMA is configured" in verified["message"]
 
 
 def test_auto_says_why_it_takes_no_devices(wired: dict[str, Service]) -> None:

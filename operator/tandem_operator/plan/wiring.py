@@ -15,7 +15,7 @@ from tandem_operator.api.rdma import (
 )
 from tandem_operator.facts.observed import Claimable, NodeView
 from tandem_operator.manifests.wiring import GKE_RESOURCE_PREFIX, Wiring
-from tandem_operator.names.worker import RDMA_TRANSPORTS
+from tandem_operator.names.worker import LIBFABRIC_TRANSPORTS, RDMA_TRANSPORTS
 from tandem_operator.plan.rails import choose_rails
 
 KNOWN_RESOURCES = (
@@ -35,13 +35,15 @@ def choose_wiring(
     rdma_transports: tuple[str, ...] = RDMA_TRANSPORTS,
     claimable: Claimable | None = None,
     seed: int = 0,
+    libfabric_transports: tuple[str, ...] = LIBFABRIC_TRANSPORTS,
 ) -> Wiring:
     """The wiring for new pods.
 
     `nodes` and `claimable` are None when the operator may not read them. `num_gpus` is the larger
     of both pools' GPUs per pod. `recorded` is the choice in status: with Auto it stands while the
     nodes still offer it, so that a node that joins later doesn't split a fleet into two wirings.
-    `rdma_transports` are those that workers could use the devices for: Auto takes none in vain.
+    `rdma_transports` are those that workers could use the devices for, `libfabric_transports` those
+    for EFA: Auto takes none in vain.
     `seed` is a number of the service, by which services spread over rails.
     """
     if rdma.mode is RdmaMode.AUTO and not rdma_transports:
@@ -51,8 +53,14 @@ def choose_wiring(
             " them: KV moves over the plain network",
         )
     if rdma.mode is RdmaMode.AUTO:
+        if not libfabric_transports:
+            nodes = _without_efa(nodes)
         return _automatic(rdma, nodes, num_gpus, recorded, claimable, seed)
-    return _complete(_wanted(rdma, rdma.mode, nodes), nodes, num_gpus, claimable, seed)
+    wiring = _complete(_wanted(rdma, rdma.mode, nodes), nodes, num_gpus, claimable, seed)
+    if wiring.mode is RdmaMode.EFA and not libfabric_transports:
+        note = "no transport of this release speaks libfabric, which EFA needs: KV moves over TCP"
+        return replace(wiring, note=note)
+    return wiring
 
 
 def _wanted(rdma: Rdma, mode: RdmaMode, nodes: tuple[NodeView, ...] | None) -> Wiring:
@@ -185,6 +193,18 @@ def _gke_networks(nodes: tuple[NodeView, ...]) -> tuple[RdmaNetwork, ...]:
         if "rdma" in network and node.resources.get(f"{GKE_RESOURCE_PREFIX}{network}")
     }
     return tuple(RdmaNetwork(name=name) for name in sorted(names, key=lambda n: (len(n), n)))
+
+
+def _without_efa(nodes: tuple[NodeView, ...] | None) -> tuple[NodeView, ...] | None:
+    if nodes is None:
+        return None
+    return tuple(
+        replace(
+            node,
+            resources={key: num for key, num in node.resources.items() if key != EFA_RESOURCE},
+        )
+        for node in nodes
+    )
 
 
 def _share(nodes: tuple[NodeView, ...] | None) -> int:

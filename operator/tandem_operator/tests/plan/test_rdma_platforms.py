@@ -77,7 +77,9 @@ PLATFORMS: dict[str, tuple[tuple[NodeView, ...], Claimable, dict[str, Any], Rdma
 def choose(name: str, recorded: RdmaMode | None = None) -> tuple[Rdma, Wiring]:
     nodes, claimable, fields, _ = PLATFORMS[name]
     rdma = Rdma.model_validate(fields)
-    return rdma, choose_wiring(rdma, nodes, 1, recorded, ("Nixl",), claimable)
+    return rdma, choose_wiring(
+        rdma, nodes, 1, recorded, ("Nixl",), claimable, libfabric_transports=("Nixl",)
+    )
 
 
 def built(name: str) -> dict[str, Any]:
@@ -121,6 +123,16 @@ def test_each_gpu_gets_its_share_of_the_efa_devices() -> None:
     assert [wiring.pieces(gpus) for gpus in (1, 2, 8)] == [4, 8, 32]
 
 
+def test_auto_takes_no_efa_devices_that_no_transport_can_use() -> None:
+    nodes, claimable, _, _ = PLATFORMS["eks"]
+    for recorded in (None, RdmaMode.EFA):
+        wiring = choose_wiring(Rdma(), nodes, 1, recorded, ("Nixl",), claimable)
+        assert wiring.mode is RdmaMode.NONE
+    asked = choose_wiring(Rdma(mode=RdmaMode.EFA), nodes, 1, None, ("Nixl",), claimable)
+    assert (asked.mode, asked.problem) == (RdmaMode.EFA, "")
+    assert "no transport of this release speaks libfabric" in asked.note
+
+
 def test_efa_keeps_prefill_and_decode_apart() -> None:
     (term,) = built("eks")["affinity"]["podAntiAffinity"].values()
     assert term[0]["labelSelector"]["matchLabels"]["tandem.dev/role"] == "prefill"
@@ -128,7 +140,9 @@ def test_efa_keeps_prefill_and_decode_apart() -> None:
 
 def test_gke_attaches_as_many_rdma_networks_as_a_worker_has_gpus() -> None:
     nodes, claimable, _, _ = PLATFORMS["gke"]
-    wiring = choose_wiring(Rdma(), nodes, 4, None, ("Nixl",), claimable)
+    wiring = choose_wiring(
+        Rdma(), nodes, 4, None, ("Nixl",), claimable, libfabric_transports=("Nixl",)
+    )
     assert [network.name for network in wiring.networks] == [f"rdma-{n}" for n in range(4)]
 
 
@@ -143,7 +157,9 @@ def test_a_choice_on_record_stands_while_nodes_offer_it() -> None:
 def test_what_only_a_cordoned_node_offers_is_not_taken(name: str) -> None:
     nodes, _, _, _ = PLATFORMS[name]
     cordoned = tuple(NodeView(one.name, False, one.resources, one.networks) for one in nodes)
-    wiring = choose_wiring(Rdma(), cordoned, 1, None, ("Nixl",), Claimable())
+    wiring = choose_wiring(
+        Rdma(), cordoned, 1, None, ("Nixl",), Claimable(), libfabric_transports=("Nixl",)
+    )
     assert wiring.mode is RdmaMode.NONE
     assert "no node offers RDMA devices" in wiring.note
 
@@ -151,9 +167,17 @@ def test_what_only_a_cordoned_node_offers_is_not_taken(name: str) -> None:
 def test_auto_attaches_named_networks_as_the_platform_does() -> None:
     rdma = Rdma.model_validate({"networks": [{"name": "rdma-0"}]})
     gke, claimable, _, _ = PLATFORMS["gke"]
-    assert choose_wiring(rdma, gke, 1, None, ("Nixl",), claimable).mode is RdmaMode.GKE
+    assert (
+        choose_wiring(rdma, gke, 1, None, ("Nixl",), claimable, libfabric_transports=("Nixl",)).mode
+        is RdmaMode.GKE
+    )
     plain = PLATFORMS["none"][0]
-    assert choose_wiring(rdma, plain, 1, None, ("Nixl",), claimable).mode is RdmaMode.MULTUS
+    assert (
+        choose_wiring(
+            rdma, plain, 1, None, ("Nixl",), claimable, libfabric_transports=("Nixl",)
+        ).mode
+        is RdmaMode.MULTUS
+    )
 
 
 @pytest.mark.parametrize(

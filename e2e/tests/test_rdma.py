@@ -23,7 +23,7 @@ MODES: dict[str, dict[str, Any]] = {
     "auto": {"mode": "Auto"},
     "plugin": {"mode": "DevicePlugin", "resource": {"name": "rdma/ib"}, "sharedMemory": "64Mi"},
     "hostpath": {"mode": "HostPath", "devices": {"include": ["mlx5_0"], "gidIndex": "3"}},
-    "plain": {"mode": "None"},
+    "plain": {"mode": "None", "placement": {"roles": "Pack"}},
     "multus": {
         "mode": "Multus",
         "networks": [{"name": "rail0"}, {"name": "rail1", "namespace": "kube-public"}],
@@ -131,6 +131,10 @@ def test_efa_workers_hold_devices_on_nodes_of_their_own(wired: dict[str, Service
     for pod in prefill + decode:
         limits = pod["spec"]["containers"][0]["resources"]["limits"]
         assert limits["vpc.amazonaws.com/efa"] == "1"
+
+
+def test_packed_workers_share_a_node(wired: dict[str, Service]) -> None:
+    assert len({pod["spec"]["nodeName"] for pod in workers(wired["plain"])}) == 1
 
 
 def test_networks_of_gke_are_requested_and_named(wired: dict[str, Service]) -> None:

@@ -67,10 +67,16 @@ def claimed(local_cluster: LocalCluster, tandem: Any) -> Iterator[dict[str, Serv
                 service.wait_ready(240)
             yield services
         finally:
-            for service in services.values():
-                # The kubelet asks the drivers before a pod with a claim is gone.
-                service.delete()
+            names = [service.name for service in services.values()]
+            services["any"].kubectl("delete", "tisvc", *names, "--wait=false")
+            # The kubelet asks the drivers before a pod with a claim is gone.
+            wait_for("every claim is gone", lambda: not claims_of(services["any"]), 120)
             local_cluster.kubectl("delete", "deviceclass", *CLASSES, "--wait=false")
+
+
+def claims_of(service: Service) -> list[str]:
+    """Every claim in the service's namespace."""
+    return service.kubectl("get", "resourceclaims", "-o", "name").split()
 
 
 def workers(service: Service) -> list[dict[str, Any]]:
@@ -194,4 +200,4 @@ def test_a_missing_class_is_a_condition(claimed: dict[str, Service], tandem: Any
         assert "there is no DeviceClass infiniband" in message
         assert "rdma.claim.deviceClass" in message
     finally:
-        service.delete()
+        service.kubectl("delete", "tisvc", service.name, "--wait=false")

@@ -58,7 +58,7 @@ def choose_fabric(environ: Mapping[str, str], root: Path = Path("/")) -> FabricC
         raise ConfigError(f"{ENV_NIC_MAP} is {mode!r}; set it to {PER_GPU} or {ALL}")
     fabric = read_fabric(root)
     maps = map_nics(fabric, selection)
-    own = [nic for item in maps if item.gpu.own for nic in item.chosen]
+    own = [nic for item in _visible(maps, environ) for nic in item.chosen]
     every = candidates(fabric, selection)
     chosen = every if mode == ALL or not own else tuple(dict.fromkeys(own))
     told = tell(chosen) or _tell_names(selection)
@@ -67,6 +67,20 @@ def choose_fabric(environ: Mapping[str, str], root: Path = Path("/")) -> FabricC
         # It bounds TCP's interfaces too, and would leave it none.
         told.pop("UCX_NET_DEVICES", None)
     return FabricChoice(chosen, maps, told)
+
+
+def _visible(maps: Sequence[GpuNics], environ: Mapping[str, str]) -> list[GpuNics]:
+    """The pod's GPUs; of these, those in CUDA_VISIBLE_DEVICES, by number or by (short) UUID."""
+    own = [item for item in maps if item.gpu.own]
+    text = environ.get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return own
+    return [
+        item
+        for number, item in enumerate(own)
+        for name in text.split(",")
+        if name == str(number) or (name.startswith("GPU-") and item.gpu.uuid.startswith(name))
+    ]
 
 
 def parse_selection(text: str) -> Selection:

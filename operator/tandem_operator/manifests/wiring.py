@@ -111,7 +111,7 @@ def build_wiring(wiring: Wiring, rdma: Rdma, num_gpus: int) -> PodWiring:
 
 def _resources(wiring: Wiring, num_gpus: int) -> dict[str, str]:
     if wiring.mode is RdmaMode.GKE:
-        # One for each network; GKE itself adds the addresses that come with them.
+        # One for each network; what else goes with it GKE adds by the annotation.
         return {f"{GKE_RESOURCE_PREFIX}{network.name}": "1" for network in wiring.networks}
     pieces = wiring.pieces(num_gpus)
     return {wiring.resource: str(pieces)} if pieces else {}

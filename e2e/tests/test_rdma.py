@@ -178,7 +178,7 @@ def test_the_attachments_that_multus_is_told_exist(wired: dict[str, Service]) ->
             service.cluster.kubectl("get", kind, network, "-n", namespace or service.namespace)
 
 
-@pytest.mark.parametrize("mode", [*WITHOUT_DEVICES, "hostpath", "plain", "multus", "efa", "gke"])
+@pytest.mark.parametrize("mode", [*WITHOUT_DEVICES, "hostpath", "multus", "efa", "gke"])
 def test_other_modes_take_no_device_from_the_plugin(wired: dict[str, Service], mode: str) -> None:
     for pod in workers(wired[mode]):
         assert "rdma/ib" not in pod["spec"]["containers"][0]["resources"].get("limits", {})

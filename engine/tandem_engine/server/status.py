@@ -6,6 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from tandem_engine.config import WorkerConfig
+from tandem_engine.fabric.environment import NO_FABRIC, FabricChoice
 from tandem_engine.frames import CoreLoading, CoreReady, CoreStats
 from tandem_wire.messages import Welcome, WorkerState
 
@@ -13,8 +14,9 @@ from tandem_wire.messages import Welcome, WorkerState
 class WorkerStatus:
     """Filled by the core's frames; read by routers' connections and HTTP."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, fabric: FabricChoice = NO_FABRIC) -> None:
         self.config = config
+        self.fabric = fabric
         self.ports: dict[str, int] = {}
         self.core_pid = 0  # until there is a core
         self.ready: CoreReady | None = None

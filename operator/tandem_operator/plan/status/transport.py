@@ -8,6 +8,7 @@ from tandem_operator.api.status import TransportStatus
 from tandem_operator.facts.observed import Observed
 from tandem_operator.facts.worker import ProbeResult
 from tandem_operator.manifests.wiring import Wiring
+from tandem_operator.names.worker import LIBFABRIC_TRANSPORTS
 
 FELL_BACK = "FellBackToTcp"
 MAX_REASONS = 1024
@@ -63,7 +64,10 @@ def _judge_result(
         remedy = "check the network, or lower kvTransfer.verify.minMegabytesPerSecond"
         message = f"{seen}, which is slower than {wanted} MB/s: {remedy}"
         return Judgement(False, "TooSlow", message), status
-    if fabric and backend is TransferBackend.TCP:
+    plain = backend is TransferBackend.TCP or (
+        wiring.mode is RdmaMode.EFA and backend not in LIBFABRIC_TRANSPORTS
+    )
+    if fabric and plain:
         remedy = "check the devices in the pods, or set rdma.mode: None to use TCP"
         return Judgement(False, FELL_BACK, f"{seen}, although RDMA is configured: {remedy}"), status
     return Judgement(True, "KvMoved", seen), status

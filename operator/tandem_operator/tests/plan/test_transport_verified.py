@@ -43,6 +43,7 @@ def settled(**changes: Any) -> Fleet:
         ({}, {"seconds": 10_000.0}, "TooSlow", "False"),
         ({"kvTransfer": {"backend": "Shm"}}, {}, "OtherBackend", "False"),
         ({"rdma": {"mode": "DevicePlugin"}}, {}, "FellBackToTcp", "True"),
+        ({"rdma": {"mode": "Efa"}}, {"transport": "shm"}, "FellBackToTcp", "True"),
     ],
 )
 def test_what_was_seen(

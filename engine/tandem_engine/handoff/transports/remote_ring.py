@@ -15,6 +15,7 @@ so late spoils a slot of another session; the checksum shows it, and without che
 
 import ctypes
 import mmap
+import os
 import queue
 import threading
 from abc import abstractmethod
@@ -40,11 +41,7 @@ class RegisteredMemory(HostStaging):
 
     def __init__(self, transport: "RemoteRingTransport", kv: KVStore, num_bytes: int) -> None:
         """Raises TransportError when there is no room for it."""
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        try:
-            mapping = mmap.mmap(-1, num_bytes, flags=flags)
-        except OSError as error:
-            raise TransportError(f"can't make a ring of {num_bytes} bytes: {error}") from error
+        mapping = _map(num_bytes)
         super().__init__(kv, mapping, 0)
         self._transport = transport
         self._is_kept = False
@@ -53,9 +50,9 @@ class RegisteredMemory(HostStaging):
         with memoryview(mapping) as whole:
             self._unpin = kv.pin(whole)
         try:
-            self._registration = transport.register(self.address, num_bytes)
+            self.registration = transport.register(self.address, num_bytes)
         except BaseException:
-            self._unmap()
+            self.unmap()
             raise
 
     def keep(self) -> None:
@@ -69,19 +66,16 @@ class RegisteredMemory(HostStaging):
         if self._is_kept:
             self._transport.kept.append(self)
         else:
-            self.free()
+            self._transport.unregister(self.registration)
+            self.unmap()
 
     def reopen(self) -> "RegisteredMemory":
         """It after `close`, for another session."""
         self._is_kept = self._is_closed = False
         return self
 
-    def free(self) -> None:
-        """Take it from the library and unmap it."""
-        self._transport.unregister(self._registration)
-        self._unmap()
-
-    def _unmap(self) -> None:
+    def unmap(self) -> None:
+        """Give the memory back; the library knows of it no more."""
         self._unpin()
         super().close()
 
@@ -131,9 +125,9 @@ class RemoteRingTransport(Transport):
         return same[0] if len(same) >= MAX_KEPT else None
 
     def close(self) -> None:
-        """Free what was kept: the process, or this worker's part in it, ends."""
+        """Give back what was kept. The subclass has ended the library: nothing writes there."""
         while self.kept:
-            self.kept.popleft().free()
+            self.kept.popleft().unmap()
 
 
 class RemoteRingInbound(RingInbound):
@@ -185,3 +179,15 @@ class RemoteRingOutbound(RingOutbound):
     def _interrupt(self) -> None:
         self._interrupted.set()
         super()._interrupt()
+
+
+def _map(num_bytes: int) -> mmap.mmap:
+    """New memory, which shows in /proc/PID/maps under its name. Raises TransportError."""
+    descriptor = os.memfd_create("tandem-ring")
+    try:
+        os.ftruncate(descriptor, num_bytes)
+        return mmap.mmap(descriptor, num_bytes)
+    except OSError as error:
+        raise TransportError(f"can't make a ring of {num_bytes} bytes: {error}") from error
+    finally:
+        os.close(descriptor)

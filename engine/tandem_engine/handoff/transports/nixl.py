@@ -57,19 +57,9 @@ class NixlTransport(RemoteRingTransport):
                 f"there is no RDMA device in {RDMA_DIRECTORY}, and without one shm and tcp are "
                 "faster; use --transfer Nixl to take it all the same"
             )
-        library = _load()
-        self.version = importlib.metadata.version(library.__name__.partition(".")[0])
-        config = library.nixl_agent_config(
-            enable_prog_thread=True,
-            backends=["UCX"],
-            sync_mode=library.nixl_thread_sync_t.NIXL_THREAD_SYNC_RW,
-        )
-        try:
-            self.agent: Any = library.nixl_agent(f"tandem-{secrets.token_hex(8)}", config)
-        except Exception as error:  # the library's errors have no common base
-            raise TransportError(f"can't make an agent of nixl: {error}") from error
-        if "UCX" not in self.agent.backends:
-            raise TransportError("nixl has no UCX here; install its wheel from PyPI")
+        self.agent = make_agent(f"tandem-{secrets.token_hex(8)}")
+        wheel = type(self.agent).__module__.partition(".")[0]
+        self.version = importlib.metadata.version(wheel)
         self._num_sessions: Counter[str] = Counter()
         self._loading = asyncio.Lock()
 
@@ -206,6 +196,23 @@ class NixlOutbound(RemoteRingOutbound):
         if not self._is_forgotten:
             self._is_forgotten = True
             await self._transport.forget(self._peer.agent)
+
+
+def make_agent(name: str) -> Any:
+    """An agent of the library, with UCX. Raises TransportError when this process can't have one."""
+    library = _load()
+    config = library.nixl_agent_config(
+        enable_prog_thread=True,
+        backends=["UCX"],
+        sync_mode=library.nixl_thread_sync_t.NIXL_THREAD_SYNC_RW,
+    )
+    try:
+        agent = library.nixl_agent(name, config)
+    except Exception as error:  # the library's errors have no common base
+        raise TransportError(f"can't make an agent of nixl: {error}") from error
+    if "UCX" not in agent.backends:
+        raise TransportError("nixl has no UCX here; install its wheel from PyPI")
+    return agent
 
 
 def _load() -> ModuleType:

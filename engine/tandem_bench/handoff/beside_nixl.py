@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from tandem_bench.errors import CheckFailedError
 from tandem_bench.handoff.pair import Round
-from tandem_engine.handoff.transports.nixl import make_agent
+from tandem_engine.handoff.transports.nixl_agent import make_agent
 
 NUM_LANES: Final = 2
 PIECE_BYTES: Final = 1 << 20

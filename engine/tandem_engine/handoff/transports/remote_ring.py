@@ -20,7 +20,7 @@ import queue
 import threading
 from abc import abstractmethod
 from collections import deque
-from typing import Final
+from typing import ClassVar, Final
 
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.settings import HandoffSettings
@@ -133,8 +133,12 @@ class RemoteRingTransport(Transport):
 class RemoteRingInbound(RingInbound):
     """D's end: a ring in this process's memory. Subclasses make the offer."""
 
+    least_slot_bytes: ClassVar[int] = 0
+    """What the library writes well, if it is more than what suits the store."""
+
     def __init__(self, transport: RemoteRingTransport, link: Link) -> None:
-        shape = RingShape.of(link, link.kv.write_bytes, link.settings.shm_ring_bytes)
+        slot_bytes = max(link.kv.write_bytes, self.least_slot_bytes)
+        shape = RingShape.of(link, slot_bytes, link.settings.shm_ring_bytes)
         super().__init__(transport, link, shape)
         self._staging = self._ring = transport.make_ring(shape.num_bytes)
 

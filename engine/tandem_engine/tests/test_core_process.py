@@ -73,9 +73,14 @@ async def collect(core: CoreProcess, rid: str) -> list[StepItem]:
     return await asyncio.wait_for(search(), patience(SECONDS))
 
 
-async def test_two_processes_hand_a_prompt_over() -> None:
-    decode = await CoreProcess.spawn(make_config("d"))
-    prefill = await CoreProcess.spawn(make_config("p"))
+@pytest.mark.parametrize(("transfer", "profile"), [("Auto", "tiny"), ("Nixl", "tiny?blocks=24")])
+async def test_two_processes_hand_a_prompt_over(
+    monkeypatch: pytest.MonkeyPatch, transfer: str, profile: str
+) -> None:
+    """Pools of one size, and of two."""
+    monkeypatch.setenv("UCX_NET_DEVICES", "lo")
+    decode = await CoreProcess.spawn(make_config("d", profile, "--transfer", transfer))
+    prefill = await CoreProcess.spawn(make_config("p", "tiny", "--transfer", transfer))
     try:
         ready = await first(prefill, CoreReady)
         assert (await first(decode, CoreReady)).compatibility_hash == ready.compatibility_hash
@@ -200,9 +205,9 @@ def test_child_ends_when_the_server_is_gone(serve: Serve) -> None:
 def test_child_reports_what_keeps_it_from_starting(
     serve: Serve,
 ) -> None:
-    config = make_config("a", "tiny", "--transfer", "Nixl")
+    config = make_config("a", "tiny", "--transfer", "CudaIpc")
     server = serve(config)
-    assert "Nixl" in server.wait_for(CoreFailed).message
+    assert "CudaIpc" in server.wait_for(CoreFailed).message
     server.thread.join(patience(SECONDS))
     assert server.code == [1]
     server.ours.close()

@@ -277,9 +277,12 @@ class Outbound(ABC):
             except Exception as error:
                 failure = TransportError(f"a write failed: {error}")
                 failure.__cause__ = error
-                self._post(self._finish, job.future, None, failure)
-                if isinstance(error, OSError):
+                lost = isinstance(error, OSError)
+                if lost:
+                    # First: a write that may still land must not be followed by an answer.
                     self._post(self._on_lost, failure)
+                self._post(self._finish, job.future, None, failure)
+                if lost:
                     break
             else:
                 self._post(self._finish, job.future, written, None)

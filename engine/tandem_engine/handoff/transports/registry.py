@@ -8,6 +8,7 @@ from tandem_engine.handoff.errors import HandoffUnavailable, PairingRefused, Tra
 from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.base import Inbound, Link, Outbound, Transport
 from tandem_engine.handoff.transports.cuda_ipc import CudaIpcTransport
+from tandem_engine.handoff.transports.nixl import NixlTransport
 from tandem_engine.handoff.transports.shm import ShmTransport
 from tandem_engine.handoff.transports.tcp import TcpTransport
 from tandem_engine.step import KVStore
@@ -15,7 +16,12 @@ from tandem_wire.handoff import TRANSPORT_CHOICES, TransportName, TransportOffer
 
 log = logging.getLogger(__name__)
 
-BUILT: Final[tuple[type[Transport], ...]] = (CudaIpcTransport, ShmTransport, TcpTransport)
+BUILT: Final[tuple[type[Transport], ...]] = (
+    CudaIpcTransport,
+    ShmTransport,
+    NixlTransport,
+    TcpTransport,
+)
 """Best first: `--transfer Auto` takes the first one that both sides can do."""
 
 

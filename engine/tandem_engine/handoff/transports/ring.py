@@ -160,7 +160,7 @@ class RingInbound(Inbound):
 
 
 class RingOutbound(Outbound):
-    """P's end: lanes that fill slots of D's ring, which is mapped here."""
+    """P's end: lanes that fill slots of D's ring. `ring` is memory that this side maps."""
 
     def __init__(self, transport: Transport, link: Link, shape: RingShape, ring: Staging) -> None:
         super().__init__(transport, link)
@@ -197,10 +197,8 @@ class RingOutbound(Outbound):
         slot = self._unused.get()
         if slot is None:
             raise TransportError("the session has ended")
-        seed = place_seed(blocks, layers) if self._checksum else None
-        at = slot * self._shape.slot_bytes
         try:
-            checksum = write.pages.stage(write.source_blocks, layers, self._staging, at, seed)
+            checksum = self._fill(slot, write)
         except BaseException:
             self._unused.put(slot)
             raise
@@ -210,6 +208,16 @@ class RingOutbound(Outbound):
         )
         self._loop.call_soon_threadsafe(self._link.send, message)
         return Written(num_bytes, checksum)
+
+    def _fill(self, slot: int, write: PageWrite) -> int:
+        """Bring a write's pages into D's slot; their checksum. OSError: the session is lost."""
+        return self._stage(write, slot * self._shape.slot_bytes)
+
+    def _stage(self, write: PageWrite, at: int) -> int:
+        """Pack a write's pages into the memory that this side maps; their checksum."""
+        blocks, layers = write.target_blocks, write.layers
+        seed = place_seed(blocks, layers) if self._checksum else None
+        return write.pages.stage(write.source_blocks, layers, self._staging, at, seed)
 
     def _interrupt(self) -> None:
         for _ in range(self._num_lanes):

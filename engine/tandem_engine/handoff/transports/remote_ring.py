@@ -1,0 +1,197 @@
+"""Rings that P reaches by a library's remote write: what `nixl` and `mooncake` have in common.
+
+D makes a ring in its own memory for each session, registers it with the library, and says in its
+offer where it is. P packs a write into memory of its own, has the library write it to D's slot, and
+sends `PagesWritten` when the library has said that it is in D's memory. From there on it is the
+ring of `shm`: D checks the bytes, takes them into its cache and frees the slot.
+
+The library never sees D's cache. Without an RDMA card a registration can't be revoked: UCX and
+Mooncake then write to an address in D's process, whatever is there by then. So D unmaps a ring only
+when P has said its last word on every epoch of the session (`Inbound.fence` was called for all of
+them). Any other ring is kept mapped, as is memory of P's that an unfinished write may still read.
+No more than `MAX_KEPT` of one size are kept: the oldest one is used again then. A write that comes
+so late spoils a slot of another session; the checksum shows it, and without checksums D refuses.
+"""
+
+import ctypes
+import mmap
+import os
+import queue
+import threading
+from abc import abstractmethod
+from collections import deque
+from typing import ClassVar, Final
+
+from tandem_engine.handoff.errors import TransportError
+from tandem_engine.handoff.settings import HandoffSettings
+from tandem_engine.handoff.transports.base import Link, PageWrite, Transport
+from tandem_engine.handoff.transports.ring import (
+    HostStaging,
+    RingInbound,
+    RingOutbound,
+    RingShape,
+)
+from tandem_engine.step import KVStore
+
+MAX_KEPT: Final = 4
+
+
+class RegisteredMemory(HostStaging):
+    """Memory of this process that the library may read or write, from `address` on."""
+
+    def __init__(self, transport: "RemoteRingTransport", kv: KVStore, num_bytes: int) -> None:
+        """Raises TransportError when there is no room for it."""
+        mapping = _map(num_bytes)
+        super().__init__(kv, mapping, 0)
+        self._transport = transport
+        self._is_kept = False
+        self._is_closed = False
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+        with memoryview(mapping) as whole:
+            self._unpin = kv.pin(whole)
+        try:
+            self.registration = transport.register(self.address, num_bytes)
+        except BaseException:
+            self.unmap()
+            raise
+
+    def keep(self) -> None:
+        """Have `close` leave it mapped: a write to it or from it may still be under way."""
+        self._is_kept = True
+
+    def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._is_kept:
+            self._transport.kept.append(self)
+        else:
+            self._transport.unregister(self.registration)
+            self.unmap()
+
+    def reopen(self) -> "RegisteredMemory":
+        """It after `close`, for another session."""
+        self._is_kept = self._is_closed = False
+        return self
+
+    def unmap(self) -> None:
+        """Give the memory back; the library knows of it no more."""
+        self._unpin()
+        super().close()
+
+
+class RemoteRingTransport(Transport):
+    """Through a library that writes to the memory of another process."""
+
+    placement = "staged"
+    memory = "host"
+
+    def __init__(self, settings: HandoffSettings, kv: KVStore) -> None:
+        super().__init__(settings, kv)
+        self._checksum = settings.checksum
+        self.kept: deque[RegisteredMemory] = deque()
+
+    @abstractmethod
+    def register(self, address: int, num_bytes: int) -> object:
+        """Let the library use this memory; what `unregister` needs. Raises TransportError."""
+
+    @abstractmethod
+    def unregister(self, registration: object) -> None:
+        """Take memory back from the library; it is still mapped."""
+
+    def make_ring(self, num_bytes: int) -> RegisteredMemory:
+        """Memory for D's end of a session. Raises TransportError."""
+        kept = self._oldest_kept(num_bytes)
+        if kept is not None and not self._checksum:
+            raise TransportError(
+                f"{MAX_KEPT} peers were lost in the middle of a write, so their rings can't be "
+                "used again without checksums; start this worker with checksums, or anew"
+            )
+        return self._make(kept, num_bytes)
+
+    def make_outgoing(self, num_bytes: int) -> RegisteredMemory:
+        """Memory for P's end of a session. Raises TransportError."""
+        return self._make(self._oldest_kept(num_bytes), num_bytes)
+
+    def _make(self, kept: RegisteredMemory | None, num_bytes: int) -> RegisteredMemory:
+        if kept is None:
+            return RegisteredMemory(self, self._kv, num_bytes)
+        self.kept.remove(kept)
+        return kept.reopen()
+
+    def _oldest_kept(self, num_bytes: int) -> RegisteredMemory | None:
+        """The one to use again, when there are too many of this size."""
+        same = [memory for memory in self.kept if memory.num_bytes == num_bytes]
+        return same[0] if len(same) >= MAX_KEPT else None
+
+    def close(self) -> None:
+        """Give back what was kept. The subclass has ended the library: nothing writes there."""
+        while self.kept:
+            self.kept.popleft().unmap()
+
+
+class RemoteRingInbound(RingInbound):
+    """D's end: a ring in this process's memory. Subclasses make the offer."""
+
+    least_slot_bytes: ClassVar[int] = 0
+    """What the library writes well, if it is more than what suits the store."""
+
+    def __init__(self, transport: RemoteRingTransport, link: Link) -> None:
+        slot_bytes = max(link.kv.write_bytes, self.least_slot_bytes)
+        shape = RingShape.of(link, slot_bytes, link.settings.shm_ring_bytes)
+        super().__init__(transport, link, shape)
+        self._staging = self._ring = transport.make_ring(shape.num_bytes)
+
+    async def close(self) -> None:
+        if self._landings:
+            self._ring.keep()
+        await super().close()
+
+
+class RemoteRingOutbound(RingOutbound):
+    """P's end: each lane packs a write here and has the library write it to D's slot."""
+
+    def __init__(self, transport: RemoteRingTransport, link: Link, shape: RingShape) -> None:
+        """Raises TransportError."""
+        self._outgoing = transport.make_outgoing(RegisteredMemory.num_lanes * shape.slot_bytes)
+        self._interrupted = threading.Event()
+        self._places: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for lane in range(RegisteredMemory.num_lanes):
+            self._places.put(lane * shape.slot_bytes)
+        super().__init__(transport, link, shape, self._outgoing)
+
+    @abstractmethod
+    def _put(self, source: int, target: int, num_bytes: int) -> None:
+        """Write bytes at the address `source` here to byte `target` of D's ring.
+
+        Returns when they are in D's memory. Raises OSError when they may not get there, and soon
+        after `_interrupted` is set; the library may then go on reading.
+        """
+
+    def _fill(self, slot: int, write: PageWrite) -> int:
+        at = self._places.get()  # there is one for each lane
+        try:
+            checksum = self._stage(write, at)
+            self._put(self._outgoing.address + at, slot * self._shape.slot_bytes, write.num_bytes)
+        except OSError:
+            self._outgoing.keep()
+            raise
+        finally:
+            self._places.put(at)
+        return checksum
+
+    def _interrupt(self) -> None:
+        self._interrupted.set()
+        super()._interrupt()
+
+
+def _map(num_bytes: int) -> mmap.mmap:
+    """New memory, which shows in /proc/PID/maps under its name. Raises TransportError."""
+    descriptor = os.memfd_create("tandem-ring")
+    try:
+        os.ftruncate(descriptor, num_bytes)
+        return mmap.mmap(descriptor, num_bytes)
+    except OSError as error:
+        raise TransportError(f"can't make a ring of {num_bytes} bytes: {error}") from error
+    finally:
+        os.close(descriptor)

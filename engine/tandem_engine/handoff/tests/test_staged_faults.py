@@ -16,6 +16,7 @@ from tandem_engine.handoff.events import FetchCancelled, FetchDone, FetchFailed,
 from tandem_engine.handoff.pages import KVPages
 from tandem_engine.handoff.prefill.session import PrefillSession
 from tandem_engine.handoff.tests.scripted import LAYOUT, Worker, eventually, make
+from tandem_engine.handoff.tests.transport_list import RINGS
 from tandem_engine.handoff.transports.base import Link
 from tandem_engine.memory import Staging
 from tandem_wire.handoff import PagesWritten, SlotFreed
@@ -57,7 +58,7 @@ def count_writes(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[int]]:
     return staged
 
 
-@pytest.fixture(name="options", params=["shm", "cudaIpc"])
+@pytest.fixture(name="options", params=RINGS)
 def options_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     return {"transport": request.param, "shm_dir": str(tmp_path)}
 

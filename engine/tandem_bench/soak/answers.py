@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 
 import httpx
 
+from tandem_bench.soak.fleet import MODEL_NAME
 from tandem_engine.mock.runner import greedy_answer
 
 REFUSALS: Final = {429: "overloaded", 503: "no_worker"}
@@ -27,7 +28,7 @@ class Question:
     def body(self) -> dict[str, Any]:
         """The completion that is asked for; no two requests share a cached prefix."""
         return {
-            "model": "soak",
+            "model": MODEL_NAME,
             "prompt": list(self.prompt),
             "max_tokens": self.num_tokens,
             "temperature": 0,

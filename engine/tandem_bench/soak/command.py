@@ -7,15 +7,17 @@ same seed gives the same questions, faults and blows; what they meet depends on 
 import asyncio
 import json
 import random
+import signal
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, get_args
 
 import httpx
+import msgspec
 
 from tandem_bench.errors import CheckFailedError
 from tandem_bench.options import json_option, option
@@ -71,7 +73,8 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
-        return asdict(self) | {"failures": self.failures()}
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        return found | {"failures": self.failures()}
 
 
 def every_fault(per_mille: float, seed: int) -> str:
@@ -209,10 +212,17 @@ async def _dump(client: httpx.AsyncClient, name: str, url: str) -> list[str]:
     return held + [f"{name}: {entry}" for kind in lists for entry in found[kind]]
 
 
+async def _run_to_the_end(options: Options, folder: Path) -> Report:
+    """A soak whose processes end with it, also when it is told to stop."""
+    task = asyncio.ensure_future(soak(options, folder))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
+
+
 def run(options: Options) -> None:
     """Run it, print what was seen, and fail unless all was well."""
     with tempfile.TemporaryDirectory(prefix="tandem-soak-") as folder:
-        report = asyncio.run(soak(options, Path(folder)))
+        report = asyncio.run(_run_to_the_end(options, Path(folder)))
     seen = report.seen
     results.print(
         f"{seen.num_answered} requests in {report.seconds:.0f} s: {seen.num_right} right "

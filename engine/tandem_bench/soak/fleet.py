@@ -19,6 +19,7 @@ from tandem_bench.errors import EngineError
 
 START_SECONDS: Final = 240.0
 RETRY_SECONDS: Final = 0.3
+MODEL_NAME: Final = "soak"
 BUGS: Final = ("CorruptKVError", "LedgerError", "the hand-off thread died", "AssertionError")
 """What a worker logs when one of its own invariants is broken."""
 
@@ -80,6 +81,7 @@ class Worker:
         http, wire, bootstrap = map(str, self.ports)
         command = [sys.executable, "-m", "tandem_engine.main", "--model", setting.model]
         command += ["--host", "127.0.0.1", "--role", self.role, "--transfer", setting.transfer]
+        command += ["--served-model-name", MODEL_NAME]
         command += ["--http-port", http, "--wire-port", wire, "--bootstrap-port", bootstrap]
         command += ["--lease-seconds", f"{setting.lease_seconds:g}"]
         command += ["--local-prefill-tokens", "0", "--page-size", "16", "--chunk-tokens", "64"]
@@ -172,7 +174,7 @@ class Fleet:
             worker.start()
         self._port, metrics = free_ports(2)
         command = [sys.executable, "-m", "tandem_router.main", "--model", self.setting.model]
-        command += ["--host", "127.0.0.1", "--port", str(self._port), "--model-name", "soak"]
+        command += ["--host", "127.0.0.1", "--port", str(self._port), "--model-name", MODEL_NAME]
         command += ["--metrics-port", str(metrics), "--no-access-log"]
         for worker in self.workers:
             command += ["--worker", f"127.0.0.1:{worker.ports[1]}"]

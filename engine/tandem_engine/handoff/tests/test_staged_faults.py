@@ -167,6 +167,29 @@ def test_a_full_ring_holds_the_sender_back(
     assert np.array_equal(d.kv.data[:, :, arrived.request.blocks], p.kv.data[:, :, source])
 
 
+def test_a_session_ends_though_many_wait_for_a_slot(
+    stack: ExitStack, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D is gone and the ring is full: no lane goes on to wait for the next request's slot."""
+    p, d = make(stack, "p", **options), make(stack, "d", **options)
+    assert d.takes(p)
+    gate = Gate(monkeypatch, d, "unstage")
+    staged = count_writes(monkeypatch)
+    for number in range(4):
+        d.fetch(f"r{number}", [p], 80)
+        p.push(p.arrived(), chunks=1)
+    eventually(lambda: len(staged) == SLOTS)
+    eventually(lambda: gate.num_held == 1)
+    (session,) = p.handoff._prefill._sessions.values()
+    p.handoff._call(session._link.connection.abort)
+    try:
+        for _ in range(4):
+            p.wait(PrefillDropped)
+        assert p.handoff.num_leases() == 0
+    finally:
+        gate.release.set()
+
+
 @pytest.mark.parametrize(
     ("side", "message", "told"),
     [

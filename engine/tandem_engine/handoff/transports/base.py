@@ -316,6 +316,10 @@ class Outbound(ABC):
     async def close(self) -> None:
         """End every write and every thread. Safe to call twice."""
         self._closed = True
+        # Before the lanes wake up, so that none begins another write.
+        for job in [job for jobs in self._jobs.values() for job in jobs]:
+            if job.claim():
+                job.future.cancel()
         self._interrupt()
         for _ in self._lanes:
             self._queue.put(None)

@@ -18,6 +18,7 @@ from tandem_operator.manifests.container import (
     writable_mounts,
     writable_volumes,
 )
+from tandem_operator.manifests.fault_injection import permit_faults
 from tandem_operator.manifests.host_network import move_worker, port_annotations
 from tandem_operator.manifests.pod_template import merge_template
 from tandem_operator.manifests.storage import WORKER_CACHES, ModelStorage, build_storage, cache_env
@@ -112,6 +113,7 @@ def build_worker_pod(
         "spec": _pod_spec(observed, spec, worker),
     }
     merged = merge_template(pod, spec.pool(worker.role).pod_template)
+    permit_faults(merged)
     return move_worker(merged, worker.taken_ports)
 
 

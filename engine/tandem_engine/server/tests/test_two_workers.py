@@ -213,3 +213,20 @@ async def test_both_sides_say_what_they_hold(stack: AsyncExitStack) -> None:
         await worker.assert_clean()
         held = (await worker.get_admin("/admin/leases")).json()
         assert held["requests"] == held["fetches"] == held["pushes"] == []
+
+
+async def test_a_test_worker_dies_where_it_is_told_to(stack: AsyncExitStack) -> None:
+    """At its second commit: the first one is that of the page that tries the transport out."""
+    p = await WorkerProcess.start("p", TANDEM_FAULTS="commit:kill@#2", TANDEM_FAULTS_ALLOWED="true")
+    stack.push_async_callback(p.stop)
+    (d,) = await start(stack, "d")
+    client = await connect(stack, d)
+    client.submit("r", prompt(1), p.peer)
+    assert await client.result("r") == await reference(client, 1, 200)
+    assert client.first["r"].prefill_worker == ""
+    assert await p.wait_exit() == 1
+    log = p.stderr.decode()
+    assert "this worker injects faults: TANDEM_FAULTS is commit:kill@#2" in log
+    assert "injected: kill at commit" in log
+    assert "signal 9" in log
+    await d.assert_clean()

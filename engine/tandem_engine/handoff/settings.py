@@ -27,6 +27,7 @@ class HandoffSettings:
     device_slot_bytes: int = 64 << 20  # one write from GPU to GPU
     device_ring_bytes: int = 256 << 20  # staging ring per session, in the GPU's memory
     num_streams: int = 2  # data connections per session
+    faults: str = ""  # TANDEM_FAULTS; empty: none
     write_bytes: int = 0  # size to aim for in one write of pages; 0: what suits the store
 
     @classmethod
@@ -43,4 +44,5 @@ class HandoffSettings:
             heartbeat_seconds=min(2.0, config.lease_seconds / 5),
             stall_seconds=max(2.0, 2 * config.lease_seconds),
             shm_dir=config.shm_dir,
+            faults=config.faults,
         )

@@ -30,7 +30,7 @@ DIVIDED = [
     ("deepseek_v3", 2),  # latents, which every rank has
     ("gemma3", 2),  # layers with a window
 ]
-TRANSPORTS: list[TransportName] = ["tcp", "shm"]
+TRANSPORTS: list[TransportName] = ["tcp", "shm", "nixl"]
 
 
 @dataclass

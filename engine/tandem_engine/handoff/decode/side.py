@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from tandem_engine.frames import Pairing, ProbeRequest, ProbeResult
+from tandem_engine.frames import HeldFetch, Pairing, ProbeRequest, ProbeResult
 from tandem_engine.handoff.decode.dialler import Dialler
 from tandem_engine.handoff.decode.exchange import Exchange
 from tandem_engine.handoff.decode.peers import PeerPool
@@ -18,6 +18,7 @@ from tandem_engine.handoff.events import (
     FetchRequest,
     FromHandoff,
 )
+from tandem_engine.handoff.injection import Injector
 from tandem_engine.handoff.pages import MAX_PROBE_BYTES, KVPages, PatternPages
 from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.registry import Transports
@@ -67,6 +68,7 @@ class DecodeSide:
         transports: Transports,
         report: Callable[[FromHandoff], None],
         counters: Counters,
+        injector: Injector | None = None,
     ) -> None:
         self._settings = settings
         self._layout = kv.layout
@@ -75,7 +77,7 @@ class DecodeSide:
         self._counters = counters
         self._loop = asyncio.get_running_loop()
         self._exchange = Exchange(settings, kv.layout, counters)
-        dialler = Dialler(settings, kv, compatibility_hash, transports, self._exchange)
+        dialler = Dialler(settings, kv, compatibility_hash, transports, self._exchange, injector)
         self._peers = PeerPool(dialler.open, settings, counters)
         # One sequence for the whole process: an epoch names one attempt of one request.
         self._epochs = itertools.count(1)
@@ -85,6 +87,10 @@ class DecodeSide:
     def pairings(self) -> list[Pairing]:
         """The prefill workers that are connected."""
         return self._peers.pairings()
+
+    def held(self) -> list[HeldFetch]:
+        """The epochs that prefill workers may write to."""
+        return self._peers.held()
 
     def num_stale_writes(self) -> int:
         """Count the writes of fenced epochs that were dropped."""

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tandem_engine.handoff.tests.children import Start, starter
+from tandem_engine.handoff.tests.transport_list import TRANSPORTS
 
 
 @pytest.fixture(name="stack")
@@ -24,3 +27,9 @@ def _loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 def start_fixture() -> Iterator[Start]:
     with ExitStack() as stack:
         yield starter(stack)
+
+
+@pytest.fixture(name="over", params=TRANSPORTS)
+def over_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """The options of a worker, for each transport."""
+    return {"transport": request.param, "shm_dir": str(tmp_path)}

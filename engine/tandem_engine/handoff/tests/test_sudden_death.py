@@ -15,6 +15,7 @@ from deadlines import patience
 from tandem_engine.handoff.events import FetchDone, PrefillArrived, PrefillDropped, PushDone
 from tandem_engine.handoff.tests.children import Pipe, Start
 from tandem_engine.handoff.tests.scripted import Worker, eventually, make
+from tandem_engine.handoff.tests.transport_list import RINGS
 from tandem_engine.handoff.transports.nixl import NixlOutbound
 from tandem_engine.handoff.transports.ring import HostStaging
 from tandem_wire.messages import PrefillPeer
@@ -77,7 +78,7 @@ def be_decode(pipe: Pipe, peer: PrefillPeer, options: dict[str, Any]) -> None:
     threading.Event().wait()
 
 
-@pytest.fixture(name="options", params=["shm", "cudaIpc", "nixl"])
+@pytest.fixture(name="options", params=RINGS)
 def options_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     return {"transport": request.param, "shm_dir": str(tmp_path)}
 

@@ -196,6 +196,7 @@ class RingOutbound(Outbound):
             )
         slot = self._unused.get()
         if slot is None:
+            self._unused.put(None)  # whatever this lane takes next must not wait either
             raise TransportError("the session has ended")
         try:
             checksum = self._fill(slot, write)

@@ -187,3 +187,46 @@ async def test_drain_waits_for_leases_then_exits(stack: AsyncExitStack) -> None:
     assert client.first["r"].prefill_worker == "slow", "the drain did not wait for the lease"
     assert await slow.wait_exit() == 0, slow.stderr.decode()
     await d.assert_clean()
+
+
+async def test_both_sides_say_what_they_hold(stack: AsyncExitStack) -> None:
+    """The dump names the request, the epoch and the other worker, and is empty afterwards."""
+    slow, d = await start(stack, "slow", "d")
+    client = await connect(stack, d)
+    length = 10 * LONG  # longer than any pause of this test
+    client.submit("r", prompt(1, length), slow.peer)
+    await prefilling(slow)
+    on_d, on_p = [(await worker.get_admin("/admin/leases")).json() for worker in (d, slow)]
+    (fetch,), (push,) = on_d["fetches"], on_p["pushes"]
+    assert (fetch["rid"], fetch["worker_id"], fetch["state"]) == ("r", "slow", "filling")
+    assert (push["rid"], push["worker_id"], push["state"]) == ("r", "d", "pushing")
+    assert push["epoch"] == fetch["epoch"]
+    assert len(fetch["blocks"]) == on_d["blocks"]["leased"] == length // 16
+    (routed,), (remote,) = on_d["requests"], on_p["requests"]
+    assert (routed["rid"], routed["kind"], routed["state"], routed["leased"]) == (
+        *("r", "routed", "fetching", True),
+    )
+    assert remote["kind"] == "remote"
+    assert on_d["pushes"] == on_p["fetches"] == []
+    client.cancel("r")
+    for worker in (slow, d):
+        await worker.assert_clean()
+        held = (await worker.get_admin("/admin/leases")).json()
+        assert held["requests"] == held["fetches"] == held["pushes"] == []
+
+
+async def test_a_test_worker_dies_where_it_is_told_to(stack: AsyncExitStack) -> None:
+    """At its second commit: the first one is that of the page that tries the transport out."""
+    p = await WorkerProcess.start("p", TANDEM_FAULTS="commit:kill@#2", TANDEM_FAULTS_ALLOWED="true")
+    stack.push_async_callback(p.stop)
+    (d,) = await start(stack, "d")
+    client = await connect(stack, d)
+    client.submit("r", prompt(1), p.peer)
+    assert await client.result("r") == await reference(client, 1, 200)
+    assert client.first["r"].prefill_worker == ""
+    assert await p.wait_exit() == 1
+    log = p.stderr.decode()
+    assert "this worker injects faults: TANDEM_FAULTS is commit:kill@#2" in log
+    assert "injected: kill at commit" in log
+    assert "signal 9" in log
+    await d.assert_clean()

@@ -9,7 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Protocol
 
-from tandem_engine.frames import Pairing, ProbeRequest, ProbeResult
+from tandem_engine.frames import Pairing, PairTrouble, ProbeRequest, ProbeResult
 from tandem_wire.handoff import Prefill, TransportName
 from tandem_wire.messages import PrefillPeer, SamplingParams, TokenLogprobs
 
@@ -165,6 +165,9 @@ class Handoff(Protocol):
 
     def pairings(self) -> list[Pairing]:
         """Return the open sessions with other workers."""
+
+    def troubles(self) -> list[PairTrouble]:
+        """Return the prefill workers whose KV came damaged or not at all."""
 
     def set_draining(self, draining: bool) -> None:
         """Refuse new `Prefill` messages with `draining` while set."""

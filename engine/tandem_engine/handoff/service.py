@@ -10,7 +10,7 @@ from collections.abc import Callable
 import uvloop
 
 from tandem_engine.config import WorkerConfig
-from tandem_engine.frames import Pairing, ProbeRequest
+from tandem_engine.frames import Pairing, PairTrouble, ProbeRequest
 from tandem_engine.handoff.decode.side import DecodeSide
 from tandem_engine.handoff.events import (
     Counters,
@@ -52,6 +52,7 @@ class HandoffService:
         self._counters = Counters()
         self._gauges: dict[str, float] = {}
         self._pairings: list[Pairing] = []
+        self._troubles: list[PairTrouble] = []
         self._lock = threading.Lock()
         self._num_leases = 0
         self._started = threading.Event()
@@ -110,6 +111,10 @@ class HandoffService:
         """Return the open sessions, as they were at the last tick."""
         return self._pairings
 
+    def troubles(self) -> list[PairTrouble]:
+        """Return the peers with link faults, as they were at the last tick."""
+        return self._troubles
+
     def set_draining(self, draining: bool) -> None:
         """Refuse new `Prefill` messages while set; peers hear of it with the next beat."""
         self._call(setattr, self._prefill, "draining", draining)
@@ -166,10 +171,14 @@ class HandoffService:
 
     def _measure(self) -> None:
         self._pairings = [*self._prefill.pairings(), *self._decode.pairings()]
+        self._troubles = self._decode.troubles()
         sessions = Counter((pairing.transport, pairing.side) for pairing in self._pairings)
         self._gauges = {
             f'kv_sessions{{backend="{name}",side="{side}"}}': float(number)
             for (name, side), number in sessions.items()
+        } | {
+            f'kv_pair_out_of_use{{peer="{trouble.worker_id}"}}': float(trouble.out_of_use)
+            for trouble in self._troubles
         }
 
     def _take_inbox(self) -> None:

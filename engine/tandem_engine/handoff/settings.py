@@ -22,6 +22,10 @@ class HandoffSettings:
     stall_seconds: float = 20.0  # D gives up an attempt after this long without progress
     dial_seconds: float = 3.0  # connect and handshake
     blacklist_seconds: float = 10.0  # longest time that a failed peer is passed over
+    fault_limit: int = 3  # so many link faults in the window take a pair out of use
+    fault_window_seconds: float = 60.0
+    out_of_use_seconds: float = 30.0  # until a check; doubles with each one that fails
+    max_out_of_use_seconds: float = 600.0
     shm_dir: str = ""  # directory shared with peers of this host; empty: no shm
     shm_ring_bytes: int = 64 << 20  # staging ring per session
     device_slot_bytes: int = 64 << 20  # one write from GPU to GPU

@@ -155,6 +155,7 @@ class AdminApp:
             counters=stats.counters if stats else {},
             gauges=stats.gauges if stats else {},
             pairings=stats.pairings if stats else [],
+            troubles=stats.troubles if stats else [],
             running=self._hub.running,
             routers=self._hub.router_ids,
             pid=os.getpid(),

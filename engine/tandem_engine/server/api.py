@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from tandem_engine.frames import Pairing
+from tandem_engine.frames import Pairing, PairTrouble
 from tandem_wire.messages import Role, WorkerState
 
 
@@ -94,6 +94,7 @@ class StateAnswer(msgspec.Struct, frozen=True, kw_only=True):
     counters: dict[str, float]
     gauges: dict[str, float]
     pairings: list[Pairing]  # open sessions that move KV, and over what
+    troubles: list[PairTrouble]  # prefill workers whose KV came damaged or not at all
     running: list[str]  # requests that have not ended, by rid
     routers: list[str]  # who is connected
     pid: int

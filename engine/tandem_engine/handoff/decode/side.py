@@ -5,12 +5,12 @@ import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from tandem_engine.frames import Pairing, ProbeRequest, ProbeResult
+from tandem_engine.frames import Pairing, PairTrouble, ProbeRequest, ProbeResult
 from tandem_engine.handoff.decode.dialler import Dialler
 from tandem_engine.handoff.decode.exchange import Exchange
 from tandem_engine.handoff.decode.peers import PeerPool
 from tandem_engine.handoff.decode.session import Attempt, DecodeSession
-from tandem_engine.handoff.errors import AttemptFailed, FetchStopped
+from tandem_engine.handoff.errors import AttemptFailed, FetchStopped, LinkFault
 from tandem_engine.handoff.events import (
     Counters,
     FetchDone,
@@ -76,15 +76,22 @@ class DecodeSide:
         self._loop = asyncio.get_running_loop()
         self._exchange = Exchange(settings, kv.layout, counters)
         dialler = Dialler(settings, kv, compatibility_hash, transports, self._exchange)
-        self._peers = PeerPool(dialler.open, settings, counters)
         # One sequence for the whole process: an epoch names one attempt of one request.
         self._epochs = itertools.count(1)
+        self._peers = PeerPool(dialler.open, self._check, settings, counters)
         self._fetches: dict[str, _Fetch] = {}
         self._probes: set[asyncio.Task[None]] = set()
 
     def pairings(self) -> list[Pairing]:
         """The prefill workers that are connected."""
         return self._peers.pairings()
+
+    def troubles(self) -> list[PairTrouble]:
+        """The prefill workers whose KV came damaged or not at all."""
+        return self._peers.troubles()
+
+    async def _check(self, session: DecodeSession) -> None:
+        await self._exchange.check(session, self._epochs)
 
     def num_stale_writes(self) -> int:
         """Count the writes of fenced epochs that were dropped."""
@@ -124,7 +131,11 @@ class DecodeSide:
                 break
             try:
                 session = await fetch.unless_stopped(self._peers.session(peer))
-                return await self._attempt(fetch, session)
+                try:
+                    return await self._attempt(fetch, session)
+                except LinkFault as fault:
+                    self._peers.note_fault(peer, session, str(fault))
+                    raise
             except AttemptFailed as failure:
                 failures.append(f"{peer.worker_id or peer.host}: {failure}")
                 self._counters.add("kv_attempt_failures_total")

@@ -173,7 +173,7 @@ class PrefillSession:
             if silent > push.request.lease_seconds:
                 self._counters.add("kv_expired_leases_total")
                 await self._drop(epoch)
-                push.fail("transport", f"the lease ran out: nothing came for {silent:.1f} s")
+                push.fail("expired", f"the lease ran out: nothing came for {silent:.1f} s")
 
     async def _end(self) -> None:
         for task in [*self._tasks.values(), *self._chores]:

@@ -142,13 +142,22 @@ class ProbeRequest(msgspec.Struct, frozen=True, kw_only=True, tag="probe"):
 
 
 class ProbeResult(msgspec.Struct, frozen=True, kw_only=True, tag="probe_result"):
-    """What the probe saw; `error` is empty when the KV arrived and its checksum held."""
+    """What the probe saw; `error` is empty when the KV arrived and its checksum held.
+
+    `latency_seconds` is the median time from asking for one block to having it. Of `seconds`,
+    `send_seconds` went by while the prefill worker wrote, and `land_seconds` is the time that this
+    worker's threads spent on what came, all of them together.
+    """
 
     number: int
+    worker_id: str = ""  # of the prefill worker
     transport: str = ""
     passed_over: dict[TransportName, str] = {}
     num_bytes: int = 0
     seconds: float = 0.0
+    latency_seconds: float = 0.0
+    send_seconds: float = 0.0
+    land_seconds: float = 0.0
     error: str = ""
 
 

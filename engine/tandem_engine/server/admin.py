@@ -211,19 +211,7 @@ class AdminApp:
             ) from None
         finally:
             del self._probes[number]
-        rate = result.num_bytes / result.seconds / 1e6 if result.seconds else 0.0
-        return _json(
-            ProbeAnswer(
-                ok=not result.error,
-                transport=result.transport,
-                passed_over={str(name): why for name, why in result.passed_over.items()},
-                num_bytes=result.num_bytes,
-                seconds=result.seconds,
-                megabytes_per_second=rate,
-                error=result.error,
-            ),
-            200 if not result.error else 502,
-        )
+        return _json(ProbeAnswer.of(result), 200 if not result.error else 502)
 
 
 def _json(answer: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -45,10 +45,10 @@ class Exchange:
             commit = await attempt.complete(self._settings.stall_seconds)
         finally:
             await session.end(question.rid, question.epoch)
-        self._check(commit, landing, len(blocks) * self._layout.block_bytes)
+        self._verify(commit, landing, len(blocks) * self._layout.block_bytes)
         return commit
 
-    def _check(self, commit: Commit, landing: Landing, num_bytes: int) -> None:
+    def _verify(self, commit: Commit, landing: Landing, num_bytes: int) -> None:
         if landing.error:
             raise LinkFault(landing.error)
         if not commit.num_bytes == landing.num_bytes == num_bytes:

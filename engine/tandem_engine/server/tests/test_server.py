@@ -202,15 +202,23 @@ async def test_probe(stage: Stage) -> None:
     stage.core.say(
         ProbeResult(
             number=request.number,
+            worker_id="p",
             transport="shm",
             passed_over={"cudaIpc": "no GPU"},
             num_bytes=2_000_000,
             seconds=0.5,
+            latency_seconds=0.001,
+            send_seconds=0.4,
+            land_seconds=0.3,
         )
     )
     body = (await asked).json()
     assert (body["ok"], body["transport"], body["megabytesPerSecond"]) == (True, "shm", 4.0)
     assert body["passedOver"] == {"cudaIpc": "no GPU"}
+    assert body["slow"] == ["cudaIpc would be better than shm, but no GPU"]
+    assert body["peer"] == "p"
+    times = [body[name] for name in ("latencySeconds", "sendSeconds", "landSeconds")]
+    assert times == [0.001, 0.4, 0.3]
 
 
 async def test_the_state_shows_what_moves_kv_and_why(stage: Stage) -> None:

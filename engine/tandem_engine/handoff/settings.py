@@ -1,9 +1,11 @@
 """The hand-off's settings, fixed at its start."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tandem_engine.config import WorkerConfig
+from tandem_engine.doctor.examine import look_around, ruled_out
 from tandem_wire.handoff import TransportName, transport_name
 
 
@@ -32,6 +34,8 @@ class HandoffSettings:
     device_ring_bytes: int = 256 << 20  # staging ring per session, in the GPU's memory
     num_streams: int = 2  # data connections per session
     write_bytes: int = 0  # size to aim for in one write of pages; 0: what suits the store
+    ruled_out: Mapping[TransportName, str] = field(default_factory=dict)
+    """Transports that can't work on this machine, by the checks of its start, and why."""
 
     @classmethod
     def from_worker(cls, config: WorkerConfig) -> "HandoffSettings":
@@ -47,4 +51,5 @@ class HandoffSettings:
             heartbeat_seconds=min(2.0, config.lease_seconds / 5),
             stall_seconds=max(2.0, 2 * config.lease_seconds),
             shm_dir=config.shm_dir,
+            ruled_out=ruled_out(look_around(config.transfer, config.shm_dir)),
         )

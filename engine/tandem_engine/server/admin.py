@@ -156,6 +156,7 @@ class AdminApp:
             gauges=stats.gauges if stats else {},
             pairings=stats.pairings if stats else [],
             troubles=stats.troubles if stats else [],
+            checks=[check.as_json() for check in status.checks],
             running=self._hub.running,
             routers=self._hub.router_ids,
             pid=os.getpid(),

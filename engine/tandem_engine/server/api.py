@@ -95,6 +95,7 @@ class StateAnswer(msgspec.Struct, frozen=True, kw_only=True):
     gauges: dict[str, float]
     pairings: list[Pairing]  # open sessions that move KV, and over what
     troubles: list[PairTrouble]  # prefill workers whose KV came damaged or not at all
+    checks: list[dict[str, Any]]  # what is not well here for the transport, and the remedy
     running: list[str]  # requests that have not ended, by rid
     routers: list[str]  # who is connected
     pid: int

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from tandem_engine.config import WorkerConfig
+from tandem_engine.doctor.check import Check
 from tandem_engine.frames import CoreLoading, CoreReady, CoreStats
 from tandem_wire.messages import Welcome, WorkerState
 
@@ -16,6 +17,7 @@ class WorkerStatus:
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
         self.ports: dict[str, int] = {}
+        self.checks: list[Check] = []  # what is not well on this machine
         self.core_pid = 0  # until there is a core
         self.ready: CoreReady | None = None
         self.loading = CoreLoading("starting", 0.0)

@@ -235,6 +235,19 @@ async def test_the_state_shows_what_moves_kv_and_why(stage: Stage) -> None:
     await until(shown, "the pairing")
 
 
+async def test_the_state_shows_what_is_not_well_here(tmp_path: FilePath) -> None:
+    """Of the checks at the start, those that matter to the transport."""
+    gone = str(tmp_path / "gone")
+    for flags, shown in (((), ["shared memory"]), (("--transfer", "Tcp"), [])):
+        stage = Stage(*flags, TANDEM_SHM_DIR=gone)
+        await stage.ready()
+        state = msgspec.json.decode((await stage.http("GET", Path.STATE)).text, type=StateAnswer)
+        found = [check for check in state.checks if check["subject"] == gone]
+        assert [check["name"] for check in found] == shown
+        assert all(check["verdict"] == "fail" and check["remedy"] for check in found)
+        await stage.stop()
+
+
 async def test_the_token_guards_all_of_admin_and_nothing_else(tmp_path: FilePath) -> None:
     token = tmp_path / "token"
     token.write_text("sésame\n")

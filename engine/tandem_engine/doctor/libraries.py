@@ -59,7 +59,7 @@ def check_libraries(
             yield Check("library", name, "ok", version or "of an unknown version")
         elif version or transport_name(wanted) == name:
             found = f"{version} is installed, but {why}" if version else why
-            remedy = f"install tandem-inference[{name}] anew, for this machine's CUDA"
+            remedy = f"install tandem-inference[{name}] for this machine's CUDA"
             yield Check("library", name, "fail", found, remedy, (name,), (name,))
         else:
             yield Check("library", name, "ok", "not installed: --transfer Auto does without it")

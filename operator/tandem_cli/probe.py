@@ -111,7 +111,7 @@ def _show(found: list[dict[str, Any]]) -> None:
             answer.get("transport") or "-",
             f"{answer.get('megabytesPerSecond', 0):.0f}",
             _milliseconds(answer.get("latencySeconds")),
-            f"{answer.get('bytes', 0) / 1e6:.1f} MB in {_milliseconds(answer.get('seconds'))}",
+            f"{answer.get('bytes', 0) / 1e6:.3g} MB in {_milliseconds(answer.get('seconds'))}",
             _milliseconds(answer.get("sendSeconds")),
             _milliseconds(answer.get("landSeconds")),
         )

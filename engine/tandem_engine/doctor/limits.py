@@ -16,6 +16,8 @@ _MIN_SHARED: Final = 1 << 30
 _RING_BYTES: Final = 64 << 20
 """What one session of the transport shm needs."""
 _MIN_MTU: Final = 1280
+_EVERYWHERE: Final = "00000000"
+"""The destination of a default route."""
 _EFA_PAGES: Final = 512
 """Huge pages of 2 MiB that libfabric wants for EFA."""
 
@@ -142,16 +144,18 @@ def _check_ring_folder(folder: str, root: Path, space_of: Measure) -> Check:
 
 
 def check_interfaces(root: Path) -> Iterator[Check]:
-    """The packet size of the interfaces that are up; TCP uses one of them."""
-    for folder in sorted((root / "sys/class/net").glob("*")):
-        mtu, state = read_text(folder / "mtu"), read_text(folder / "operstate")
-        if folder.name == "lo" or not mtu.isdigit() or state not in ("up", "unknown"):
+    """The packet size of the interfaces with a default route: TCP uses those."""
+    routes = (line.split() for line in read_text(root / "proc/net/route").splitlines())
+    names = {fields[0] for fields in routes if fields[1:2] == [_EVERYWHERE]}
+    for name in sorted(names):
+        mtu = read_text(root / "sys/class/net" / name / "mtu")
+        if not mtu.isdigit():
             continue
         if int(mtu) < _MIN_MTU:
             remedy = f"set it to {_MIN_MTU} or more, in the configuration of the network plugin"
-            yield Check("mtu", folder.name, "warn", f"{mtu} bytes", remedy, ("tcp",))
+            yield Check("mtu", name, "warn", f"{mtu} bytes", remedy, ("tcp",))
         else:
-            yield Check("mtu", folder.name, "ok", f"{mtu} bytes")
+            yield Check("mtu", name, "ok", f"{mtu} bytes")
 
 
 def check_cpus(fabric: Fabric, root: Path) -> Iterator[Check]:

@@ -156,7 +156,7 @@ def test_a_probe_is_asked_inside_of_who_receives(
     capsys.readouterr()
     probe.probe_service("c", None, "s", "p", "d", "n", 8, "table")
     shown = capsys.readouterr().out
-    for text in ("tcp", "500", "1.20 ms", "2.0 MB in 4.00 ms", "shm would be better than tcp"):
+    for text in ("tcp", "500", "1.20 ms", "2 MB in 4.00 ms", "shm would be better than tcp"):
         assert text in shown
 
 

@@ -1,7 +1,7 @@
 """When KV must be seen to move between a prefill and a decode worker, and between which.
 
-Before `Ready`, for each revision, and for each pair of nodes that is new; again soon after a
-failure, as soon as a session is seen to use another backend, and else once a day.
+Before `Ready`, for each revision, and for each pair of nodes that is new; again soon after one that
+failed or was too slow, as soon as a session is seen to use another backend, and else once a day.
 """
 
 from datetime import datetime, timedelta
@@ -27,7 +27,7 @@ from tandem_operator.plan.steps import EngineCall
 RETRY: Final = timedelta(seconds=10)
 """Between any two probes of a service: they share the links with requests."""
 SPACING: Final = timedelta(seconds=60)
-"""Between two daily probes."""
+"""Between two probes of links that are known, and after one that was too slow."""
 DAY: Final = timedelta(days=1)
 PROBE_BLOCKS: Final = 64
 """KV pages that a probe moves: enough to time, few beside a cache."""
@@ -42,7 +42,8 @@ def plan_probe(
     if spec.kv_transfer.verify.mode is VerifyMode.OFF:
         return None
     pairs = probed_pairs(observed, revision)
-    chosen = _choose(observed, revision, pairs, now)
+    slow = spec.kv_transfer.verify.min_megabytes_per_second
+    chosen = _choose(observed, revision, pairs, slow, now)
     if chosen is None:
         return None
     prefill, decode = chosen
@@ -61,7 +62,11 @@ def plan_probe(
 
 
 def _choose(
-    observed: Observed, revision: str, pairs: tuple[ProbedPair, ...], now: datetime
+    observed: Observed,
+    revision: str,
+    pairs: tuple[ProbedPair, ...],
+    slow: int,
+    now: datetime,
 ) -> Chosen | None:
     last = last_probe_at(observed, pairs, revision)
     if last is not None and now - last < RETRY:
@@ -75,13 +80,24 @@ def _choose(
         return changed
     wanted = pairs_of_nodes(workers)
     known = {(pair.prefill_node, pair.decode_node): pair for pair in pairs}
+    probed = [known[nodes] for nodes in wanted if nodes in known]
     rested = last is None or now - last >= SPACING
     due = [
         *(nodes for nodes in wanted if nodes not in known),
-        *(nodes for nodes in wanted if rested and nodes in known and now - known[nodes].at >= DAY),
-        *_in_turn([nodes for nodes in wanted if nodes in known and known[nodes].error], now),
+        *(_nodes(pair) for pair in probed if rested and now - pair.at >= _patience(pair, slow)),
+        *_in_turn([_nodes(pair) for pair in probed if pair.error], now),
     ]
     return _on(workers, due[0]) if due else None
+
+
+def _nodes(pair: ProbedPair) -> Nodes:
+    return pair.prefill_node, pair.decode_node
+
+
+def _patience(pair: ProbedPair, slow: int) -> timedelta:
+    """After how long a pair is probed again; one may be slow only because it was busy."""
+    is_slow = not pair.error and (pair.megabytes_per_second or 0) < slow
+    return SPACING if is_slow else DAY
 
 
 def _in_turn(failed: list[Nodes], now: datetime) -> list[Nodes]:

@@ -80,6 +80,18 @@ def test_each_pair_is_probed_again_after_a_day_the_links_at_rest_between() -> No
     assert chosen(seen(TWO, after), seconds=61) == "p-a d-b"
 
 
+def test_a_pair_that_was_too_slow_is_soon_tried_again_and_others_go_first() -> None:
+    spec = make_spec(kvTransfer={"verify": {"minMegabytesPerSecond": 500}})
+    minute = timedelta(seconds=60)
+    slow = pair("a", "a", megabytes_per_second=499, at=NOW - minute)
+    assert chosen(seen(TWO, [slow], spec=spec)) == "p-a d-b"
+    both = [slow, pair("a", "b", at=NOW - minute)]
+    assert chosen(seen(TWO, both, spec=spec), seconds=-1) == ""
+    assert chosen(seen(TWO, both, spec=spec)) == "p-a d-a"
+    well = [slow.model_copy(update={"megabytes_per_second": 500}), both[1]]
+    assert chosen(seen(TWO, well, spec=spec)) == ""
+
+
 def test_a_roll_out_begins_anew() -> None:
     new = [replace(pod, revision="r2") for pod in TWO]
     assert chosen(seen(new, [pair("a", "a"), pair("a", "b")]), revision="r2") == "p-a d-a"

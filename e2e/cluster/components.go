@@ -22,6 +22,7 @@ import (
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 
+	"github.com/tandem-inference/tandem/e2e/cluster/dradriver"
 	"github.com/tandem-inference/tandem/e2e/cluster/procri"
 )
 
@@ -31,6 +32,7 @@ var components map[string]func() int
 // The map is filled here because a composite literal would refer to itself through usage.
 func init() {
 	components = map[string]func() int{
+		"dra-driver":              run(dradriver.Command),
 		"etcd":                    runEtcd,
 		"helm":                    runHelm,
 		"kube-apiserver":          run(apiserver.NewAPIServerCommand),

@@ -63,6 +63,11 @@ class NodeFolder:
         return self.root / "kubelet"
 
     @property
+    def cdi(self) -> Path:
+        """The CDI specifications of devices that DRA drivers hand out."""
+        return self.root / "cdi"
+
+    @property
     def config(self) -> Path:
         """The configuration files of kubelet and kube-proxy."""
         return self.root / "config"

@@ -31,6 +31,15 @@ CLUSTER_NAME = os.environ.get("TANDEM_TEST_CLUSTER", f"e2e-{os.getpid()}")
 # What examples/ ask of a node with GPUs.
 GPU_NODE_LABELS = {"example.com/fabric": "rail-0", "example.com/pool": "gpu"}
 
+# Devices of a plugin, of EFA, of SR-IOV and of a network of GKE.
+FABRIC = dict.fromkeys(
+    (
+        *("rdma/ib", "vpc.amazonaws.com/efa", "openshift.io/rail0"),
+        "networking.gke.io.networks/rdma-0",
+    ),
+    "16",
+)
+
 
 def say(event: ProgressEvent) -> None:
     """Progress that pytest shows if a start fails."""
@@ -53,8 +62,8 @@ def local_cluster() -> Iterator[LocalCluster]:
     spec = ClusterSpec(
         CLUSTER_NAME,
         (
-            NodeSpec("node-0", {"nvidia.com/gpu": "16", "rdma/ib": "16"}, GPU_NODE_LABELS),
-            NodeSpec("node-1"),
+            NodeSpec("node-0", {"nvidia.com/gpu": "16", **FABRIC}, GPU_NODE_LABELS),
+            NodeSpec("node-1", {"vpc.amazonaws.com/efa": "16"}),
         ),
         default_images(Path(sys.executable).parent),
     )

@@ -125,10 +125,14 @@ def variables_of(containers: list[dict[str, Any]]) -> set[str]:
 
 
 def test_what_the_operator_writes_into_pods_is_read_there() -> None:
-    spec = make_spec(model={"uri": "hf://org/name", "cache": {"claimName": "models"}})
+    spec = make_spec(
+        model={"uri": "hf://org/name", "cache": {"claimName": "models"}},
+        rdma={"mode": "DevicePlugin", "devices": {"include": ["mlx5_0"]}},
+    )
     pools = Pair.build(lambda role: PoolView(f"qwen-{role}", str(role), 1, 1, 1))
     observed = make_observed(spec, pools=pools)
-    made = Blueprint(Role.DECODE, "qwen-decode-a", "r1", Wiring(RdmaMode.NONE))
+    wiring = Wiring(RdmaMode.DEVICE_PLUGIN, "rdma/ib")
+    made = Blueprint(Role.DECODE, "qwen-decode-a", "r1", wiring)
     worker = build_worker_pod(observed, spec, made)["spec"]["containers"]
     deployment = build_router(observed, spec, "r1", build_owner(observed))
     (router,) = (
@@ -136,6 +140,7 @@ def test_what_the_operator_writes_into_pods_is_read_there() -> None:
         for each in deployment
         if each["kind"] == "Deployment"
     )
+    assert {pods.ENV_NICS, pods.ENV_NIC_MAP} <= variables_of(worker)
     for place, written in ((OF_WORKERS, variables_of(worker)), (OF_ROUTERS, variables_of(router))):
         assert pods.ENV_POD_NAME in written
         for name in written:

@@ -1,11 +1,13 @@
 """`tandem-worker`: one worker, from its flags to its exit code."""
 
+import os
 import socket
 import sys
 
 from tandem_engine.config import WorkerConfig, parse_args
 from tandem_engine.core.process import CoreChild
 from tandem_engine.errors import ConfigError
+from tandem_engine.fabric.environment import choose_fabric
 from tandem_engine.startup import process_start
 
 
@@ -13,6 +15,7 @@ def main() -> None:
     """Entry point. Exits with 0 after a drain, 1 when the worker failed, 2 for bad flags."""
     try:
         config = parse_args(sys.argv[1:])
+        fabric = choose_fabric(os.environ)
     except ConfigError as error:
         sys.stderr.write(f"tandem-worker: {error}\n")
         sys.exit(2)
@@ -24,6 +27,8 @@ def main() -> None:
             f"{error.strerror or error}; use a free port, or 0\n"
         )
         sys.exit(1)
+    # Before the core and its ranks start, which inherit it: libraries read it once.
+    os.environ.update(fabric.variables)
     try:
         child = CoreChild.start(config, process_start())
     except OSError as error:
@@ -35,7 +40,7 @@ def main() -> None:
     # What the server needs is imported while the core imports what it needs, which takes longer.
     from tandem_engine.server.serving import serve_worker
 
-    sys.exit(serve_worker(config, child))
+    sys.exit(serve_worker(config, child, fabric))
 
 
 def _check_bootstrap_port(config: WorkerConfig) -> None:

@@ -36,6 +36,7 @@ func Command() *cobra.Command {
 	flags.StringVar(&config.Bridge, "bridge", "", "bridge that pods are connected to")
 	flags.StringVar(&config.PodCIDR, "pod-cidr", "", "subnet of the pods; its first address is the bridge's")
 	flags.StringVar(&config.StreamingAddress, "streaming-address", "127.0.0.1:0", "address for exec, attach and port-forward")
+	flags.StringVar(&config.CDI, "cdi", "/var/run/cdi", "folder with CDI specifications of devices")
 	flags.StringVar(&config.DNS, "dns", "", "name server for pods whose configuration names none")
 	for _, name := range []string{"socket", "root", "images", "bridge", "pod-cidr"} {
 		if err := command.MarkFlagRequired(name); err != nil {

@@ -36,6 +36,9 @@ func (r *runtimeService) CreateContainer(
 	if err != nil {
 		return nil, err
 	}
+	if err := addDevices(config, r.cdi); err != nil {
+		return nil, status.Error(codes.FailedPrecondition, err.Error())
+	}
 	spec, err := buildSpec(config, image, s.hostname(), s.mounts())
 	if errors.Is(err, errConfig) {
 		return nil, status.Error(codes.InvalidArgument, err.Error())

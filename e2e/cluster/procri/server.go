@@ -47,6 +47,8 @@ type Config struct {
 	PodCIDR string
 	// StreamingAddress is the address and port, for the kubelet to connect to, of the streams of exec, attach and port-forward.
 	StreamingAddress string
+	// CDI is the folder with the specifications of devices that pods can be given.
+	CDI string
 	// DNS is the name server of pods whose configuration names none.
 	DNS string
 }
@@ -116,7 +118,7 @@ func newServices(config Config) (*runtimeService, *imageService, error) {
 	images := newImageTable(config.Images)
 	service := &runtimeService{
 		images: images, network: &network{bridge: config.Bridge, subnet: subnet, gateway: gateway(subnet)}, addresses: addresses,
-		folder: config.Root, mountpoint: mountpoint, dns: config.DNS,
+		folder: config.Root, cdi: config.CDI, mountpoint: mountpoint, dns: config.DNS,
 		sandboxes: map[string]*sandbox{}, containers: map[string]*container{},
 	}
 	return service, &imageService{images: images, mountpoint: mountpoint}, nil

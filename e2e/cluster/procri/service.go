@@ -31,6 +31,7 @@ type runtimeService struct {
 	addresses  *addresses
 	streaming  streaming.Server
 	folder     string
+	cdi        string
 	mountpoint string
 	dns        string
 

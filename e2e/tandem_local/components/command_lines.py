@@ -173,6 +173,7 @@ def _procri_flags(index: int, plan: AddressPlan, folder: ClusterFolder) -> list[
         f"--pod-cidr={plan.pod_subnet(index)}",
         f"--streaming-address={STREAMING_ADDRESS}",
         f"--dns={plan.dns}",
+        f"--cdi={files.cdi}",
     ]
 
 

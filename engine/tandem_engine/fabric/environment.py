@@ -17,7 +17,7 @@ from tandem_engine.fabric.nic_map import (
     render_map,
     roce_gid,
 )
-from tandem_engine.fabric.sysfs import Nic, read_fabric
+from tandem_engine.fabric.sysfs import Nic, natural, read_fabric
 
 ENV_NICS: Final = "TANDEM_NICS"
 ENV_NIC_MAP: Final = "TANDEM_NIC_MAP"
@@ -43,6 +43,9 @@ class FabricChoice:
         }
 
 
+NO_FABRIC: Final = FabricChoice((), (), {})
+
+
 def choose_fabric(environ: Mapping[str, str], root: Path = Path("/")) -> FabricChoice:
     """The NICs for the pod's own GPUs, or all that can carry KV if the pod has no GPU.
 
@@ -55,11 +58,29 @@ def choose_fabric(environ: Mapping[str, str], root: Path = Path("/")) -> FabricC
         raise ConfigError(f"{ENV_NIC_MAP} is {mode!r}; set it to {PER_GPU} or {ALL}")
     fabric = read_fabric(root)
     maps = map_nics(fabric, selection)
-    own = [nic for item in maps if item.gpu.own for nic in item.chosen]
+    own = [nic for item in _visible(maps, environ) for nic in item.chosen]
     every = candidates(fabric, selection)
     chosen = every if mode == ALL or not own else tuple(dict.fromkeys(own))
-    told = {name: value for name, value in tell(chosen).items() if not environ.get(name)}
+    told = tell(chosen) or _tell_names(selection)
+    told = {name: value for name, value in told.items() if not environ.get(name)}
+    if not _uses_nics(environ.get("UCX_TLS", "")):
+        # It bounds TCP's interfaces too, and would leave it none.
+        told.pop("UCX_NET_DEVICES", None)
     return FabricChoice(chosen, maps, told)
+
+
+def _visible(maps: Sequence[GpuNics], environ: Mapping[str, str]) -> list[GpuNics]:
+    """The pod's GPUs; of these, those in CUDA_VISIBLE_DEVICES, by number or by (short) UUID."""
+    own = [item for item in maps if item.gpu.own]
+    text = environ.get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return own
+    return [
+        item
+        for number, item in enumerate(own)
+        for name in text.split(",")
+        if name == str(number) or (name.startswith("GPU-") and item.gpu.uuid.startswith(name))
+    ]
 
 
 def parse_selection(text: str) -> Selection:
@@ -74,6 +95,23 @@ def parse_selection(text: str) -> Selection:
             " ^mlx5_bond_0"
         )
     return Selection(exclude=names) if refused else Selection(include=names)
+
+
+def _uses_nics(transports: str) -> bool:
+    """Whether UCX may use RDMA devices, by its variable UCX_TLS; by default it may use all."""
+    names = transports.split(",")
+    return not transports or any(name.startswith(("all", "ib", "rc", "dc", "ud")) for name in names)
+
+
+def _tell_names(selection: Selection) -> dict[str, str]:
+    """The variables for NICs of which sysfs shows none that works: a library then says so itself,
+    instead of taking one that the user didn't mean."""
+    if selection.include:
+        names = sorted(selection.include, key=natural)
+        ports = ",".join(f"{name}:1" for name in names)
+        nccl = "=" + ",".join(names)
+        return {"UCX_NET_DEVICES": ports, "NCCL_IB_HCA": nccl, "MOONCAKE_DEVICE": ",".join(names)}
+    return {}
 
 
 def tell(nics: Sequence[Nic]) -> dict[str, str]:

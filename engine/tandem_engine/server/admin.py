@@ -162,6 +162,7 @@ class AdminApp:
             pid=os.getpid(),
             core_pid=status.core_pid,
             ports=status.ports,
+            fabric=status.fabric.as_json(),
         )
 
     # --- the operator -----------------------------------------------------------------------------

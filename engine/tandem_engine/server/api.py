@@ -98,6 +98,7 @@ class StateAnswer(msgspec.Struct, frozen=True, kw_only=True):
     checks: list[dict[str, Any]]  # what is not well here for the transport, and the remedy
     running: list[str]  # requests that have not ended, by rid
     routers: list[str]  # who is connected
+    fabric: dict[str, Any]  # the NICs that were chosen, and how near each GPU is to which
     pid: int
     core_pid: int
     ports: dict[str, int]

@@ -10,6 +10,7 @@ import uvloop
 
 from tandem_engine.config import WorkerConfig
 from tandem_engine.core.process import CoreChild, CoreProcess
+from tandem_engine.fabric.environment import FabricChoice
 from tandem_engine.server.worker import WorkerServer
 
 
@@ -40,18 +41,20 @@ def print_event(event: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-async def _serve(config: WorkerConfig, child: CoreChild) -> int:
+async def _serve(config: WorkerConfig, child: CoreChild, fabric: FabricChoice) -> int:
     async def connect() -> CoreProcess:
         return await CoreProcess.connect(child)
 
-    return await WorkerServer(config, connect, print_event).run()
+    return await WorkerServer(config, connect, print_event, fabric).run()
 
 
-def serve_worker(config: WorkerConfig, child: CoreChild) -> int:
+def serve_worker(config: WorkerConfig, child: CoreChild, fabric: FabricChoice) -> int:
     """Serve until the worker is drained or fails; its exit code, 0 or 1."""
     configure_logs()
+    if fabric.nics:
+        structlog.get_logger().info("NICs", **fabric.as_json())
     try:
-        return uvloop.run(_serve(config, child))
+        return uvloop.run(_serve(config, child, fabric))
     except OSError as error:
         structlog.get_logger().error("the worker can't start", reason=str(error))
         return 1

@@ -7,6 +7,7 @@ import msgspec
 
 from tandem_engine.config import WorkerConfig
 from tandem_engine.doctor.check import Check
+from tandem_engine.fabric.environment import NO_FABRIC, FabricChoice
 from tandem_engine.frames import CoreLoading, CoreReady, CoreStats
 from tandem_wire.messages import Welcome, WorkerState
 
@@ -14,8 +15,9 @@ from tandem_wire.messages import Welcome, WorkerState
 class WorkerStatus:
     """Filled by the core's frames; read by routers' connections and HTTP."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, fabric: FabricChoice = NO_FABRIC) -> None:
         self.config = config
+        self.fabric = fabric
         self.ports: dict[str, int] = {}
         self.checks: list[Check] = []  # what is not well on this machine
         self.core_pid = 0  # until there is a core

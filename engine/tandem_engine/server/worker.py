@@ -13,6 +13,7 @@ import uvicorn
 from tandem_engine.config import WorkerConfig
 from tandem_engine.doctor.examine import look_around, troubles
 from tandem_engine.errors import CoreDiedError
+from tandem_engine.fabric.environment import NO_FABRIC, FabricChoice
 from tandem_engine.frames import (
     CoreFailed,
     CoreLoading,
@@ -69,7 +70,11 @@ class WorkerServer:
     """The life of a worker process. `run` returns the exit code: 0 after a drain, 1 otherwise."""
 
     def __init__(
-        self, config: WorkerConfig, connect: Connect, announce: Callable[[dict[str, Any]], None]
+        self,
+        config: WorkerConfig,
+        connect: Connect,
+        announce: Callable[[dict[str, Any]], None],
+        fabric: FabricChoice = NO_FABRIC,
     ) -> None:
         self._config = config
         self._connect = connect
@@ -78,7 +83,7 @@ class WorkerServer:
         self._signals = 0
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._status = WorkerStatus(config)
+        self._status = WorkerStatus(config, fabric)
         self._hub = RouterHub(self._status, self._to_core)
         self._metrics = WorkerMetrics(self._status)
         self._admin = AdminApp(self._status, self._hub, self._metrics, self._to_core)

@@ -152,11 +152,25 @@ _WIRING_RULES = (
         ".kvTransfer.backend",
     ),
     Rule(
-        "self.rdma.mode != 'DevicePlugin' ||"
+        "!(self.rdma.mode in ['DevicePlugin', 'Multus', 'Efa', 'Gke', 'Dra']) ||"
         f" !({_infiniband_mounted('prefill')} || {_infiniband_mounted('decode')})",
         "podTemplate.spec.volumes mounts /dev/infiniband from the host, which can't be combined"
-        " with rdma.mode DevicePlugin: remove the volume or set rdma.mode: HostPath",
+        " with an rdma.mode that gives pods devices of their own: remove the volume or set"
+        " rdma.mode: HostPath",
         ".rdma.mode",
+    ),
+    Rule(
+        f"{_PAIR} || !(self.rdma.mode in ['Multus', 'Gke']) ||"
+        f" !({_on_nodes('prefill')} || {_on_nodes('decode')})",
+        "rdma.mode Multus and Gke attach networks to pods, but podTemplate.spec.hostNetwork puts"
+        " pods on their nodes' network: remove hostNetwork or set rdma.mode: HostPath",
+        ".rdma.mode",
+    ),
+    Rule(
+        "self.rdma.mode != 'Efa' || !(self.kvTransfer.backend in ['Shm', 'CudaIpc'])",
+        "kvTransfer.backend Shm and CudaIpc work only between pods of one node, and rdma.mode Efa"
+        " keeps prefill and decode workers apart: set backend: Auto",
+        ".kvTransfer.backend",
     ),
     Rule(
         "!(self.kvTransfer.backend in ['Shm', 'CudaIpc']) || self.rdma.placement.roles != 'Spread'",

@@ -29,11 +29,18 @@ class RdmaMode(StrEnum):
     HOST_PATH = "HostPath"
 
 
-_MODES = (RdmaMode.AUTO, RdmaMode.NONE, RdmaMode.DEVICE_PLUGIN, RdmaMode.HOST_PATH)
-
-
 _NO_DEVICES = "['None']" if RDMA_TRANSPORTS else "['None', 'Auto']"
 """The modes that take no devices, in CEL."""
+_OR_AUTO = "'Auto', " if RDMA_TRANSPORTS else ""
+
+
+def modes(*names: str) -> str:
+    """These modes as a list in CEL, with Auto if it may choose one of them."""
+    return f"[{_OR_AUTO}{', '.join(repr(name) for name in names)}]"
+
+
+EFA_RESOURCE: Final = "vpc.amazonaws.com/efa"
+"""The resource by which AWS's device plugin offers EFA devices."""
 
 
 SHARED_MEMORY: Final = "32Gi"
@@ -92,29 +99,47 @@ class RdmaNetwork(ApiObject):
     """A network attachment of Multus, or an interface network of GKE."""
 
     name: DnsName
-    """Name of the network."""
+    """Name of the NetworkAttachmentDefinition, or of the Network of GKE."""
     namespace: DnsName | None = None
-    """Namespace of the NetworkAttachmentDefinition; default: the service's."""
+    """Namespace of the NetworkAttachmentDefinition; default: the service's. Networks of GKE have
+    none."""
 
 
 class RdmaClaim(ApiObject):
     """The dynamic resource claim for NICs."""
 
     device_class: DnsName = "dranet"
-    """DeviceClass of the NICs."""
-    align_with: ClaimAlignment = ClaimAlignment.PCIE_ROOT
-    """What the NIC must share with the pod's GPU."""
-    rails: ClaimRails = ClaimRails.SAME_ACROSS_ROLES
-    """Whether prefill and decode claims must get rails that reach each other."""
+    """DeviceClass of the NICs. Each pod claims one per GPU, or one if it has no GPU."""
+    gpu_device_class: DnsName = "gpu.nvidia.com"
+    """DeviceClass of the GPUs, which alignWith claims together with the NICs instead of requesting
+    nvidia.com/gpu."""
+    align_with: Annotated[
+        ClaimAlignment,
+        refused_unless(
+            ClaimAlignment.NONE,
+            ClaimAlignment.PCIE_ROOT,
+            because="drivers of GPUs and NICs have no attribute for NUMA nodes in common",
+        ),
+    ] = ClaimAlignment.PCIE_ROOT
+    """What each NIC must share with its GPU. Without GPUs it doesn't matter."""
+    rails: ClaimRails = ClaimRails.ANY
+    """SameAcrossRoles: all workers get NICs of the same rails, for a fabric whose rails don't reach
+    each other; a node then has room for one worker per NIC of a rail. Any: the nearest NICs."""
+    rail_attribute: Annotated[
+        str,
+        Field(
+            max_length=317,
+            pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z_][A-Za-z0-9_]*$",
+        ),
+    ] = "dra.net/ifName"
+    """Attribute in ResourceSlices whose value names a NIC's rail, for SameAcrossRoles."""
 
 
 class RdmaDevices(ApiObject):
     """Which NICs are used inside the pod."""
 
-    map: Annotated[
-        DeviceMap, refused_unless(DeviceMap.PER_GPU, because="no transport maps NICs to GPUs")
-    ] = DeviceMap.PER_GPU
-    """PerGPU: the nearest NIC for each GPU, found in sysfs; All: every NIC for every GPU."""
+    map: DeviceMap = DeviceMap.PER_GPU
+    """PerGPU: the nearest NICs for each GPU, found in sysfs; All: every NIC for every GPU."""
     include: Annotated[tuple[DeviceName, ...], Field(max_length=64, json_schema_extra=SET)] = ()
     """Use only these devices, like mlx5_0; empty: all active ones."""
     exclude: Annotated[tuple[DeviceName, ...], Field(max_length=64, json_schema_extra=SET)] = ()
@@ -138,33 +163,26 @@ class RdmaPlacement(ApiObject):
     same_fabric_key: Annotated[str, Field(max_length=317)] = ""
     """Node label whose value all workers must share, like ib.coreweave.cloud/fabric; empty:
     none."""
-    roles: Annotated[
-        RolePlacement,
-        refused_unless(RolePlacement.ANY, because="workers are placed by the scheduler alone"),
-    ] = RolePlacement.ANY
-    """Whether prefill and decode workers must (Pack), must not (Spread) or may (Any) share
-    nodes."""
+    roles: RolePlacement = RolePlacement.ANY
+    """Spread: prefill and decode workers never share a node, which mode Efa always needs; Pack: all
+    workers share one node; Any: the scheduler decides."""
 
 
 class Rdma(ApiObject):
     """How workers get access to RDMA devices."""
 
-    mode: Annotated[
-        RdmaMode, refused_unless(*_MODES, because="the operator can't wire pods in other ways")
-    ] = RdmaMode.AUTO
-    """How devices get into the pods. Auto shows its choice in status: no devices, until there is a
-    transport that uses them."""
+    mode: RdmaMode = RdmaMode.AUTO
+    """How devices get into the pods. Auto takes what the nodes offer, if workers have a transport
+    that uses it, and shows its choice in status; HostPath it never takes."""
     resource: RdmaResource | None = None
-    """Extended resource for DevicePlugin, Multus and Efa; default: rdma/ib per pod."""
+    """Extended resource; default: rdma/ib per pod for DevicePlugin, each GPU's share of
+    vpc.amazonaws.com/efa for Efa, and none for Multus, where a webhook often adds it."""
     networks: Annotated[
         tuple[RdmaNetwork, ...],
         Field(max_length=16, json_schema_extra=ATOMIC),
-        refused_unless((), because="the operator attaches no networks"),
     ] = ()
     """Networks to attach, in order, for Multus and Gke."""
-    claim: Annotated[
-        RdmaClaim | None, refused_unless(because="the operator makes no resource claims")
-    ] = None
+    claim: RdmaClaim | None = None
     """Claim for Dra."""
     devices: RdmaDevices = RdmaDevices()
     """Which NICs are used inside the pod."""
@@ -189,6 +207,18 @@ class Rdma(ApiObject):
             ".resource",
         ),
         Rule(
+            "!(self.mode in ['Gke', 'Dra']) || !has(self.resource)",
+            "rdma.resource has no effect with rdma.mode Gke, which requests the networks, and Dra,"
+            " which makes a claim: remove resource",
+            ".resource",
+        ),
+        Rule(
+            f"self.mode != 'Efa' || !has(self.resource) || self.resource.name == '{EFA_RESOURCE}'",
+            "rdma.resource.name is not the resource of EFA devices: set it to"
+            f" {EFA_RESOURCE}, or set mode: DevicePlugin",
+            ".resource.name",
+        ),
+        Rule(
             f"!(self.mode in {_NO_DEVICES}) || (size(self.devices.include) == 0 &&"
             " size(self.devices.exclude) == 0 && self.devices.gidIndex == 'Auto')",
             "rdma.devices has no effect with this rdma.mode, which takes no devices: remove devices"
@@ -208,7 +238,7 @@ class Rdma(ApiObject):
             ".networks",
         ),
         Rule(
-            "size(self.networks) == 0 || self.mode in ['Auto', 'Multus', 'Gke']",
+            f"size(self.networks) == 0 || self.mode in {modes('Multus', 'Gke')}",
             "rdma.networks has no effect with this rdma.mode: set mode: Multus or Gke, or remove"
             " networks",
             ".networks",
@@ -220,8 +250,14 @@ class Rdma(ApiObject):
             ".claim",
         ),
         Rule(
-            "!has(self.claim) || self.mode in ['Auto', 'Dra']",
+            f"!has(self.claim) || self.mode in {modes('Dra')}",
             "rdma.claim has no effect with this rdma.mode: set mode: Dra or remove claim",
             ".claim",
+        ),
+        Rule(
+            "self.mode != 'Gke' || self.networks.all(n, !has(n.__namespace__))",
+            "rdma.networks[].namespace has no effect with rdma.mode Gke, whose Networks belong to"
+            " the cluster: remove namespace",
+            ".networks",
         ),
     )

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from tandem_operator.facts.child import ChildView
 from tandem_operator.names.labels import LABEL_SERVICE
-from tandem_operator.names.objects import CONTROLLER_REVISION
+from tandem_operator.names.objects import CLAIM_TEMPLATE, CONTROLLER_REVISION
 
 CHILD_KINDS: Final = (
     "WorkerPool",
@@ -27,6 +27,10 @@ CHILD_KINDS: Final = (
 )
 """Every kind that is written for a service, except pods. Each is watched, and deleted when it isn't
 wanted any more."""
+
+OPTIONAL_KINDS: Final = (CLAIM_TEMPLATE,)
+"""Kinds that are written for some services, and that not every cluster serves. They are listed now
+and then instead of watched: they can't be changed, and a watch that fails ends the process."""
 
 ChildKey = tuple[str, str, str]
 """(kind, namespace, name)"""

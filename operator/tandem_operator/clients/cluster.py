@@ -23,6 +23,7 @@ from tandem_operator.errors import ClusterError, ConflictError, MissingError, Un
 from tandem_operator.names.objects import (
     AUTOSCALING_POLICIES,
     AUTOSCALING_POLICY,
+    CLAIM_TEMPLATE,
     CONTROLLER_REVISION,
     GROUP,
     INFERENCE_SERVICE,
@@ -79,6 +80,9 @@ KINDS: Final[Mapping[str, Kind]] = {
         Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets"),
         Kind("events.k8s.io", "v1", "Event", "events"),
         Kind("coordination.k8s.io", "v1", "Lease", "leases"),
+        Kind("resource.k8s.io", "v1", CLAIM_TEMPLATE, "resourceclaimtemplates"),
+        Kind("resource.k8s.io", "v1", "ResourceSlice", "resourceslices", namespaced=False),
+        Kind("resource.k8s.io", "v1", "DeviceClass", "deviceclasses", namespaced=False),
     )
 }
 

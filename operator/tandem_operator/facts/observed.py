@@ -71,11 +71,33 @@ class PodAddress:
 
 @dataclass(frozen=True)
 class NodeView:
-    """What a node offers. `resources` are the extended resources in its allocatable, in pieces."""
+    """What a node offers. `resources` are the extended resources in its allocatable, in pieces.
+
+    `networks` are the networks besides the pods' own that GKE's annotation names.
+    """
 
     name: str
     schedulable: bool
     resources: Mapping[str, int]
+    networks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DeviceView:
+    """A device in a ResourceSlice of a node; its attributes have their full names."""
+
+    node: str
+    driver: str
+    name: str
+    attributes: Mapping[str, str | int | bool]
+
+
+@dataclass(frozen=True)
+class Claimable:
+    """What pods could claim: the devices in ResourceSlices, and the names of DeviceClasses."""
+
+    devices: tuple[DeviceView, ...] = ()
+    classes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -133,6 +155,7 @@ class Observed:
     recorded: Pair[WorkerPod | None] = Pair(None, None)  # what the routed revision's workers are
     children: tuple[ChildView, ...] = ()  # what has the service's label, whoever owns it
     nodes: tuple[NodeView, ...] | None = None  # None: not allowed to read nodes
+    claimable: Claimable | None = None  # None: not allowed to read it
     probe: ProbeResult | None = None
     last_error: str = ""  # what went wrong in the last pass
     last_reason: str = "StepFailed"  # the same in one PascalCase word

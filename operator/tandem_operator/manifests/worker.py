@@ -10,6 +10,7 @@ from tandem_operator.api.pool import Pool
 from tandem_operator.api.quantity import parse_quantity
 from tandem_operator.facts.observed import Observed, PoolView
 from tandem_operator.facts.worker import WorkerPod, WorkerPorts
+from tandem_operator.manifests.claims import template_name
 from tandem_operator.manifests.container import (
     CHECK_DEFAULTS,
     ENGINE_DEFAULTS,
@@ -19,9 +20,10 @@ from tandem_operator.manifests.container import (
     writable_volumes,
 )
 from tandem_operator.manifests.host_network import move_worker, port_annotations
+from tandem_operator.manifests.placement import build_affinity
 from tandem_operator.manifests.pod_template import merge_template
 from tandem_operator.manifests.storage import WORKER_CACHES, ModelStorage, build_storage, cache_env
-from tandem_operator.manifests.wiring import PodWiring, Wiring, build_wiring
+from tandem_operator.manifests.wiring import CLAIM, PodWiring, Wiring, build_wiring
 from tandem_operator.names import worker as flags
 from tandem_operator.names.annotations import (
     ANNOTATION_DRAINING,
@@ -29,7 +31,7 @@ from tandem_operator.names.annotations import (
     ANNOTATION_RESTARTS,
     ANNOTATION_SERVED,
 )
-from tandem_operator.names.labels import LABEL_GROUP, LABEL_SERVICE, LABEL_WORKER, worker_labels
+from tandem_operator.names.labels import LABEL_GROUP, LABEL_WORKER, worker_labels
 from tandem_operator.names.objects import API_VERSION, WORKER_POOL, worker_name
 from tandem_operator.names.pods import (
     ADMIN_TOKEN_ENTRY,
@@ -96,6 +98,7 @@ def build_worker_pod(
     pool = observed.pools.of(worker.role)
     assert pool is not None, "a worker is made only for a pool that exists"
     labels = worker_labels(observed.name, worker.role, worker.revision, worker.group)
+    parts = build_wiring(worker.wiring, spec.rdma, spec.pool(worker.role).gpus_per_pod)
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -106,10 +109,11 @@ def build_worker_pod(
             "annotations": {
                 **port_annotations(WorkerPorts(bootstrap=spec.kv_transfer.bootstrap_port)),
                 ANNOTATION_RESTARTS: str(worker.restarts),
+                **parts.annotations,
             },
             "ownerReferences": [build_pool_owner(pool)],
         },
-        "spec": _pod_spec(observed, spec, worker),
+        "spec": _pod_spec(observed, spec, worker, parts),
     }
     merged = merge_template(pod, spec.pool(worker.role).pod_template)
     return move_worker(merged, worker.taken_ports)
@@ -165,9 +169,10 @@ def build_worker_like(
     return move_worker(copy, taken_ports)
 
 
-def _pod_spec(observed: Observed, spec: InferenceServiceSpec, worker: Blueprint) -> dict[str, Any]:
+def _pod_spec(
+    observed: Observed, spec: InferenceServiceSpec, worker: Blueprint, parts: PodWiring
+) -> dict[str, Any]:
     pool = spec.pool(worker.role)
-    parts = build_wiring(worker.wiring, spec.rdma, pool.gpus_per_pod)
     storage = build_storage(spec.model)
     image = spec.engine.image or observed.images.engine
     # A service's own image is pulled as Kubernetes chooses, or as its podTemplate says.
@@ -215,9 +220,12 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, worker: Blueprint)
         pod_spec["imagePullSecrets"] = [item.to_manifest() for item in spec.image_pull_secrets]
     if parts.check_memlock:
         pod_spec["initContainers"] = [{**_memlock_check(image), **pulled}]
-    affinity = _fabric_affinity(observed.name, spec)
+    affinity = build_affinity(observed.name, spec, worker.role, worker.wiring)
     if affinity:
         pod_spec["affinity"] = affinity
+    if parts.claims:
+        name = template_name(observed.name, worker.role, worker.wiring, pool.gpus_per_pod)
+        pod_spec["resourceClaims"] = [{"name": CLAIM, "resourceClaimTemplateName": name}]
     return pod_spec
 
 
@@ -295,6 +303,12 @@ def _downward(name: str, path: str) -> dict[str, Any]:
 
 def _resources(pool: Pool, parts: PodWiring) -> dict[str, Any]:
     resources = build_resources(ENGINE_DEFAULTS, pool.resources)
+    for kind in ("requests", "limits"):
+        if amounts := resources.get(kind):
+            kept = {name: each for name, each in amounts.items() if name not in parts.left_out}
+            resources[kind] = kept
+    if parts.claims:
+        resources["claims"] = [*resources.get("claims", []), {"name": CLAIM}]
     if parts.resources:
         limits = dict(resources.get("limits", {}))
         for name, count in parts.resources.items():
@@ -337,12 +351,3 @@ def _memlock_check(image: str) -> dict[str, Any]:
         "resources": build_resources(CHECK_DEFAULTS),
         "securityContext": container_security(),
     }
-
-
-def _fabric_affinity(service: str, spec: InferenceServiceSpec) -> dict[str, Any]:
-    key = spec.rdma.placement.same_fabric_key
-    if not key:
-        return {}
-    selector = {"matchLabels": {LABEL_SERVICE: service, LABEL_WORKER: "true"}}
-    term = {"labelSelector": selector, "topologyKey": key}
-    return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}

@@ -1,4 +1,4 @@
-"""The table of annotations: on worker pods and on WorkerPools."""
+"""The table of annotations: on worker pods, on WorkerPools, and those of others on nodes."""
 
 from typing import Final
 
@@ -20,6 +20,8 @@ ANNOTATION_RESTARTS: Final = f"{GROUP}/restarts"
 """On a worker pod: how many workers in a row failed in its place before it."""
 ANNOTATION_SERVED: Final = f"{GROUP}/served"
 """On a worker pod: `true` if it was made like a worker of a revision that served before."""
+GKE_NETWORK_STATUS: Final = "networking.gke.io/network-status"
+"""On a node, by GKE: the networks that it is on, as JSON."""
 ANNOTATION_SPEC_REPLICAS: Final = f"{GROUP}/spec-replicas"
 """On a WorkerPool: the number in the service's spec that was last copied to the pool."""
 ANNOTATION_IGNORED_SCALE: Final = f"{GROUP}/ignored-scale"

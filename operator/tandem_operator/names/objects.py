@@ -18,6 +18,7 @@ WORKER_POOLS: Final = "workerpools"
 AUTOSCALING_POLICY: Final = "AutoscalingPolicy"
 AUTOSCALING_POLICIES: Final = "autoscalingpolicies"
 CONTROLLER_REVISION: Final = "ControllerRevision"
+CLAIM_TEMPLATE: Final = "ResourceClaimTemplate"
 
 OPERATOR: Final = "tandem-operator"
 """The field manager of everything that the operator writes, and its default lease."""
@@ -58,6 +59,14 @@ def pool_name(service: str, role: Role) -> str:
 def record_name(service: str, revision: str) -> str:
     """The ControllerRevision that says what the workers of a revision are made of."""
     return f"{service}-{revision}"
+
+
+def claim_template_name(service: str, role: Role, mark: str) -> str:
+    """The ResourceClaimTemplate of a role; `mark` depends on what is claimed.
+
+    At most 40 + 1 + 7 + 1 + 8 = 57 characters.
+    """
+    return f"{service}-{role}-{mark}"
 
 
 def worker_pod_name(service: str, role: Role, group: str, rank: int = 0) -> str:

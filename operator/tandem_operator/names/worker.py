@@ -41,6 +41,9 @@ POD_TRANSPORTS: Final = tuple(name for name in TRANSPORTS if name != "CudaIpc")
 other GPU's device file, so it can't map that GPU's memory."""
 RDMA_TRANSPORTS: Final = tuple(name for name in TRANSPORTS if name in ("Nixl", "Mooncake"))
 """Those of them that can use RDMA devices. Until there is one, rdma.mode Auto takes no devices."""
+LIBFABRIC_TRANSPORTS: Final[tuple[str, ...]] = ()
+"""Those of them that speak libfabric, without which EFA devices are of no use. Until there is one,
+rdma.mode Auto takes none of these."""
 
 ROUTE_HEALTH: Final = "/health"
 ROUTE_READY: Final = "/ready"

@@ -1,5 +1,6 @@
 """Reads API objects other than pods: the service, its pools, its routers' Deployment, nodes."""
 
+import json
 from dataclasses import replace
 
 from pydantic import ValidationError
@@ -8,9 +9,13 @@ from tandem_operator.api.inference_service import InferenceServiceSpec
 from tandem_operator.api.quantity import parse_quantity
 from tandem_operator.api.status import InferenceServiceStatus
 from tandem_operator.clients.cluster import JsonObject
-from tandem_operator.facts.observed import NodeView, PoolView, RouterView
+from tandem_operator.facts.observed import DeviceView, NodeView, PoolView, RouterView
 from tandem_operator.facts.worker import WorkerPod
-from tandem_operator.names.annotations import ANNOTATION_IGNORED_SCALE, ANNOTATION_SPEC_REPLICAS
+from tandem_operator.names.annotations import (
+    ANNOTATION_IGNORED_SCALE,
+    ANNOTATION_SPEC_REPLICAS,
+    GKE_NETWORK_STATUS,
+)
 from tandem_operator.names.labels import LABEL_MANAGED_BY, LABEL_REVISION
 from tandem_operator.names.objects import OPERATOR, pool_name
 from tandem_operator.observe.pod import read_pod
@@ -166,4 +171,34 @@ def read_node(node: JsonObject) -> NodeView:
         for name, amount in (status.get("allocatable") or {}).items()
         if "/" in name
     }
-    return NodeView(node["metadata"]["name"], ready and not spec.get("unschedulable"), resources)
+    schedulable = ready and not spec.get("unschedulable")
+    return NodeView(node["metadata"]["name"], schedulable, resources, _read_networks(node))
+
+
+def _read_networks(node: JsonObject) -> tuple[str, ...]:
+    """The networks in GKE's annotation; none if it is missing or isn't what it should be."""
+    text = (node["metadata"].get("annotations") or {}).get(GKE_NETWORK_STATUS, "[]")
+    try:
+        return tuple(str(item["name"]) for item in json.loads(text))
+    except (ValueError, TypeError, LookupError):
+        return ()
+
+
+def read_devices(slice_: JsonObject) -> tuple[DeviceView, ...]:
+    """The devices of a ResourceSlice. Attributes without a domain are the driver's own."""
+    spec = slice_.get("spec", {})
+    driver = spec.get("driver", "")
+    return tuple(
+        DeviceView(
+            node=spec.get("nodeName", ""),
+            driver=driver,
+            name=device.get("name", ""),
+            attributes={
+                name if "/" in name else f"{driver}/{name}": value
+                for name, typed in (device.get("attributes") or {}).items()
+                for value in typed.values()
+                if isinstance(value, str | int | bool)
+            },
+        )
+        for device in spec.get("devices") or ()
+    )

@@ -19,6 +19,7 @@ from tandem_operator.errors import ClusterError, MissingError, OperatorError
 from tandem_operator.facts.admin import derive_access
 from tandem_operator.facts.observed import (
     Claim,
+    Claimable,
     Images,
     NodeView,
     Observed,
@@ -37,9 +38,11 @@ from tandem_operator.names.objects import (
     record_name,
     router_name,
 )
+from tandem_operator.names.worker import RDMA_TRANSPORTS
 from tandem_operator.observe.claims import ClaimReader
 from tandem_operator.observe.links import LinkObserver
 from tandem_operator.observe.objects import (
+    read_devices,
     read_node,
     read_pools,
     read_record,
@@ -62,6 +65,10 @@ LOG_LINES = 30
 WAITING_LIMIT = timedelta(seconds=15)
 """A pod that waits for its volumes for this time is asked about."""
 FORBIDDEN = 403
+_AUTO = (RdmaMode.AUTO,) if RDMA_TRANSPORTS else ()
+_NODES_MATTER = (*_AUTO, *set(RdmaMode) - {RdmaMode.AUTO, RdmaMode.NONE, RdmaMode.HOST_PATH})
+_CLAIMS_MATTER = (*_AUTO, RdmaMode.DRA)
+"""The modes whose wiring depends on nodes, and on what can be claimed."""
 
 log = structlog.get_logger("tandem.observe")
 
@@ -160,6 +167,7 @@ class Observer:
             children=self._children.of_service(namespace, name),
             recorded=await self._record(namespace, name, router, workers, views),
             nodes=await self._nodes(spec),
+            claimable=await self._claimable(spec),
             probe=probe,
             last_error=str(last_error or ""),
             last_reason=last_error.reason if last_error is not None else "",
@@ -270,7 +278,7 @@ class Observer:
         return tuple(await asyncio.gather(*(add_state(pod) for pod in pods)))
 
     async def _nodes(self, spec: InferenceServiceSpec | None) -> tuple[NodeView, ...] | None:
-        if spec is None or spec.rdma.mode not in (RdmaMode.AUTO, RdmaMode.DEVICE_PLUGIN):
+        if spec is None or spec.rdma.mode not in _NODES_MATTER:
             return ()
         try:
             nodes = await self._cluster.list("Node")
@@ -279,6 +287,24 @@ class Observer:
                 raise
             return None
         return tuple(read_node(node) for node in nodes)
+
+    async def _claimable(self, spec: InferenceServiceSpec | None) -> Claimable | None:
+        if spec is None or spec.rdma.mode not in _CLAIMS_MATTER:
+            return Claimable()
+        try:
+            slices, classes = await asyncio.gather(
+                self._cluster.list("ResourceSlice"), self._cluster.list("DeviceClass")
+            )
+        except MissingError:
+            return Claimable()  # a cluster from before dynamic resource allocation
+        except ClusterError as error:
+            if error.status != FORBIDDEN:
+                raise
+            return None
+        return Claimable(
+            tuple(device for one in slices for device in read_devices(one)),
+            frozenset(one["metadata"]["name"] for one in classes),
+        )
 
 
 def _not_mine(raw: JsonObject, ownership: Ownership) -> Observed:

@@ -1,15 +1,23 @@
 """The children of a service other than its workers: what to apply, hand over and remove."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.facts.observed import Observed
+from tandem_operator.manifests.claims import build_claim_templates
 from tandem_operator.manifests.fleet import build_fleet, build_owner, build_pool
 from tandem_operator.manifests.history import build_record
 from tandem_operator.manifests.router import build_router, build_scale_holder
 from tandem_operator.manifests.wiring import Wiring
-from tandem_operator.names.objects import CONTROLLER_REVISION, WORKER_POOL, pool_name, record_name
+from tandem_operator.names.objects import (
+    CLAIM_TEMPLATE,
+    CONTROLLER_REVISION,
+    WORKER_POOL,
+    pool_name,
+    record_name,
+)
 from tandem_operator.pair import Pair, Role
 from tandem_operator.plan.scale.targets import PoolTarget
 from tandem_operator.plan.steps import Removal
@@ -36,7 +44,11 @@ def plan_children(
 ) -> ChildSteps:
     """`route` is the revision that routers should use now, `target` that of the spec."""
     owner = build_owner(observed)
-    children = [*build_fleet(observed, spec, owner), *build_router(observed, spec, target, owner)]
+    children = [
+        *build_fleet(observed, spec, owner),
+        *build_router(observed, spec, target, owner),
+        *build_claim_templates(observed, spec, wiring, owner),
+    ]
     served = any(pod.served and pod.revision == target for pod in observed.pods)
     if served and all(observed.pools) and not _is_recorded(observed, target):
         children.append(build_record(observed, spec, target, wiring, owner))
@@ -65,11 +77,20 @@ def _unwanted(observed: Observed, children: list[Child], target: str) -> tuple[R
     wanted = {(child["kind"], child["metadata"]["name"]) for child in children}
     wanted |= {(WORKER_POOL, pool_name(observed.name, role)) for role in Role}
     wanted |= {(CONTROLLER_REVISION, record_name(observed.name, one)) for one in used}
+    wanted |= {(CLAIM_TEMPLATE, name) for name in _templates_in_use(observed)}
     return tuple(
         Removal(child.kind, child.name, child.uid)
         for child in observed.children
         if observed.uid in child.owners and (child.kind, child.name) not in wanted
     )
+
+
+def _templates_in_use(observed: Observed) -> Iterator[str]:
+    """The templates of claims of the pods, which new pods of an old revision need too."""
+    for pod in (*observed.pods, *(one for one in observed.recorded if one is not None)):
+        for claim in pod.manifest.get("spec", {}).get("resourceClaims") or ():
+            if name := claim.get("resourceClaimTemplateName"):
+                yield name
 
 
 def _changed_pools(observed: Observed, targets: Pair[PoolTarget], revision: str) -> list[Child]:

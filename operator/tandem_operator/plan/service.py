@@ -16,7 +16,12 @@ from tandem_operator.manifests.worker import (
     build_worker_like,
     build_worker_pod,
 )
-from tandem_operator.names.objects import CONTROLLER_REVISION, pool_name, record_name
+from tandem_operator.names.objects import (
+    CONTROLLER_REVISION,
+    pool_name,
+    record_name,
+    stable_number,
+)
 from tandem_operator.pair import Pair, Role
 from tandem_operator.plan.children import plan_children
 from tandem_operator.plan.notes import note_conditions, note_invalid_spec, note_links, note_scaling
@@ -65,10 +70,9 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
     targets = plan_targets(spec, observed, memory.decision)
     wiring = _wiring(observed, spec)
     blockers = find_blockers(spec)
-    if not wiring.supported:
-        blockers.append(wiring.problem)
     step = plan_rollout(_rollout_view(observed, spec, revision, targets))
-    steps = _plan_pools(observed, spec, step, targets, revision, blocked=bool(blockers), now=now)
+    blocked = bool(blockers) or wiring.blocked
+    steps = _plan_pools(observed, spec, step, targets, revision, blocked=blocked, now=now)
     failures, failure_notes = keep_evidence(observed)
     basis = StatusBasis(
         observed, spec, revision, step, targets, wiring, blockers, failures, memory, now
@@ -117,7 +121,14 @@ def _wiring(observed: Observed, spec: InferenceServiceSpec) -> Wiring:
     num_gpus = max(spec.pools.map(lambda pool: pool.gpus_per_pod))
     recorded = observed.status.transport.wiring if observed.status.transport else None
     fresh = observed.status.observed_generation != observed.generation
-    return choose_wiring(spec.rdma, observed.nodes, num_gpus, None if fresh else recorded)
+    return choose_wiring(
+        spec.rdma,
+        observed.nodes,
+        num_gpus,
+        None if fresh else recorded,
+        claimable=observed.claimable,
+        seed=stable_number(observed.uid),
+    )
 
 
 def _rollout_view(

@@ -11,7 +11,7 @@ from typing import Final
 
 import structlog
 
-from tandem_operator.clients.children import CHILD_KINDS, Children
+from tandem_operator.clients.children import CHILD_KINDS, OPTIONAL_KINDS, Children
 from tandem_operator.clients.cluster import Cluster
 from tandem_operator.errors import ClusterError
 from tandem_operator.names.labels import LABEL_SERVICE
@@ -141,9 +141,15 @@ async def resync(
 
     Nothing but a full list shows that a child is gone whose deletion no watch has seen.
     """
-    for kind in CHILD_KINDS:
+    for kind in (*CHILD_KINDS, *OPTIONAL_KINDS):
         before = children.versions(kind, namespace)
-        children.replace(kind, before, await cluster.list(kind, namespace, LABEL_SERVICE))
+        try:
+            found = await cluster.list(kind, namespace, LABEL_SERVICE)
+        except ClusterError as error:
+            if kind in CHILD_KINDS or error.status not in UNSERVED:
+                raise
+            found = []
+        children.replace(kind, before, found)
     services = await cluster.list(INFERENCE_SERVICE, namespace)
     for service in services:
         meta = service["metadata"]

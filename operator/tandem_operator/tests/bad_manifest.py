@@ -47,8 +47,6 @@ _LEAST: dict[str, dict[str, Any]] = {
 }
 _OTHER_VALUES: dict[str, Any] = {
     "model.adapters": [{"name": "sql", "uri": "hf://org/a"}],
-    "rdma.networks": [{"name": "rail0"}],
-    "rdma.claim": {"deviceClass": "dranet"},
     "kvCache.disk.path": "/mnt/kv",
     "kvCache.disk.claimName": "kv",
 }

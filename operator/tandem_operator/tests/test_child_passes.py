@@ -7,15 +7,19 @@ from typing import Any
 
 import pytest
 
-from tandem_operator.clients.children import CHILD_KINDS, Children
+from tandem_operator.clients.children import CHILD_KINDS, OPTIONAL_KINDS, Children
 from tandem_operator.clients.cluster import KINDS
+from tandem_operator.errors import ClusterError
 from tandem_operator.names.objects import CONTROLLER_REVISION, INFERENCE_SERVICE, SCALE_HOLDER
+from tandem_operator.names.worker import RDMA_TRANSPORTS
 from tandem_operator.runtime.serving import resync
 from tandem_operator.runtime.workqueue import WorkQueue
+from tandem_operator.tests.memory_cluster import MemoryCluster
 from tandem_operator.tests.test_operator_passes import KEY, Bench, condition
 
 READS = {"get", "list", "last_warning", "pod_log"}
-OTHERS = {"Pod", "Node"}
+# rdma.mode Auto looks at what nodes offer when workers could use it.
+OTHERS = {"Pod", *(("Node", "ResourceSlice", "DeviceClass") if RDMA_TRANSPORTS else ())}
 NUM_PASSES = 12
 
 
@@ -102,6 +106,24 @@ async def test_a_child_deleted_by_hand_comes_back(bench: Bench, seen: bool) -> N
         await queue.close()
     await bench.controller.work(KEY)
     assert ("Service", "default", "qwen") in bench.cluster.objects
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_a_cluster_that_serves_no_claims_is_resynced(
+    bench: Bench, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.put_service()
+    await bench.settle()
+
+    async def fail(kind: str, *args: Any) -> list[dict[str, Any]]:
+        if kind in OPTIONAL_KINDS:
+            raise ClusterError(status, "not served")
+        return await MemoryCluster.list(bench.cluster, kind, *args)
+
+    monkeypatch.setattr(bench.cluster, "list", fail)
+    queue = WorkQueue(bench.controller.work)
+    assert await resync(bench.cluster, queue, bench.children, None) == 1  # type: ignore[arg-type]
+    await queue.close()
 
 
 async def test_every_kind_of_child_goes_when_it_is_not_wanted(bench: Bench) -> None:

@@ -144,3 +144,33 @@ def test_a_gpu_does_not_share_with_a_farther_one(tmp_path: Path) -> None:
     assert [nic.name for nic in choice.nics] == ["mlx5_12", "mlx5_13"]
     # Its two virtual functions have RoCE v2 at 3 and at 5.
     assert not any("GID_INDEX" in name for name in choice.variables)
+
+
+def test_ucx_keeps_its_interfaces_when_it_may_not_use_rdma(tmp_path: Path) -> None:
+    node = machines.bare_infiniband()
+    build_tree(tmp_path, node.gpus, node.nics)
+    assert "UCX_NET_DEVICES" not in choose_fabric({"UCX_TLS": "tcp,sm"}, tmp_path).variables
+    assert "UCX_NET_DEVICES" in choose_fabric({"UCX_TLS": "rc,ud,sm"}, tmp_path).variables
+
+
+def test_a_named_nic_that_is_not_there_is_told_all_the_same(tmp_path: Path) -> None:
+    told = choose_fabric({"TANDEM_NICS": "mlx5_10,mlx5_2"}, tmp_path).variables
+    assert told["UCX_NET_DEVICES"] == "mlx5_2:1,mlx5_10:1"
+    assert told["NCCL_IB_HCA"] == "=mlx5_2,mlx5_10"
+
+
+@pytest.mark.parametrize(
+    ("visible", "nics"),
+    [("1", ["mlx5_5"]), ("0,2", ["mlx5_4", "mlx5_6"]), ("GPU-3", ["mlx5_7"])],
+)
+def test_only_visible_gpus_count(tmp_path: Path, visible: str, nics: list[str]) -> None:
+    node = machines.bare_infiniband()
+    build_tree(tmp_path, node.gpus, node.nics)
+    choice = choose_fabric({"CUDA_VISIBLE_DEVICES": visible}, tmp_path)
+    assert [nic.name for nic in choice.nics] == nics
+
+
+def test_a_worker_that_hides_its_gpus_has_every_nic(tmp_path: Path) -> None:
+    node = machines.bare_infiniband()
+    build_tree(tmp_path, node.gpus, node.nics)
+    assert len(choose_fabric({"CUDA_VISIBLE_DEVICES": ""}, tmp_path).nics) == 8

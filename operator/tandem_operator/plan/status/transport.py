@@ -9,6 +9,7 @@ from tandem_operator.api.rdma import RdmaMode
 from tandem_operator.api.status import ProbedPair, TransportStatus, UnusedPair
 from tandem_operator.facts.observed import Observed
 from tandem_operator.manifests.wiring import Wiring
+from tandem_operator.names.worker import LIBFABRIC_TRANSPORTS
 from tandem_operator.plan.links import probed_pairs, rank, serving_workers, unused_pairs
 
 FELL_BACK: Final = "FellBackToTcp"
@@ -106,7 +107,11 @@ def _problem(
         remedy = "check the network, or lower kvTransfer.verify.minMegabytesPerSecond"
         return "TooSlow", f"{seen}, which is slower than {wanted} MB/s: {remedy}"
     fabric = wiring.mode not in (RdmaMode.NONE, RdmaMode.AUTO)
-    if fabric and pair.backend is TransferBackend.TCP:
+    plain = pair.backend is TransferBackend.TCP or (
+        wiring.mode is RdmaMode.EFA
+        and pair.backend not in (*LIBFABRIC_TRANSPORTS, TransferBackend.CUDA_IPC)
+    )
+    if fabric and plain:
         remedy = "check the devices in the pods, or set rdma.mode: None to use TCP"
         return FELL_BACK, f"{seen}, although RDMA is configured: {remedy}"
     if pair.fell_back_from is not None:

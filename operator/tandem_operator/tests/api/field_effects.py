@@ -5,9 +5,10 @@ from datetime import timedelta
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec
-from tandem_operator.facts.observed import NodeView, Observed, PoolView
+from tandem_operator.facts.observed import Claimable, DeviceView, NodeView, Observed, PoolView
 from tandem_operator.facts.scaling import PolicyView, Reading, Scaling, ScalingMemory
 from tandem_operator.facts.signals import DecodeSignals, PrefillSignals, Signals
+from tandem_operator.manifests.claims import build_claim_templates
 from tandem_operator.manifests.fleet import build_fleet, build_owner
 from tandem_operator.manifests.router import build_router
 from tandem_operator.manifests.worker import Blueprint, build_worker_pod
@@ -17,6 +18,10 @@ from tandem_operator.plan.wiring import choose_wiring
 from tandem_operator.tests.facts import NOW, make_observed, make_pod
 
 NODES = (NodeView("node-0", True, {"rdma/ib": 64, "rdma/other": 64}),)
+CLAIMABLE = Claimable(
+    (DeviceView("node-0", "dra.net", "nic", {"dra.net/ifName": "r0", "dra.net/cloudNetwork": 0}),),
+    frozenset({"dranet", "rdma", "gpu.nvidia.com", "gpu.example.com"}),
+)
 BUSY = Signals(age_seconds=0.0, requests_per_second=9.0, num_inflight=20)
 IDLE = Signals(age_seconds=0.0, idle_seconds=2000.0)
 STALE = replace(BUSY, age_seconds=40.0)
@@ -41,7 +46,7 @@ def manifests(spec: InferenceServiceSpec) -> list[dict[str, Any]]:
     observed = make_observed(spec, pools=pools, nodes=NODES)
     owner = build_owner(observed)
     num_gpus = max(spec.pools.map(lambda pool: pool.gpus_per_pod))
-    wiring = choose_wiring(spec.rdma, NODES, num_gpus)
+    wiring = choose_wiring(spec.rdma, NODES, num_gpus, claimable=CLAIMABLE)
     workers = [
         build_worker_pod(observed, spec, Blueprint(role, f"qwen-{role}-a", "r1", wiring))
         for role in Role
@@ -50,6 +55,7 @@ def manifests(spec: InferenceServiceSpec) -> list[dict[str, Any]]:
         *workers,
         *build_router(observed, spec, "r1", owner),
         *build_fleet(observed, spec, owner),
+        *build_claim_templates(observed, spec, wiring, owner),
     ]
 
 

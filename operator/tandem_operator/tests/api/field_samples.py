@@ -93,6 +93,7 @@ def _pool(pool: str) -> dict[str, Change]:
 
 
 FABRIC: Tree = {"rdma": {"mode": "DevicePlugin", "resource": {"name": "rdma/ib"}}}
+CLAIM: Tree = put(GPUS, {"rdma": {"mode": "Dra", "claim": {"deviceClass": "dranet"}}})
 SLO: Tree = {"name": "chat", "ttftMilliseconds": 1, "tbtMilliseconds": 1}
 SAMPLES: dict[str, Change] = {
     **_pool("prefill"),
@@ -122,6 +123,7 @@ SAMPLES: dict[str, Change] = {
             "rdma.mode": "HostPath",
             "rdma.sharedMemory": "1Gi",
             "rdma.placement.sameFabricKey": "example.com/fabric",
+            "rdma.placement.roles": "Spread",
             "router.replicas": 5,
             "router.policy": "RoundRobin",
             "router.service.type": "NodePort",
@@ -135,6 +137,21 @@ SAMPLES: dict[str, Change] = {
     ),
     "rdma.resource.name": (FABRIC, at("rdma.resource.name", "rdma/other")),
     "rdma.resource.count": (FABRIC, at("rdma.resource.count", "3")),
+    **listed(
+        "rdma.networks",
+        {"name": "rail0"},
+        {"name": "rail1", "namespace": "net"},
+        {"rdma": {"mode": "Multus"}},
+    ),
+    "rdma.claim.deviceClass": (CLAIM, at("rdma.claim.deviceClass", "rdma")),
+    "rdma.claim.gpuDeviceClass": (CLAIM, at("rdma.claim.gpuDeviceClass", "gpu.example.com")),
+    "rdma.claim.alignWith": (CLAIM, at("rdma.claim.alignWith", "None")),
+    "rdma.claim.rails": (CLAIM, at("rdma.claim.rails", "SameAcrossRoles")),
+    "rdma.claim.railAttribute": (
+        put(CLAIM, at("rdma.claim.rails", "SameAcrossRoles")),
+        at("rdma.claim.railAttribute", "dra.net/cloudNetwork"),
+    ),
+    "rdma.devices.map": (FABRIC, at("rdma.devices.map", "All")),
     "rdma.devices.include": (FABRIC, at("rdma.devices.include", ["mlx5_0"])),
     "rdma.devices.exclude": (FABRIC, at("rdma.devices.exclude", ["mlx5_0"])),
     "rdma.devices.gidIndex": (FABRIC, at("rdma.devices.gidIndex", "3")),

@@ -7,6 +7,7 @@ import pytest
 from tandem_operator.facts.observed import PoolView
 from tandem_operator.facts.worker import WorkerPorts
 from tandem_operator.observe.objects import (
+    read_devices,
     read_node,
     read_pools,
     read_router,
@@ -292,6 +293,47 @@ def test_nodes_offer_extended_resources() -> None:
     assert view.schedulable
     assert view.resources == {"rdma/ib": 8, "rdma/hca": 1000, "hugepages/x": 1024}
     assert not read_node({**node, "spec": {"unschedulable": True}}).schedulable
+
+
+@pytest.mark.parametrize(
+    ("text", "networks"),
+    [
+        ('[{"name": "default"}, {"name": "rdma-0"}]', ("default", "rdma-0")),
+        ("[]", ()),
+        ("rdma-0", ()),
+        ('[{"network": "rdma-0"}]', ()),
+        ("null", ()),
+    ],
+)
+def test_nodes_of_gke_name_their_networks(text: str, networks: tuple[str, ...]) -> None:
+    notes = {"networking.gke.io/network-status": text}
+    assert read_node({"metadata": {"name": "n", "annotations": notes}}).networks == networks
+
+
+def test_devices_have_the_full_names_of_their_attributes() -> None:
+    attributes = {
+        "rdma": {"bool": True},
+        "ifName": {"string": "gpu0rdma0"},
+        "numaNode": {"int": 1},
+        "resource.kubernetes.io/pcieRoot": {"string": "pci0000:16"},
+        "rails": {"strings": ["a", "b"]},
+        "empty": {},
+    }
+    spec = {
+        "nodeName": "node-0",
+        "driver": "dra.net",
+        "devices": [{"name": "nic", "attributes": attributes}, {"name": "bare"}],
+    }
+    nic, bare = read_devices({"spec": spec})
+    assert (nic.node, nic.driver, nic.name) == ("node-0", "dra.net", "nic")
+    assert nic.attributes == {
+        "dra.net/rdma": True,
+        "dra.net/ifName": "gpu0rdma0",
+        "dra.net/numaNode": 1,
+        "resource.kubernetes.io/pcieRoot": "pci0000:16",
+    }
+    assert not bare.attributes
+    assert not read_devices({"spec": {"driver": "dra.net", "sharedCounters": []}})
 
 
 def test_foreign_pools_are_left_alone() -> None:

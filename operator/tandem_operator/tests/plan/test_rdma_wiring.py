@@ -103,17 +103,12 @@ def test_more_than_a_node_has_is_told() -> None:
     assert "more than 8" in choose_wiring(fields, (IB,), 0).problem
 
 
-def test_modes_of_later_releases_are_refused() -> None:
-    wiring = choose_wiring(rdma(mode="Efa"), (IB,), 0)
-    assert "not supported" in wiring.problem
-
-
 def test_device_plugin_writes_resources_capabilities_and_environment() -> None:
     fields = rdma(mode="DevicePlugin", devices={"exclude": ["mlx5_bond_0"], "gidIndex": "3"})
     parts = build_wiring(choose_wiring(fields, (IB,), 0), fields, 0)
     assert parts.resources == {"rdma/ib": "1"}
     assert parts.capabilities == ("IPC_LOCK",)
-    assert parts.env["NCCL_IB_HCA"] == "^mlx5_bond_0"
+    assert parts.env["TANDEM_NICS"] == "^mlx5_bond_0"
     assert parts.env["UCX_IB_GID_INDEX"] == parts.env["MC_GID_INDEX"] == "3"
     assert parts.env["MOONCAKE_PROTOCOL"] == "rdma"
     assert not parts.restricted
@@ -123,7 +118,8 @@ def test_gpu_pods_let_ucx_touch_gpu_memory() -> None:
     fields = rdma(mode="DevicePlugin", devices={"include": ["mlx5_0", "mlx5_1"]})
     parts = build_wiring(choose_wiring(fields, (IB,), 1), fields, 1)
     assert "cuda_copy" in parts.env["UCX_TLS"]
-    assert parts.env["UCX_NET_DEVICES"] == "mlx5_0:1,mlx5_1:1"
+    assert parts.env["TANDEM_NICS"] == "mlx5_0,mlx5_1"
+    assert parts.env["TANDEM_NIC_MAP"] == "PerGPU"
 
 
 def test_host_path_mounts_the_devices() -> None:
@@ -178,13 +174,3 @@ def test_a_stored_backend_without_code_makes_no_pods() -> None:
     assert ready["reason"] == "Unsupported"
     assert "kvTransfer.backend is Nixl" in ready["message"]
     assert "Auto or Shm or Tcp" in ready["message"]
-
-
-def test_an_unsupported_mode_makes_no_pods() -> None:
-    spec = make_spec(rdma={"mode": "Dra", "claim": {}})
-    pools = Pair.build(lambda role: PoolView(f"qwen-{role}", str(role), 1, 1, 1))
-    plan = reconcile(make_observed(spec, pools=pools), NOW)
-    assert not plan.create
-    assert plan.status is not None
-    ready = next(item for item in plan.status["conditions"] if item["type"] == "DecodeReady")
-    assert ready["reason"] == "Unsupported"

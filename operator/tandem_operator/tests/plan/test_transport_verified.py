@@ -45,6 +45,7 @@ def settled(**changes: Any) -> Fleet:
         ({}, {"seconds": 10_000.0}, "TooSlow", "False"),
         ({"kvTransfer": {"backend": "Shm"}}, {}, "OtherBackend", "False"),
         ({"rdma": {"mode": "DevicePlugin"}}, {}, "FellBackToTcp", "False"),
+        ({"rdma": {"mode": "Efa"}}, {"transport": "shm"}, "FellBackToTcp", "False"),
     ],
 )
 def test_what_was_seen(

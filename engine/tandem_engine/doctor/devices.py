@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from tandem_engine.doctor.check import RDMA_TRANSPORTS, Check, Verdict, read_text
-from tandem_engine.fabric.nic_map import GpuNics, map_nics, roce_gid
+from tandem_engine.fabric.nic_map import GpuNics, Selection, map_nics, roce_gid
 from tandem_engine.fabric.pci import Distance
 from tandem_engine.fabric.sysfs import Fabric, Nic, Port
 
@@ -115,9 +115,9 @@ def _check_roce(nic: Nic, port: Port, root: Path) -> Iterator[Check]:
         yield Check("mtu", gid.interface, "ok", f"{mtu} bytes")
 
 
-def check_distances(fabric: Fabric) -> Iterator[Check]:
-    """How near each GPU of this pod is to the NICs that it uses."""
-    for item in map_nics(fabric):
+def check_distances(fabric: Fabric, selection: Selection) -> Iterator[Check]:
+    """How near each GPU of this pod is to the NICs that it uses, of those that it may use."""
+    for item in map_nics(fabric, selection):
         if item.gpu.own and item.ranked:
             yield _check_distance(item)
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from tandem_engine.doctor import devices, libraries, limits
 from tandem_engine.doctor.check import Check
+from tandem_engine.errors import ConfigError
+from tandem_engine.fabric.environment import ENV_NICS, parse_selection
+from tandem_engine.fabric.nic_map import Selection
 from tandem_engine.fabric.sysfs import read_fabric
 from tandem_wire.handoff import TransportChoice, TransportName, transport_name
 
@@ -23,24 +26,33 @@ def examine(
 
     `wanted` is `--transfer`. `load` tries a library; `libraries.find_module` only looks for it.
     """
+    environ = os.environ if environ is None else environ
     fabric = read_fabric(root)
     return [
         *devices.check_gpus(fabric, root),
         *devices.check_nics(fabric, root),
         *devices.check_peer_memory(fabric, root),
-        *devices.check_distances(fabric),
+        *devices.check_distances(fabric, _selection(environ)),
         *limits.check_cpus(fabric, root),
         *limits.check_memlock(fabric, root),
-        *limits.check_shared_memory(os.environ if environ is None else environ, root, space_of),
+        *limits.check_shared_memory(environ, root, space_of),
         *limits.check_huge_pages(fabric, root),
         *limits.check_interfaces(root),
         *libraries.check_libraries(wanted, load),
     ]
 
 
+def _selection(environ: Mapping[str, str]) -> Selection:
+    try:
+        return parse_selection(environ.get(ENV_NICS, ""))
+    except ConfigError:
+        return Selection()  # the worker refuses it, with the reason
+
+
 def look_around(wanted: TransportChoice, shm_dir: str) -> list[Check]:
     """Every check that a worker makes at its start; none of them runs a library."""
-    return examine(environ={"TANDEM_SHM_DIR": shm_dir}, wanted=wanted, load=libraries.find_module)
+    environ = {**os.environ, "TANDEM_SHM_DIR": shm_dir}
+    return examine(environ=environ, wanted=wanted, load=libraries.find_module)
 
 
 def troubles(checks: Iterable[Check], wanted: TransportChoice) -> list[Check]:

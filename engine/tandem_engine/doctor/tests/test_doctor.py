@@ -189,6 +189,14 @@ def test_peer_memory_by_the_module_or_by_the_open_driver(tmp_path: Path) -> None
     assert [one(checks, "peer memory").verdict for checks in both] == ["ok", "ok"]
 
 
+def test_a_nic_that_may_not_be_used_is_not_near(tmp_path: Path) -> None:
+    far = FakeNic("mlx5_1", "pci0000:b6 0000:b6:01.0 0000:b7:00.0", 1)
+    root = make_node(tmp_path, Machine(gpus=(GPU,), nics=(NIC, far)))
+    assert one(check(root), "distance").finding == "mlx5_0 at PIX: below one PCIe root"
+    only = one(check(root, environ={"TANDEM_NICS": "^mlx5_0"}), "distance")
+    assert only.finding.startswith("mlx5_1 at SYS")
+
+
 def test_the_capability_lifts_the_limit_of_locked_memory(tmp_path: Path) -> None:
     machine, few = Machine(nics=(NIC,)), {"proc/self/limits": LIMIT.format(8 << 20)}
     may = {**few, "proc/self/status": "CapEff:\t0000000000004000\n"}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, get_args
 
 from tandem_engine.errors import ConfigError
+from tandem_engine.faults import read_faults
 from tandem_wire.handoff import TransportChoice
 from tandem_wire.messages import Role
 
@@ -66,6 +67,7 @@ class WorkerConfig:
     boot_id: str = ""  # changes with every start of the process
     pod_ip: str = ""  # POD_IP: the address to publish; empty: the listening address
     shm_dir: str = ""  # TANDEM_SHM_DIR: directory shared by the pods of one node
+    faults: str = ""  # TANDEM_FAULTS: what goes wrong in this worker's hand-offs; for tests
     admin_token_file: str = ""  # holds what callers of /admin must send; empty: none may call it
 
     @property
@@ -86,7 +88,10 @@ class WorkerConfig:
         return "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
 
     def resolve_auto(self, environ: Mapping[str, str]) -> "WorkerConfig":
-        """A new config in which everything that only needs the environment is decided."""
+        """A new config in which everything that only needs the environment is decided.
+
+        Raises ConfigError.
+        """
         name = self.served_model_name
         if not name:
             name = self.model.split("://", 1)[-1].split("?", 1)[0].split("@", 1)[0].rstrip("/")
@@ -104,6 +109,7 @@ class WorkerConfig:
             boot_id=self.boot_id or secrets.token_hex(8),
             pod_ip=self.pod_ip or environ.get("POD_IP", ""),
             shm_dir=self.shm_dir or environ.get("TANDEM_SHM_DIR", ""),
+            faults=self.faults or read_faults(environ),
         )
 
 

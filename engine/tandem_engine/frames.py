@@ -161,7 +161,59 @@ class ProbeResult(msgspec.Struct, frozen=True, kw_only=True, tag="probe_result")
     error: str = ""
 
 
-ToCore = RoutedSubmit | Cancel | RouterGone | SetMode | ProbeRequest | Shutdown
+class HeldRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that has not ended, or whose blocks the hand-off still has."""
+
+    rid: str
+    kind: str  # routed: a router's; remote: a decode worker's
+    state: str  # waiting, fetching, prefill, decode, pushing, abandoned
+    num_tokens: int
+    num_blocks: int
+    leased: bool  # the hand-off reads or writes some of the blocks: they are pinned
+
+
+class HeldFetch(msgspec.Struct, frozen=True, kw_only=True):
+    """D's side: an epoch that a prefill worker may write to."""
+
+    rid: str  # empty: a probe
+    epoch: int
+    worker_id: str  # the prefill worker
+    transport: TransportName
+    blocks: list[int]
+    num_bytes: int  # that have landed
+    state: Literal["filling", "fencing"]  # fencing: given up; waits until nothing can land
+    idle_seconds: float  # since the last progress
+
+
+class HeldPush(msgspec.Struct, frozen=True, kw_only=True):
+    """P's side: pages that are pinned for a decode worker."""
+
+    rid: str
+    epoch: int
+    worker_id: str  # the decode worker
+    transport: TransportName
+    num_bytes: int  # that have been written
+    state: Literal["pushing", "fencing"]  # fencing: waits until no write is under way
+    lease_seconds: float  # that are left, unless the decode worker gives a sign of life
+
+
+class LeaseQuery(msgspec.Struct, frozen=True, tag="lease_query"):
+    """Admin: say what is held, and for whom."""
+
+    number: int
+
+
+class LeaseReport(msgspec.Struct, frozen=True, kw_only=True, tag="leases"):
+    """Everything that is held: blocks by their use, and what holds them."""
+
+    number: int
+    blocks: dict[str, int] = {}
+    requests: list[HeldRequest] = []
+    fetches: list[HeldFetch] = []
+    pushes: list[HeldPush] = []
+
+
+ToCore = RoutedSubmit | Cancel | RouterGone | SetMode | ProbeRequest | LeaseQuery | Shutdown
 FromCore = (
     CoreLoading
     | CoreReady
@@ -171,6 +223,7 @@ FromCore = (
     | CoreStats
     | KvEvents
     | ProbeResult
+    | LeaseReport
 )
 
 

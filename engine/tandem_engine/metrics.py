@@ -153,6 +153,7 @@ for _name, _help, *_labels in (
     ("kv_lost_leases_total", "Leases freed because their decode worker was gone"),
     ("kv_refused_pairings_total", "Handshakes refused"),
     ("kv_transport_failures_total", "Transports that could not be opened for a pairing"),
+    ("kv_faults_injected_total", "Faults injected by TANDEM_FAULTS", "step", "fault"),
     ("kv_internal_errors_total", "Fetches that a fault of this worker ended"),
 ):
     _counter(_name, _help, *_labels)

@@ -12,6 +12,9 @@ from tandem_wire.errors import ConnectionLost, DialFailed, PeerSilent, WireError
 
 T = TypeVar("T")
 
+Make = Callable[..., Connection[T]]
+"""Makes the protocol of one connection: `Connection`, or what takes its place."""
+
 
 async def dial(
     host: str,
@@ -20,13 +23,14 @@ async def dial(
     *,
     timeout_seconds: float = 5.0,
     max_frame_bytes: int = MAX_FRAME_BYTES,
+    make: Make[T] = Connection,
 ) -> Connection[T]:
     """Open a connection to host:port. Raises `DialFailed`."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(timeout_seconds):
             _, connection = await loop.create_connection(
-                lambda: Connection(decoder, max_frame_bytes=max_frame_bytes), host, port
+                lambda: make(decoder, max_frame_bytes=max_frame_bytes), host, port
             )
     except TimeoutError:
         raise DialFailed(f"{host}:{port} did not answer within {timeout_seconds:g} s") from None
@@ -68,6 +72,7 @@ async def listen(
     handler: Callable[[Connection[T]], Awaitable[None]],
     *,
     max_frame_bytes: int = MAX_FRAME_BYTES,
+    make: Make[T] = Connection,
 ) -> Listener[T]:
     """Serve framed connections at host:port (0: a free port), one `handler` task for each.
 
@@ -100,7 +105,7 @@ async def listen(
         task.add_done_callback(tasks.discard)
 
     server = await loop.create_server(
-        lambda: Connection(decoder, on_open=opened, max_frame_bytes=max_frame_bytes), host, port
+        lambda: make(decoder, on_open=opened, max_frame_bytes=max_frame_bytes), host, port
     )
     return Listener(server, connections, tasks)
 

@@ -11,11 +11,13 @@ from typing import Final
 from tandem_engine.cache.ledger import BlockLedger
 from tandem_engine.config import WorkerConfig
 from tandem_engine.core.intake import RETRY_SECONDS, Intake
-from tandem_engine.core.report import build_stats
+from tandem_engine.core.report import build_stats, complete_leases
 from tandem_engine.frames import (
     CoreFailed,
     CoreReady,
     FromCore,
+    LeaseQuery,
+    LeaseReport,
     ProbeRequest,
     ProbeResult,
     RoutedSubmit,
@@ -274,7 +276,7 @@ class EngineCore:
                         self.scheduler.end(request, "cancelled", tell=False)
             case SetMode():
                 self._set_mode(message)
-            case ProbeRequest():
+            case ProbeRequest() | LeaseQuery():
                 self._handoff.post(message)
             case Shutdown():
                 self._set_mode(SetMode(draining=True, move_streams=True))
@@ -294,6 +296,8 @@ class EngineCore:
                     self.scheduler.end(request, "")
             case ProbeResult():
                 self._send(event)
+            case LeaseReport():
+                self._send(complete_leases(event, self.scheduler))
 
     def _set_mode(self, mode: SetMode) -> None:
         if mode.role is not None:

@@ -1,7 +1,9 @@
 """Builds the load report: worker state, gauges, counters, samples, ledger."""
 
+import msgspec
+
 from tandem_engine import metrics
-from tandem_engine.frames import CoreStats
+from tandem_engine.frames import CoreStats, HeldRequest, LeaseReport
 from tandem_engine.handoff.events import Handoff
 from tandem_engine.scheduler.request import Kind
 from tandem_engine.scheduler.scheduler import Scheduler
@@ -73,4 +75,23 @@ def build_stats(scheduler: Scheduler, handoff: Handoff, *, draining: bool) -> Co
         ledger=ledger.counts(),
         pairings=handoff.pairings(),
         troubles=handoff.troubles(),
+    )
+
+
+def complete_leases(handoff: LeaseReport, scheduler: Scheduler) -> LeaseReport:
+    """Add to the hand-off's part of a report what the scheduler and the ledger hold."""
+    return msgspec.structs.replace(
+        handoff,
+        blocks=scheduler.ledger.counts(),
+        requests=[
+            HeldRequest(
+                rid=request.key,
+                kind=request.kind.name.lower(),
+                state=request.state.name.lower(),
+                num_tokens=len(request.tokens),
+                num_blocks=len(request.blocks),
+                leased=request.holding is not None and request.holding.leased,
+            )
+            for request in (*scheduler.requests, *scheduler.transfers.abandoned)
+        ],
     )

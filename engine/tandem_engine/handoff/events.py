@@ -9,7 +9,14 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Protocol
 
-from tandem_engine.frames import Pairing, PairTrouble, ProbeRequest, ProbeResult
+from tandem_engine.frames import (
+    LeaseQuery,
+    LeaseReport,
+    Pairing,
+    PairTrouble,
+    ProbeRequest,
+    ProbeResult,
+)
 from tandem_wire.handoff import Prefill, TransportName
 from tandem_wire.messages import PrefillPeer, SamplingParams, TokenLogprobs
 
@@ -116,9 +123,12 @@ class FetchCancelled:
     rid: str
 
 
-ToHandoff = FetchRequest | FetchCancelled | PushChunk | PushFailed | ProbeRequest
-FromHandoff = FetchDone | FetchFailed | PrefillArrived | PrefillDropped | PushDone | ProbeResult
-"""A `ProbeRequest` is answered by one `ProbeResult`; it touches no block of either side. Every
+ToHandoff = FetchRequest | FetchCancelled | PushChunk | PushFailed | ProbeRequest | LeaseQuery
+FromHandoff = (
+    FetchDone | FetchFailed | PrefillArrived | PrefillDropped | PushDone | ProbeResult | LeaseReport
+)
+"""A `ProbeRequest` is answered by one `ProbeResult`; it touches no block of either side. A
+`LeaseQuery` is answered by one `LeaseReport` with the fetches and pushes. Every
 `PrefillArrived` ends in exactly one `PushDone` or `PrefillDropped`, also after a `PushFailed`."""
 
 

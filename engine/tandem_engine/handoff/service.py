@@ -10,7 +10,8 @@ from collections.abc import Callable
 import uvloop
 
 from tandem_engine.config import WorkerConfig
-from tandem_engine.frames import Pairing, PairTrouble, ProbeRequest
+from tandem_engine.faults import parse_faults
+from tandem_engine.frames import LeaseQuery, LeaseReport, Pairing, PairTrouble, ProbeRequest
 from tandem_engine.handoff.decode.side import DecodeSide
 from tandem_engine.handoff.events import (
     Counters,
@@ -26,6 +27,7 @@ from tandem_engine.handoff.events import (
     PushFailed,
     ToHandoff,
 )
+from tandem_engine.handoff.injection import Injector
 from tandem_engine.handoff.prefill.side import PrefillSide
 from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.registry import Transports
@@ -149,8 +151,9 @@ class HandoffService:
 
     async def _serve(self) -> None:
         pairing = (self._settings, self._kv, self._compatibility_hash, self._transports)
-        self._prefill = PrefillSide(*pairing, self._report, self._counters)
-        self._decode = DecodeSide(*pairing, self._report, self._counters)
+        injector = self._make_injector()
+        self._prefill = PrefillSide(*pairing, self._report, self._counters, injector)
+        self._decode = DecodeSide(*pairing, self._report, self._counters, injector)
         self.bootstrap_port = await self._prefill.open()
         log.info("hand-off at port %d, over %s", self.bootstrap_port, self._transports)
         self._started.set()
@@ -168,6 +171,13 @@ class HandoffService:
             self._take_inbox()
             await self._decode.close()
             await self._prefill.close()
+
+    def _make_injector(self) -> Injector | None:
+        if not self._settings.faults:
+            return None
+        log.warning("this worker injects faults: TANDEM_FAULTS is %s", self._settings.faults)
+        plan = parse_faults(self._settings.faults)
+        return Injector(plan, self._settings.worker_id, self._counters)
 
     def _measure(self) -> None:
         self._pairings = [*self._prefill.pairings(), *self._decode.pairings()]
@@ -193,6 +203,14 @@ class HandoffService:
                     self._prefill.feed(event)
                 case ProbeRequest():
                     self._decode.probe(event)
+                case LeaseQuery(number):
+                    self._report(
+                        LeaseReport(
+                            number=number,
+                            fetches=self._decode.held(),
+                            pushes=self._prefill.held(),
+                        )
+                    )
 
     def _report(self, event: FromHandoff) -> None:
         if isinstance(event, PrefillArrived):

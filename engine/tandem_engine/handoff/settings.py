@@ -33,6 +33,7 @@ class HandoffSettings:
     device_slot_bytes: int = 64 << 20  # one write from GPU to GPU
     device_ring_bytes: int = 256 << 20  # staging ring per session, in the GPU's memory
     num_streams: int = 2  # data connections per session
+    faults: str = ""  # TANDEM_FAULTS; empty: none
     write_bytes: int = 0  # size to aim for in one write of pages; 0: what suits the store
     ruled_out: Mapping[TransportName, str] = field(default_factory=dict)
     """Transports that can't work on this machine, by the checks of its start, and why."""
@@ -52,4 +53,5 @@ class HandoffSettings:
             stall_seconds=max(2.0, 2 * config.lease_seconds),
             shm_dir=config.shm_dir,
             ruled_out=ruled_out(look_around(config.transfer, config.shm_dir)),
+            faults=config.faults,
         )

@@ -33,6 +33,18 @@ def extend_hash(state: int, tokens: Iterable[int]) -> list[int]:
     return hashes
 
 
+def greedy_answer(prompt: Iterable[int], num_tokens: int) -> list[int]:
+    """What every worker says to a prompt at temperature 0, whoever computes which part of it."""
+    state, params = _START, SamplingParams(max_tokens=num_tokens, temperature=0.0)
+    for token in prompt:
+        state = _step(state, token)
+    answer: list[int] = []
+    for position in range(num_tokens):
+        answer.append(next_token(state, params, position))
+        state = _step(state, answer[-1])
+    return answer
+
+
 def _step(state: int, token: int) -> int:
     return ((state ^ token) * _MULTIPLIER + _INCREMENT) & _MASK
 

@@ -1,5 +1,7 @@
 """The hand-off as the scheduler sees it: fetches of the decode side, pushes of the prefill side."""
 
+from collections.abc import Iterable
+
 from tandem_engine import metrics
 from tandem_engine.cache.prefix_index import PrefixMatch
 from tandem_engine.handoff.events import (
@@ -44,6 +46,11 @@ class Transfers:
     def num_pushing(self) -> int:
         """Computed remote prefills whose pages are still pinned."""
         return len(self._pushing)
+
+    @property
+    def abandoned(self) -> Iterable[Request]:
+        """Requests that have ended, but whose blocks the hand-off has not given back."""
+        return self._abandoned.values()
 
     @property
     def num_open(self) -> int:

@@ -18,11 +18,19 @@ from starlette.routing import Route
 
 from tandem_engine.config import read_admin_token
 from tandem_engine.errors import ConfigError
-from tandem_engine.frames import ProbeRequest, ProbeResult, SetMode, ToCore
+from tandem_engine.frames import (
+    LeaseQuery,
+    LeaseReport,
+    ProbeRequest,
+    ProbeResult,
+    SetMode,
+    ToCore,
+)
 from tandem_engine.server.api import (
     DrainBody,
     EmptyBody,
     HealthAnswer,
+    LeasesAnswer,
     LoadingState,
     Path,
     ProbeAnswer,
@@ -60,8 +68,8 @@ class AdminApp:
         self._metrics = metrics
         self._to_core = to_core
         self._token_file = status.config.admin_token_file
-        self._probe_numbers = itertools.count(1)
-        self._probes: dict[int, asyncio.Future[ProbeResult]] = {}
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[ProbeResult | LeaseReport]] = {}
         self.app = Starlette(
             routes=[
                 Route(Path.HEALTH, self._health),
@@ -72,13 +80,14 @@ class AdminApp:
                 Route(Path.UNDRAIN, self._admin(self._undrain), methods=["POST"]),
                 Route(Path.ROLE, self._admin(self._change_role), methods=["POST"]),
                 Route(Path.PROBE, self._admin(self._probe), methods=["POST"]),
+                Route(Path.LEASES, self._admin(self._list_leases)),
             ],
             exception_handlers={HTTPException: _error_response},
         )
 
-    def probe_result(self, result: ProbeResult) -> None:
-        """The core has the result of a probe; no one is waiting for a late one."""
-        future = self._probes.get(result.number)
+    def answer(self, result: ProbeResult | LeaseReport) -> None:
+        """The core has an answer; no one is waiting for a late one."""
+        future = self._asked.get(result.number)
         if future is not None and not future.done():
             future.set_result(result)
 
@@ -154,6 +163,7 @@ class AdminApp:
             ledger=stats.ledger if stats else {},
             counters=stats.counters if stats else {},
             gauges=stats.gauges if stats else {},
+            faults=config.faults,
             pairings=stats.pairings if stats else [],
             troubles=stats.troubles if stats else [],
             checks=[check.as_json() for check in status.checks],
@@ -198,22 +208,48 @@ class AdminApp:
 
     async def _probe(self, request: Request) -> Response:
         body = await _read(request, ProbeBody)
-        number = next(self._probe_numbers)
-        future: asyncio.Future[ProbeResult] = asyncio.get_running_loop().create_future()
-        self._probes[number] = future
-        self._to_core(
-            ProbeRequest(number=number, host=body.host, port=body.port, num_blocks=body.num_blocks)
+        number = next(self._numbers)
+        result = await self._ask_core(
+            ProbeRequest(number=number, host=body.host, port=body.port, num_blocks=body.num_blocks),
+            PROBE_SECONDS,
+            "see the logs of both workers",
         )
-        try:
-            async with asyncio.timeout(PROBE_SECONDS):
-                result = await future
-        except TimeoutError:
-            raise HTTPException(
-                504, f"no result within {PROBE_SECONDS:g} s; see the logs of both workers"
-            ) from None
-        finally:
-            del self._probes[number]
+        assert isinstance(result, ProbeResult)
         return _json(ProbeAnswer.of(result), 200 if not result.error else 502)
+
+    async def _list_leases(self, _: Request) -> Response:
+        report = await self._ask_core(
+            LeaseQuery(next(self._numbers)), MODE_SECONDS, "try again after its step"
+        )
+        assert isinstance(report, LeaseReport)
+        config = self._status.config
+        return _json(
+            LeasesAnswer(
+                worker_id=config.worker_id,
+                boot_id=config.boot_id,
+                role=self._status.state.role,
+                blocks=report.blocks,
+                requests=report.requests,
+                fetches=report.fetches,
+                pushes=report.pushes,
+            )
+        )
+
+    async def _ask_core(
+        self, question: ProbeRequest | LeaseQuery, seconds: float, remedy: str
+    ) -> ProbeResult | LeaseReport:
+        """The core's answer to a question, by its number; 504 when none comes in time."""
+        future: asyncio.Future[ProbeResult | LeaseReport]
+        future = asyncio.get_running_loop().create_future()
+        self._asked[question.number] = future
+        self._to_core(question)
+        try:
+            async with asyncio.timeout(seconds):
+                return await future
+        except TimeoutError:
+            raise HTTPException(504, f"no result within {seconds:g} s; {remedy}") from None
+        finally:
+            del self._asked[question.number]
 
 
 def _json(answer: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

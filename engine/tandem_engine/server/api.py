@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from tandem_engine.frames import Pairing, PairTrouble, ProbeResult
+from tandem_engine.frames import HeldFetch, HeldPush, HeldRequest, Pairing, PairTrouble, ProbeResult
 from tandem_wire.messages import Role, WorkerState
 
 
@@ -20,6 +20,7 @@ class Path(StrEnum):
     UNDRAIN = "/admin/undrain"
     ROLE = "/admin/role"
     PROBE = "/admin/probe"
+    LEASES = "/admin/leases"
 
 
 # --- bodies ---------------------------------------------------------------------------------------
@@ -93,6 +94,7 @@ class StateAnswer(msgspec.Struct, frozen=True, kw_only=True):
     ledger: dict[str, int]  # KV blocks by their use
     counters: dict[str, float]
     gauges: dict[str, float]
+    faults: str  # TANDEM_FAULTS of a test worker; empty: none
     pairings: list[Pairing]  # open sessions that move KV, and over what
     troubles: list[PairTrouble]  # prefill workers whose KV came damaged or not at all
     checks: list[dict[str, Any]]  # what is not well here for the transport, and the remedy
@@ -145,3 +147,15 @@ class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True):
             ],
             error=result.error,
         )
+
+
+class LeasesAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /admin/leases: everything that this worker holds, and for whom."""
+
+    worker_id: str
+    boot_id: str
+    role: Role
+    blocks: dict[str, int]  # by use, as `ledger` of /state
+    requests: list[HeldRequest]
+    fetches: list[HeldFetch]  # as decode worker
+    pushes: list[HeldPush]  # as prefill worker

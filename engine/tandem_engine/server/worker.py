@@ -22,6 +22,7 @@ from tandem_engine.frames import (
     CoreStats,
     CoreStep,
     FromCore,
+    LeaseReport,
     ProbeResult,
     SetMode,
     ToCore,
@@ -197,8 +198,8 @@ class WorkerServer:
                 self._hub.refuse(frame)
             case KvEvents():
                 self._hub.kv_events(frame)
-            case ProbeResult():
-                self._admin.probe_result(frame)
+            case ProbeResult() | LeaseReport():
+                self._admin.answer(frame)
             case CoreLoading():
                 self._status.loading = frame
                 log.info("loading", stage=frame.stage, percent=round(100 * frame.fraction))

@@ -5,7 +5,14 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from tandem_engine.frames import Pairing, PairTrouble, ProbeRequest, ProbeResult
+from tandem_engine.frames import (
+    LeaseQuery,
+    LeaseReport,
+    Pairing,
+    PairTrouble,
+    ProbeRequest,
+    ProbeResult,
+)
 from tandem_engine.handoff.events import (
     FetchCancelled,
     FetchDone,
@@ -83,6 +90,8 @@ class LoopbackHandoff:
                     self._fail(cancelled, "cancelled")
             case PushChunk():
                 self._push(event)
+            case LeaseQuery(number):
+                self.tell(LeaseReport(number=number))
             case ProbeRequest(number=number):
                 self.tell(ProbeResult(number=number, transport="tcp", num_bytes=1))
             case PushFailed():

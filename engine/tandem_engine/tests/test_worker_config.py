@@ -44,7 +44,7 @@ def test_publish_host_falls_back_to_the_listening_address() -> None:
     assert WorkerConfig(model="hf://a/b").mock_profile == ""
 
 
-FROM_THE_ENVIRONMENT = {"worker_id", "boot_id", "pod_ip", "shm_dir"}
+FROM_THE_ENVIRONMENT = {"worker_id", "boot_id", "pod_ip", "shm_dir", "faults"}
 
 
 def test_every_field_has_a_flag_or_comes_from_the_environment() -> None:

@@ -11,6 +11,7 @@ from tandem_engine.frames import Pairing
 from tandem_engine.handoff.decode.exchange import Exchange
 from tandem_engine.handoff.decode.session import DecodeSession
 from tandem_engine.handoff.errors import AttemptFailed, PairingRefused
+from tandem_engine.handoff.injection import Injector, make_connection
 from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.base import Inbound, Link
 from tandem_engine.handoff.transports.registry import Reasons, Transports, better_ones
@@ -32,12 +33,14 @@ class Dialler:
         compatibility_hash: str,
         transports: Transports,
         exchange: Exchange,
+        injector: Injector | None,
     ) -> None:
         self._settings = settings
         self._kv = kv
         self._compatibility_hash = compatibility_hash
         self._transports = transports
         self._exchange = exchange
+        self._make_connection = make_connection(injector)
         self._decoder: msgspec.msgpack.Decoder[HandoffMessage] = msgspec.msgpack.Decoder(
             HandoffMessage
         )
@@ -63,6 +66,8 @@ class Dialler:
                 await session.close()
             except BaseException:
                 session.connection.abort()
+                # No one else knows of this session, and the loop must not end before its threads.
+                await asyncio.wait([session.lost])
                 raise
             else:
                 return session
@@ -76,7 +81,11 @@ class Dialler:
     ) -> DecodeSession:
         async with asyncio.timeout(self._settings.dial_seconds):
             connection = await dial(
-                host, port, self._decoder, timeout_seconds=self._settings.dial_seconds
+                host,
+                port,
+                self._decoder,
+                timeout_seconds=self._settings.dial_seconds,
+                make=self._make_connection,
             )
             link = Link(
                 session=secrets.token_hex(16),

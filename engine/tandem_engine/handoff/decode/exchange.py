@@ -36,7 +36,7 @@ class Exchange:
         landing = Landing(
             pages, blocks, checksum=self._settings.checksum, on_progress=attempt.progress
         )
-        session.begin(question.epoch, landing, attempt)
+        session.begin(question.rid, question.epoch, landing, attempt)
         try:
             try:
                 session.connection.send(question)

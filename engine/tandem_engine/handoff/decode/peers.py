@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from tandem_engine.frames import Pairing, PairTrouble
+from tandem_engine.frames import HeldFetch, Pairing, PairTrouble
 from tandem_engine.handoff.decode.health import PairHealth
 from tandem_engine.handoff.decode.session import DecodeSession
 from tandem_engine.handoff.errors import (
@@ -272,6 +272,11 @@ class PeerPool:
         """The prefill workers that are connected."""
         open_ones = (peer.session for peer in self._peers.values())
         return [session.pairing for session in open_ones if session is not None and session.is_open]
+
+    def held(self) -> list[HeldFetch]:
+        """The epochs that are open with any of them."""
+        sessions = (peer.session for peer in self._peers.values())
+        return [held for session in sessions if session is not None for held in session.held()]
 
     def num_stale_writes(self) -> int:
         """Count the writes of fenced epochs that were dropped."""

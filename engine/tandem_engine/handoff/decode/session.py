@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from tandem_engine.frames import Pairing
+from tandem_engine.frames import HeldFetch, Pairing
 from tandem_engine.handoff.errors import AttemptFailed, LinkFault
 from tandem_engine.handoff.transports.base import Inbound, Link
 from tandem_engine.handoff.transports.landing import Landing
@@ -33,6 +33,8 @@ class Attempt:
         self.failure: AttemptFailed | None = None
         self.over_at_peer = False  # P has said its last word, so no fence is needed
         self.fenced = asyncio.Event()
+        self.is_ending = False  # the session waits until nothing can land any more
+        self.rid = ""
         self.landing: Landing | None = None
 
     def expire_after(self, seconds: float) -> None:
@@ -107,8 +109,26 @@ class DecodeSession:
         """False once the connection has begun to end."""
         return self.connection.is_open
 
-    def begin(self, epoch: int, landing: Landing, attempt: Attempt) -> None:
+    def held(self) -> list[HeldFetch]:
+        """The epochs of this session that are not over."""
+        now = asyncio.get_running_loop().time()
+        return [
+            HeldFetch(
+                rid=attempt.rid,
+                epoch=epoch,
+                worker_id=self.worker_id,
+                transport=self.inbound.name,
+                blocks=sorted(attempt.landing.blocks) if attempt.landing else [],
+                num_bytes=attempt.landing.num_bytes if attempt.landing else 0,
+                state="fencing" if attempt.is_ending else "filling",
+                idle_seconds=now - attempt.progress_at,
+            )
+            for epoch, attempt in self.attempts.items()
+        ]
+
+    def begin(self, rid: str, epoch: int, landing: Landing, attempt: Attempt) -> None:
         """Expect pages and messages of `epoch`."""
+        attempt.rid = rid
         attempt.landing = landing
         self.attempts[epoch] = attempt
         self.inbound.register(epoch, landing)
@@ -120,6 +140,7 @@ class DecodeSession:
         When P beats but doesn't acknowledge, this side ends the session.
         """
         attempt = self.attempts[epoch]
+        attempt.is_ending = True
         if not attempt.over_at_peer:
             self._link.send(Fence(rid, epoch))
             fenced = asyncio.ensure_future(attempt.fenced.wait())

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from tandem_engine.frames import Pairing, PairTrouble, ProbeRequest, ProbeResult
+from tandem_engine.frames import HeldFetch, Pairing, PairTrouble, ProbeRequest, ProbeResult
 from tandem_engine.handoff.decode.dialler import Dialler
 from tandem_engine.handoff.decode.exchange import Exchange
 from tandem_engine.handoff.decode.peers import PeerPool
@@ -22,6 +22,7 @@ from tandem_engine.handoff.events import (
     FetchRequest,
     FromHandoff,
 )
+from tandem_engine.handoff.injection import Injector
 from tandem_engine.handoff.pages import MAX_PROBE_BYTES, KVPages, PatternPages
 from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.registry import Transports
@@ -73,6 +74,7 @@ class DecodeSide:
         transports: Transports,
         report: Callable[[FromHandoff], None],
         counters: Counters,
+        injector: Injector | None = None,
     ) -> None:
         self._settings = settings
         self._layout = kv.layout
@@ -81,7 +83,7 @@ class DecodeSide:
         self._counters = counters
         self._loop = asyncio.get_running_loop()
         self._exchange = Exchange(settings, kv.layout, counters)
-        dialler = Dialler(settings, kv, compatibility_hash, transports, self._exchange)
+        dialler = Dialler(settings, kv, compatibility_hash, transports, self._exchange, injector)
         # One sequence for the whole process: an epoch names one attempt of one request.
         self._epochs = itertools.count(1)
         self._peers = PeerPool(dialler.open, self._check, settings, counters)
@@ -98,6 +100,10 @@ class DecodeSide:
 
     async def _check(self, session: DecodeSession) -> None:
         await self._exchange.check(session, self._epochs)
+
+    def held(self) -> list[HeldFetch]:
+        """The epochs that prefill workers may write to."""
+        return self._peers.held()
 
     def num_stale_writes(self) -> int:
         """Count the writes of fenced epochs that were dropped."""

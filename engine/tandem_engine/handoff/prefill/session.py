@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from tandem_engine.frames import Pairing
+from tandem_engine.frames import HeldPush, Pairing
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.events import (
     Counters,
@@ -48,6 +48,8 @@ class PrefillSession:
         self._report = report
         self._counters = counters
         self._is_draining = is_draining
+        self._newest_epoch = -1
+        self._expired: set[int] = set()
 
     async def run(self) -> None:
         """Serve the connection until it ends; then free everything at once."""
@@ -59,22 +61,49 @@ class PrefillSession:
 
     def _handle(self, message: HandoffMessage) -> None:
         match message:
-            case Prefill():
-                self._prefill(message)
+            case Prefill() | Probe():
+                self._begin(message)
             case Fence():
                 self._spawn(self._fence(message))
-            case Probe():
-                self._probe(message)
             case Beat():
                 pass  # the connection has noted the time
             case _:
                 self.outbound.handle(message)
+
+    def _begin(self, request: Prefill | Probe) -> None:
+        """Take a new epoch. One that comes twice is under way already, or over: say nothing.
+
+        A refusal would tell D that nothing of the epoch will be written any more.
+        """
+        if request.epoch <= self._newest_epoch:
+            return
+        self._newest_epoch = request.epoch
+        if isinstance(request, Prefill):
+            self._prefill(request)
+        else:
+            self._probe(request)
 
     def feed(self, epoch: int, event: PushChunk | PushFailed) -> None:
         """Pass the core's news to a push; those of a dropped one come too late to matter."""
         push = self.pushes.get(epoch)
         if push is not None:
             push.feed(event)
+
+    def held(self, now: float) -> list[HeldPush]:
+        """The pushes that have not ended."""
+        silent = now - self._link.connection.last_received
+        return [
+            HeldPush(
+                rid=push.request.rid,
+                epoch=epoch,
+                worker_id=self.pairing.worker_id,
+                transport=self.outbound.name,
+                num_bytes=push.count.num_bytes,
+                state="fencing" if self._tasks[epoch].cancelling() else "pushing",
+                lease_seconds=push.request.lease_seconds - silent,
+            )
+            for epoch, push in self.pushes.items()
+        ]
 
     def _spawn(self, chore: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(chore)
@@ -88,14 +117,13 @@ class PrefillSession:
             self._link.send(refusal(request, "draining", "this worker takes no new work"))
             return
         if (
-            request.epoch in self._tasks
-            or request.num_skip_tokens % layout.page_size
+            request.num_skip_tokens % layout.page_size
             or num_pages < 1
             or num_pages != len(request.blocks)
         ):
             message = (
-                f"epoch {request.epoch} is taken, or {len(request.tokens)} tokens after "
-                f"{request.num_skip_tokens} don't fit {len(request.blocks)} blocks"
+                f"{len(request.tokens)} tokens after {request.num_skip_tokens} "
+                f"don't fit {len(request.blocks)} blocks"
             )
             self._link.send(refusal(request, "invalid", message))
             return
@@ -127,18 +155,22 @@ class PrefillSession:
     def _forget(self, epoch: int) -> None:
         self.pushes.pop(epoch, None)
         self._tasks.pop(epoch, None)
+        self._expired.discard(epoch)
 
     async def _drop(self, epoch: int) -> None:
-        """End a push whose result no one wants; return when its blocks are no longer read."""
-        push = self.pushes.pop(epoch, None)
-        task = self._tasks.get(epoch)
+        """End a push whose result no one wants; return when its blocks are no longer read.
+
+        The push stays known until then: if the session ends meanwhile, `_end` reports it.
+        """
+        push, task = self.pushes.get(epoch), self._tasks.get(epoch)
         if push is None or task is None:
             return
         task.cancel()
         await asyncio.wait([task])
         await self.outbound.fence(epoch)
-        self._forget(epoch)
-        self._report(PrefillDropped(push.key))
+        if epoch in self.pushes:
+            self._forget(epoch)
+            self._report(PrefillDropped(push.key))
 
     async def _fence(self, fence: Fence) -> None:
         self._counters.add("kv_fences_total")
@@ -166,14 +198,21 @@ class PrefillSession:
             # Fenced: D gets a `Fenced` frame instead.
             return
 
-    async def expire(self, now: float) -> None:
-        """Drop the pushes whose lease has run out; called at every tick, work or no work."""
+    def expire(self, now: float) -> None:
+        """Drop the pushes whose lease has run out; called at every tick, work or no work.
+
+        A write to a peer that doesn't read may hang, so nothing is waited for here.
+        """
         silent = now - self._link.connection.last_received
-        for epoch, push in list(self.pushes.items()):
-            if silent > push.request.lease_seconds:
+        for epoch, push in self.pushes.items():
+            if silent > push.request.lease_seconds and epoch not in self._expired:
+                self._expired.add(epoch)
                 self._counters.add("kv_expired_leases_total")
-                await self._drop(epoch)
-                push.fail("expired", f"the lease ran out: nothing came for {silent:.1f} s")
+                self._spawn(self._expire(push, silent))
+
+    async def _expire(self, push: Push, silent: float) -> None:
+        await self._drop(push.request.epoch)
+        push.fail("expired", f"the lease ran out: nothing came for {silent:.1f} s")
 
     async def _end(self) -> None:
         for task in [*self._tasks.values(), *self._chores]:

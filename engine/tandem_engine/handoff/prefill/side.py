@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from tandem_engine.frames import Pairing
+from tandem_engine.frames import HeldPush, Pairing
 from tandem_engine.handoff.errors import HandoffUnavailable, PairingRefused
 from tandem_engine.handoff.events import Counters, FromHandoff, PushChunk, PushFailed
+from tandem_engine.handoff.injection import Injector, make_connection
 from tandem_engine.handoff.prefill.session import PrefillSession
 from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.base import Link
@@ -62,7 +63,9 @@ class PrefillSide:
         transports: Transports,
         report: Callable[[FromHandoff], None],
         counters: Counters,
+        injector: Injector | None = None,
     ) -> None:
+        self._injector = injector
         self._settings = settings
         self._kv = kv
         self._compatibility_hash = compatibility_hash
@@ -80,7 +83,11 @@ class PrefillSide:
         decoder: msgspec.msgpack.Decoder[HandoffMessage] = msgspec.msgpack.Decoder(HandoffMessage)
         try:
             self._listener = await listen(
-                settings.host, settings.bootstrap_port, decoder, self._serve
+                settings.host,
+                settings.bootstrap_port,
+                decoder,
+                self._serve,
+                make=make_connection(self._injector),
             )
         except OSError as error:
             raise HandoffUnavailable(
@@ -133,7 +140,8 @@ class PrefillSide:
             link, outbound, pairing, self._report, self._counters, lambda: self.draining
         )
         self._sessions[link.session] = session
-        connection.send(msgspec.structs.replace(reply, transport=offer, passed_over=passed_over))
+        # D may be gone by now; the session finds that out, and then gives back what it has.
+        link.send(msgspec.structs.replace(reply, transport=offer, passed_over=passed_over))
         beats = asyncio.get_running_loop().create_task(
             keep_alive(connection, self._beat, handshake.heartbeat_seconds)
         )
@@ -155,6 +163,7 @@ class PrefillSide:
             settings=self._settings,
             kv=self._kv,
             on_lost=lost,
+            around_lane=self._injector.around if self._injector else None,
         )
 
     def _beat(self) -> Beat:
@@ -171,7 +180,12 @@ class PrefillSide:
     async def sweep(self, now: float) -> None:
         """Expire leases; called at every tick of the hand-off's loop."""
         for session in list(self._sessions.values()):
-            await session.expire(now)
+            session.expire(now)
+
+    def held(self) -> list[HeldPush]:
+        """The pushes whose blocks are pinned."""
+        now = asyncio.get_running_loop().time()
+        return [held for session in self._sessions.values() for held in session.held(now)]
 
     def pairings(self) -> list[Pairing]:
         """The decode workers that are connected."""

@@ -14,6 +14,9 @@ from tandem_engine.handoff.errors import HandoffUnavailable
 from tandem_engine.handoff.events import FetchFailed
 from tandem_engine.handoff.tests import scripted
 from tandem_engine.handoff.tests.scripted import SharingStore, Worker, eventually, make
+from tandem_engine.handoff.tests.transport_list import TRANSPORTS
+from tandem_engine.handoff.transports.base import Link
+from tandem_engine.handoff.transports.registry import Transports
 from tandem_engine.memory import Staging
 
 
@@ -140,6 +143,32 @@ def test_every_better_transport_has_its_reason(
     assert "can't reach the peer's socket" in passed_over["cudaIpc"]
     assert "can't map the peer's ring" in passed_over["shm"]
     assert not [file for folder in folders for file in folder.iterdir()]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_peer_that_leaves_during_the_handshake_leaves_nothing_behind(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
+) -> None:
+    """P finds its transport only after D has gone: no session, no thread, no mapping stays."""
+    options: dict[str, Any] = {"transport": transport, "shm_dir": str(tmp_path)}
+    p, d = make(stack, "p", **options), make(stack, "d", dial_seconds=0.3, **options)
+    accept, ended = Transports.accept, threading.Event()
+
+    async def late(self: Transports, offers: Any, link: Link) -> Any:
+        found = await accept(self, offers, link)
+        await link.connection.wait_closed()
+        ended.set()
+        return found
+
+    monkeypatch.setattr(Transports, "accept", late)
+    d.fetch("r", [p])
+    assert isinstance(d.outcome("r"), FetchFailed)
+    assert ended.wait(patience(20))
+    monkeypatch.undo()
+    d.close()
+    eventually(lambda: not p.handoff._prefill._sessions)
+    eventually(lambda: not [t for t in threading.enumerate() if t.name.startswith("kv-out")])
+    assert "memfd:ring" not in Path("/proc/self/maps").read_text()
 
 
 def test_a_probe_says_what_was_passed_over(stack: ExitStack, tmp_path: Path) -> None:

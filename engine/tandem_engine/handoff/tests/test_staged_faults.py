@@ -16,6 +16,7 @@ from tandem_engine.handoff.events import FetchCancelled, FetchDone, FetchFailed,
 from tandem_engine.handoff.pages import KVPages
 from tandem_engine.handoff.prefill.session import PrefillSession
 from tandem_engine.handoff.tests.scripted import LAYOUT, Worker, eventually, make
+from tandem_engine.handoff.tests.transport_list import RINGS
 from tandem_engine.handoff.transports.base import Link
 from tandem_engine.memory import Staging
 from tandem_wire.handoff import PagesWritten, SlotFreed
@@ -57,7 +58,7 @@ def count_writes(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[int]]:
     return staged
 
 
-@pytest.fixture(name="options", params=["shm", "cudaIpc"])
+@pytest.fixture(name="options", params=RINGS)
 def options_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     return {"transport": request.param, "shm_dir": str(tmp_path)}
 
@@ -164,6 +165,29 @@ def test_a_full_ring_holds_the_sender_back(
     assert isinstance(d.outcome("r"), FetchDone)
     assert len(staged) == 10
     assert np.array_equal(d.kv.data[:, :, arrived.request.blocks], p.kv.data[:, :, source])
+
+
+def test_a_session_ends_though_many_wait_for_a_slot(
+    stack: ExitStack, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D is gone and the ring is full: no lane goes on to wait for the next request's slot."""
+    p, d = make(stack, "p", **options), make(stack, "d", **options)
+    assert d.takes(p)
+    gate = Gate(monkeypatch, d, "unstage")
+    staged = count_writes(monkeypatch)
+    for number in range(4):
+        d.fetch(f"r{number}", [p], 80)
+        p.push(p.arrived(), chunks=1)
+    eventually(lambda: len(staged) == SLOTS)
+    eventually(lambda: gate.num_held == 1)
+    (session,) = p.handoff._prefill._sessions.values()
+    p.handoff._call(session._link.connection.abort)
+    try:
+        for _ in range(4):
+            p.wait(PrefillDropped)
+        assert p.handoff.num_leases() == 0
+    finally:
+        gate.release.set()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from deadlines import patience
 
 from tandem_engine.handoff.events import FetchDone, PrefillArrived, PrefillDropped, PushDone
 from tandem_engine.handoff.tests.scripted import Worker, eventually, make
+from tandem_engine.handoff.tests.transport_list import RINGS
 from tandem_engine.handoff.transports.ring import HostStaging
 from tandem_wire.messages import PrefillPeer
 
@@ -87,7 +88,7 @@ def start_fixture() -> Iterator[Callable[..., Pipe]]:
         child.join()
 
 
-@pytest.fixture(name="options", params=["shm", "cudaIpc"])
+@pytest.fixture(name="options", params=RINGS)
 def options_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     return {"transport": request.param, "shm_dir": str(tmp_path)}
 

@@ -11,7 +11,13 @@ from deadlines import patience
 
 from tandem_engine.frames import ProbeRequest, ProbeResult
 from tandem_engine.handoff.errors import HandoffUnavailable
-from tandem_engine.handoff.events import FetchCancelled, FetchDone, FetchFailed, PrefillDropped
+from tandem_engine.handoff.events import (
+    FetchCancelled,
+    FetchDone,
+    FetchFailed,
+    PrefillDropped,
+    PushFailed,
+)
 from tandem_engine.handoff.prefill.session import PrefillSession
 from tandem_engine.handoff.tests.in_memory import InMemoryTransport, Network
 from tandem_engine.handoff.tests.scripted import FAST, LAYOUT, BytesStore, eventually, make
@@ -70,18 +76,23 @@ def test_a_probe_goes_over_a_planted_transport(stack: ExitStack, planted: Networ
     assert np.array_equal(d.kv.data, before)
 
 
+@pytest.mark.parametrize("faults", ["", "fence:duplicate@#1"])
 def test_a_fence_waits_for_the_completion_of_a_one_sided_write(
-    stack: ExitStack, planted: Network
+    stack: ExitStack, planted: Network, faults: str
 ) -> None:
-    """While P may still write D's blocks, D's core doesn't get them back."""
-    p, d = make(stack, "p"), make(stack, "d")
+    """While P may still write D's blocks, D's core doesn't get them back; nor by a second fence."""
+    p, d = make(stack, "p"), make(stack, "d", faults=faults)
     assert d.takes(p)
     planted.holds = True
     d.fetch("r", [p])
     p.push(p.arrived(), finish=False)
     assert planted.held.wait(patience(20))
     d.handoff.post(FetchCancelled("r"))
-    eventually(lambda: p.handoff.counters().get("kv_fences_total", 0) == 1)
+    num_fences = 2 if faults else 1
+    eventually(lambda: p.handoff.counters().get("kv_fences_total", 0) == num_fences)
+    d.fetch("refused", [p])  # what P says to this comes behind any answer to a fence
+    p.handoff.post(PushFailed(p.arrived().key, "no_room", "no pages"))
+    assert isinstance(d.outcome("refused"), FetchFailed)
     assert not d.handoff.poll()
     assert d.handoff.num_leases() == 1
     planted.release.set()
@@ -90,6 +101,28 @@ def test_a_fence_waits_for_the_completion_of_a_one_sided_write(
     planted.holds = False
     assert d.takes(p), "the session goes on"
     assert d.handoff.counters()["kv_dials_total"] == 1
+
+
+def test_a_lease_runs_out_while_a_write_to_another_peer_hangs(
+    stack: ExitStack, planted: Network
+) -> None:
+    """The sweep waits for no write: the second silent peer's push is dropped all the same."""
+    options = {"heartbeat_seconds": 60.0, "lease_seconds": 0.3, "stall_seconds": 60.0}
+    p = make(stack, "p")
+    d, other = make(stack, "d", **options), make(stack, "other", **options)
+    assert d.takes(p)
+    assert other.takes(p)
+    planted.holds = True
+    d.fetch("held", [p])
+    p.push(p.arrived(), finish=False)
+    assert planted.held.wait(patience(20))
+    eventually(lambda: p.handoff.counters().get("kv_expired_leases_total", 0) == 1)
+    other.fetch("waits", [p])
+    waiting = p.arrived()
+    assert p.wait(PrefillDropped).key == waiting.key
+    assert p.handoff.num_leases() == 1
+    planted.release.set()
+    p.wait(PrefillDropped)
 
 
 def test_a_peer_that_does_not_complete_loses_its_right_to_write(

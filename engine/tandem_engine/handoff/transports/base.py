@@ -68,6 +68,8 @@ class Link:
     kv: KVStore
     on_lost: Callable[[Exception], None]
     """The transport can't go on: ends the session."""
+    around_lane: "Callable[[Lane, Callable[[], bool]], Lane] | None" = None
+    """Stands around every lane and sees whether it is closed; for injected faults."""
 
     def send(self, message: msgspec.Struct) -> None:
         """Send on the control connection. Once that has ended, the session ends: nothing to do."""
@@ -186,6 +188,10 @@ class Written:
     checksum: int
 
 
+Lane = Callable[[PageWrite], Written]
+"""Makes one write, in a thread of the transport's; OSError: the session is lost."""
+
+
 class _Job:
     """A write that waits or is under way; exactly one of lane and fence claims it."""
 
@@ -209,6 +215,7 @@ class Outbound(ABC):
         self.write_bytes = min(link.settings.write_bytes or link.kv.write_bytes, MAX_WRITE_BYTES)
         """The size of write to aim for; D's end takes no larger ones."""
         self._on_lost = link.on_lost
+        self._around_lane = link.around_lane
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._jobs: dict[int, set[_Job]] = {}
         self._lanes: list[asyncio.Future[None]] = []
@@ -247,20 +254,26 @@ class Outbound(ABC):
                 del self._jobs[job.write.epoch]
 
     async def fence(self, epoch: int) -> None:
-        """Give up the epoch's waiting writes and return when none is under way."""
-        jobs = list(self._jobs.pop(epoch, ()))
+        """Give up the epoch's waiting writes and return when none is under way.
+
+        So does a second call, while the first one still waits or after it was cancelled.
+        """
+        jobs = list(self._jobs.get(epoch, ()))
         for job in jobs:
             if job.claim():
                 job.future.cancel()
+            # Also when this call is cancelled while it waits: no one else looks at them.
+            job.future.add_done_callback(_take_note)
         under_way = [job.future for job in jobs if not job.future.done()]
         if under_way:
             await asyncio.wait(under_way)
         for job in jobs:
-            if not job.future.cancelled():
-                job.future.exception()  # retrieved here: no one else waits for it
+            self._forget(job)
 
-    def start_lane(self, send: Callable[[PageWrite], Written], name: str) -> None:
-        """Start a thread that makes writes, one at a time, by `send` (OSError: session lost)."""
+    def start_lane(self, send: Lane, name: str) -> None:
+        """Start a thread that makes writes, one at a time, by `send`."""
+        if self._around_lane is not None:
+            send = self._around_lane(send, lambda: self._closed)
         ended: asyncio.Future[None] = self._loop.create_future()
         self._lanes.append(ended)
         thread = threading.Thread(
@@ -268,7 +281,7 @@ class Outbound(ABC):
         )
         thread.start()
 
-    def _run_lane(self, send: Callable[[PageWrite], Written], ended: asyncio.Future[None]) -> None:
+    def _run_lane(self, send: Lane, ended: asyncio.Future[None]) -> None:
         while (job := self._queue.get()) is not None:
             if not job.claim():
                 continue
@@ -303,6 +316,10 @@ class Outbound(ABC):
     async def close(self) -> None:
         """End every write and every thread. Safe to call twice."""
         self._closed = True
+        # Before the lanes wake up, so that none begins another write.
+        for job in [job for jobs in self._jobs.values() for job in jobs]:
+            if job.claim():
+                job.future.cancel()
         self._interrupt()
         for _ in self._lanes:
             self._queue.put(None)
@@ -314,3 +331,9 @@ class Outbound(ABC):
     @abstractmethod
     def _interrupt(self) -> None:
         """Make a `send` that is blocked return soon, by an error."""
+
+
+def _take_note(future: "asyncio.Future[Written]") -> None:
+    """Look at how a write that was given up ended, so that asyncio doesn't complain."""
+    if not future.cancelled():
+        future.exception()

@@ -28,7 +28,7 @@ class Landing:
         on_progress: Callable[[], None],
     ) -> None:
         self.pages = pages
-        self._blocks = frozenset(blocks)
+        self.blocks = frozenset(blocks)
         self._with_checksum = checksum
         self._on_progress = on_progress
         self._loop = asyncio.get_running_loop()
@@ -97,7 +97,7 @@ class Landing:
         return True
 
     def _check_place(self, blocks: Sequence[int], layers: range) -> None:
-        if not self._blocks.issuperset(blocks):
+        if not self.blocks.issuperset(blocks):
             raise ValueError("the peer wrote to blocks that do not belong to this request")
         if layers.start < 0 or layers.stop > self.pages.num_layers:
             raise ValueError(

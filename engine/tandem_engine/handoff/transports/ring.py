@@ -196,6 +196,7 @@ class RingOutbound(Outbound):
             )
         slot = self._unused.get()
         if slot is None:
+            self._unused.put(None)  # whatever this lane takes next must not wait either
             raise TransportError("the session has ended")
         seed = place_seed(blocks, layers) if self._checksum else None
         at = slot * self._shape.slot_bytes

@@ -12,8 +12,6 @@ import struct
 import threading
 from typing import Final
 
-import msgspec
-
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.pages import payload_checksum
 from tandem_engine.handoff.transports.base import (
@@ -25,7 +23,7 @@ from tandem_engine.handoff.transports.base import (
     Transport,
     Written,
 )
-from tandem_wire.connection import Connection, tune_socket
+from tandem_wire.connection import Connection, pack_checked, tune_socket
 from tandem_wire.handoff import DataHello, HandoffMessage, TransportOffer
 
 _HEADER: Final = struct.Struct("<QIHHQ")  # epoch, blocks, first layer, layers, payload bytes
@@ -113,7 +111,7 @@ class TcpInbound(Inbound):
             ).start()
 
     async def _dial(self, number: int) -> socket.socket:
-        hello = msgspec.msgpack.encode(DataHello(self._session, number))
+        hello = pack_checked(DataHello(self._session, number))
         host, port = self._address
         try:
             found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -121,7 +119,7 @@ class TcpInbound(Inbound):
             stream.setblocking(False)
             try:
                 await self._loop.sock_connect(stream, found[0][4])
-                await self._loop.sock_sendall(stream, len(hello).to_bytes(4, "big") + hello)
+                await self._loop.sock_sendall(stream, hello)
             except BaseException:
                 stream.close()
                 raise

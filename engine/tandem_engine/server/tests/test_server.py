@@ -36,6 +36,10 @@ from tandem_wire.messages import (
     WorkerState,
 )
 
+METHODS = dict.fromkeys(
+    (Path.HEALTH, Path.READY, Path.METRICS, Path.STATE, Path.LEASES), "GET"
+)  # the others are POST
+
 
 async def test_frames_find_their_router(stage: Stage) -> None:
     await stage.ready()
@@ -147,8 +151,7 @@ async def test_every_path_of_the_table_is_served_and_no_other(stage: Stage) -> N
     routes = [route for route in stage.server._admin.app.routes if isinstance(route, Route)]
     assert {route.path for route in routes} == set(Path)
     for path in Path:
-        method = "POST" if path.startswith("/admin/") else "GET"
-        assert (await stage.http(method, path)).status_code in (200, 503)
+        assert (await stage.http(METHODS.get(path, "POST"), path)).status_code in (200, 503)
 
 
 async def test_the_state_has_the_fields_of_its_table(stage: Stage) -> None:
@@ -262,7 +265,7 @@ async def test_the_token_guards_all_of_admin_and_nothing_else(tmp_path: FilePath
             continue
         for headers in wrong:
             encoded = {name: value.encode() for name, value in headers.items()}
-            answer = await stage.http("POST", path, headers=encoded)
+            answer = await stage.http(METHODS.get(path, "POST"), path, headers=encoded)
             assert answer.status_code == 401, path
             assert answer.json()["error"]["type"] == "authentication_error"
     assert "sésame" not in (await stage.http("GET", "/state")).text

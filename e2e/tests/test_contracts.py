@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 
+from tandem_engine import faults
 from tandem_engine.config import MODEL_SCHEMES, WeightFormat, WorkerConfig, parse_args
 from tandem_engine.config import Dtype as EngineDtype
 from tandem_engine.frames import Pairing, PairTrouble, ProbeResult
@@ -284,3 +285,8 @@ async def test_the_client_probes(fleet: Fleet) -> None:
     assert answer.error == ""
     assert answer.transport
     assert answer.num_bytes > 0
+
+
+def test_the_label_of_test_workers_is_the_one_that_workers_name() -> None:
+    assert faults.LABEL == labels.LABEL_FAULTS
+    assert (faults.VARIABLE, faults.PERMIT) == (pods.ENV_FAULTS, pods.ENV_FAULTS_ALLOWED)

@@ -4,19 +4,44 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
+from deadlines import patience
 from typer.testing import CliRunner
 
 from tandem_cli import main
 from tests.service import Service, mock_manifest
+from tests.streams import completion
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def fallen(tandem: Any) -> Iterator[Service]:
-    """A service with RDMA devices in its pods whose KV goes over TCP all the same."""
+def noisy(tandem: Any) -> Iterator[Service]:
+    """A service whose prefill worker changes a bit in every third write of pages."""
+    faults = {"name": "TANDEM_FAULTS", "value": "pages:corrupt@1/3"}
+    template = {
+        "metadata": {"labels": {"tandem.dev/fault-injection": "true"}},
+        "spec": {"containers": [{"name": "engine", "env": [faults]}]},
+    }
+    manifest = mock_manifest("noisy", decode=1)
+    manifest["spec"]["prefill"]["podTemplate"] = template
+    manifest["spec"]["kvTransfer"]["verify"]["mode"] = "Report"
+    service = Service.apply(tandem, manifest)
+    try:
+        yield service
+    finally:
+        service.kubectl("delete", "tisvc", service.name, "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def fallen(tandem: Any, noisy: Service) -> Iterator[Service]:
+    """A service with RDMA devices in its pods whose KV goes over TCP all the same.
+
+    It starts after the noisy one, whose pair goes out of use meanwhile.
+    """
+    assert noisy.get()
     manifest = mock_manifest(
         "fallen",
         decode=1,
@@ -89,3 +114,30 @@ def test_the_doctor_examines_each_worker_in_its_pod(fallen: Service) -> None:
         for each in found[pod["metadata"]["name"]]["checks"]
         if each["verdict"] != "ok" and (not each["matters_to"] or "tcp" in each["matters_to"])
     }
+
+
+def test_a_pair_that_corrupts_kv_is_taken_out_of_use_and_named(noisy: Service) -> None:
+    """Probes alone are enough for the decode worker to notice; requests are served all the time."""
+    noisy.wait_ready()
+    (sender,), (receiver,) = noisy.pod_names("prefill"), noisy.pod_names("decode")
+    for number in range(3):
+        body = {**completion(noisy.name, f"{number} and so on", 4), "stream": False}
+        reply = httpx.post(f"{noisy.url}/v1/completions", json=body, timeout=patience(60))
+        assert reply.json()["usage"]["completion_tokens"] == 4
+    unused = wait_for(
+        "the pair out of use", lambda: noisy.get()["status"]["transport"].get("outOfUse"), 120
+    )
+    assert [(pair["prefill"], pair["decode"]) for pair in unused] == [(sender, receiver)]
+    assert "faults, the last one: " in unused[0]["because"]
+    verified = noisy.condition("TransportVerified")
+    assert (verified["status"], verified["reason"]) == ("False", "EveryPairOutOfUse")
+    assert f"{receiver} takes no KV from {sender}" in verified["message"]
+    events = noisy.kubectl("get", "events", "--field-selector", "reason=PairOutOfUse")
+    assert f"{receiver} takes no KV from {sender}" in events
+    assert f'kv_pair_out_of_use{{peer="{sender}"}} 1.0' in worker_metrics(noisy.pods("decode")[0])
+
+
+def worker_metrics(pod: dict[str, Any]) -> str:
+    """A worker's page at /metrics."""
+    url = f"http://{pod['status']['podIP']}:8100/metrics"
+    return httpx.get(url, timeout=patience(10)).text

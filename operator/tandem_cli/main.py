@@ -20,6 +20,8 @@ app = typer.Typer(
 cluster_app = typer.Typer(no_args_is_help=True, help="The embedded Kubernetes cluster alone.")
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(bench_app, name="bench")
+debug_app = typer.Typer(no_args_is_help=True, help="What workers hold, from the inside.")
+app.add_typer(debug_app, name="debug")
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -245,6 +247,24 @@ def helm(ctx: typer.Context) -> None:
     from tandem_cli.target import passthrough
 
     raise typer.Exit(passthrough("helm", ctx.args))
+
+
+@debug_app.command("leases")
+def debug_leases(
+    service: Annotated[str, typer.Argument(help="InferenceService: all of its workers.")] = "",
+    url: Annotated[str, typer.Option(help="One worker's HTTP port instead.")] = "",
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="With --url: file of its admin token.")
+    ] = None,
+    namespace: Namespace = "default",
+    output: Output = "table",
+    cluster: ClusterName = "tandem",
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Blocks, leases, epochs and fences of workers, by request."""
+    from tandem_cli.leases import show_leases
+
+    show_leases(cluster, kubeconfig, service, namespace, url, token_file, output)
 
 
 @cluster_app.command("build")

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from tandem_operator.api.api_object import ApiObject, Rule, keyed_by
 from tandem_operator.api.quantity import Quantity
-from tandem_operator.names.pods import ENV_PREFIX
+from tandem_operator.names.pods import ENV_FAULTS, ENV_PREFIX
 
 _PRESERVED: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
 
@@ -37,7 +37,7 @@ class EnvVar(ApiObject):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            f"!self.name.startsWith('{ENV_PREFIX}')",
+            f"!self.name.startsWith('{ENV_PREFIX}') || self.name == '{ENV_FAULTS}'",
             "engine.env must not set TANDEM_* variables, which the operator writes: rename the"
             " variable, or set the field that it stands for",
             ".name",

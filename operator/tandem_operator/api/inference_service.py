@@ -16,7 +16,9 @@ from tandem_operator.api.rdma import SHARED_MEMORY, Rdma
 from tandem_operator.api.rollout import Rollout
 from tandem_operator.api.router import Router
 from tandem_operator.api.slo import Slo
+from tandem_operator.names.labels import LABEL_FAULTS
 from tandem_operator.names.objects import MAX_SERVICE_NAME
+from tandem_operator.names.pods import ENV_FAULTS
 from tandem_operator.pair import Pair, Role
 
 _PAIR = "!has(self.prefill) || !has(self.decode)"
@@ -40,6 +42,12 @@ def _infiniband_mounted(pool: str) -> str:
 def _on_nodes(part: str) -> str:
     """Whether the pods of a part use their nodes' network."""
     return f"(has(self.{part}) && self.{part}.podTemplate.spec.hostNetwork)"
+
+
+def _is_labelled(pool: str) -> str:
+    """Whether the pods of a pool may inject faults."""
+    labels = f"self.{pool}.podTemplate.metadata.labels"
+    return f"('{LABEL_FAULTS}' in {labels} && {labels}['{LABEL_FAULTS}'] == 'true')"
 
 
 def _gpu_limit(pool: str) -> str:
@@ -184,6 +192,13 @@ _WIRING_RULES = (
         "kvTransfer.backend CudaIpc needs GPUs in both pools: set nvidia.com/gpu in"
         " resources.limits of prefill and decode, or set backend: Auto",
         ".kvTransfer.backend",
+    ),
+    Rule(
+        f"{_PAIR} || !self.engine.env.exists(e, e.name == '{ENV_FAULTS}') ||"
+        f" ({_is_labelled('prefill')} && {_is_labelled('decode')})",
+        f"engine.env sets {ENV_FAULTS}, which only test workers may have: add {LABEL_FAULTS}:"
+        ' "true" to podTemplate.metadata.labels of prefill and decode, or remove the variable',
+        ".engine.env",
     ),
     Rule(
         "self.kvTransfer.chunkTokens % self.engine.pageSize == 0",

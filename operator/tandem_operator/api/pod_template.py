@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field
 
 from tandem_operator.api.api_object import ApiObject, Rule, keyed_by
-from tandem_operator.names.labels import LABEL_PREFIXES
+from tandem_operator.names.labels import LABEL_FAULTS, LABEL_PREFIXES
 from tandem_operator.names.objects import GROUP
 
 _OPEN: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
@@ -27,7 +27,7 @@ class PodTemplateMetadata(ApiObject):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            f"self.labels.all(k, {_free(LABEL_PREFIXES)})",
+            f"self.labels.all(k, k == '{LABEL_FAULTS}' || ({_free(LABEL_PREFIXES)}))",
             "podTemplate.metadata.labels must not set tandem.dev/* or app.kubernetes.io/* labels,"
             " by which the operator finds its pods: choose another prefix",
             ".labels",

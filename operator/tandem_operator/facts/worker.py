@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from tandem_operator.names.labels import LABEL_FAULTS
 from tandem_operator.names.pods import (
     ENGINE_CONTAINER,
     PORT_WORKER_BOOTSTRAP,
@@ -129,6 +130,12 @@ class WorkerPod:
     def live(self) -> bool:
         """Whether it counts as a worker: it neither ended nor drains nor is being deleted."""
         return not self.deleting and self.failure is None and self.draining_since is None
+
+    @property
+    def injects_faults(self) -> bool:
+        """Whether it is a test worker, which may fail on purpose."""
+        labels = self.manifest.get("metadata", {}).get("labels") or {}
+        return bool(labels.get(LABEL_FAULTS) == "true")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from tandem_operator.manifests.container import (
     writable_mounts,
     writable_volumes,
 )
+from tandem_operator.manifests.fault_injection import permit_faults
 from tandem_operator.manifests.host_network import move_worker, port_annotations
 from tandem_operator.manifests.placement import build_affinity
 from tandem_operator.manifests.pod_template import merge_template
@@ -116,6 +117,7 @@ def build_worker_pod(
         "spec": _pod_spec(observed, spec, worker, parts),
     }
     merged = merge_template(pod, spec.pool(worker.role).pod_template)
+    permit_faults(merged)
     return move_worker(merged, worker.taken_ports)
 
 

@@ -23,6 +23,8 @@ LABEL_GROUP: Final = f"{GROUP}/group"
 """On workers: the pods of one worker have the same value."""
 LABEL_WORKER: Final = f"{GROUP}/worker"
 """`true` on the worker pods of both pools; a role label would select only one of them."""
+LABEL_FAULTS: Final = f"{GROUP}/fault-injection"
+"""`true` on the pods of test workers, by their podTemplate: they may inject faults."""
 
 APP: Final = "tandem"
 """Value of LABEL_NAME."""

@@ -122,6 +122,10 @@ class WorkerProcess:
         async with httpx.AsyncClient(timeout=DEADLINE) as client:
             return await client.get(f"{self.url}{path}")
 
+    async def get_admin(self, path: str) -> httpx.Response:
+        async with httpx.AsyncClient(timeout=DEADLINE) as client:
+            return await client.get(f"{self.url}{path}", headers=ADMIN_HEADERS)
+
     async def post(self, path: str, **body: Any) -> httpx.Response:
         async with httpx.AsyncClient(timeout=DEADLINE) as client:
             return await client.post(f"{self.url}{path}", json=body, headers=ADMIN_HEADERS)

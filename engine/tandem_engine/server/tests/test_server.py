@@ -13,6 +13,9 @@ from tandem_engine.frames import (
     CoreRefused,
     CoreStats,
     CoreStep,
+    HeldPush,
+    LeaseQuery,
+    LeaseReport,
     Pairing,
     ProbeRequest,
     ProbeResult,
@@ -21,7 +24,7 @@ from tandem_engine.frames import (
     RouterGone,
     SetMode,
 )
-from tandem_engine.server.api import Path, StateAnswer
+from tandem_engine.server.api import LeasesAnswer, Path, StateAnswer
 from tandem_engine.server.tests.processes import until
 from tandem_engine.server.tests.stage import Stage
 from tandem_wire.errors import ConnectionLost
@@ -35,10 +38,6 @@ from tandem_wire.messages import (
     Submit,
     WorkerState,
 )
-
-METHODS = dict.fromkeys(
-    (Path.HEALTH, Path.READY, Path.METRICS, Path.STATE, Path.LEASES), "GET"
-)  # the others are POST
 
 
 async def test_frames_find_their_router(stage: Stage) -> None:
@@ -151,7 +150,9 @@ async def test_every_path_of_the_table_is_served_and_no_other(stage: Stage) -> N
     routes = [route for route in stage.server._admin.app.routes if isinstance(route, Route)]
     assert {route.path for route in routes} == set(Path)
     for path in Path:
-        assert (await stage.http(METHODS.get(path, "POST"), path)).status_code in (200, 503)
+        reads = path is Path.LEASES or not path.startswith("/admin/")
+        method = "GET" if reads else "POST"
+        assert (await stage.http(method, path)).status_code in (200, 503)
 
 
 async def test_the_state_has_the_fields_of_its_table(stage: Stage) -> None:
@@ -162,6 +163,32 @@ async def test_the_state_has_the_fields_of_its_table(stage: Stage) -> None:
         assert (state.pid, state.ports["wire"]) == (os.getpid(), stage.ports["wire"])
         await stage.ready()
     assert (state.core_pid, state.compatibility_hash) == (stage.core.pid, "beef")
+
+
+async def test_leases_are_what_the_core_says(stage: Stage) -> None:
+    assert (await stage.http("GET", Path.LEASES)).status_code == 503
+    await stage.ready()
+    assert (await stage.http("GET", Path.LEASES, headers={})).status_code == 401
+    asked = asyncio.create_task(stage.http("GET", Path.LEASES))
+    await until(lambda: stage.core.got(LeaseQuery), "the question")
+    push = HeldPush(
+        rid="r", epoch=3, worker_id="d", transport="shm", num_bytes=7, state="fencing",
+        lease_seconds=-1.5,
+    )  # fmt: skip
+    stage.core.say(LeaseReport(number=99, blocks={"free": 0}))
+    number = stage.core.got(LeaseQuery).number
+    stage.core.say(LeaseReport(number=number, blocks={"free": 8}, pushes=[push]))
+    answer = msgspec.json.decode((await asked).content, type=LeasesAnswer)
+    assert (answer.worker_id, answer.blocks, answer.pushes) == ("w", {"free": 8}, [push])
+
+
+async def test_a_test_worker_says_which_faults_it_has() -> None:
+    for faults in ("", "commit:drop@0.1"):
+        stage = Stage(TANDEM_FAULTS=faults, TANDEM_FAULTS_ALLOWED="true")
+        try:
+            assert (await stage.http("GET", Path.STATE)).json()["faults"] == faults
+        finally:
+            await stage.stop()
 
 
 async def test_bad_admin_requests(stage: Stage) -> None:
@@ -265,7 +292,7 @@ async def test_the_token_guards_all_of_admin_and_nothing_else(tmp_path: FilePath
             continue
         for headers in wrong:
             encoded = {name: value.encode() for name, value in headers.items()}
-            answer = await stage.http(METHODS.get(path, "POST"), path, headers=encoded)
+            answer = await stage.http("POST", path, headers=encoded)
             assert answer.status_code == 401, path
             assert answer.json()["error"]["type"] == "authentication_error"
     assert "sésame" not in (await stage.http("GET", "/state")).text

@@ -219,3 +219,29 @@ async def test_a_prefill_worker_that_corrupts_kv_is_named_and_left_alone(
     await to_d.result("after")
     assert to_d.first["after"].prefill_worker == "good"
     assert b'kv_pair_out_of_use{peer="bad"} 1.0' in (await d.get("/metrics")).content
+
+
+async def test_both_sides_say_what_they_hold(stack: AsyncExitStack) -> None:
+    """The dump names the request, the epoch and the other worker, and is empty afterwards."""
+    slow, d = await start(stack, "slow", "d")
+    client = await connect(stack, d)
+    length = 10 * LONG  # longer than any pause of this test
+    client.submit("r", prompt(1, length), slow.peer)
+    await prefilling(slow)
+    on_d, on_p = [(await worker.get_admin("/admin/leases")).json() for worker in (d, slow)]
+    (fetch,), (push,) = on_d["fetches"], on_p["pushes"]
+    assert (fetch["rid"], fetch["worker_id"], fetch["state"]) == ("r", "slow", "filling")
+    assert (push["rid"], push["worker_id"], push["state"]) == ("r", "d", "pushing")
+    assert push["epoch"] == fetch["epoch"]
+    assert len(fetch["blocks"]) == on_d["blocks"]["leased"] == length // 16
+    (routed,), (remote,) = on_d["requests"], on_p["requests"]
+    assert (routed["rid"], routed["kind"], routed["state"], routed["leased"]) == (
+        *("r", "routed", "fetching", True),
+    )
+    assert remote["kind"] == "remote"
+    assert on_d["pushes"] == on_p["fetches"] == []
+    client.cancel("r")
+    for worker in (slow, d):
+        await worker.assert_clean()
+        held = (await worker.get_admin("/admin/leases")).json()
+        assert held["requests"] == held["fetches"] == held["pushes"] == []

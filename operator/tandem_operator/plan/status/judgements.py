@@ -12,6 +12,7 @@ from tandem_operator.api.conditions import (
 from tandem_operator.api.inference_service import InferenceServiceSpec
 from tandem_operator.api.kv_transfer import VerifyMode
 from tandem_operator.facts.scaling import PolicyDecision
+from tandem_operator.names.labels import LABEL_FAULTS
 from tandem_operator.pair import Role
 from tandem_operator.plan.rollout.failures import failing_node
 from tandem_operator.plan.rollout.stage import Stage
@@ -194,6 +195,13 @@ def _degraded(basis: StatusBasis, transport: Judgement) -> Judgement:
                 " RDMA: set LimitMEMLOCK=infinity for the container runtime on its node"
             )
             return Judgement(True, "MemlockTooLow", message)
+    testing = [pod.name for pod in basis.observed.pods if pod.injects_faults]
+    if testing:
+        message = (
+            f"{', '.join(testing)} may inject faults into hand-offs: remove the label"
+            f" {LABEL_FAULTS} from podTemplate.metadata.labels when the test is over"
+        )
+        return Judgement(True, "FaultInjection", message)
     unused = find_unused(basis.spec)
     if unused:
         message = f"these fields have no effect in this release: {', '.join(unused)}"

@@ -10,7 +10,7 @@ from tandem_operator.clients.workers import WorkerClient
 from tandem_operator.facts.worker import Links, WorkerPod
 from tandem_operator.pair import Role
 
-LOOK_SECONDS: Final = 30.0
+LOOK_SECONDS: Final = 15.0
 """How old the last look at a decode worker may become."""
 MAX_LOOKS: Final = 32
 """Workers that one pass asks; the others of a large fleet have their turn in the next ones."""

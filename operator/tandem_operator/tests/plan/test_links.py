@@ -16,6 +16,7 @@ from tandem_operator.pair import Pair, Role
 from tandem_operator.plan.links import pairs_of_nodes, probed_pairs, unused_pairs
 from tandem_operator.plan.notes import note_links
 from tandem_operator.plan.rollout.probe import plan_probe
+from tandem_operator.runtime.metrics import Metrics
 from tandem_operator.tests.facts import NOW, Fleet, make_observed, make_pod, make_spec
 
 AGO = timedelta(hours=1)
@@ -214,6 +215,14 @@ def named(fleet: Fleet, kind: ConditionType) -> tuple[str, str, str]:
     return str(found.status), found.reason, found.message
 
 
+def pairs_out_of_use(fleet: Fleet) -> float | None:
+    """What the operator's metric says after the last pass."""
+    metrics = Metrics()
+    metrics.record(fleet.observe(), fleet.plans[-1])
+    labels = {"namespace": "default", "service": "qwen"}
+    return metrics.registry.get_sample_value("tandem_operator_pairs_out_of_use", labels)
+
+
 def test_one_pair_out_of_use_is_named_and_does_not_hold_ready_back() -> None:
     fleet = Fleet(make_spec())
     fleet.settle()
@@ -232,6 +241,7 @@ def test_one_pair_out_of_use_is_named_and_does_not_hold_ready_back() -> None:
     assert told["PairOutOfUse"].warning
     assert one in told["PairOutOfUse"].message
     assert "PairOutOfUse" not in {note.reason for note in fleet.step().events}
+    assert pairs_out_of_use(fleet) == 1.0
     fleet.pods[other] = replace(fleet.pods[other], links=trouble)
     fleet.step()
     assert named(fleet, ConditionType.TRANSPORT_VERIFIED)[1] == "EveryPairOutOfUse"
@@ -242,6 +252,7 @@ def test_one_pair_out_of_use_is_named_and_does_not_hold_ready_back() -> None:
     assert named(fleet, ConditionType.TRANSPORT_VERIFIED)[:2] == ("True", "KvMoved")
     assert named(fleet, ConditionType.READY)[0] == "True"
     assert sum(note.reason == "PairInUse" for note in plan.events) == 2
+    assert pairs_out_of_use(fleet) == 0.0
 
 
 def test_a_pair_that_ended_with_its_worker_is_no_news() -> None:

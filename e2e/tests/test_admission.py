@@ -1,5 +1,6 @@
 """What the API server refuses and accepts: the CRDs' rules, tried with kubectl on a real one."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,10 @@ def test_pools_keep_their_identity(tandem: Any, patch: str, words: str) -> None:
 )
 def test_explain_explains(tandem: Any, field: str, words: str) -> None:
     assert words in " ".join(tandem.kubectl("explain", field).stdout.split())
+
+
+def test_faults_are_taken_when_the_pods_of_both_pools_are_labelled(tandem: Any) -> None:
+    (refused,) = (bad for bad in BAD_MANIFESTS if bad.name == "faults-without-label")
+    manifest = deepcopy(refused.manifest)
+    manifest["spec"]["decode"]["podTemplate"] = manifest["spec"]["prefill"]["podTemplate"]
+    tandem.kubectl("apply", "--dry-run=server", "-f", "-", input=yaml.safe_dump(manifest))

@@ -20,8 +20,12 @@ from tandem_bench.errors import EngineError
 START_SECONDS: Final = 240.0
 RETRY_SECONDS: Final = 0.3
 MODEL_NAME: Final = "soak"
-BUGS: Final = ("CorruptKVError", "LedgerError", "the hand-off thread died", "AssertionError")
+BUGS: Final = ("CorruptKVError", "LedgerError", "the hand-off thread died", "Traceback")
 """What a worker logs when one of its own invariants is broken."""
+ENDS: Final = "the worker ends"
+"""The last line of a worker that ends by itself."""
+KILLED: Final = "signal 9"
+"""Why it may: its core was killed."""
 
 Blow = Literal["worker", "core", "server", "freeze"]
 """Whom a blow strikes: both processes, one of them; or a pause of both."""
@@ -228,5 +232,5 @@ class Fleet:
             f"{worker.name}: {line[:300]}"
             for worker in self.workers
             for line in worker.log.read_text(errors="replace").splitlines()
-            if any(bug in line for bug in BUGS)
+            if any(bug in line for bug in BUGS) or (ENDS in line and KILLED not in line)
         ]

@@ -5,12 +5,13 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 import msgspec
 import pytest
 from deadlines import patience
 
-from tandem_wire.connection import MAX_QUEUED_MESSAGES, Connection
+from tandem_wire.connection import MAX_QUEUED_MESSAGES, Connection, pack_checked
 from tandem_wire.endpoint import Listener, dial, keep_alive, listen
 from tandem_wire.errors import (
     ConnectionLost,
@@ -324,3 +325,36 @@ async def test_detach_hands_the_socket_over(pair: Pair) -> None:
     raw = pair.raw()
     raw.sendall(2 * (len(body).to_bytes(4, "big") + body))
     assert await asyncio.to_thread(raw.recv, 100) == b""
+
+
+async def test_a_changed_bit_ends_a_checked_connection(pair: Pair) -> None:
+    """Whichever it is; the frame as it was sent comes through."""
+    checked = partial(Connection, checked=True)
+    received: list[RouterMessage] = []
+    errors: list[WireError | None] = []
+
+    async def handle(connection: Connection[RouterMessage]) -> None:
+        try:
+            async for message in connection:
+                received.append(message)
+        finally:
+            errors.append(connection.error)
+
+    listener = await listen("127.0.0.1", 0, DECODER, handle, make=checked)
+    frame = pack_checked(Ping(7))
+    sender = await dial("127.0.0.1", listener.port, DECODER, make=checked)
+    sender.send(Ping(7))
+    await until(lambda: received == [Ping(7)])
+    await sender.close()
+    await until(lambda: errors == [None])
+    for place in range(4, len(frame), 3):
+        changed = bytearray(frame)
+        changed[place] ^= 1 << place % 8
+        with socket.create_connection(("127.0.0.1", listener.port)) as raw:
+            raw.sendall(changed)
+            await until(lambda: errors[1:])
+        ended = errors.pop()
+        assert isinstance(ended, MalformedFrame), place
+        assert "changed on its way" in str(ended)
+    assert received == [Ping(7)]
+    await listener.close()

@@ -188,19 +188,26 @@ def test_a_flipped_byte_is_caught(
     assert np.array_equal(d.kv.data[:, :, target], good.kv.data[:, :, source])
 
 
-def test_a_stale_write_is_dropped(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stale_write_is_dropped(
+    stack: ExitStack, over: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bytes of a fenced epoch that are still on their way land nowhere."""
-    p, d = make(stack, "p"), make(stack, "d")
+    p, d = make(stack, "p", **over), make(stack, "d", **over)
     release, held = threading.Event(), threading.Event()
-    land = Inbound._land
 
-    def hold(self: Inbound, epoch: int, *rest: Any) -> None:
-        if epoch == 1:
-            held.set()
-            assert release.wait(patience(20))
-        land(self, epoch, *rest)
+    def hold(way: str) -> None:
+        land = getattr(Inbound, way)
 
-    monkeypatch.setattr(Inbound, "_land", hold)
+        def wait(self: Inbound, epoch: int, *rest: Any) -> None:
+            if epoch == 1:
+                held.set()
+                assert release.wait(patience(20))
+            land(self, epoch, *rest)
+
+        monkeypatch.setattr(Inbound, way, wait)
+
+    hold("_land")
+    hold("_land_staged")
     before = d.kv.data.copy()
     d.fetch("r", [p])
     arrived = p.arrived()
@@ -220,8 +227,9 @@ def test_a_stale_write_is_dropped(stack: ExitStack, monkeypatch: pytest.MonkeyPa
     eventually(lambda: d.handoff.counters()["kv_stale_writes_total"] >= 1)
 
 
-def test_a_stall_is_given_up_and_fenced(stack: ExitStack) -> None:
-    p1, p2, d = make(stack, "p1"), make(stack, "p2"), make(stack, "d", stall_seconds=0.3)
+def test_a_stall_is_given_up_and_fenced(stack: ExitStack, over: dict[str, Any]) -> None:
+    p1, p2 = make(stack, "p1", **over), make(stack, "p2", **over)
+    d = make(stack, "d", stall_seconds=0.3, **over)
     d.fetch("r", [p1, p2])
     arrived = p1.arrived()
     p1.push(arrived, finish=False)
@@ -233,12 +241,10 @@ def test_a_stall_is_given_up_and_fenced(stack: ExitStack) -> None:
     assert p1.handoff.counters()["kv_fences_total"] == 1
 
 
-def test_a_lease_runs_out_without_heartbeats(
-    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lease_runs_out_without_heartbeats(stack: ExitStack, over: dict[str, Any]) -> None:
     """D keeps its connection but goes silent: P's tick frees the pages."""
-    p = make(stack, "p")
-    d = make(stack, "d", heartbeat_seconds=5.0, lease_seconds=0.3)
+    p = make(stack, "p", **over)
+    d = make(stack, "d", heartbeat_seconds=5.0, lease_seconds=0.3, **over)
     d.fetch("r", [p])
     arrived = p.arrived()
     p.push(arrived, finish=False)
@@ -263,8 +269,8 @@ def test_pages_of_other_requests_are_out_of_reach(stack: ExitStack) -> None:
     assert np.array_equal(d.kv.data, before)
 
 
-def test_many_at_once(stack: ExitStack, tmp_path: Path) -> None:
-    p, d = make(stack, "p", shm_dir=str(tmp_path)), make(stack, "d", shm_dir=str(tmp_path))
+def test_many_at_once(stack: ExitStack, over: dict[str, Any]) -> None:
+    p, d = make(stack, "p", **over), make(stack, "d", **over)
     for number in range(40):
         d.fetch(f"r{number}", [p], 9)
     for _ in range(40):

@@ -220,10 +220,17 @@ class Rdma(ApiObject):
         ),
         Rule(
             f"!(self.mode in {_NO_DEVICES}) || (size(self.devices.include) == 0 &&"
-            " size(self.devices.exclude) == 0 && self.devices.gidIndex == 'Auto')",
+            " size(self.devices.exclude) == 0 && self.devices.gidIndex == 'Auto' &&"
+            " self.devices.map == 'PerGPU')",
             "rdma.devices has no effect with this rdma.mode, which takes no devices: remove devices"
             " or set mode: DevicePlugin",
             ".devices",
+        ),
+        Rule(
+            "self.mode != 'Efa' || self.devices.gidIndex == 'Auto'",
+            "rdma.devices.gidIndex has no effect with rdma.mode Efa, whose devices have one GID:"
+            " remove gidIndex",
+            ".devices.gidIndex",
         ),
         Rule(
             "self.mode != 'Efa' || self.placement.roles != 'Pack'",

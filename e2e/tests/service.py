@@ -39,6 +39,14 @@ def mock_manifest(
             manifest["spec"][key] = {**manifest["spec"][key], **value}
         else:
             manifest["spec"][key] = value
+    return without_fabric(manifest)
+
+
+def without_fabric(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest, whose Ready doesn't wait for RDMA: no test cluster has a real device."""
+    transfer = manifest["spec"].setdefault("kvTransfer", {})
+    if manifest["spec"].get("rdma", {}).get("mode", "Auto") != "None":
+        transfer.setdefault("verify", {})["mode"] = "Report"
     return manifest
 
 
@@ -98,13 +106,20 @@ class Service:
         return next((p for p in pools if p["role"] == role), {})
 
     def wait_ready(self, seconds: float = 180) -> "Service":
-        """Wait until Ready is True for the current generation; show the status if it never is."""
+        """Wait until Ready is True for the current generation; show the status if it never is.
+
+        Where the transport is only reported, wait for that report too.
+        """
 
         def ready() -> bool:
             seen = self.get()
             status = seen.get("status", {})
-            return status.get("observedGeneration") == seen["metadata"]["generation"] and any(
-                c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", [])
+            found = {c["type"]: c["status"] for c in status.get("conditions", [])}
+            silent = seen["spec"]["kvTransfer"]["verify"]["mode"] != "Report"
+            return (
+                status.get("observedGeneration") == seen["metadata"]["generation"]
+                and found.get("Ready") == "True"
+                and (silent or found["TransportVerified"] != "Unknown")
             )
 
         try:

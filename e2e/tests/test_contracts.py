@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 
 from tandem_engine import faults
 from tandem_engine.config import MODEL_SCHEMES, WeightFormat, WorkerConfig, parse_args
 from tandem_engine.config import Dtype as EngineDtype
+from tandem_engine.frames import Pairing, PairTrouble, ProbeResult
 from tandem_engine.handoff.transports.registry import BUILT
 from tandem_engine.metrics import METRICS
 from tandem_engine.server.api import Path as WorkerPath
-from tandem_engine.server.api import StateAnswer
+from tandem_engine.server.api import ProbeAnswer, StateAnswer
 from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.api.kv_transfer import POD_BACKENDS, KvTransfer, TransferBackend
 from tandem_operator.api.model import Dtype, ModelFormat
@@ -26,7 +28,8 @@ from tandem_operator.api.model_uri import ModelScheme
 from tandem_operator.api.rdma import RdmaMode
 from tandem_operator.api.refusal import refusal_of
 from tandem_operator.api.router import RouterPolicy
-from tandem_operator.clients.workers import WorkerClient
+from tandem_operator.clients.workers import WorkerClient, read_state
+from tandem_operator.facts.worker import LinkTrouble
 from tandem_operator.manifests.router import router_args
 from tandem_operator.manifests.storage import build_storage
 from tandem_operator.manifests.wiring import Wiring
@@ -34,12 +37,13 @@ from tandem_operator.manifests.worker import Blueprint, worker_args
 from tandem_operator.names import annotations, labels, pods, router, worker
 from tandem_operator.observe.histogram import parse
 from tandem_operator.pair import Role
+from tandem_operator.plan.links import backend_named
 from tandem_operator.tests.facts import make_observed, make_spec
 from tandem_router.config import PolicyName, RouterConfig
 from tandem_router.discovery import pods as discovery
 from tandem_router.main import build_parser, parse_config, parse_slo_classes
 from tandem_router.metrics import RouterMetrics
-from tandem_wire.handoff import TRANSPORT_CHOICES, TransportChoice
+from tandem_wire.handoff import TRANSPORT_CHOICES, TransportChoice, TransportName
 from tandem_wire.messages import WorkerState
 from tests.process_fleet import Fleet, running_fleet
 
@@ -146,6 +150,35 @@ def test_the_worker_serves_what_the_operator_asks_for() -> None:
     assert fields <= set(StateAnswer.__struct_fields__)
     assert set(worker.LOAD_FIELDS) <= set(WorkerState.__struct_fields__)
     assert worker.COUNTER_PREFILLED in METRICS
+
+
+def test_the_operator_reads_what_a_worker_says_of_its_links() -> None:
+    told = {
+        "pairings": [Pairing(worker_id="p", side="decode", transport="cudaIpc")],
+        "troubles": [
+            PairTrouble(
+                worker_id="p",
+                address="10.0.0.1:8998",
+                transport="cudaIpc",
+                num_faults=3,
+                out_of_use=True,
+                reason="checksum",
+            )
+        ],
+    }
+    links = read_state(msgspec.json.decode(msgspec.json.encode(told))).links
+    assert links.transports == {"p": "cudaIpc"}
+    assert links.troubles == (LinkTrouble("p", 3, out_of_use=True, reason="checksum"),)
+    assert backend_named("cudaIpc") is TransferBackend.CUDA_IPC
+    assert [backend_named(name) for name in get_args(TransportName)].count(None) == 0
+
+
+def test_the_operator_reads_what_a_probe_answers() -> None:
+    result = ProbeResult(
+        number=1, transport="tcp", num_bytes=8, seconds=2.0, latency_seconds=0.25, error="x"
+    )
+    answer = msgspec.json.decode(msgspec.json.encode(ProbeAnswer.of(result)))
+    assert {"transport", "passedOver", "bytes", "seconds", "latencySeconds", "error"} <= set(answer)
 
 
 def test_the_router_takes_the_operators_flags(tmp_path: Path) -> None:

@@ -25,6 +25,15 @@ from tests.reading import definition, unread_parameters
 Call = tuple[str, tuple[Any, ...], tuple[Any, ...]]
 
 
+# Arguments that a command can do without, but this option can't.
+NEEDS: dict[tuple[str, ...], int] = {
+    ("doctor", "namespace"): 1,
+    ("doctor", "cluster"): 1,
+    ("doctor", "kubeconfig"): 1,
+    ("probe", "receiver"): 1,
+}
+
+
 @dataclass(frozen=True)
 class Option:
     """An option or an argument, as the command's function declares it."""
@@ -85,10 +94,10 @@ class Command:
             for name in node.names
         ]
 
-    @property
-    def needed(self) -> list[str]:
-        """Values for what has no default."""
-        return ["needed" for each in self.options if each.is_required]
+    def needed(self, option: Option) -> list[str]:
+        """Values for what has no default, and for what this option has no effect without."""
+        missing = NEEDS.get((*self.words, option.name), 0)
+        return ["needed" for each in self.options if each.is_required] + ["needed"] * missing
 
 
 def commands(app: typer.Typer, words: tuple[str, ...] = ()) -> Iterator[Command]:
@@ -138,7 +147,7 @@ def shown(value: Any) -> Any:
 def test_every_option_reaches_the_code(
     command: Command, option: Option, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed = command.needed
+    needed = command.needed(option)
     before = run(command, needed, monkeypatch)
     needed = [] if option.is_required else needed
     after = run(command, [*option.sample, *needed], monkeypatch)
@@ -183,6 +192,8 @@ def test_every_option_is_explained() -> None:
         (["chat", "--max-tokens=0"], "--max-tokens"),
         (["chat", "--temperature=-1"], "--temperature"),
         (["cluster", "up", "--nodes=0"], "--nodes"),
+        (["doctor", "--transfer=Rdma"], "--transfer"),
+        (["probe", "a", "--blocks=0"], "--blocks"),
     ],
 )
 def test_a_value_without_sense_is_refused(words: list[str], flag: str) -> None:
@@ -202,6 +213,10 @@ def test_a_value_without_sense_is_refused(words: list[str], flag: str) -> None:
         ["chat", "--url=http://a", "-n", "b"],
         ["chat", "--url=http://a", "--cluster=b"],
         ["chat", "--url=http://a", "--kubeconfig=b"],
+        ["doctor", "--namespace=a"],
+        ["doctor", "--cluster=a"],
+        ["doctor", "--kubeconfig=a"],
+        ["doctor", "a", "--transfer=Tcp"],
     ],
 )
 def test_options_of_which_one_has_no_effect_are_refused(words: list[str]) -> None:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from deadlines import patience
 
-from tests.service import Service
+from tests.service import Service, without_fabric
 from tests.streams import completion
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -62,6 +62,7 @@ def on_mocks(document: dict[str, Any]) -> dict[str, Any]:
         spec["model"]["uri"] = "mock://tiny"
     verify = spec.setdefault("kvTransfer", {}).setdefault("verify", {})
     verify["minMegabytesPerSecond"] = 1
+    without_fabric(document)
     for pool in (spec["prefill"], spec["decode"], spec.get("router", {})):
         resources = pool.get("resources", {})
         for amounts in resources.values():

@@ -102,6 +102,17 @@ class Pairing(msgspec.Struct, frozen=True, kw_only=True):
     passed_over: dict[TransportName, str] = {}  # reasons, of the better transports
 
 
+class PairTrouble(msgspec.Struct, frozen=True, kw_only=True):
+    """A prefill worker whose KV came damaged or not at all, and whether it is used all the same."""
+
+    worker_id: str
+    address: str
+    transport: TransportName | None  # of the last session
+    num_faults: int  # since the first session with that worker
+    out_of_use: bool  # until a check has passed
+    reason: str  # the last fault
+
+
 class CoreStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     """Load, ledger and counters; at least once a second, and at once when the mode changes.
 
@@ -109,7 +120,7 @@ class CoreStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     `tandem_` prefix; `observations` are new samples since the last frame (seconds unless named
     otherwise), for histograms. `ledger` is the block ledger's own account: free, cached, owned,
     leased, leaked (always 0 unless an invariant is broken). `pairings` are the open sessions of the
-    hand-off.
+    hand-off, `troubles` the prefill workers whose KV didn't arrive whole.
     """
 
     state: WorkerState
@@ -118,6 +129,7 @@ class CoreStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     observations: dict[str, list[float]] = {}
     ledger: dict[str, int] = {}
     pairings: list[Pairing] = []
+    troubles: list[PairTrouble] = []
 
 
 class ProbeRequest(msgspec.Struct, frozen=True, kw_only=True, tag="probe"):
@@ -130,13 +142,22 @@ class ProbeRequest(msgspec.Struct, frozen=True, kw_only=True, tag="probe"):
 
 
 class ProbeResult(msgspec.Struct, frozen=True, kw_only=True, tag="probe_result"):
-    """What the probe saw; `error` is empty when the KV arrived and its checksum held."""
+    """What the probe saw; `error` is empty when the KV arrived and its checksum held.
+
+    `latency_seconds` is the median time from asking for one block to having it. Of `seconds`,
+    `send_seconds` went by while the prefill worker wrote, and `land_seconds` is the time that this
+    worker's threads spent on what came, all of them together.
+    """
 
     number: int
+    worker_id: str = ""  # of the prefill worker
     transport: str = ""
     passed_over: dict[TransportName, str] = {}
     num_bytes: int = 0
     seconds: float = 0.0
+    latency_seconds: float = 0.0
+    send_seconds: float = 0.0
+    land_seconds: float = 0.0
     error: str = ""
 
 

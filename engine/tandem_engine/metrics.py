@@ -144,6 +144,8 @@ for _name, _help, *_labels in (
     ("kv_transfer_bytes_total", "KV moved", "backend", "direction"),
     ("kv_transfer_seconds_total", "Time in which KV was moved", "backend"),
     ("kv_checksum_errors_total", "KV that did not match its checksum"),
+    ("kv_link_faults_total", "Transfers whose KV came damaged or not at all"),
+    ("kv_pairs_taken_out_total", "Times a prefill worker was taken out of use for its link faults"),
     ("kv_stale_writes_total", "Writes of an old epoch that were dropped"),
     ("kv_push_failures_total", "Pushes that failed"),
     ("kv_fences_total", "Epochs fenced for decode workers"),
@@ -155,6 +157,7 @@ for _name, _help, *_labels in (
     ("kv_internal_errors_total", "Fetches that a fault of this worker ended"),
 ):
     _counter(_name, _help, *_labels)
+_gauge("kv_pair_out_of_use", "Prefill workers with link faults: whether they rest", "peer")
 _gauge("kv_sessions", "Open sessions with other workers", "backend", "side")
 LEASES: Final = _gauge("leases", "Fetches and pushes that are not finished")
 

@@ -164,8 +164,10 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
     transfer_seconds: float = 0.0
 
 
-FailureCode = Literal["no_room", "too_long", "draining", "invalid", "transport", "internal"]
-"""Why P will not deliver."""
+FailureCode = Literal[
+    "no_room", "too_long", "draining", "invalid", "transport", "expired", "internal"
+]
+"""Why P will not deliver. `transport`: its writes failed; `expired`: D was silent for too long."""
 
 
 class PrefillFailed(msgspec.Struct, frozen=True, kw_only=True, tag="prefill_failed"):

@@ -139,6 +139,55 @@ def logs(
 
 
 @app.command()
+def doctor(
+    ctx: typer.Context,
+    service: Annotated[
+        str, typer.Argument(help="InferenceService whose workers to check; default: this machine.")
+    ] = "",
+    transfer: Annotated[
+        Literal["Auto", "Shm", "Tcp", "CudaIpc", "Nixl", "Mooncake"],
+        typer.Option(help="The transport that this machine is meant for; workers know theirs."),
+    ] = "Auto",
+    namespace: Namespace = "default",
+    output: Output = "table",
+    cluster: ClusterName = "tandem",
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """What there is for moving KV: devices, links, memory, libraries; with remedies."""
+    for name in ("transfer",) if service else ("namespace", "cluster", "kubeconfig"):
+        if _is_given(ctx, name):
+            what = "the workers of a service" if service else "this machine"
+            raise CliError(f"--{name} has no effect on the check of {what}", "leave it out")
+    from tandem_cli.doctor import examine_here, examine_workers
+
+    if service:
+        examine_workers(cluster, kubeconfig, service, namespace, output)
+    else:
+        examine_here(transfer, output)
+
+
+@app.command()
+def probe(
+    service: Annotated[str, typer.Argument(help="InferenceService whose workers move KV.")],
+    sender: Annotated[
+        str, typer.Argument(metavar="[FROM]", help="Worker that sends; default: one per node.")
+    ] = "",
+    receiver: Annotated[
+        str, typer.Argument(metavar="[TO]", help="Worker that receives; default: one per node.")
+    ] = "",
+    blocks: Annotated[int, typer.Option(min=1, help="KV blocks to move at once.")] = 64,
+    namespace: Namespace = "default",
+    output: Output = "table",
+    cluster: ClusterName = "tandem",
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Move checksummed KV between workers: over what, how fast, and what would be better."""
+    from tandem_cli.probe import probe_service
+
+    probe_service(cluster, kubeconfig, service, sender, receiver, namespace, blocks, output)
+
+
+@app.command()
 def chat(
     ctx: typer.Context,
     service: Annotated[str, typer.Argument(help="InferenceService to talk to.")] = "quickstart",

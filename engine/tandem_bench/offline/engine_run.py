@@ -17,6 +17,7 @@ from tandem_engine.frames import (
     CoreStep,
     FromCore,
     Pairing,
+    PairTrouble,
     RoutedSubmit,
 )
 from tandem_engine.handoff.events import FromHandoff, ToHandoff
@@ -54,6 +55,9 @@ class NoHandoff:
     def gauges(self) -> dict[str, float]:
         """There are no gauges."""
         return {}
+
+    def troubles(self) -> list[PairTrouble]:
+        return []
 
     def pairings(self) -> list[Pairing]:
         """None."""

@@ -74,6 +74,7 @@ def build_stats(scheduler: Scheduler, handoff: Handoff, *, draining: bool) -> Co
         observations=scheduler.meter.take_observations(),
         ledger=ledger.counts(),
         pairings=handoff.pairings(),
+        troubles=handoff.troubles(),
     )
 
 

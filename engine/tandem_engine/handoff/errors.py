@@ -6,6 +6,7 @@ HandoffError
 ├── TransportError       a transport can't make its end, or failed while it moved pages
 └── AttemptFailed        one attempt at one peer failed; the next one may succeed
     ├── PeerUnavailable  no connection to it now
+    ├── LinkFault        pages came damaged or not at all: counts against the pair of workers
     └── FetchStopped     the request was cancelled here
 """
 
@@ -37,6 +38,10 @@ class AttemptFailed(HandoffError):
 
 class PeerUnavailable(AttemptFailed):
     """There is no connection to the peer now."""
+
+
+class LinkFault(AttemptFailed):
+    """Pages came damaged, or never came although the peer has sent them or tried to."""
 
 
 class FetchStopped(AttemptFailed):

@@ -9,7 +9,14 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Protocol
 
-from tandem_engine.frames import LeaseQuery, LeaseReport, Pairing, ProbeRequest, ProbeResult
+from tandem_engine.frames import (
+    LeaseQuery,
+    LeaseReport,
+    Pairing,
+    PairTrouble,
+    ProbeRequest,
+    ProbeResult,
+)
 from tandem_wire.handoff import Prefill, TransportName
 from tandem_wire.messages import PrefillPeer, SamplingParams, TokenLogprobs
 
@@ -168,6 +175,9 @@ class Handoff(Protocol):
 
     def pairings(self) -> list[Pairing]:
         """Return the open sessions with other workers."""
+
+    def troubles(self) -> list[PairTrouble]:
+        """Return the prefill workers whose KV came damaged or not at all."""
 
     def set_draining(self, draining: bool) -> None:
         """Refuse new `Prefill` messages with `draining` while set."""

@@ -11,7 +11,7 @@ import uvloop
 
 from tandem_engine.config import WorkerConfig
 from tandem_engine.faults import parse_faults
-from tandem_engine.frames import LeaseQuery, LeaseReport, Pairing, ProbeRequest
+from tandem_engine.frames import LeaseQuery, LeaseReport, Pairing, PairTrouble, ProbeRequest
 from tandem_engine.handoff.decode.side import DecodeSide
 from tandem_engine.handoff.events import (
     Counters,
@@ -54,6 +54,7 @@ class HandoffService:
         self._counters = Counters()
         self._gauges: dict[str, float] = {}
         self._pairings: list[Pairing] = []
+        self._troubles: list[PairTrouble] = []
         self._lock = threading.Lock()
         self._num_leases = 0
         self._started = threading.Event()
@@ -111,6 +112,10 @@ class HandoffService:
     def pairings(self) -> list[Pairing]:
         """Return the open sessions, as they were at the last tick."""
         return self._pairings
+
+    def troubles(self) -> list[PairTrouble]:
+        """Return the peers with link faults, as they were at the last tick."""
+        return self._troubles
 
     def set_draining(self, draining: bool) -> None:
         """Refuse new `Prefill` messages while set; peers hear of it with the next beat."""
@@ -176,10 +181,14 @@ class HandoffService:
 
     def _measure(self) -> None:
         self._pairings = [*self._prefill.pairings(), *self._decode.pairings()]
+        self._troubles = self._decode.troubles()
         sessions = Counter((pairing.transport, pairing.side) for pairing in self._pairings)
         self._gauges = {
             f'kv_sessions{{backend="{name}",side="{side}"}}': float(number)
             for (name, side), number in sessions.items()
+        } | {
+            f'kv_pair_out_of_use{{peer="{trouble.worker_id}"}}': float(trouble.out_of_use)
+            for trouble in self._troubles
         }
 
     def _take_inbox(self) -> None:

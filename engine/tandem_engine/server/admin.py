@@ -165,6 +165,8 @@ class AdminApp:
             gauges=stats.gauges if stats else {},
             faults=config.faults,
             pairings=stats.pairings if stats else [],
+            troubles=stats.troubles if stats else [],
+            checks=[check.as_json() for check in status.checks],
             running=self._hub.running,
             routers=self._hub.router_ids,
             pid=os.getpid(),
@@ -213,19 +215,7 @@ class AdminApp:
             "see the logs of both workers",
         )
         assert isinstance(result, ProbeResult)
-        rate = result.num_bytes / result.seconds / 1e6 if result.seconds else 0.0
-        return _json(
-            ProbeAnswer(
-                ok=not result.error,
-                transport=result.transport,
-                passed_over={str(name): why for name, why in result.passed_over.items()},
-                num_bytes=result.num_bytes,
-                seconds=result.seconds,
-                megabytes_per_second=rate,
-                error=result.error,
-            ),
-            200 if not result.error else 502,
-        )
+        return _json(ProbeAnswer.of(result), 200 if not result.error else 502)
 
     async def _list_leases(self, _: Request) -> Response:
         report = await self._ask_core(

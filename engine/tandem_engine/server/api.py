@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from tandem_engine.frames import HeldFetch, HeldPush, HeldRequest, Pairing
+from tandem_engine.frames import HeldFetch, HeldPush, HeldRequest, Pairing, PairTrouble, ProbeResult
 from tandem_wire.messages import Role, WorkerState
 
 
@@ -96,6 +96,8 @@ class StateAnswer(msgspec.Struct, frozen=True, kw_only=True):
     gauges: dict[str, float]
     faults: str  # TANDEM_FAULTS of a test worker; empty: none
     pairings: list[Pairing]  # open sessions that move KV, and over what
+    troubles: list[PairTrouble]  # prefill workers whose KV came damaged or not at all
+    checks: list[dict[str, Any]]  # what is not well here for the transport, and the remedy
     running: list[str]  # requests that have not ended, by rid
     routers: list[str]  # who is connected
     fabric: dict[str, Any]  # the NICs that were chosen, and how near each GPU is to which
@@ -105,15 +107,46 @@ class StateAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """POST /admin/probe: what was seen of the KV that was moved; 502 when it failed."""
+    """POST /admin/probe: what was seen of the KV that was moved; 502 when it failed.
+
+    `latencySeconds` is the median time from asking for one block to having it. Of `seconds`, the
+    prefill worker wrote during `sendSeconds`; this worker's threads spent `landSeconds` on what
+    came, all of them together. `slow` are sentences: which better transports can't be used and why.
+    """
 
     ok: bool
+    peer: str  # worker id of the prefill worker
     transport: str
     passed_over: dict[str, str] = msgspec.field(name="passedOver")
     num_bytes: int = msgspec.field(name="bytes")
     seconds: float
     megabytes_per_second: float = msgspec.field(name="megabytesPerSecond")
+    latency_seconds: float = msgspec.field(name="latencySeconds")
+    send_seconds: float = msgspec.field(name="sendSeconds")
+    land_seconds: float = msgspec.field(name="landSeconds")
+    slow: list[str]
     error: str
+
+    @classmethod
+    def of(cls, result: ProbeResult) -> "ProbeAnswer":
+        """The answer that tells of `result`."""
+        return cls(
+            ok=not result.error,
+            peer=result.worker_id,
+            transport=result.transport,
+            passed_over={str(name): why for name, why in result.passed_over.items()},
+            num_bytes=result.num_bytes,
+            seconds=result.seconds,
+            megabytes_per_second=result.num_bytes / result.seconds / 1e6 if result.seconds else 0.0,
+            latency_seconds=result.latency_seconds,
+            send_seconds=result.send_seconds,
+            land_seconds=result.land_seconds,
+            slow=[
+                f"{name} would be better than {result.transport}, but {why}"
+                for name, why in result.passed_over.items()
+            ],
+            error=result.error,
+        )
 
 
 class LeasesAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from tandem_engine.config import WorkerConfig
+from tandem_engine.doctor.check import Check
 from tandem_engine.fabric.environment import NO_FABRIC, FabricChoice
 from tandem_engine.frames import CoreLoading, CoreReady, CoreStats
 from tandem_wire.messages import Welcome, WorkerState
@@ -18,6 +19,7 @@ class WorkerStatus:
         self.config = config
         self.fabric = fabric
         self.ports: dict[str, int] = {}
+        self.checks: list[Check] = []  # what is not well on this machine
         self.core_pid = 0  # until there is a core
         self.ready: CoreReady | None = None
         self.loading = CoreLoading("starting", 0.0)

@@ -11,6 +11,7 @@ import structlog
 import uvicorn
 
 from tandem_engine.config import WorkerConfig
+from tandem_engine.doctor.examine import look_around, troubles
 from tandem_engine.errors import CoreDiedError
 from tandem_engine.fabric.environment import NO_FABRIC, FabricChoice
 from tandem_engine.frames import (
@@ -97,6 +98,7 @@ class WorkerServer:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
+        self._look_around()
         http_socket = self._bind_http()
         self._status.ports["http"] = http_socket.getsockname()[1]
         self._status.ports["wire"] = await self._open_wire()
@@ -125,6 +127,14 @@ class WorkerServer:
             return 1
         log.info("the worker ends after its drain")
         return 0
+
+    def _look_around(self) -> None:
+        """Check what the transport needs of this machine, and say what is missing."""
+        wanted = self._config.transfer
+        self._status.checks = troubles(look_around(wanted, self._config.shm_dir), wanted)
+        for check in self._status.checks:
+            say = log.error if check.verdict == "fail" else log.warning
+            say(f"{check.name} {check.subject}: {check.finding}", remedy=check.remedy)
 
     def _bind_http(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self._config.host else socket.AF_INET

@@ -5,7 +5,14 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from tandem_engine.frames import LeaseQuery, LeaseReport, Pairing, ProbeRequest, ProbeResult
+from tandem_engine.frames import (
+    LeaseQuery,
+    LeaseReport,
+    Pairing,
+    PairTrouble,
+    ProbeRequest,
+    ProbeResult,
+)
 from tandem_engine.handoff.events import (
     FetchCancelled,
     FetchDone,
@@ -111,6 +118,9 @@ class LoopbackHandoff:
         return {'kv_sessions{backend="loopback",side="in"}': 1.0}
 
     def pairings(self) -> list[Pairing]:
+        return []
+
+    def troubles(self) -> list[PairTrouble]:
         return []
 
     def set_draining(self, draining: bool) -> None:

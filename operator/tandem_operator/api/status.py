@@ -14,6 +14,9 @@ from tandem_operator.api.worker_pool import ApiRole
 
 MAX_DECISIONS = 10
 MAX_FAILURES = 5
+MAX_PAIRS = 32
+MAX_REASONS = 1024
+"""Characters of a list of reasons."""
 MAX_OPERATOR = 63 + 1 + 253
 Count = Annotated[int, Field(ge=0, le=4096)]
 Amount = Annotated[int, Field(ge=0, le=2**53)]
@@ -98,19 +101,66 @@ class SloStatus(ApiObject):
     """Each class at its own percentile; a class without requests keeps its last figures."""
 
 
+class ProbedPair(ApiObject):
+    """What the last probe between two nodes showed."""
+
+    prefill_node: Annotated[str, Field(max_length=253)] = ""
+    """Node of the worker that sent."""
+    decode_node: Annotated[str, Field(max_length=253)] = ""
+    """Node of the worker that received."""
+    prefill: Annotated[str, Field(max_length=253)]
+    """The worker that sent."""
+    decode: Annotated[str, Field(max_length=253)]
+    """The worker that received."""
+    backend: TransferBackend | None = None
+    """The backend that the two agreed on."""
+    fell_back_from: TransferBackend | None = None
+    """A better backend that workers on these nodes used before, in this revision."""
+    passed_over: Annotated[str, Field(max_length=MAX_REASONS)] = ""
+    """The better backends that they could not use, each with its reason."""
+    megabytes_per_second: Amount | None = None
+    """Speed in MB/s."""
+    latency_microseconds: Amount | None = None
+    """Time from asking for one block to having it."""
+    at: datetime
+    """When the probe was made."""
+    error: Annotated[str, Field(max_length=MAX_REASONS)] = ""
+    """Why KV did not move."""
+
+
+class UnusedPair(ApiObject):
+    """A prefill worker that a decode worker does not use, because KV came damaged or not at all."""
+
+    prefill: Annotated[str, Field(max_length=253)]
+    """The worker that sends."""
+    decode: Annotated[str, Field(max_length=253)]
+    """The worker that does not ask it any more, until a check has passed."""
+    because: Annotated[str, Field(max_length=MAX_REASONS)]
+    """The last fault."""
+
+
 class TransportStatus(ApiObject):
-    """How KV moves, as seen by the probe."""
+    """How KV moves, as seen by probes and by the decode workers."""
 
     backend: TransferBackend | None = None
-    """The backend that workers agreed on."""
-    passed_over: Annotated[str, Field(max_length=1024)] = ""
-    """The better backends that the two workers of the probe could not use, each with its reason."""
+    """The backend that workers agreed on; of several pairs of nodes, the worst one's."""
+    passed_over: Annotated[str, Field(max_length=MAX_REASONS)] = ""
+    """The better backends that those two workers could not use, each with its reason."""
     wiring: RdmaMode | None = None
     """How RDMA devices get into the pods; None: KV moves over the plain network."""
     megabytes_per_second: Amount | None = None
-    """Speed that the probe measured, in MB/s."""
+    """Speed that the probe measured, in MB/s; of several pairs of nodes, the worst one's."""
     verified_at: datetime | None = None
-    """When the probe last passed."""
+    """When KV was last seen to move."""
+    pairs: Annotated[
+        tuple[ProbedPair, ...], Field(max_length=MAX_PAIRS, json_schema_extra=ATOMIC)
+    ] = ()
+    """The last probe of each pair of nodes. Where there are more pairs than fit, each node is in
+    some."""
+    out_of_use: Annotated[
+        tuple[UnusedPair, ...], Field(max_length=MAX_PAIRS, json_schema_extra=ATOMIC)
+    ] = ()
+    """Pairs of workers that lose or change KV and are not used until a check has passed."""
 
 
 class ScalingDecision(ApiObject):

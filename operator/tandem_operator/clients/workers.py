@@ -7,7 +7,7 @@ from typing import Any, Final
 import httpx
 import structlog
 
-from tandem_operator.facts.worker import WorkerFigures, WorkerState
+from tandem_operator.facts.worker import Links, LinkTrouble, WorkerFigures, WorkerState
 from tandem_operator.names import worker
 from tandem_operator.names.router import ROUTE_METRICS
 
@@ -31,6 +31,7 @@ class ProbeAnswer:
     seconds: float = 0.0
     error: str = ""
     passed_over: str = ""
+    latency_seconds: float = 0.0
 
 
 class WorkerClient:
@@ -55,7 +56,7 @@ class WorkerClient:
             response = await self._client.get(url, timeout=seconds)
             response.raise_for_status()
             return read_state(response.json())
-        except (httpx.HTTPError, ValueError, TypeError) as error:
+        except (httpx.HTTPError, ValueError, TypeError, KeyError) as error:
             log.info("worker does not report its state", ip=ip, error=repr(error))
             return None
 
@@ -96,6 +97,7 @@ class WorkerClient:
                 num_bytes=int(answer.get("bytes") or 0),
                 seconds=float(answer.get("seconds") or 0.0),
                 error=error,
+                latency_seconds=float(answer.get("latencySeconds") or 0.0),
             )
         except (httpx.HTTPError, ValueError, TypeError) as failure:
             return ProbeAnswer(error=repr(failure))
@@ -112,7 +114,10 @@ class WorkerClient:
 
 
 def read_state(answer: Any) -> WorkerState:
-    """The state in an answer of `/state`. Raises ValueError or TypeError when it isn't one."""
+    """The state in an answer of `/state`.
+
+    Raises ValueError, TypeError or KeyError when it isn't one.
+    """
     if not isinstance(answer, Mapping):
         raise ValueError(f"/state is a {type(answer).__name__}, not an object")
     load = answer.get(worker.STATE_LOAD) or {}
@@ -126,6 +131,30 @@ def read_state(answer: Any) -> WorkerState:
         draining=bool(answer.get(worker.STATE_DRAINING, False)),
         role=str(answer.get(worker.STATE_ROLE) or ""),
         figures=_figures(load, answer.get(worker.STATE_COUNTERS)),
+        links=_links(answer),
+    )
+
+
+def _links(answer: Mapping[str, Any]) -> Links:
+    """What a worker says of those that send KV to it. A worker of an older release says less."""
+    pairings = answer.get(worker.STATE_PAIRINGS) or ()
+    troubles = answer.get(worker.STATE_TROUBLES) or ()
+    return Links(
+        {
+            str(each["worker_id"]): str(each["transport"])
+            for each in pairings
+            if isinstance(each, Mapping) and each.get("side") == "decode"
+        },
+        tuple(
+            LinkTrouble(
+                peer=str(each["worker_id"]),
+                num_faults=int(each["num_faults"]),
+                out_of_use=bool(each["out_of_use"]),
+                reason=str(each["reason"]),
+            )
+            for each in troubles
+            if isinstance(each, Mapping)
+        ),
     )
 
 

@@ -146,6 +146,12 @@ INFERENCE_SERVICE = Kind(
         ),
         Column("TBT", "integer", ".status.slo.tbtMilliseconds", "Time between tokens, ms."),
         Column("Transport", "string", ".status.transport.backend", "What moves KV."),
+        Column(
+            "Link",
+            "string",
+            '.status.conditions[?(@.type=="TransportVerified")].reason',
+            "Whether KV moves as it should: KvMoved, or what is wrong.",
+        ),
         _READY,
         _AGE,
         Column("URL", "string", ".status.url", "Where clients reach the service.", priority=1),

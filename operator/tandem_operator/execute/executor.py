@@ -152,6 +152,9 @@ class Executor:
             num_bytes=answer.num_bytes,
             seconds=answer.seconds,
             error=answer.error,
+            latency_seconds=answer.latency_seconds,
+            prefill_node=call.nodes[0],
+            decode_node=call.nodes[1],
         )
 
     async def _delete(self, item: Deletion, observed: Observed) -> None:

@@ -44,6 +44,24 @@ class WorkerFigures:
 
 
 @dataclass(frozen=True)
+class LinkTrouble:
+    """A prefill worker whose KV reached a decode worker damaged or not at all."""
+
+    peer: str
+    num_faults: int
+    out_of_use: bool  # until the decode worker has seen a pattern arrive whole
+    reason: str
+
+
+@dataclass(frozen=True)
+class Links:
+    """What a decode worker says of its prefill workers: what moves their KV, and what fails."""
+
+    transports: Mapping[str, str] = field(default_factory=dict)  # by the prefill worker's name
+    troubles: tuple[LinkTrouble, ...] = ()
+
+
+@dataclass(frozen=True)
 class WorkerState:
     """What a worker reports at `/state`. `figures` is None when one of them is missing."""
 
@@ -52,6 +70,7 @@ class WorkerState:
     draining: bool
     role: str = ""
     figures: WorkerFigures | None = None
+    links: Links = Links()
 
     @property
     def idle(self) -> bool:
@@ -104,6 +123,7 @@ class WorkerPod:
     admin_token: str = field(default="", repr=False)
     memlock: str = ""  # what the memlock check printed: "unlimited" or KiB
     state: WorkerState | None = None
+    links: Links | None = None  # the last look at them; None: there was none
     manifest: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -131,3 +151,6 @@ class ProbeResult:
     seconds: float = 0.0
     error: str = ""
     passed_over: str = ""
+    latency_seconds: float = 0.0  # of one block
+    prefill_node: str = ""
+    decode_node: str = ""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
+from tandem_operator.api.kv_transfer import VerifyMode
 from tandem_operator.api.rdma import RdmaMode
 from tandem_operator.clients.admin_key import AdminKey
 from tandem_operator.clients.children import Children
@@ -39,6 +40,7 @@ from tandem_operator.names.objects import (
 )
 from tandem_operator.names.worker import RDMA_TRANSPORTS
 from tandem_operator.observe.claims import ClaimReader
+from tandem_operator.observe.links import LinkObserver
 from tandem_operator.observe.objects import (
     read_devices,
     read_node,
@@ -92,6 +94,7 @@ class Observer:
         self._children = children
         self._admin_key = admin_key
         self._scaling = ScalingObserver(cluster, workers, clock)
+        self._links = LinkObserver(workers, clock)
 
     def remember(self, observed: Observed, memory: ScalingMemory | None) -> None:
         """Keep what the plan for these facts hands on to the next pass; None: nothing."""
@@ -105,6 +108,7 @@ class Observer:
         """Forget a service that is gone."""
         uid = self._uids.pop((namespace, name), "")
         self._scaling.remember(uid, None)
+        self._links.forget(uid)
         self._claims.forget(uid)
 
     async def observe(
@@ -156,7 +160,7 @@ class Observer:
             resource_version=meta.get("resourceVersion", ""),
             ownership=ownership,
             pools=views,
-            pods=await self._with_states(workers, views),
+            pods=await self._with_states(await self._with_links(uid, spec, workers), views),
             router=router,
             router_pods=tuple(found for pod in pods if (found := read_router_pod(pod))),
             router_troubles=tuple(told for pod in pods if (told := read_router_trouble(pod))),
@@ -241,6 +245,14 @@ class Observer:
             return replace(pod, failure=replace(failure, log=text or failure.log))
 
         return tuple(await asyncio.gather(*(add_log(pod) for pod in pods)))
+
+    async def _with_links(
+        self, uid: str, spec: InferenceServiceSpec | None, pods: tuple[WorkerPod, ...]
+    ) -> tuple[WorkerPod, ...]:
+        if spec is None or spec.kv_transfer.verify.mode is VerifyMode.OFF:
+            self._links.forget(uid)
+            return pods
+        return await self._links.add(uid, pods)
 
     async def _with_states(
         self,

@@ -3,7 +3,7 @@
 from typing import Final
 
 from tandem_operator.api.conditions import Condition, ConditionStatus, ConditionType, condition_of
-from tandem_operator.api.status import ScalingDecision, ScalingStep
+from tandem_operator.api.status import ScalingDecision, ScalingStep, TransportStatus
 from tandem_operator.facts.observed import Observed
 from tandem_operator.pair import Pair
 from tandem_operator.plan.scale.targets import PoolTarget
@@ -66,6 +66,25 @@ def note_conditions(observed: Observed, conditions: tuple[Condition, ...]) -> li
         reason = str(kind) if is_true else f"Not{kind}"
         bad = is_true is (kind not in _GOOD)
         notes.append(Note(reason, new.message or new.reason, warning=bad))
+    return notes
+
+
+def note_links(observed: Observed, transport: TransportStatus) -> list[Note]:
+    """Pairs of workers that were taken out of use since the last pass, and those that are back."""
+    old = observed.status.transport.out_of_use if observed.status.transport is not None else ()
+    before = {(pair.prefill, pair.decode) for pair in old}
+    now = {(pair.prefill, pair.decode): pair.because for pair in transport.out_of_use}
+    notes = [
+        Note("PairOutOfUse", f"{decode} takes no KV from {prefill}: {because}", warning=True)
+        for (prefill, decode), because in now.items()
+        if (prefill, decode) not in before
+    ]
+    live = {pod.name for pod in observed.pods if pod.live}
+    notes += [
+        Note("PairInUse", f"{decode} takes KV from {prefill} again")
+        for prefill, decode in sorted(before - now.keys())
+        if {prefill, decode} <= live
+    ]
     return notes
 
 

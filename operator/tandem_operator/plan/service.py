@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from tandem_operator.api import InferenceServiceSpec
+from tandem_operator.api.status import TransportStatus
 from tandem_operator.facts.observed import Claim, Observed
 from tandem_operator.manifests.fleet import build_admin_secret, build_owner
 from tandem_operator.manifests.host_network import used_ports
@@ -23,7 +24,7 @@ from tandem_operator.names.objects import (
 )
 from tandem_operator.pair import Pair, Role
 from tandem_operator.plan.children import plan_children
-from tandem_operator.plan.notes import note_conditions, note_invalid_spec, note_scaling
+from tandem_operator.plan.notes import note_conditions, note_invalid_spec, note_links, note_scaling
 from tandem_operator.plan.ownership import plan_claim, plan_leaving
 from tandem_operator.plan.rollout.failures import keep_evidence
 from tandem_operator.plan.rollout.probe import plan_probe
@@ -107,6 +108,7 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
             *failure_notes,
             *(note for pool in steps for note in pool.notes),
             *note_scaling(observed, targets, memory.entries),
+            *note_links(observed, status.transport or TransportStatus()),
             *note_conditions(observed, status.conditions),
         ),
         scaling=memory.entries,

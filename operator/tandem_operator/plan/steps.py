@@ -39,6 +39,7 @@ class EngineCall:
     body: Mapping[str, Any] = field(default_factory=dict)
     peer: str = ""  # for a probe: the other pod
     revision: str = ""
+    nodes: tuple[str, str] = ("", "")  # for a probe: of the prefill and of the decode worker
 
 
 @dataclass(frozen=True)

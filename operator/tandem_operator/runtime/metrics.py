@@ -58,6 +58,12 @@ class Metrics:
             labels,
             registry=self.registry,
         )
+        self.pairs_out_of_use = Gauge(
+            "tandem_operator_pairs_out_of_use",
+            "Pairs of workers that lose or change KV, as in status.transport.outOfUse.",
+            labels,
+            registry=self.registry,
+        )
         self.watch_restarts = Counter(
             "tandem_operator_watch_restarts_total",
             "Watches that were started again.",
@@ -98,6 +104,8 @@ class Metrics:
                 self.decisions.labels(*labels, step).inc(number)
         for item in plan.scaling:
             self.scaling_decisions.labels(*labels, str(item.pool), str(item.how).lower()).inc()
+        transport = (plan.status or {}).get("transport", {})
+        self.pairs_out_of_use.labels(*labels).set(len(transport.get("outOfUse", ())))
         wanted = ready = 0
         for pool in (plan.status or {}).get("pools", []):
             role = pool["role"].lower()
@@ -114,7 +122,7 @@ class Metrics:
 
     def forget(self, namespace: str, name: str) -> None:
         """Drop the gauges of a service that is gone."""
-        for gauge in (self.rollout_progress, self.service_served):
+        for gauge in (self.rollout_progress, self.service_served, self.pairs_out_of_use):
             gauge.remove_by_labels({"namespace": namespace, "service": name})
         for role in Role:
             self.replicas.remove_by_labels(

@@ -1,13 +1,20 @@
 """One question to a prefill worker: ask for pages, receive them, check what came."""
 
+from collections.abc import Iterator
+from typing import Final
+
 from tandem_engine.handoff.decode.session import Attempt, DecodeSession
-from tandem_engine.handoff.errors import AttemptFailed, PeerUnavailable
+from tandem_engine.handoff.errors import LinkFault, PeerUnavailable
 from tandem_engine.handoff.events import Counters
 from tandem_engine.handoff.pages import Pages, PatternPages
 from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.landing import Landing
 from tandem_wire.errors import WireError
 from tandem_wire.handoff import TRY_OUT_EPOCH, Commit, KVLayout, Prefill, Probe
+
+_NUM_CHECKS: Final = 4
+_CHECK_BLOCKS: Final = 16
+_CHECK_BYTES: Final = 64 << 20
 
 
 class Exchange:
@@ -38,20 +45,32 @@ class Exchange:
             commit = await attempt.complete(self._settings.stall_seconds)
         finally:
             await session.end(question.rid, question.epoch)
-        self._check(commit, landing, len(blocks) * self._layout.block_bytes)
+        self._verify(commit, landing, len(blocks) * self._layout.block_bytes)
         return commit
 
-    def _check(self, commit: Commit, landing: Landing, num_bytes: int) -> None:
+    def _verify(self, commit: Commit, landing: Landing, num_bytes: int) -> None:
         if landing.error:
-            raise AttemptFailed(landing.error)
+            raise LinkFault(landing.error)
         if not commit.num_bytes == landing.num_bytes == num_bytes:
-            raise AttemptFailed(
+            raise LinkFault(
                 f"{landing.num_bytes} bytes landed, {commit.num_bytes} were committed, "
                 f"{num_bytes} were asked for"
             )
         if self._settings.checksum and commit.checksum and commit.checksum != landing.checksum:
             self._counters.add("kv_checksum_errors_total")
-            raise AttemptFailed("the KV that landed has another checksum than the one committed")
+            raise LinkFault("the KV that landed has another checksum than the one committed")
+
+    async def check(self, session: DecodeSession, epochs: Iterator[int]) -> None:
+        """Move a known pattern several times over a session that lost or changed bytes before.
+
+        Raises AttemptFailed at the first one that doesn't arrive whole.
+        """
+        num_blocks = max(1, min(_CHECK_BLOCKS, _CHECK_BYTES // self._layout.block_bytes))
+        for _ in range(_NUM_CHECKS):
+            attempt = Attempt()
+            attempt.expire_after(self._settings.stall_seconds)
+            question = Probe(next(epochs), num_blocks)
+            await self.receive(session, question, attempt, PatternPages(self._layout))
 
     async def try_out(self, session: DecodeSession) -> None:
         """Move one block of a known pattern over a new session. Raises AttemptFailed.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tandem_engine.frames import HeldFetch, Pairing
-from tandem_engine.handoff.errors import AttemptFailed
+from tandem_engine.handoff.errors import AttemptFailed, LinkFault
 from tandem_engine.handoff.transports.base import Inbound, Link
 from tandem_engine.handoff.transports.landing import Landing
 from tandem_wire.endpoint import keep_alive
@@ -46,7 +46,7 @@ class Attempt:
         """Note that pages landed, or that P reported some progress."""
         self.progress_at = self._loop.time()
         if self.landing is not None and self.landing.error:
-            self.fail(AttemptFailed(self.landing.error))
+            self.fail(LinkFault(self.landing.error))
         self._changed.set()
 
     def fail(self, failure: AttemptFailed) -> None:
@@ -64,6 +64,12 @@ class Attempt:
             if self.commit is not None and self.landing.num_bytes >= self.commit.num_bytes:
                 return self.commit
             left = self.progress_at + stall_seconds - self._loop.time()
+            if left <= 0 and self.commit is not None:
+                missing = self.commit.num_bytes - self.landing.num_bytes
+                raise LinkFault(
+                    f"{missing} of {self.commit.num_bytes} committed bytes did not come "
+                    f"within {stall_seconds:g} s"
+                )
             if left <= 0:
                 raise AttemptFailed(f"the prefill worker made no progress for {stall_seconds:g} s")
             self._changed.clear()
@@ -196,7 +202,8 @@ class DecodeSession:
                 attempt.over_at_peer = True
             case PrefillFailed():
                 attempt.over_at_peer = True
-                attempt.fail(AttemptFailed(f"{message.code}: {message.message}"))
+                kind = LinkFault if message.code == "transport" else AttemptFailed
+                attempt.fail(kind(f"{message.code}: {message.message}"))
             case Fenced():
                 attempt.fenced.set()
         attempt.progress()

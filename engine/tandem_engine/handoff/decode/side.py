@@ -2,15 +2,19 @@
 
 import asyncio
 import itertools
+import statistics
+import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from tandem_engine.frames import HeldFetch, Pairing, ProbeRequest, ProbeResult
+import msgspec
+
+from tandem_engine.frames import HeldFetch, Pairing, PairTrouble, ProbeRequest, ProbeResult
 from tandem_engine.handoff.decode.dialler import Dialler
 from tandem_engine.handoff.decode.exchange import Exchange
 from tandem_engine.handoff.decode.peers import PeerPool
 from tandem_engine.handoff.decode.session import Attempt, DecodeSession
-from tandem_engine.handoff.errors import AttemptFailed, FetchStopped
+from tandem_engine.handoff.errors import AttemptFailed, FetchStopped, LinkFault
 from tandem_engine.handoff.events import (
     Counters,
     FetchDone,
@@ -23,10 +27,12 @@ from tandem_engine.handoff.pages import MAX_PROBE_BYTES, KVPages, PatternPages
 from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.registry import Transports
 from tandem_engine.step import KVStore
-from tandem_wire.handoff import Prefill, Probe, TransportName
+from tandem_wire.handoff import Commit, Prefill, Probe
 from tandem_wire.messages import PrefillPeer
 
 R = TypeVar("R")
+NUM_LATENCIES: Final = 5
+"""A probe asks so many times for one block."""
 
 
 class _Fetch:
@@ -78,15 +84,22 @@ class DecodeSide:
         self._loop = asyncio.get_running_loop()
         self._exchange = Exchange(settings, kv.layout, counters)
         dialler = Dialler(settings, kv, compatibility_hash, transports, self._exchange, injector)
-        self._peers = PeerPool(dialler.open, settings, counters)
         # One sequence for the whole process: an epoch names one attempt of one request.
         self._epochs = itertools.count(1)
+        self._peers = PeerPool(dialler.open, self._check, settings, counters)
         self._fetches: dict[str, _Fetch] = {}
         self._probes: set[asyncio.Task[None]] = set()
 
     def pairings(self) -> list[Pairing]:
         """The prefill workers that are connected."""
         return self._peers.pairings()
+
+    def troubles(self) -> list[PairTrouble]:
+        """The prefill workers whose KV came damaged or not at all."""
+        return self._peers.troubles()
+
+    async def _check(self, session: DecodeSession) -> None:
+        await self._exchange.check(session, self._epochs)
 
     def held(self) -> list[HeldFetch]:
         """The epochs that prefill workers may write to."""
@@ -130,7 +143,11 @@ class DecodeSide:
                 break
             try:
                 session = await fetch.unless_stopped(self._peers.session(peer))
-                return await self._attempt(fetch, session)
+                try:
+                    return await self._attempt(fetch, session)
+                except LinkFault as fault:
+                    self._peers.note_fault(peer, session, str(fault))
+                    raise
             except AttemptFailed as failure:
                 failures.append(f"{peer.worker_id or peer.host}: {failure}")
                 self._counters.add("kv_attempt_failures_total")
@@ -191,39 +208,57 @@ class DecodeSide:
         task.add_done_callback(self._probes.discard)
 
     async def _run_probe(self, request: ProbeRequest) -> None:
-        transport = ""
-        passed_over: dict[TransportName, str] = {}
-        started = self._loop.time()
+        result = ProbeResult(number=request.number)
+        peer = PrefillPeer("", request.host, request.port)
+        session: DecodeSession | None = None
         try:
             if not 0 < request.num_blocks * self._layout.block_bytes <= MAX_PROBE_BYTES:
                 raise AttemptFailed(
                     f"invalid: a probe of {request.num_blocks} blocks is not possible; "
                     f"ask for at least 1 and at most {MAX_PROBE_BYTES} bytes"
                 )
-            peer = PrefillPeer("", request.host, request.port)
             session = await self._peers.session(peer, at_once=True)
-            transport, passed_over = session.inbound.name, session.pairing.passed_over
-            epoch = next(self._epochs)
-            started = self._loop.time()
-            question = Probe(epoch, request.num_blocks)
-            pattern = PatternPages(self._layout)
-            commit = await self._exchange.receive(session, question, Attempt(), pattern)
+            result = msgspec.structs.replace(
+                result,
+                worker_id=session.worker_id,
+                transport=session.inbound.name,
+                passed_over=session.pairing.passed_over,
+            )
+            result = await self._measure(session, request.num_blocks, result)
         except AttemptFailed as failure:
-            result = ProbeResult(
-                number=request.number,
-                transport=transport,
-                passed_over=passed_over,
-                error=str(failure),
-            )
-        else:
-            result = ProbeResult(
-                number=request.number,
-                transport=transport,
-                passed_over=passed_over,
-                num_bytes=commit.num_bytes,
-                seconds=self._loop.time() - started,
-            )
+            if session is not None and isinstance(failure, LinkFault):
+                self._peers.note_fault(peer, session, str(failure))
+            result = msgspec.structs.replace(result, error=str(failure))
         self._report(result)
+
+    async def _measure(
+        self, session: DecodeSession, num_blocks: int, result: ProbeResult
+    ) -> ProbeResult:
+        """Time single blocks, then all at once. Raises AttemptFailed."""
+        latencies = []
+        for _ in range(NUM_LATENCIES):
+            started = time.perf_counter()
+            await self._move_pattern(session, 1)
+            latencies.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        commit, attempt = await self._move_pattern(session, num_blocks)
+        assert attempt.landing is not None
+        return msgspec.structs.replace(
+            result,
+            num_bytes=commit.num_bytes,
+            seconds=time.perf_counter() - started,
+            latency_seconds=statistics.median(latencies),
+            send_seconds=commit.transfer_seconds,
+            land_seconds=attempt.landing.seconds,
+        )
+
+    async def _move_pattern(
+        self, session: DecodeSession, num_blocks: int
+    ) -> tuple[Commit, Attempt]:
+        attempt = Attempt()
+        question = Probe(next(self._epochs), num_blocks)
+        pattern = PatternPages(self._layout)
+        return await self._exchange.receive(session, question, attempt, pattern), attempt
 
     async def close(self) -> None:
         """Stop every fetch and probe, fence them, and close the connections."""

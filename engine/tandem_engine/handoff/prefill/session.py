@@ -212,7 +212,7 @@ class PrefillSession:
 
     async def _expire(self, push: Push, silent: float) -> None:
         await self._drop(push.request.epoch)
-        push.fail("transport", f"the lease ran out: nothing came for {silent:.1f} s")
+        push.fail("expired", f"the lease ran out: nothing came for {silent:.1f} s")
 
     async def _end(self) -> None:
         for task in self._tasks.values():

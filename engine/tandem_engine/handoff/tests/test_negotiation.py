@@ -55,6 +55,19 @@ def test_a_cache_of_the_host_says_why_it_goes_over_shm(stack: ExitStack, tmp_pat
     assert passed_over == {"cudaIpc": why}
 
 
+def test_a_transport_that_a_check_rules_out_is_passed_over_for_its_reason(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    ruled_out = {"shm": "3 MiB are free: make it larger"}
+    p = make(stack, "p", shm_dir=str(tmp_path))
+    d = make(stack, "d", shm_dir=str(tmp_path), ruled_out=ruled_out)
+    transport, passed_over = seen(p, d)
+    assert transport != "shm"
+    assert passed_over["shm"] == "3 MiB are free: make it larger"
+    with pytest.raises(HandoffUnavailable, match="--transfer is Shm, but 3 MiB are free"):
+        make(stack, "named", transport="shm", shm_dir=str(tmp_path), ruled_out=ruled_out)
+
+
 def test_a_transport_that_loses_a_page_is_not_used(
     pair: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,10 @@ def test_probe_touches_no_block(stack: ExitStack, tmp_path: Path, transport: str
     result = d.wait(ProbeResult)
     assert (result.number, result.transport, result.error) == (7, transport, "")
     assert result.num_bytes == 500 * LAYOUT.block_bytes
-    assert result.seconds > 0
+    assert result.worker_id == "p"
+    assert result.latency_seconds > 0
+    assert 0 < result.send_seconds <= result.seconds
+    assert result.land_seconds > 0
     assert np.array_equal(d.kv.data, before[0])
     assert np.array_equal(p.kv.data, before[1])
     d.handoff.post(msgspec.structs.replace(request, number=8, num_blocks=10**9))

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from tandem_engine.handoff.pages import Pages, payload_checksum, place_seed
@@ -37,6 +38,7 @@ class Landing:
         self._quiet: asyncio.Future[None] = self._loop.create_future()
         self.num_bytes = 0
         self.checksum = 0
+        self.seconds = 0.0  # that threads spent on it, all together
         self.error = ""
 
     def write(self, blocks: Sequence[int], layers: range, payload: memoryview) -> bool:
@@ -77,14 +79,14 @@ class Landing:
         """Take one write by `take`, which returns its checksum; False when it came too late."""
         if not self._begin():
             return False
-        error, checksum = "", 0
+        error, checksum, started = "", 0, time.perf_counter()
         try:
             self._check_place(blocks, layers)
             checksum = take()
         except ValueError as refused:
             error = str(refused)
         finally:
-            self._end(num_bytes, checksum, error)
+            self._end(num_bytes, checksum, time.perf_counter() - started, error)
         return True
 
     def _begin(self) -> bool:
@@ -103,10 +105,11 @@ class Landing:
                 f"of {self.pages.num_layers}"
             )
 
-    def _end(self, num_bytes: int, checksum: int, error: str) -> None:
+    def _end(self, num_bytes: int, checksum: int, seconds: float, error: str) -> None:
         with self._lock:
             self._num_writing -= 1
             self.num_bytes += num_bytes
+            self.seconds += seconds
             self.checksum = (self.checksum + checksum) & _MASK
             self.error = self.error or error
             last = self._fenced and self._num_writing == 0

@@ -56,6 +56,8 @@ class Transports:
         self._missing: dict[TransportName, str] = {}
         for kind in chosen:
             try:
+                if kind.name in settings.ruled_out:
+                    raise TransportError(settings.ruled_out[kind.name])
                 self._usable[kind.name] = kind(settings, kv)
             except TransportError as error:
                 self._missing[kind.name] = str(error)

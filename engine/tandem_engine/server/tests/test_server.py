@@ -235,15 +235,23 @@ async def test_probe(stage: Stage) -> None:
     stage.core.say(
         ProbeResult(
             number=request.number,
+            worker_id="p",
             transport="shm",
             passed_over={"cudaIpc": "no GPU"},
             num_bytes=2_000_000,
             seconds=0.5,
+            latency_seconds=0.001,
+            send_seconds=0.4,
+            land_seconds=0.3,
         )
     )
     body = (await asked).json()
     assert (body["ok"], body["transport"], body["megabytesPerSecond"]) == (True, "shm", 4.0)
     assert body["passedOver"] == {"cudaIpc": "no GPU"}
+    assert body["slow"] == ["cudaIpc would be better than shm, but no GPU"]
+    assert body["peer"] == "p"
+    times = [body[name] for name in ("latencySeconds", "sendSeconds", "landSeconds")]
+    assert times == [0.001, 0.4, 0.3]
 
 
 async def test_the_state_shows_what_moves_kv_and_why(stage: Stage) -> None:
@@ -258,6 +266,19 @@ async def test_the_state_shows_what_moves_kv_and_why(stage: Stage) -> None:
         return state.pairings == [pairing]
 
     await until(shown, "the pairing")
+
+
+async def test_the_state_shows_what_is_not_well_here(tmp_path: FilePath) -> None:
+    """Of the checks at the start, those that matter to the transport."""
+    gone = str(tmp_path / "gone")
+    for flags, shown in (((), ["shared memory"]), (("--transfer", "Tcp"), [])):
+        stage = Stage(*flags, TANDEM_SHM_DIR=gone)
+        await stage.ready()
+        state = msgspec.json.decode((await stage.http("GET", Path.STATE)).text, type=StateAnswer)
+        found = [check for check in state.checks if check["subject"] == gone]
+        assert [check["name"] for check in found] == shown
+        assert all(check["verdict"] == "fail" and check["remedy"] for check in found)
+        await stage.stop()
 
 
 async def test_the_token_guards_all_of_admin_and_nothing_else(tmp_path: FilePath) -> None:

@@ -189,6 +189,38 @@ async def test_drain_waits_for_leases_then_exits(stack: AsyncExitStack) -> None:
     await d.assert_clean()
 
 
+async def test_a_prefill_worker_that_corrupts_kv_is_named_and_left_alone(
+    stack: AsyncExitStack,
+) -> None:
+    """Every third write changes a bit on its way, so a check of four patterns never passes.
+
+    The client sees right tokens all the time.
+    """
+    good, d, alone = await start(stack, "good", "d", "alone")
+    bad = await WorkerProcess.start(
+        "bad", TANDEM_FAULTS="pages:corrupt@1/3", TANDEM_FAULTS_ALLOWED="true"
+    )
+    stack.push_async_callback(bad.stop)
+    to_d, to_alone = await connect(stack, d), await connect(stack, alone)
+
+    async def trouble() -> bool:
+        number = len(to_d.first)
+        to_alone.submit(f"r{number}", prompt(number, 300))
+        to_d.submit(f"r{number}", prompt(number, 300), bad.peer, good.peer)
+        assert await to_d.result(f"r{number}") == await to_alone.result(f"r{number}")
+        assert to_d.first[f"r{number}"].prefill_worker in ("bad", "good")
+        return any(pair["out_of_use"] for pair in (await d.state())["troubles"])
+
+    await until(trouble, "the pair to be taken out of use")
+    (pair,) = (await d.state())["troubles"]
+    assert (pair["worker_id"], pair["transport"]) == ("bad", "tcp")
+    assert "checksum" in pair["reason"]
+    to_d.submit("after", prompt(99, 300), bad.peer, good.peer)
+    await to_d.result("after")
+    assert to_d.first["after"].prefill_worker == "good"
+    assert b'kv_pair_out_of_use{peer="bad"} 1.0' in (await d.get("/metrics")).content
+
+
 async def test_both_sides_say_what_they_hold(stack: AsyncExitStack) -> None:
     """The dump names the request, the epoch and the other worker, and is empty afterwards."""
     slow, d = await start(stack, "slow", "d")

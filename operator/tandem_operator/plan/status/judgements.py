@@ -27,7 +27,7 @@ from tandem_operator.plan.status.causes import (
     find_worker_cause,
 )
 from tandem_operator.plan.status.pool import POOL_READY
-from tandem_operator.plan.status.transport import FELL_BACK
+from tandem_operator.plan.status.transport import PARTIAL
 from tandem_operator.plan.support import find_unused
 
 
@@ -225,9 +225,8 @@ def _ready(judged: dict[ConditionType, Judgement], spec: InferenceServiceSpec) -
     if spec.kv_transfer.verify.mode is VerifyMode.REQUIRED and spec.prefill.replicas:
         needed.append(ConditionType.TRANSPORT_VERIFIED)
     for kind in needed:
-        if judged[kind].reason == FELL_BACK:
-            # KV moves fast enough over the transport that Auto found: degraded, but serving.
-            continue
+        if judged[kind].reason in PARTIAL:
+            continue  # degraded, but KV moves
         if not judged[kind].holds:
             return Judgement(False, f"Not{kind}", f"{kind}: {judged[kind].message}")
     return Judgement(True, "Serving", "requests are served")

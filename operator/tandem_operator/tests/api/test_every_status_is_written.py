@@ -9,7 +9,7 @@ from tandem_operator.crds.kinds import AUTOSCALING_POLICY, INFERENCE_SERVICE, KI
 from tandem_operator.facts.observed import Observed
 from tandem_operator.facts.scaling import PolicyView, Reading, Scaling
 from tandem_operator.facts.signals import ClassSignals, DecodeSignals, PrefillSignals, Signals
-from tandem_operator.facts.worker import ProbeResult
+from tandem_operator.facts.worker import Links, LinkTrouble, ProbeResult
 from tandem_operator.pair import Role
 from tandem_operator.plan import reconcile
 from tandem_operator.tests.api.test_every_field_works import leaves
@@ -54,7 +54,13 @@ def written() -> dict[str, set[str]]:
     plain.settle()
     assert plain.router is not None
     moved = ProbeResult(plain.router.revision, "d", "p", plain.now, "tcp", 10**9, 1.0)
-    plain.probe = replace(moved, passed_over="shm: another node")
+    plain.probe = replace(moved, passed_over="shm: another node", transport="shm")
+    plain.step()
+    plain.probe = replace(plain.probe, at=plain.now, transport="tcp")
+    names = {role: pod.name for role in Role for pod in plain.observe().pods_of(role)}
+    trouble = LinkTrouble(names[Role.PREFILL], 3, out_of_use=True, reason="another checksum")
+    receiver = plain.pods[names[Role.DECODE]]
+    plain.pods[receiver.name] = replace(receiver, links=Links(troubles=(trouble,)))
     plain.step()
     plain.crash(next(iter(plain.pods)))
     plain.step()

@@ -8,6 +8,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from tandem_operator.clients.workers import WorkerClient, read_state
+from tandem_operator.facts.worker import Links, LinkTrouble
 
 
 class Worker:
@@ -51,7 +52,31 @@ async def test_load_is_read(pair: tuple[Worker, WorkerClient]) -> None:
     assert (state.num_running, state.num_leases, state.draining, state.idle) == (1, 2, True, False)
 
 
-@pytest.mark.parametrize("answer", [(500, {}), (200, "text"), (200, ["list"])])
+async def test_links_are_those_of_the_receiving_side(pair: tuple[Worker, WorkerClient]) -> None:
+    worker, api = pair
+    trouble = {"worker_id": "p", "num_faults": 3, "out_of_use": True, "reason": "checksum"}
+    worker.answers["/state"] = (
+        200,
+        {
+            "pairings": [
+                {"worker_id": "p", "side": "decode", "transport": "shm"},
+                {"worker_id": "d", "side": "prefill", "transport": "tcp"},
+            ],
+            "troubles": [{**trouble, "address": "10.0.0.1:8998", "transport": "shm"}],
+        },
+    )
+    state = await api.state("127.0.0.1", worker.port)
+    assert state is not None
+    assert state.links == Links(
+        {"p": "shm"}, (LinkTrouble("p", 3, out_of_use=True, reason="checksum"),)
+    )
+    assert read_state({}).links == Links(), "of an older release"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [(500, {}), (200, "text"), (200, ["list"]), (200, {"troubles": [{"worker_id": "p"}]})],
+)
 async def test_a_strange_state_is_unknown(pair: tuple[Worker, WorkerClient], answer: Any) -> None:
     worker, api = pair
     worker.answers["/state"] = answer
@@ -76,12 +101,13 @@ async def test_a_probe_that_worked(pair: tuple[Worker, WorkerClient]) -> None:
             "passedOver": {"cudaIpc": "no GPU", "shm": "another node"},
             "bytes": 1000,
             "seconds": 0.5,
+            "latencySeconds": 0.25,
             "error": "",
         },
     )
     result = await api.probe("127.0.0.1", worker.port, "secret", {})
     assert (result.transport, result.num_bytes, result.seconds) == ("tcp", 1000, 0.5)
-    assert not result.error
+    assert (result.error, result.latency_seconds) == ("", 0.25)
     assert result.passed_over == "cudaIpc: no GPU; shm: another node"
     assert worker.seen[-1] == ("/admin/probe", "Bearer secret", {})
 

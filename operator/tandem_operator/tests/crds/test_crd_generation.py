@@ -117,7 +117,8 @@ def test_columns_are_those_of_the_api() -> None:
     version = INFERENCE_SERVICE.to_manifest()["spec"]["versions"][0]
     shown = [c["name"] for c in version["additionalPrinterColumns"] if not c.get("priority")]
     assert [name.upper() for name in shown] == [
-        "MODEL", "PREFILL", "DECODE", "RATIO", "TTFT", "TBT", "TRANSPORT", "READY", "AGE",
+        "MODEL", "PREFILL", "DECODE", "RATIO", "TTFT", "TBT", "TRANSPORT", "LINK", "READY",
+        "AGE",
     ]  # fmt: skip
 
 

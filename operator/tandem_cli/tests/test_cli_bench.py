@@ -40,7 +40,17 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return code if isinstance(code, int) else 0
 
 
-WITH_JSON = {"serve", "compare", "offline", "step", "kernels", "tune", "tune-moe", "peer-memory"}
+WITH_JSON = {
+    "serve",
+    "compare",
+    "offline",
+    "soak",
+    "step",
+    "kernels",
+    "tune",
+    "tune-moe",
+    "peer-memory",
+}
 
 
 @pytest.mark.parametrize("command", [benchmark.name for benchmark in BENCHMARKS])

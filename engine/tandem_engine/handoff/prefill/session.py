@@ -129,16 +129,21 @@ class PrefillSession:
         self._tasks.pop(epoch, None)
 
     async def _drop(self, epoch: int) -> None:
-        """End a push whose result no one wants; return when its blocks are no longer read."""
-        push = self.pushes.pop(epoch, None)
+        """End a push whose result no one wants; return when its blocks are no longer read.
+
+        Until then the push stays known: a fence, the sweep and the session's end may all want to
+        drop it, each may be cut short by the last, and one of them reports it.
+        """
+        push = self.pushes.get(epoch)
         task = self._tasks.get(epoch)
         if push is None or task is None:
             return
         task.cancel()
         await asyncio.wait([task])
         await self.outbound.fence(epoch)
-        self._forget(epoch)
-        self._report(PrefillDropped(push.key))
+        if self.pushes.get(epoch) is push:
+            self._forget(epoch)
+            self._report(PrefillDropped(push.key))
 
     async def _fence(self, fence: Fence) -> None:
         self._counters.add("kv_fences_total")

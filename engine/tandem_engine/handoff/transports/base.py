@@ -247,8 +247,11 @@ class Outbound(ABC):
                 del self._jobs[job.write.epoch]
 
     async def fence(self, epoch: int) -> None:
-        """Give up the epoch's waiting writes and return when none is under way."""
-        jobs = list(self._jobs.pop(epoch, ()))
+        """Give up the epoch's waiting writes and return when none is under way.
+
+        Several may wait for that at once, and one that was cancelled may ask again.
+        """
+        jobs = list(self._jobs.get(epoch, ()))
         for job in jobs:
             if job.claim():
                 job.future.cancel()
@@ -258,6 +261,7 @@ class Outbound(ABC):
         for job in jobs:
             if not job.future.cancelled():
                 job.future.exception()  # retrieved here: no one else waits for it
+            self._forget(job)
 
     def start_lane(self, send: Callable[[PageWrite], Written], name: str) -> None:
         """Start a thread that makes writes, one at a time, by `send` (OSError: session lost)."""

@@ -19,6 +19,10 @@ COMPILE := pip compile pyproject.toml --quiet --universal --generate-hashes --no
 	--no-emit-index-url --no-emit-find-links --group install \
 	--extra engine --extra demo --extra dev --extra nixl
 
+# How many worlds `make model` plays.
+WORLDS ?= 1000
+SEED ?=
+
 # docker, podman or buildah.
 BUILDER ?= docker
 IMAGE_PREFIX ?= ghcr.io/tandem-inference
@@ -28,7 +32,7 @@ IMAGE_TAG ?= $(VERSION)
 IMAGE_ARGS ?=
 REVISION := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 
-.PHONY: up down install check check-generated test test-unit test-newest test-gpu e2e gen pins images bench clean
+.PHONY: up down install check check-generated test test-unit test-newest test-gpu e2e model gen pins images bench clean
 
 $(STAMP): pyproject.toml $(PINS)
 	@echo "==> installing into $(VENV) (extras: $(EXTRAS))"
@@ -87,6 +91,9 @@ test-gpu: $(STAMP) ## tests that need an NVIDIA GPU; install with EXTRAS=engine,
 e2e: $(STAMP) ## the end-to-end tests alone
 	$(BIN)/tandem cluster build
 	$(PYTEST) -m cluster e2e/tests
+
+model: $(STAMP) ## the hand-off's protocol in worlds that no test has seen; WORLDS=1000 SEED=a random one
+	$(BIN)/python -m tandem_engine.handoff.tests.protocol.play $(WORLDS) $(SEED)
 
 images: image-operator image-router image-engine ## the three images, with BUILDER (docker, podman or buildah)
 

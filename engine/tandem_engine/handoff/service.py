@@ -41,9 +41,17 @@ class HandoffService:
 
     The core's calls only touch a deque; everything else happens in the thread. The thread exchanges
     the messages; the transports' own threads move the pages.
+
+    Whoever gives it a loop runs `serve` there instead of `start`: the protocol's model does.
     """
 
-    def __init__(self, settings: HandoffSettings, kv: KVStore, compatibility_hash: str) -> None:
+    def __init__(
+        self,
+        settings: HandoffSettings,
+        kv: KVStore,
+        compatibility_hash: str,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         self._settings = settings
         self._transports = Transports(settings, kv)
         self._kv = kv
@@ -59,12 +67,15 @@ class HandoffService:
         self._num_leases = 0
         self._started = threading.Event()
         self._failure: Exception | None = None
-        self._loop = uvloop.new_event_loop()
+        self._loop = loop or uvloop.new_event_loop()
         self._stop = asyncio.Event()
         self._prefill: PrefillSide
         self._decode: DecodeSide
         self.bootstrap_port = 0
         self._thread = threading.Thread(target=self._main, name="kv-handoff", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread. Raises `HandoffUnavailable` when it can't serve."""
         self._thread.start()
         self._started.wait()
         if self._failure is not None:
@@ -123,8 +134,12 @@ class HandoffService:
 
     def close(self) -> None:
         """Stop the thread; every open lease is reported as failed first."""
-        self._call(self._stop.set)
+        self.stop()
         self._thread.join()
+
+    def stop(self) -> None:
+        """Have `serve` return, after it has ended every lease."""
+        self._call(self._stop.set)
 
     def _call(self, call: Callable[..., None], *args: object) -> None:
         # After `close` the loop is gone, and nothing is left to do.
@@ -136,7 +151,7 @@ class HandoffService:
     def _main(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_until_complete(self._serve())
+            self._loop.run_until_complete(self.serve())
         except Exception as error:
             self._failure = error
             if self._started.is_set():
@@ -149,7 +164,8 @@ class HandoffService:
             self._started.set()
             self._transports.close()
 
-    async def _serve(self) -> None:
+    async def serve(self) -> None:
+        """Serve both sides until `stop`. Raises `HandoffUnavailable`."""
         pairing = (self._settings, self._kv, self._compatibility_hash, self._transports)
         injector = self._make_injector()
         self._prefill = PrefillSide(*pairing, self._report, self._counters, injector)
@@ -236,4 +252,6 @@ def start_handoff(
     settings = (
         config if isinstance(config, HandoffSettings) else HandoffSettings.from_worker(config)
     )
-    return HandoffService(settings, kv, compatibility_hash)
+    service = HandoffService(settings, kv, compatibility_hash)
+    service.start()
+    return service

@@ -145,18 +145,20 @@ class DecodeSession:
             self._link.send(Fence(rid, epoch))
             fenced = asyncio.ensure_future(attempt.fenced.wait())
             either: list[asyncio.Future[Any]] = [fenced, self.lost]
-            await asyncio.wait(
-                either, timeout=self._fence_seconds, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not fenced.done() and not self.lost.done():
-                self.connection.abort(
-                    ConnectionLost(
-                        f"{self.worker_id} did not acknowledge a fence "
-                        f"within {self._fence_seconds:g} s"
-                    )
+            try:
+                await asyncio.wait(
+                    either, timeout=self._fence_seconds, return_when=asyncio.FIRST_COMPLETED
                 )
-                await asyncio.wait([self.lost])
-            fenced.cancel()
+                if not fenced.done() and not self.lost.done():
+                    self.connection.abort(
+                        ConnectionLost(
+                            f"{self.worker_id} did not acknowledge a fence "
+                            f"within {self._fence_seconds:g} s"
+                        )
+                    )
+                    await asyncio.wait([self.lost])
+            finally:
+                fenced.cancel()
         await self.inbound.fence(epoch)
         del self.attempts[epoch]
 

@@ -160,15 +160,17 @@ class PrefillSession:
     async def _drop(self, epoch: int) -> None:
         """End a push whose result no one wants; return when its blocks are no longer read.
 
-        The push stays known until then: if the session ends meanwhile, `_end` reports it.
+        Until then the push stays known: a fence, the sweep and the session's end may all want to
+        drop it, each may be cut short by the last, and one of them reports it.
         """
-        push, task = self.pushes.get(epoch), self._tasks.get(epoch)
+        push = self.pushes.get(epoch)
+        task = self._tasks.get(epoch)
         if push is None or task is None:
             return
         task.cancel()
         await asyncio.wait([task])
         await self.outbound.fence(epoch)
-        if epoch in self.pushes:
+        if self.pushes.get(epoch) is push:
             self._forget(epoch)
             self._report(PrefillDropped(push.key))
 

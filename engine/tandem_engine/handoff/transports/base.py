@@ -283,23 +283,26 @@ class Outbound(ABC):
 
     def _run_lane(self, send: Lane, ended: asyncio.Future[None]) -> None:
         while (job := self._queue.get()) is not None:
-            if not job.claim():
-                continue
-            try:
-                written = send(job.write)
-            except Exception as error:
-                failure = TransportError(f"a write failed: {error}")
-                failure.__cause__ = error
-                lost = isinstance(error, OSError)
-                if lost:
-                    # First: a write that may still land must not be followed by an answer.
-                    self._post(self._on_lost, failure)
-                self._post(self._finish, job.future, None, failure)
-                if lost:
-                    break
-            else:
-                self._post(self._finish, job.future, written, None)
+            if job.claim() and not self._make(job, send):
+                break
         self._post(ended.set_result, None)
+
+    def _make(self, job: _Job, send: Lane) -> bool:
+        """Make a write that a lane has claimed; False when the lane can make no more."""
+        try:
+            written = send(job.write)
+        except Exception as error:
+            failure = TransportError(f"a write failed: {error}")
+            failure.__cause__ = error
+            lost = isinstance(error, OSError)
+            if lost:
+                # First: a write that may still land must not be followed by an answer.
+                self._post(self._on_lost, failure)
+            self._post(self._finish, job.future, None, failure)
+            return not lost
+        else:
+            self._post(self._finish, job.future, written, None)
+        return True
 
     def _post(self, call: Callable[..., None], *args: object) -> None:
         self._loop.call_soon_threadsafe(call, *args)

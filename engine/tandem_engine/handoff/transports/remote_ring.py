@@ -5,12 +5,13 @@ offer where it is. P packs a write into memory of its own, has the library write
 sends `PagesWritten` when the library has said that it is in D's memory. From there on it is the
 ring of `shm`: D checks the bytes, takes them into its cache and frees the slot.
 
-The library never sees D's cache. Without an RDMA card a registration can't be revoked: UCX and
-Mooncake then write to an address in D's process, whatever is there by then. So D unmaps a ring only
-when P has said its last word on every epoch of the session (`Inbound.fence` was called for all of
-them). Any other ring is kept mapped, as is memory of P's that an unfinished write may still read.
-No more than `MAX_KEPT` of one size are kept: the oldest one is used again then. A write that comes
-so late spoils a slot of another session; the checksum shows it, and without checksums D refuses.
+The library never sees D's cache. Without an RDMA card a registration can't be revoked: UCX then
+writes to an address in D's process, whatever is there by then. So D unmaps a ring only when P has
+said its last word on every epoch of the session (`Inbound.fence` was called for all of them). Any
+other ring is kept mapped, as is memory of P's that an unfinished write may still read. No more than
+`MAX_KEPT` of one size are kept: the oldest one is used again then. A write that comes so late
+spoils a slot of another session; the checksum shows it, and without checksums D refuses. A
+transport that has a better way brings its own memory (`mooncake`).
 """
 
 import ctypes
@@ -19,7 +20,8 @@ import queue
 import threading
 from abc import abstractmethod
 from collections import deque
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.settings import HandoffSettings
@@ -35,25 +37,42 @@ from tandem_engine.step import KVStore
 MAX_KEPT: Final = 4
 
 
+class Library(Protocol):
+    """What holds the registrations."""
+
+    def register(self, address: int, num_bytes: int) -> object:
+        """Let the library use this memory; what `unregister` needs. Raises TransportError."""
+
+    def unregister(self, registration: object) -> None:
+        """Take memory back from the library; it is still mapped."""
+
+
 class RegisteredMemory(HostStaging):
     """Memory of this process that the library may read or write, from `address` on."""
 
-    def __init__(self, transport: "RemoteRingTransport", kv: KVStore, num_bytes: int) -> None:
-        """Raises TransportError when there is no room for it."""
+    def __init__(
+        self,
+        library: Library,
+        kv: KVStore,
+        num_bytes: int,
+        kept: "deque[RegisteredMemory] | None" = None,
+    ) -> None:
+        """`kept`: where `close` puts it if it must stay. Raises TransportError: no room for it."""
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         try:
             mapping = mmap.mmap(-1, num_bytes, flags=flags)
         except OSError as error:
             raise TransportError(f"can't make a ring of {num_bytes} bytes: {error}") from error
         super().__init__(kv, mapping, 0)
-        self._transport = transport
+        self._library = library
+        self._kept = kept
         self._is_kept = False
         self._is_closed = False
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
         with memoryview(mapping) as whole:
             self._unpin = kv.pin(whole)
         try:
-            self._registration = transport.register(self.address, num_bytes)
+            self._registration = library.register(self.address, num_bytes)
         except BaseException:
             self._unmap()
             raise
@@ -67,9 +86,14 @@ class RegisteredMemory(HostStaging):
             return
         self._is_closed = True
         if self._is_kept:
-            self._transport.kept.append(self)
+            self._set_aside()
         else:
             self.free()
+
+    def _set_aside(self) -> None:
+        """What `close` does when something of it may still be under way."""
+        assert self._kept is not None
+        self._kept.append(self)
 
     def reopen(self) -> "RegisteredMemory":
         """It after `close`, for another session."""
@@ -78,12 +102,16 @@ class RegisteredMemory(HostStaging):
 
     def free(self) -> None:
         """Take it from the library and unmap it."""
-        self._transport.unregister(self._registration)
+        self._library.unregister(self._registration)
         self._unmap()
 
     def _unmap(self) -> None:
         self._unpin()
         super().close()
+
+
+MakeMemory = Callable[[int], RegisteredMemory]
+"""Gives registered memory of so many bytes. Raises TransportError."""
 
 
 class RemoteRingTransport(Transport):
@@ -121,7 +149,7 @@ class RemoteRingTransport(Transport):
 
     def _make(self, kept: RegisteredMemory | None, num_bytes: int) -> RegisteredMemory:
         if kept is None:
-            return RegisteredMemory(self, self._kv, num_bytes)
+            return RegisteredMemory(self, self._kv, num_bytes, self.kept)
         self.kept.remove(kept)
         return kept.reopen()
 
@@ -137,12 +165,12 @@ class RemoteRingTransport(Transport):
 
 
 class RemoteRingInbound(RingInbound):
-    """D's end: a ring in this process's memory. Subclasses make the offer."""
+    """D's end: a ring in this process's memory, made by `make_ring`. Subclasses make the offer."""
 
-    def __init__(self, transport: RemoteRingTransport, link: Link) -> None:
+    def __init__(self, transport: Transport, link: Link, make_ring: MakeMemory) -> None:
         shape = RingShape.of(link, link.kv.write_bytes, link.settings.shm_ring_bytes)
         super().__init__(transport, link, shape)
-        self._staging = self._ring = transport.make_ring(shape.num_bytes)
+        self._staging = self._ring = make_ring(shape.num_bytes)
 
     async def close(self) -> None:
         if self._landings:
@@ -153,9 +181,11 @@ class RemoteRingInbound(RingInbound):
 class RemoteRingOutbound(RingOutbound):
     """P's end: each lane packs a write here and has the library write it to D's slot."""
 
-    def __init__(self, transport: RemoteRingTransport, link: Link, shape: RingShape) -> None:
+    def __init__(
+        self, transport: Transport, link: Link, shape: RingShape, make_outgoing: MakeMemory
+    ) -> None:
         """Raises TransportError."""
-        self._outgoing = transport.make_outgoing(RegisteredMemory.num_lanes * shape.slot_bytes)
+        self._outgoing = make_outgoing(RegisteredMemory.num_lanes * shape.slot_bytes)
         self._interrupted = threading.Event()
         self._places: queue.SimpleQueue[int] = queue.SimpleQueue()
         for lane in range(RegisteredMemory.num_lanes):

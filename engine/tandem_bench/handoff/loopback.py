@@ -16,8 +16,10 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from tandem_bench.handoff.pair import Cache, Rate, Side, measure_handoff, transports
+from tandem_bench.handoff.beside_mooncake import measure_beside
+from tandem_bench.handoff.pair import Cache, MakeCache, Rate, Side, measure_handoff, transports
 from tandem_bench.options import option
+from tandem_engine.handoff.errors import TransportError
 from tandem_engine.step import KVStore
 from tandem_wire.handoff import KVLayout
 
@@ -156,9 +158,22 @@ def run(options: Options) -> None:
         for name, settings in transports(options.shm_dir).items()
     ]
     raw = max(rate.best for rate in rates if rate.name.startswith("raw"))
+    rates += _show_mooncake(make, rounds)
     for rate in rates:
         share = 100 * rate.best / raw
         print(
             f"{rate.name:24} best {rate.best:8.0f}  median {rate.median:8.0f} MB/s {share:5.0f} %"
         )
     print(msgspec.json.encode(rates).decode())
+
+
+def _show_mooncake(make: MakeCache, rounds: int) -> list[Rate]:
+    """Its shares of what its library does alone, or why there are none."""
+    try:
+        beside = measure_beside(make, rounds)
+    except TransportError as error:
+        print(f"mooncake is left out: {error}")
+        return []
+    for name, share in beside.shares.items():
+        print(f"{name}: {100 * share:.0f} %, the median of {rounds} rounds in turn")
+    return beside.rates

@@ -1,5 +1,6 @@
 """A hand-off between two processes, as in a fleet: P pushes its blocks whenever D asks for them."""
 
+import itertools
 import multiprocessing
 import os
 import threading
@@ -137,16 +138,21 @@ def _fetch(
                 return time.perf_counter() - started
 
 
-def measure_handoff(
-    name: str, make: MakeCache, rounds: int, options: dict[str, Any], *, visible_gpus: str = ""
-) -> Rate:
-    """Fetches of all blocks from a second process, contents compared after each.
+Round = Callable[[], float]
+"""Moves the bytes once; the seconds that it took."""
+
+
+@contextmanager
+def running_handoff(
+    name: str, make: MakeCache, options: dict[str, Any], *, visible_gpus: str = ""
+) -> Iterator[tuple[Round, int]]:
+    """Two workers: what fetches all blocks from a second process, and the bytes of one fetch.
 
     Args:
         visible_gpus: what the second process has in CUDA_VISIBLE_DEVICES; empty: what we have.
 
-    Raises:
-        CheckFailedError: they came out changed.
+    The fetch raises CheckFailedError when the contents came out changed. The first one dials,
+    shakes hands and faults pages in.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -159,14 +165,29 @@ def measure_handoff(
     handoff.wake_on_event(wake)
     port = ours.recv()
     assert port is not None
-    seconds = []
-    for number in range(rounds + 1):
+    numbers = itertools.count()
+
+    def fetch() -> float:
         cache.clear()
-        seconds.append(_fetch(handoff, wake, f"r{number}", port, cache))
+        seconds = _fetch(handoff, wake, f"r{next(numbers)}", port, cache)
         if not cache.is_right():
             raise CheckFailedError(f"{name}: the KV came out changed")
+        return seconds
+
+    yield fetch, len(cache.blocks) * cache.kv.layout.block_bytes
     ours.send(None)
     handoff.close()
     child.join()
-    # The first round dials, shakes hands and faults pages in.
-    return Rate.of(name, len(cache.blocks) * cache.kv.layout.block_bytes, seconds[1:])
+
+
+def measure_handoff(
+    name: str, make: MakeCache, rounds: int, options: dict[str, Any], *, visible_gpus: str = ""
+) -> Rate:
+    """Fetches of all blocks from a second process, contents compared after each.
+
+    Raises:
+        CheckFailedError: they came out changed.
+    """
+    with running_handoff(name, make, options, visible_gpus=visible_gpus) as (fetch, num_bytes):
+        seconds = [fetch() for _ in range(rounds + 1)]
+    return Rate.of(name, num_bytes, seconds[1:])

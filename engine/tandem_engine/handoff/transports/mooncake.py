@@ -118,6 +118,8 @@ class MooncakeTransport(Transport):
 class MooncakeInbound(RemoteRingInbound):
     """D's end: an engine, and a ring that is registered with it."""
 
+    least_slot_bytes = transfer_engine.PIECE_BYTES
+
     def __init__(self, transport: MooncakeTransport, link: Link, engine: Engine) -> None:
         """Takes over the engine. Raises TransportError."""
         super().__init__(transport, link, lambda size: SealedMemory(engine, link.kv, size))

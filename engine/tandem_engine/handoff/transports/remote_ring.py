@@ -21,7 +21,7 @@ import threading
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.settings import HandoffSettings
@@ -167,8 +167,12 @@ class RemoteRingTransport(Transport):
 class RemoteRingInbound(RingInbound):
     """D's end: a ring in this process's memory, made by `make_ring`. Subclasses make the offer."""
 
+    least_slot_bytes: ClassVar[int] = 0
+    """What the library writes well, if it is more than what suits the store."""
+
     def __init__(self, transport: Transport, link: Link, make_ring: MakeMemory) -> None:
-        shape = RingShape.of(link, link.kv.write_bytes, link.settings.shm_ring_bytes)
+        slot_bytes = max(link.kv.write_bytes, self.least_slot_bytes)
+        shape = RingShape.of(link, slot_bytes, link.settings.shm_ring_bytes)
         super().__init__(transport, link, shape)
         self._staging = self._ring = make_ring(shape.num_bytes)
 

@@ -29,6 +29,8 @@ from tandem_engine.handoff.errors import TransportError
 NEEDED: Final = (0, 3, 13)
 """The first version that acknowledges a write over TCP when all of it is in place."""
 _PACKAGES: Final = ("mooncake-transfer-engine-non-cuda", "mooncake-transfer-engine")
+PIECE_BYTES: Final = 4 << 20
+"""Writes of this size are faster than smaller ones, each of which waits for its acknowledgment."""
 _FIRST_POLL_SECONDS: Final = 50e-6
 _LAST_POLL_SECONDS: Final = 500e-6
 _GREETING_BYTES: Final = 16

@@ -200,9 +200,9 @@ def test_child_ends_when_the_server_is_gone(serve: Serve) -> None:
 def test_child_reports_what_keeps_it_from_starting(
     serve: Serve,
 ) -> None:
-    config = make_config("a", "tiny", "--transfer", "Nixl")
+    config = make_config("a", "tiny", "--transfer", "CudaIpc")
     server = serve(config)
-    assert "Nixl" in server.wait_for(CoreFailed).message
+    assert "CudaIpc" in server.wait_for(CoreFailed).message
     server.thread.join(patience(SECONDS))
     assert server.code == [1]
     server.ours.close()

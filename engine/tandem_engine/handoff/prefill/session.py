@@ -176,8 +176,9 @@ class PrefillSession:
                 push.fail("transport", f"the lease ran out: nothing came for {silent:.1f} s")
 
     async def _end(self) -> None:
-        for task in [*self._tasks.values(), *self._chores]:
+        for task in self._tasks.values():
             task.cancel()
+        # Chores end with their writes. A fence has then to report its push, so none is cancelled.
         await self.outbound.close()
         tasks = [*self._tasks.values(), *self._chores]
         if tasks:

@@ -5,8 +5,16 @@ from contextlib import ExitStack
 
 import pytest
 
+from tandem_engine.handoff.tests.children import Start, starter
+
 
 @pytest.fixture(name="stack")
 def stack_fixture() -> Iterator[ExitStack]:
     with ExitStack() as stack:
         yield stack
+
+
+@pytest.fixture(name="start")
+def start_fixture() -> Iterator[Start]:
+    with ExitStack() as stack:
+        yield starter(stack)

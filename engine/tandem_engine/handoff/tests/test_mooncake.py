@@ -3,25 +3,24 @@
 import asyncio
 import ctypes
 import importlib.metadata
-import multiprocessing
 import os
 import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 from deadlines import patience
 
 from tandem_engine.handoff.errors import HandoffUnavailable, TransportError
+from tandem_engine.handoff.tests.children import Pipe, Start
 from tandem_engine.handoff.tests.scripted import FAST, LAYOUT, BytesStore, eventually
 from tandem_engine.handoff.transports import transfer_engine
 from tandem_engine.handoff.transports.base import Link
@@ -34,7 +33,6 @@ pytest.importorskip("mooncake")  # its wheels end at Python 3.13
 
 HOST = "127.0.0.1"
 LARGE = 256 << 20
-Pipe: TypeAlias = "Connection[Any, Any]"
 
 
 def make_memory(engine: Engine, num_bytes: int = LARGE) -> SealedMemory:
@@ -45,7 +43,7 @@ def be_a_target(pipe: Pipe) -> None:
     """Register memory and tell where."""
     engine = Engine(HOST)
     memory = make_memory(engine)
-    pipe.send((engine.name, engine.identity, memory.address))
+    pipe.send((os.getpid(), engine.name, engine.identity, memory.address))
     threading.Event().wait()
 
 
@@ -54,32 +52,12 @@ def be_a_writer(pipe: Pipe, peer: str, target: int) -> None:
     engine = Engine(HOST)
     memory = make_memory(engine)
     ctypes.memset(memory.address, 0x5A, LARGE)
-    pipe.send(None)
+    pipe.send(os.getpid())
     try:
         while True:
             engine.write(peer, memory.address, target, LARGE, threading.Event())
     except OSError as error:
         pipe.send(str(error))
-
-
-@pytest.fixture(name="start")
-def start_fixture() -> Iterator[Callable[..., tuple[Pipe, int]]]:
-    """Starts a function in a process of its own; our end of its pipe, and its number."""
-    context = multiprocessing.get_context("spawn")
-    children = []
-
-    def start(target: Callable[..., None], *args: Any) -> tuple[Pipe, int]:
-        ours, theirs = context.Pipe()
-        child = context.Process(target=target, args=(theirs, *args), daemon=True)
-        child.start()
-        children.append(child)
-        assert child.pid is not None
-        return ours, child.pid
-
-    yield start
-    for child in children:
-        child.kill()
-        child.join()
 
 
 def hear(pipe: Pipe) -> Any:
@@ -112,14 +90,14 @@ def first_byte(address: int) -> int:
 
 
 def test_what_comes_after_the_end_of_a_session_lands_nowhere(
-    start: Callable[..., tuple[Pipe, int]],
+    start: Start,
 ) -> None:
     """P is stopped in a write and taken for dead; D seals its ring; P wakes and goes on."""
     engine = Engine(HOST)
     memory = make_memory(engine)
     address = memory.address
-    pipe, writer = start(be_a_writer, engine.name, address)
-    hear(pipe)
+    pipe = start(be_a_writer, engine.name, address)
+    writer = hear(pipe)
     eventually(lambda: first_byte(address) == 0x5A)
     stop(writer)
     memory.keep()
@@ -137,7 +115,7 @@ def test_what_comes_after_the_end_of_a_session_lands_nowhere(
 
 def test_memory_of_a_clean_end_is_unmapped() -> None:
     memory = make_memory(Engine(HOST))
-    assert rights(memory.address) == "rw-p"
+    assert rights(memory.address) == "rw-s"
     address = memory.address
     memory.close()
     memory.close()
@@ -147,11 +125,10 @@ def test_memory_of_a_clean_end_is_unmapped() -> None:
 
 
 def test_a_write_to_a_stopped_peer_is_left_when_the_session_ends(
-    start: Callable[..., tuple[Pipe, int]],
+    start: Start,
 ) -> None:
     """What the library still reads is sealed, and the engine serves the next peer at once."""
-    pipe, target = start(be_a_target)
-    peer, _, address = hear(pipe)
+    target, peer, _, address = hear(start(be_a_target))
     engine = Engine(HOST)
     memory = make_memory(engine)
     stopped = threading.Event()
@@ -183,9 +160,8 @@ def test_a_write_to_a_stopped_peer_is_left_when_the_session_ends(
     engine.write(other.name, here.address, there.address, 1 << 20, threading.Event())
 
 
-def test_a_write_to_a_peer_that_dies_fails(start: Callable[..., tuple[Pipe, int]]) -> None:
-    pipe, target = start(be_a_target)
-    peer, _, address = hear(pipe)
+def test_a_write_to_a_peer_that_dies_fails(start: Start) -> None:
+    target, peer, _, address = hear(start(be_a_target))
     engine = Engine(HOST)
     memory = make_memory(engine)
     engine.write(peer, memory.address, address, 1 << 20, threading.Event())
@@ -208,11 +184,10 @@ def make_link(**changes: Any) -> Link:
 
 
 async def test_a_peer_that_is_stopped_before_the_first_write_holds_up_no_one_else(
-    start: Callable[..., tuple[Pipe, int]],
+    start: Start,
 ) -> None:
     """Its engine stays away until the thread inside has come back."""
-    pipe, target = start(be_a_target)
-    name, identity, address = hear(pipe)
+    target, name, identity, address = hear(start(be_a_target))
     link = make_link(dial_seconds=0.9)
     transport = MooncakeTransport(link.settings, link.kv)
     healthy = transport.offer(link)

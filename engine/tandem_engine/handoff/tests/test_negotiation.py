@@ -1,5 +1,6 @@
 """Which transport a pair uses: the best that moves a page, and every other one with its reason."""
 
+import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,9 +11,11 @@ from deadlines import patience
 
 from tandem_engine.errors import StagingUnavailableError
 from tandem_engine.frames import ProbeRequest, ProbeResult
+from tandem_engine.handoff.errors import HandoffUnavailable
 from tandem_engine.handoff.events import FetchFailed
 from tandem_engine.handoff.tests import scripted
 from tandem_engine.handoff.tests.scripted import SharingStore, Worker, eventually, make
+from tandem_engine.handoff.transports import nixl
 from tandem_engine.memory import Staging
 
 
@@ -115,6 +118,7 @@ def test_every_better_transport_has_its_reason(
 ) -> None:
     """Workers of two hosts: neither memory is shared."""
     monkeypatch.setattr(scripted, "BytesStore", SharingStore)
+    monkeypatch.setattr(nixl, "RDMA_DIRECTORY", tmp_path)
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
@@ -123,19 +127,23 @@ def test_every_better_transport_has_its_reason(
     )
     transport, passed_over = seen(p, d)
     assert transport == "tcp"
-    assert list(passed_over) == ["cudaIpc", "shm"]
+    assert list(passed_over) == ["cudaIpc", "shm", "nixl"]
     assert "can't reach the peer's socket" in passed_over["cudaIpc"]
     assert "can't map the peer's ring" in passed_over["shm"]
+    assert "there is no RDMA device in" in passed_over["nixl"]
     assert not [file for folder in folders for file in folder.iterdir()]
 
 
-def test_a_probe_says_what_was_passed_over(stack: ExitStack, tmp_path: Path) -> None:
+def test_a_probe_says_what_was_passed_over(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nixl, "RDMA_DIRECTORY", tmp_path)
     p, d = make(stack, "p"), make(stack, "d", shm_dir=str(tmp_path))
     port = p.handoff.bootstrap_port
     d.handoff.post(ProbeRequest(number=1, host="127.0.0.1", port=port, num_blocks=2))
     result = d.wait(ProbeResult)
     assert (result.transport, result.error) == ("tcp", "")
-    assert list(result.passed_over) == ["cudaIpc", "shm"]
+    assert list(result.passed_over) == ["cudaIpc", "shm", "nixl"]
     assert "TANDEM_SHM_DIR is not set" in result.passed_over["shm"]
 
 
@@ -149,3 +157,32 @@ def test_a_named_transport_that_does_not_work_is_not_replaced(
     failed = d.outcome("r")
     assert isinstance(failed, FetchFailed)
     assert "can offer no transport (cudaIpc: the first page did not come" in failed.message
+
+
+def test_auto_takes_nixl_where_there_is_an_rdma_device(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between hosts; what UCX then takes is its own business: TCP on this machine."""
+    (tmp_path / "uverbs0").touch()
+    monkeypatch.setattr(nixl, "RDMA_DIRECTORY", tmp_path)
+    p, d = make(stack, "p"), make(stack, "d")
+    transport, passed_over = seen(p, d)
+    assert (transport, list(passed_over)) == ("nixl", ["cudaIpc", "shm"])
+
+
+def test_without_the_package_auto_goes_on_and_nixl_says_how_to_get_it(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "uverbs0").touch()
+    monkeypatch.setattr(nixl, "RDMA_DIRECTORY", tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0].startswith("nixl")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("nixl", "nixl_cu12", "nixl_cu13"):
+        monkeypatch.setitem(sys.modules, name, None)
+    p, d = make(stack, "p"), make(stack, "d")
+    transport, passed_over = seen(p, d)
+    why = "nixl is not installed; pip install 'tandem-inference[nixl]'"
+    assert (transport, passed_over["nixl"]) == ("tcp", why)
+    with pytest.raises(HandoffUnavailable) as caught:
+        make(stack, "x", transport="nixl")
+    assert str(caught.value) == f"--transfer is Nixl, but {why}"

@@ -11,7 +11,7 @@ from tandem_engine.frames import ProbeRequest, ProbeResult
 from tandem_engine.handoff.tests.scripted import LAYOUT, make
 
 
-@pytest.mark.parametrize("transport", ["tcp", "shm", "cudaIpc", "mooncake"])
+@pytest.mark.parametrize("transport", ["tcp", "shm", "cudaIpc", "nixl", "mooncake"])
 def test_probe_touches_no_block(stack: ExitStack, tmp_path: Path, transport: str) -> None:
     options = {"transport": transport, "shm_dir": str(tmp_path)}
     p, d = make(stack, "p", **options), make(stack, "d", **options)

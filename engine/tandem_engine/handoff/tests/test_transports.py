@@ -16,7 +16,10 @@ from tandem_engine.handoff.prefill.session import PrefillSession
 from tandem_engine.handoff.tests.in_memory import InMemoryTransport, Network
 from tandem_engine.handoff.tests.scripted import FAST, LAYOUT, BytesStore, eventually, make
 from tandem_engine.handoff.transports import registry
+from tandem_engine.handoff.transports.cuda_ipc import CudaIpcTransport
 from tandem_engine.handoff.transports.registry import Transports
+from tandem_engine.handoff.transports.shm import ShmTransport
+from tandem_engine.handoff.transports.tcp import TcpTransport
 from tandem_engine.step import KVStore
 from tandem_wire.handoff import TransportName
 
@@ -157,7 +160,10 @@ def test_a_refusal_says_what_each_offered_transport_lacks(stack: ExitStack, tmp_
     assert "--transfer Auto" in failed.message
 
 
-def test_a_transport_that_is_not_built_is_refused_with_the_list_of_those_that_are() -> None:
+def test_a_transport_that_is_not_built_is_refused_with_the_list_of_those_that_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "BUILT", (CudaIpcTransport, ShmTransport, TcpTransport))
     with pytest.raises(HandoffUnavailable) as caught:
         Transports(replace(FAST, transport="nixl"), BytesStore(LAYOUT, 1))
     assert "--transfer is Nixl" in str(caught.value)

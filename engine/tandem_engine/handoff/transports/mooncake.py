@@ -58,7 +58,7 @@ class SealedMemory(RegisteredMemory):
     """
 
     def _set_aside(self) -> None:
-        self._library.unregister(self._registration)
+        self._library.unregister(self.registration)
         self._unpin()
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED | _MAP_NORESERVE
         sealed = _libc.mmap(self.address, self.num_bytes, _PROT_NONE, flags, -1, 0)

@@ -9,6 +9,7 @@ from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.base import Inbound, Link, Outbound, Transport
 from tandem_engine.handoff.transports.cuda_ipc import CudaIpcTransport
 from tandem_engine.handoff.transports.mooncake import MooncakeTransport
+from tandem_engine.handoff.transports.nixl import NixlTransport
 from tandem_engine.handoff.transports.shm import ShmTransport
 from tandem_engine.handoff.transports.tcp import TcpTransport
 from tandem_engine.step import KVStore
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 BUILT: Final[tuple[type[Transport], ...]] = (
     CudaIpcTransport,
     ShmTransport,
+    NixlTransport,
     TcpTransport,
     MooncakeTransport,
 )

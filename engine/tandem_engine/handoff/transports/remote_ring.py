@@ -16,6 +16,7 @@ transport that has a better way brings its own memory (`mooncake`).
 
 import ctypes
 import mmap
+import os
 import queue
 import threading
 from abc import abstractmethod
@@ -58,11 +59,7 @@ class RegisteredMemory(HostStaging):
         kept: "deque[RegisteredMemory] | None" = None,
     ) -> None:
         """`kept`: where `close` puts it if it must stay. Raises TransportError: no room for it."""
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        try:
-            mapping = mmap.mmap(-1, num_bytes, flags=flags)
-        except OSError as error:
-            raise TransportError(f"can't make a ring of {num_bytes} bytes: {error}") from error
+        mapping = _map(num_bytes)
         super().__init__(kv, mapping, 0)
         self._library = library
         self._kept = kept
@@ -72,13 +69,13 @@ class RegisteredMemory(HostStaging):
         with memoryview(mapping) as whole:
             self._unpin = kv.pin(whole)
         try:
-            self._registration = library.register(self.address, num_bytes)
+            self.registration = library.register(self.address, num_bytes)
         except BaseException:
-            self._unmap()
+            self.unmap()
             raise
 
     def keep(self) -> None:
-        """Have `close` leave it mapped: a write to it or from it may still be under way."""
+        """Have `close` set it aside: a write to it or from it may still be under way."""
         self._is_kept = True
 
     def close(self) -> None:
@@ -88,7 +85,8 @@ class RegisteredMemory(HostStaging):
         if self._is_kept:
             self._set_aside()
         else:
-            self.free()
+            self._library.unregister(self.registration)
+            self.unmap()
 
     def _set_aside(self) -> None:
         """What `close` does when something of it may still be under way."""
@@ -100,12 +98,8 @@ class RegisteredMemory(HostStaging):
         self._is_kept = self._is_closed = False
         return self
 
-    def free(self) -> None:
-        """Take it from the library and unmap it."""
-        self._library.unregister(self._registration)
-        self._unmap()
-
-    def _unmap(self) -> None:
+    def unmap(self) -> None:
+        """Give the memory back; the library knows of it no more."""
         self._unpin()
         super().close()
 
@@ -159,9 +153,9 @@ class RemoteRingTransport(Transport):
         return same[0] if len(same) >= MAX_KEPT else None
 
     def close(self) -> None:
-        """Free what was kept: the process, or this worker's part in it, ends."""
+        """Give back what was kept. The subclass has ended the library: nothing writes there."""
         while self.kept:
-            self.kept.popleft().free()
+            self.kept.popleft().unmap()
 
 
 class RemoteRingInbound(RingInbound):
@@ -219,3 +213,15 @@ class RemoteRingOutbound(RingOutbound):
     def _interrupt(self) -> None:
         self._interrupted.set()
         super()._interrupt()
+
+
+def _map(num_bytes: int) -> mmap.mmap:
+    """New memory, which shows in /proc/PID/maps under its name. Raises TransportError."""
+    descriptor = os.memfd_create("tandem-ring")
+    try:
+        os.ftruncate(descriptor, num_bytes)
+        return mmap.mmap(descriptor, num_bytes)
+    except OSError as error:
+        raise TransportError(f"can't make a ring of {num_bytes} bytes: {error}") from error
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,222 @@
+"""The nixl transport: NVIDIA's NIXL writes to a ring in D's memory, over what UCX finds.
+
+UCX takes RDMA where both have a device for it, else memory that two processes of one host share,
+else TCP; its `UCX_*` environment variables decide among those. The ring and its rules are those of
+`remote_ring`. Both rings are in the host's memory: a GPU's pages are staged through it.
+
+One agent for each process, with a thread that makes progress for both sides: without it a write
+over TCP would wait until D calls NIXL. It registers the rings of all sessions. D's offer carries
+the metadata of its agent and of one ring, some 500 bytes; P loads it, and forgets D's agent when
+its last session with it has ended, which also drops a connection that failed.
+
+Completion: NIXL says that a write is done after UCX has flushed it, so its bytes are in D's memory.
+Revocation: none that holds everywhere. Over TCP and over shared memory a write still lands after
+`deregister_memory`, as was tried on a plain machine; so D keeps the ring mapped instead.
+"""
+
+import asyncio
+import base64
+import binascii
+import importlib
+import importlib.metadata
+import os
+import secrets
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import xxhash
+
+from tandem_engine.handoff.errors import TransportError
+from tandem_engine.handoff.settings import HandoffSettings
+from tandem_engine.handoff.transports.base import Inbound, Link, Outbound
+from tandem_engine.handoff.transports.remote_ring import (
+    RemoteRingInbound,
+    RemoteRingOutbound,
+    RemoteRingTransport,
+)
+from tandem_engine.handoff.transports.ring import RingShape
+from tandem_engine.step import KVStore
+from tandem_wire.handoff import TransportOffer
+
+RDMA_DIRECTORY: Final = Path("/dev/infiniband")
+_FIRST_WAIT: Final = 20e-6
+_LONGEST_WAIT: Final = 1e-3
+
+
+class NixlTransport(RemoteRingTransport):
+    """Through an agent of NIXL with the backend UCX."""
+
+    name = "nixl"
+
+    def __init__(self, settings: HandoffSettings, kv: KVStore) -> None:
+        super().__init__(settings, kv)
+        if settings.transport == "auto" and not any(RDMA_DIRECTORY.glob("uverbs*")):
+            raise TransportError(
+                f"there is no RDMA device in {RDMA_DIRECTORY}, and without one shm and tcp are "
+                "faster; use --transfer Nixl to take it all the same"
+            )
+        library = _load()
+        self.version = importlib.metadata.version(library.__name__.partition(".")[0])
+        config = library.nixl_agent_config(
+            enable_prog_thread=True,
+            backends=["UCX"],
+            sync_mode=library.nixl_thread_sync_t.NIXL_THREAD_SYNC_RW,
+        )
+        try:
+            self.agent: Any = library.nixl_agent(f"tandem-{secrets.token_hex(8)}", config)
+        except Exception as error:  # the library's errors have no common base
+            raise TransportError(f"can't make an agent of nixl: {error}") from error
+        if "UCX" not in self.agent.backends:
+            raise TransportError("nixl has no UCX here; install its wheel from PyPI")
+        self._num_sessions: Counter[str] = Counter()
+        self._loading = asyncio.Lock()
+
+    def register(self, address: int, num_bytes: int) -> object:
+        try:
+            return self.agent.register_memory([(address, num_bytes, 0, "")], "DRAM")
+        except Exception as error:
+            raise TransportError(
+                f"nixl can't register {num_bytes} bytes of memory: {error}; "
+                "with RDMA, check the limit of locked memory (ulimit -l)"
+            ) from error
+
+    def unregister(self, registration: object) -> None:
+        self.agent.deregister_memory(registration)
+
+    def offer(self, link: Link) -> Inbound:
+        return NixlInbound(self, link)
+
+    async def accept(self, offer: TransportOffer, link: Link) -> Outbound:
+        shape = RingShape.offered(offer)
+        peer = _Peer.offered(offer, self.version)
+        async with self._loading:
+            try:
+                await asyncio.to_thread(self.agent.add_remote_agent, peer.metadata)
+            except Exception as error:
+                raise TransportError(f"nixl can't reach the peer's agent: {error}") from error
+            self._num_sessions[peer.agent] += 1
+        try:
+            return NixlOutbound(self, link, shape, peer)
+        except BaseException:
+            await self.forget(peer.agent)
+            raise
+
+    async def forget(self, agent: str) -> None:
+        """A session with that agent has ended."""
+        async with self._loading:
+            self._num_sessions[agent] -= 1
+            if not self._num_sessions[agent]:
+                del self._num_sessions[agent]
+                await asyncio.to_thread(self.agent.remove_remote_agent, agent)
+
+    def close(self) -> None:
+        del self.agent
+        super().close()
+
+
+class NixlInbound(RemoteRingInbound):
+    """D's end: a ring that is registered with the agent."""
+
+    def __init__(self, transport: NixlTransport, link: Link) -> None:
+        super().__init__(transport, link, transport.make_ring)
+        metadata = transport.agent.get_partial_agent_metadata(
+            self._ring.registration, inc_conn_info=True
+        )
+        self._details: dict[str, str | int] = {
+            "agent": transport.agent.name,
+            "version": transport.version,
+            "metadata": base64.b64encode(metadata).decode(),
+            "digest": xxhash.xxh3_64_hexdigest(metadata),
+            "address": self._ring.address,
+        }
+
+    @property
+    def offer(self) -> TransportOffer:
+        return TransportOffer(self.name, self._details | self._shape.details)
+
+
+class _Peer:
+    """D's agent and ring, as its offer names them."""
+
+    def __init__(self, agent: str, metadata: bytes, address: int) -> None:
+        self.agent = agent
+        self.metadata = metadata
+        self.address = address
+
+    @classmethod
+    def offered(cls, offer: TransportOffer, version: str) -> "_Peer":
+        """Raises TransportError: what is not whole must not get into the library, in C++."""
+        details = offer.details
+        theirs = str(details.get("version", ""))
+        if theirs != version:
+            raise TransportError(
+                f"the peer has nixl {theirs or '(it does not say)'}, this worker {version}; "
+                "run both from the same image"
+            )
+        try:
+            metadata = base64.b64decode(str(details.get("metadata", "")), validate=True)
+        except binascii.Error as error:
+            raise TransportError(f"the peer's metadata of nixl is broken: {error}") from error
+        address = details.get("address")
+        is_whole = xxhash.xxh3_64_hexdigest(metadata) == details.get("digest")
+        if not is_whole or not isinstance(address, int):
+            raise TransportError("the peer's metadata of nixl is broken: it is not what it sent")
+        return cls(str(details.get("agent", "")), metadata, address)
+
+
+class NixlOutbound(RemoteRingOutbound):
+    """P's end: writes to D's ring by the agent, one for each lane at a time."""
+
+    def __init__(self, transport: NixlTransport, link: Link, shape: RingShape, peer: _Peer) -> None:
+        super().__init__(transport, link, shape, transport.make_outgoing)
+        self._transport = transport
+        self._peer = peer
+        self._is_forgotten = False
+
+    def _put(self, source: int, target: int, num_bytes: int) -> None:
+        agent = self._transport.agent
+        try:
+            handle = agent.initialize_xfer(
+                "WRITE",
+                agent.get_xfer_descs([(source, num_bytes, 0)], "DRAM"),
+                agent.get_xfer_descs([(self._peer.address + target, num_bytes, 0)], "DRAM"),
+                self._peer.agent,
+            )
+            try:
+                state = self._wait(handle, agent.transfer(handle))
+            finally:
+                agent.release_xfer_handle(handle)  # gives up what is under way
+        except Exception as error:
+            raise ConnectionError(f"nixl can't write to the peer: {error}") from error
+        if state != "DONE":
+            raise ConnectionError(f"nixl's write to the peer ended as {state}")
+
+    def _wait(self, handle: object, state: str) -> str:
+        """The state in which a write ends; that of now when the session is over."""
+        seconds = _FIRST_WAIT
+        while state == "PROC" and not self._interrupted.wait(seconds):
+            state = self._transport.agent.check_xfer_state(handle)
+            seconds = min(2 * seconds, _LONGEST_WAIT)
+        return state
+
+    async def close(self) -> None:
+        await super().close()
+        if not self._is_forgotten:
+            self._is_forgotten = True
+            await self._transport.forget(self._peer.agent)
+
+
+def _load() -> ModuleType:
+    """The library's module. Raises TransportError when it is not installed, or doesn't load."""
+    os.environ.setdefault("NIXL_LOG_LEVEL", "WARN")  # else it greets on standard output
+    for name in ("nixl", "nixl_cu13", "nixl_cu12"):  # the first one takes that of torch's CUDA
+        try:
+            return importlib.import_module(f"{name}._api")
+        except ModuleNotFoundError as error:
+            if error.name not in (name, f"{name}._api"):
+                raise TransportError(f"nixl can't be loaded: {error}") from error
+        except ImportError as error:
+            raise TransportError(f"nixl can't be loaded: {error}") from error
+    raise TransportError("nixl is not installed; pip install 'tandem-inference[nixl]'")

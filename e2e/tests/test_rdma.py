@@ -29,10 +29,9 @@ FABRIC = {
     "MC_ENABLE_DEST_DEVICE_AFFINITY": "1",
 }
 PLAIN = {"NCCL_IB_DISABLE": "1", "MOONCAKE_PROTOCOL": "tcp"}
-# No transport of this release uses RDMA, so Auto is as good as None.
-WITHOUT_DEVICES = ("auto", "plain")
+WITHOUT_DEVICES = ("plain",)
 ENVIRONMENT = {
-    "auto": PLAIN,
+    "auto": FABRIC,
     "plugin": FABRIC,
     "hostpath": {
         **FABRIC,
@@ -45,7 +44,7 @@ ENVIRONMENT = {
     },
     "plain": PLAIN,
 }
-WIRING = {"auto": "None", "plugin": "DevicePlugin", "hostpath": "HostPath", "plain": "None"}
+WIRING = {"auto": "DevicePlugin", "plugin": "DevicePlugin", "hostpath": "HostPath", "plain": "None"}
 by_mode = pytest.mark.parametrize("mode", MODES)
 
 
@@ -74,15 +73,18 @@ def workers(service: Service) -> list[dict[str, Any]]:
     return pods
 
 
-def test_pods_land_where_the_fabric_is_and_hold_one_each(wired: dict[str, Service]) -> None:
-    for pod in workers(wired["plugin"]):
+@pytest.mark.parametrize("mode", ["auto", "plugin"])
+def test_pods_land_where_the_fabric_is_and_hold_one_each(
+    wired: dict[str, Service], mode: str
+) -> None:
+    for pod in workers(wired[mode]):
         assert pod["spec"]["nodeName"] == "node-0"
         resources = pod["spec"]["containers"][0]["resources"]
         assert resources["limits"]["rdma/ib"] == "1"
         assert resources["requests"]["rdma/ib"] == "1"
 
 
-@pytest.mark.parametrize("mode", ["auto", "hostpath", "plain"])
+@pytest.mark.parametrize("mode", ["hostpath", "plain"])
 def test_other_modes_take_no_device_from_the_plugin(wired: dict[str, Service], mode: str) -> None:
     for pod in workers(wired[mode]):
         assert "rdma/ib" not in pod["spec"]["containers"][0]["resources"].get("limits", {})
@@ -127,12 +129,6 @@ def test_status_names_the_choice(wired: dict[str, Service], mode: str) -> None:
     # The test cluster's devices are only numbers, and the operator must not be fooled.
     assert verified["status"] == ("True" if mode in WITHOUT_DEVICES else "False")
     assert mode in WITHOUT_DEVICES or "although RDMA is configured" in verified["message"]
-
-
-def test_auto_is_healthy_and_says_that_it_takes_no_devices(wired: dict[str, Service]) -> None:
-    degraded = wired["auto"].condition("Degraded")
-    assert degraded["status"] == "False"
-    assert "rdma.mode Auto takes no RDMA devices" in degraded["message"]
 
 
 def test_a_missing_fabric_is_a_condition(tandem: Any) -> None:

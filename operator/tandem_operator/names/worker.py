@@ -34,13 +34,13 @@ FLAG_CHECKSUM: Final = "checksum"
 FLAG_NO_CHECKSUM: Final = "no-checksum"
 FLAG_ADMIN_TOKEN_FILE: Final = "admin-token-file"
 
-TRANSPORTS: Final = ("CudaIpc", "Shm", "Tcp")
+TRANSPORTS: Final = ("CudaIpc", "Shm", "Nixl", "Tcp")
 """The values of --transfer that workers have code for, besides Auto; best first."""
 POD_TRANSPORTS: Final = tuple(name for name in TRANSPORTS if name != "CudaIpc")
 """Those of them that workers in pods can use. A pod that gets its GPU from a device plugin has no
 other GPU's device file, so it can't map that GPU's memory."""
 RDMA_TRANSPORTS: Final = tuple(name for name in TRANSPORTS if name in ("Nixl", "Mooncake"))
-"""Those of them that can use RDMA devices. Until there is one, rdma.mode Auto takes no devices."""
+"""Those of them that can use RDMA devices; without one, rdma.mode Auto would take no devices."""
 
 ROUTE_HEALTH: Final = "/health"
 ROUTE_READY: Final = "/ready"

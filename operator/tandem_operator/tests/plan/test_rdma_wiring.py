@@ -64,22 +64,17 @@ def test_auto_takes_no_device_that_no_transport_uses() -> None:
         assert "no transport of this release uses them" in wiring.note
 
 
-def test_auto_on_rdma_nodes_makes_plain_pods_and_says_why() -> None:
+def test_auto_on_rdma_nodes_makes_pods_that_hold_devices() -> None:
     spec = make_spec(rdma={})
     pools = Pair.build(lambda role: PoolView(f"qwen-{role}", str(role), 1, 1, 1))
     plan = reconcile(make_observed(spec, pools=pools, nodes=(IB,)), NOW)
     assert len(plan.create) == 3
     for pod in plan.create:
-        assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
-        (container,) = pod["spec"]["containers"]
-        assert "add" not in container["securityContext"]["capabilities"]
-        assert "rdma/ib" not in container["resources"].get("limits", {})
-        assert "initContainers" not in pod["spec"]
+        is_worker = pod["metadata"]["labels"]["tandem.dev/role"] != "router"
+        limits = pod["spec"]["containers"][0]["resources"].get("limits", {})
+        assert ("rdma/ib" in limits) == is_worker
     assert plan.status is not None
-    assert plan.status["transport"]["wiring"] == "None"
-    degraded = next(item for item in plan.status["conditions"] if item["type"] == "Degraded")
-    assert (degraded["status"], degraded["reason"]) == ("False", "Healthy")
-    assert "rdma.mode Auto takes no RDMA devices" in degraded["message"]
+    assert plan.status["transport"]["wiring"] == "DevicePlugin"
 
 
 def test_a_missing_fabric_names_resource_and_remedy() -> None:
@@ -169,15 +164,15 @@ def test_a_missing_fabric_is_a_condition() -> None:
 
 
 def test_a_stored_backend_without_code_makes_no_pods() -> None:
-    spec = make_spec(kvTransfer={"backend": "Nixl"})
+    spec = make_spec(kvTransfer={"backend": "CudaIpc"})
     pools = Pair.build(lambda role: PoolView(f"qwen-{role}", str(role), 1, 1, 1))
     plan = reconcile(make_observed(spec, pools=pools), NOW)
     assert not plan.create
     assert plan.status is not None
     ready = next(item for item in plan.status["conditions"] if item["type"] == "DecodeReady")
     assert ready["reason"] == "Unsupported"
-    assert "kvTransfer.backend is Nixl" in ready["message"]
-    assert "Auto or Shm or Tcp" in ready["message"]
+    assert "kvTransfer.backend is CudaIpc" in ready["message"]
+    assert "Auto or Shm or" in ready["message"]
 
 
 def test_an_unsupported_mode_makes_no_pods() -> None:

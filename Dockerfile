@@ -79,7 +79,9 @@ LABEL org.opencontainers.image.title="tandem-router" \
 # The engine needs no CUDA base image: the container toolkit mounts the driver, and torch brings its
 # own CUDA libraries. Triton compiles what launches a kernel with a C compiler, when it first runs.
 FROM ${ENGINE_BASE} AS engine
-RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev \
+# Mooncake's transfer engine is linked with libibverbs, which finds its cards by the providers.
+RUN apt-get update && apt-get install --yes --no-install-recommends \
+        gcc libc6-dev libibverbs1 ibverbs-providers \
     && rm -rf /var/lib/apt/lists/*
 RUN groupadd --gid 65532 tandem \
     && useradd --uid 65532 --gid 65532 --no-log-init --no-create-home --home-dir /var/cache/tandem \

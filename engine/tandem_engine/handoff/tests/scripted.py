@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from deadlines import patience
 
 from tandem_engine.errors import StagingUnavailableError
@@ -53,6 +55,8 @@ FAST = HandoffSettings(
     device_ring_bytes=8 * LAYOUT.block_bytes,
 )
 DEADLINE = 20.0
+without_wheel = pytest.mark.skipif(sys.version_info >= (3, 14), reason="mooncake has no wheel")
+MOONCAKE = pytest.param("mooncake", marks=without_wheel)
 
 
 class BytesStore(KVStore):

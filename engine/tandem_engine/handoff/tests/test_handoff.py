@@ -26,6 +26,7 @@ from tandem_engine.handoff.prefill.side import PrefillSide
 from tandem_engine.handoff.tests.scripted import (
     LATENTS,
     LAYOUT,
+    MOONCAKE,
     Worker,
     eventually,
     make,
@@ -35,7 +36,7 @@ from tandem_engine.step import KVStore
 from tandem_wire.messages import SamplingParams
 
 
-@pytest.mark.parametrize("transport", ["tcp", "shm", "cudaIpc", "nixl", "mooncake"])
+@pytest.mark.parametrize("transport", ["tcp", "shm", "cudaIpc", "nixl", MOONCAKE])
 @pytest.mark.parametrize("checksum", [True, False])
 @pytest.mark.parametrize("write_bytes", [1, 2 * LAYOUT.block_bytes // LAYOUT.num_layers, 10**6])
 @pytest.mark.parametrize("layout", [LAYOUT, LATENTS])
@@ -155,7 +156,7 @@ def test_a_closed_worker_fails_its_fetches_and_drops_its_pushes(stack: ExitStack
     p.handoff.post(PushFailed(arrived.key, "internal", "news after the end"))
 
 
-@pytest.mark.parametrize("transport", ["tcp", "shm", "cudaIpc", "nixl", "mooncake"])
+@pytest.mark.parametrize("transport", ["tcp", "shm", "cudaIpc", "nixl", MOONCAKE])
 def test_a_flipped_byte_is_caught(
     stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
 ) -> None:

@@ -21,7 +21,7 @@ from deadlines import patience
 
 from tandem_engine.handoff.errors import HandoffUnavailable, TransportError
 from tandem_engine.handoff.tests.children import Pipe, Start
-from tandem_engine.handoff.tests.scripted import FAST, LAYOUT, BytesStore, eventually
+from tandem_engine.handoff.tests.scripted import FAST, LAYOUT, BytesStore, eventually, without_wheel
 from tandem_engine.handoff.transports import transfer_engine
 from tandem_engine.handoff.transports.base import Link
 from tandem_engine.handoff.transports.mooncake import MooncakeTransport, SealedMemory
@@ -29,7 +29,7 @@ from tandem_engine.handoff.transports.registry import Transports
 from tandem_engine.handoff.transports.transfer_engine import Engine, borrow, give_back
 from tandem_wire.handoff import TransportOffer
 
-pytest.importorskip("mooncake")  # its wheels end at Python 3.13
+pytestmark = without_wheel
 
 HOST = "127.0.0.1"
 LARGE = 256 << 20

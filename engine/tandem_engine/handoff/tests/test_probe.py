@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tandem_engine.frames import ProbeRequest, ProbeResult
-from tandem_engine.handoff.tests.scripted import LAYOUT, make
+from tandem_engine.handoff.tests.scripted import LAYOUT, MOONCAKE, make
 
 
-@pytest.mark.parametrize("transport", ["tcp", "shm", "cudaIpc", "nixl", "mooncake"])
+@pytest.mark.parametrize("transport", ["tcp", "shm", "cudaIpc", "nixl", MOONCAKE])
 def test_probe_touches_no_block(stack: ExitStack, tmp_path: Path, transport: str) -> None:
     options = {"transport": transport, "shm_dir": str(tmp_path)}
     p, d = make(stack, "p", **options), make(stack, "d", **options)

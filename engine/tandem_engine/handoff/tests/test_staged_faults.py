@@ -15,7 +15,7 @@ from deadlines import patience
 from tandem_engine.handoff.events import FetchCancelled, FetchDone, FetchFailed, PrefillDropped
 from tandem_engine.handoff.pages import KVPages
 from tandem_engine.handoff.prefill.session import PrefillSession
-from tandem_engine.handoff.tests.scripted import LAYOUT, Worker, eventually, make
+from tandem_engine.handoff.tests.scripted import LAYOUT, MOONCAKE, Worker, eventually, make
 from tandem_engine.handoff.transports.base import Link, Outbound
 from tandem_engine.handoff.transports.remote_ring import RemoteRingOutbound
 from tandem_engine.handoff.transports.ring import RingOutbound
@@ -71,7 +71,7 @@ def scribble(outbound: Outbound) -> None:
             outbound._staging.put(junk, at, None)
 
 
-@pytest.fixture(name="options", params=["shm", "cudaIpc", "nixl", "mooncake"])
+@pytest.fixture(name="options", params=["shm", "cudaIpc", "nixl", MOONCAKE])
 def options_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     return {"transport": request.param, "shm_dir": str(tmp_path)}
 

@@ -14,7 +14,7 @@ from deadlines import patience
 
 from tandem_engine.handoff.events import FetchDone, PrefillArrived, PrefillDropped, PushDone
 from tandem_engine.handoff.tests.children import Pipe, Start
-from tandem_engine.handoff.tests.scripted import Worker, eventually, make
+from tandem_engine.handoff.tests.scripted import MOONCAKE, Worker, eventually, make
 from tandem_engine.handoff.transports.mooncake import MooncakeOutbound
 from tandem_engine.handoff.transports.nixl import NixlOutbound
 from tandem_engine.handoff.transports.remote_ring import RemoteRingOutbound
@@ -83,7 +83,7 @@ def be_decode(pipe: Pipe, peer: PrefillPeer, options: dict[str, Any]) -> None:
     threading.Event().wait()
 
 
-@pytest.fixture(name="options", params=["shm", "cudaIpc", "nixl", "mooncake"])
+@pytest.fixture(name="options", params=["shm", "cudaIpc", "nixl", MOONCAKE])
 def options_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     return {"transport": request.param, "shm_dir": str(tmp_path)}
 

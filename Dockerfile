@@ -24,7 +24,7 @@ FROM ${BASE} AS requirements
 WORKDIR /requirements
 COPY .ci/requirements.py .ci/install-requirements.sh pyproject.toml ./
 ARG ROUTER_EXTRAS=demo
-ARG ENGINE_EXTRAS=engine,gpu,demo
+ARG ENGINE_EXTRAS=engine,gpu,nixl,mooncake,demo
 RUN python requirements.py "" < pyproject.toml > base.txt \
     && python requirements.py "${ROUTER_EXTRAS}" < pyproject.toml > router.txt \
     && python requirements.py "${ENGINE_EXTRAS}" < pyproject.toml > engine.txt \
@@ -93,7 +93,7 @@ ENV PATH=/opt/tandem/bin:$PATH PYTHONUNBUFFERED=1 LANG=C.UTF-8 \
     TORCHINDUCTOR_CACHE_DIR=/var/cache/tandem/inductor CUDA_CACHE_PATH=/var/cache/tandem/cuda
 COPY --from=requirements /requirements/install-requirements.sh /requirements/engine.txt /opt/tandem/requirements/
 COPY constraints.txt constraints-gpu.txt /opt/tandem/requirements/
-ARG ENGINE_EXTRAS=engine,gpu,demo
+ARG ENGINE_EXTRAS=engine,gpu,nixl,mooncake,demo
 RUN case ",${ENGINE_EXTRAS}," in *,gpu,*) pins=constraints-gpu.txt;; *) pins=constraints.txt;; esac \
     && sh /opt/tandem/requirements/install-requirements.sh engine.txt "$pins"
 COPY --from=wheel /dist /opt/tandem/dist

@@ -1,9 +1,9 @@
-"""The transport mooncake beside the library's own writes of as many bytes, round by round in turn.
+"""Mooncake's transfer engine by itself: writes of as many bytes between two processes, over TCP.
 
-The library alone: two processes, memory that is registered once; nothing is packed, checked or
-unpacked. It writes in pieces of the hand-off's size, two at a time, polled; whole, by its
-`transfer_sync_write`; and by the benchmark program that comes with it, 16 times 1 MiB in flight in
-each of two threads, which were its best of six settings on two cores.
+Memory is registered once; nothing is packed, checked or unpacked. It writes in pieces of the
+hand-off's size, two at a time, polled; whole, by its `transfer_sync_write`; and by the benchmark
+program that comes with it, 16 times 1 MiB in flight in each of two threads, which was its best of
+six settings on two cores.
 """
 
 import ctypes
@@ -15,16 +15,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
 from tandem_bench.errors import CheckFailedError
-from tandem_bench.handoff.pair import MakeCache, Rate, Round, running_handoff
+from tandem_bench.handoff.pair import Round
 from tandem_engine.handoff.transports import transfer_engine
 
 NUM_LANES: Final = 2
@@ -98,8 +96,8 @@ def _run_its_benchmark(peer: str, num_bytes: int) -> float:
     options = {
         "mode": "initiator", "operation": "write", "metadata_server": "P2PHANDSHAKE",
         "protocol": "tcp", "local_server_name": _HOST, "segment_id": peer, "duration": 1,
-        "buffer_size": num_bytes, "block_size": 1 << 20, "batch_size": 16, "threads": 2,
-        "report_unit": "MB",
+        "buffer_size": num_bytes, "block_size": 1 << 20,
+        "batch_size": min(16, num_bytes >> 21), "threads": 2, "report_unit": "MB",
     }  # fmt: skip
     command = [str(program), *(f"--{name}={value}" for name, value in options.items())]
     environment = os.environ | {"MC_LOG_LEVEL": "INFO", "GLOG_minloglevel": "0"}
@@ -113,8 +111,15 @@ def _run_its_benchmark(peer: str, num_bytes: int) -> float:
 
 
 @contextmanager
-def running_library(num_bytes: int, piece_bytes: int) -> Iterator[dict[str, Round]]:
-    """The library's ways, by name. Raises CheckFailedError when the bytes did not arrive."""
+def running_mooncake(num_bytes: int) -> Iterator[dict[str, Round]]:
+    """The library's own ways, by name.
+
+    Raises:
+        TransportError: the library is not here, or can't be used.
+        CheckFailedError: the bytes did not arrive.
+    """
+    transfer_engine.load()
+    piece_bytes = transfer_engine.PIECE_BYTES
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     child = context.Process(target=_be_target, args=(theirs, num_bytes), daemon=True)
@@ -122,51 +127,14 @@ def running_library(num_bytes: int, piece_bytes: int) -> Iterator[dict[str, Roun
     peer, target = ours.recv()
     memory = _Registered(num_bytes, _PATTERN)
     yield {
-        "library, in pieces": partial(_write_pieces, memory, peer, target, num_bytes, piece_bytes),
-        "library, whole": partial(_write_whole, memory, peer, target, num_bytes),
-        "library, its benchmark": partial(_run_its_benchmark, peer, num_bytes),
+        "mooncake alone, in pieces": partial(
+            _write_pieces, memory, peer, target, num_bytes, piece_bytes
+        ),
+        "mooncake alone, whole": partial(_write_whole, memory, peer, target, num_bytes),
+        "mooncake alone, its benchmark": partial(_run_its_benchmark, peer, num_bytes),
     }
     _write_pieces(memory, peer, target, num_bytes, piece_bytes)
     ours.send(None)
     if not ours.recv():
         raise CheckFailedError("what Mooncake's transfer engine wrote by itself did not arrive")
     child.join()
-
-
-@dataclass(frozen=True)
-class Beside:
-    """The rates of all ways, and the hand-off's share of each of the library's: round by round."""
-
-    rates: list[Rate]
-    shares: dict[str, float]
-
-
-def measure_beside(make: MakeCache, rounds: int) -> Beside:
-    """The hand-off with checksums and without, and the library's two ways, in turn.
-
-    Raises:
-        TransportError: the library is not here, or can't be used.
-    """
-    transfer_engine.load()
-    with ExitStack() as stack:
-        ways: dict[str, Round] = {}
-        num_bytes = 0
-        for name, checksum in (("mooncake, checksum", True), ("mooncake", False)):
-            options = {"transport": "mooncake", "checksum": checksum}
-            ways[name], num_bytes = stack.enter_context(running_handoff(name, make, options))
-        library = stack.enter_context(running_library(num_bytes, transfer_engine.PIECE_BYTES))
-        ways |= library
-        for way in ways.values():
-            way()  # dials, and faults pages in
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(rounds):
-            for name, way in ways.items():
-                seconds[name].append(way())
-    shares = {
-        f"{ours} / {theirs}": median(
-            alone / handed for alone, handed in zip(seconds[theirs], seconds[ours], strict=True)
-        )
-        for ours in ("mooncake, checksum", "mooncake")
-        for theirs in library
-    }
-    return Beside([Rate.of(name, num_bytes, seconds[name]) for name in ways], shares)

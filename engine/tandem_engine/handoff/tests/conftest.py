@@ -14,6 +14,12 @@ def stack_fixture() -> Iterator[ExitStack]:
         yield stack
 
 
+@pytest.fixture(autouse=True)
+def _loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """UCX would take any interface, also one of a cluster's that is being removed."""
+    monkeypatch.setenv("UCX_NET_DEVICES", "lo")
+
+
 @pytest.fixture(name="start")
 def start_fixture() -> Iterator[Start]:
     with ExitStack() as stack:

@@ -17,20 +17,17 @@ Revocation: none that holds everywhere. Over TCP and over shared memory a write 
 import asyncio
 import base64
 import binascii
-import importlib
-import importlib.metadata
-import os
 import secrets
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Final
+from typing import Final
 
 import xxhash
 
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.base import Inbound, Link, Outbound
+from tandem_engine.handoff.transports.nixl_agent import make_agent, version_of
 from tandem_engine.handoff.transports.remote_ring import (
     RemoteRingInbound,
     RemoteRingOutbound,
@@ -57,19 +54,8 @@ class NixlTransport(RemoteRingTransport):
                 f"there is no RDMA device in {RDMA_DIRECTORY}, and without one shm and tcp are "
                 "faster; use --transfer Nixl to take it all the same"
             )
-        library = _load()
-        self.version = importlib.metadata.version(library.__name__.partition(".")[0])
-        config = library.nixl_agent_config(
-            enable_prog_thread=True,
-            backends=["UCX"],
-            sync_mode=library.nixl_thread_sync_t.NIXL_THREAD_SYNC_RW,
-        )
-        try:
-            self.agent: Any = library.nixl_agent(f"tandem-{secrets.token_hex(8)}", config)
-        except Exception as error:  # the library's errors have no common base
-            raise TransportError(f"can't make an agent of nixl: {error}") from error
-        if "UCX" not in self.agent.backends:
-            raise TransportError("nixl has no UCX here; install its wheel from PyPI")
+        self.agent = make_agent(f"tandem-{secrets.token_hex(8)}")
+        self.version = version_of(self.agent)
         self._num_sessions: Counter[str] = Counter()
         self._loading = asyncio.Lock()
 
@@ -206,17 +192,3 @@ class NixlOutbound(RemoteRingOutbound):
         if not self._is_forgotten:
             self._is_forgotten = True
             await self._transport.forget(self._peer.agent)
-
-
-def _load() -> ModuleType:
-    """The library's module. Raises TransportError when it is not installed, or doesn't load."""
-    os.environ.setdefault("NIXL_LOG_LEVEL", "WARN")  # else it greets on standard output
-    for name in ("nixl", "nixl_cu13", "nixl_cu12"):  # the first one takes that of torch's CUDA
-        try:
-            return importlib.import_module(f"{name}._api")
-        except ModuleNotFoundError as error:
-            if error.name not in (name, f"{name}._api"):
-                raise TransportError(f"nixl can't be loaded: {error}") from error
-        except ImportError as error:
-            raise TransportError(f"nixl can't be loaded: {error}") from error
-    raise TransportError("nixl is not installed; pip install 'tandem-inference[nixl]'")

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +20,24 @@ import pytest
 from deadlines import patience
 
 from tandem_engine.handoff.errors import HandoffUnavailable, TransportError
+from tandem_engine.handoff.events import FetchCancelled, FetchFailed, PrefillDropped
 from tandem_engine.handoff.tests.children import Pipe, Start
-from tandem_engine.handoff.tests.scripted import FAST, LAYOUT, BytesStore, eventually, without_wheel
+from tandem_engine.handoff.tests.scripted import (
+    FAST,
+    LAYOUT,
+    BytesStore,
+    eventually,
+    make,
+    without_wheel,
+)
 from tandem_engine.handoff.transports import transfer_engine
 from tandem_engine.handoff.transports.base import Link
-from tandem_engine.handoff.transports.mooncake import MooncakeTransport, SealedMemory
+from tandem_engine.handoff.transports.mooncake import (
+    MooncakeInbound,
+    MooncakeOutbound,
+    MooncakeTransport,
+    SealedMemory,
+)
 from tandem_engine.handoff.transports.registry import Transports
 from tandem_engine.handoff.transports.transfer_engine import Engine, borrow, give_back
 from tandem_wire.handoff import TransportOffer
@@ -232,6 +245,53 @@ def test_an_engine_never_meets_two_peers_of_one_name() -> None:
     again = borrow(HOST, "10.0.0.1:15000", "old")
     assert again is not other
     give_back(again)
+
+
+def test_an_engine_that_can_not_be_reached_is_the_reason(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("10.0.0.1:15000 does not answer (error -102)")
+
+    monkeypatch.setattr(Engine, "reach", fail)
+    p, d = make(stack, "p", transport="mooncake"), make(stack, "d", transport="mooncake")
+    d.fetch("r", [p])
+    failed = d.outcome("r")
+    assert isinstance(failed, FetchFailed)
+    told = "no common transport (mooncake: can't reach the peer's engine: 10.0.0.1:15000 does not"
+    assert told in failed.message
+    assert "blocks ports 15000 to 17000" in failed.message
+
+
+def test_a_write_that_fails_while_d_fences_leaves_a_sealed_ring(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may land yet, so it is no answer to the fence."""
+    p, d = make(stack, "p", transport="mooncake"), make(stack, "d", transport="mooncake")
+    assert d.takes(p)
+    (peer,) = d.handoff._decode._peers._peers.values()
+    assert peer.session is not None
+    assert isinstance(peer.session.inbound, MooncakeInbound)
+    ring = peer.session.inbound._ring.address
+    held, release = threading.Event(), threading.Event()
+
+    def fail(*_: object) -> None:
+        held.set()
+        assert release.wait(patience(20))
+        raise OSError("no route")
+
+    with monkeypatch.context() as changed:
+        changed.setattr(MooncakeOutbound, "_put", fail)
+        d.fetch("r", [p])
+        p.push(p.arrived(), finish=False)
+        assert held.wait(patience(20))
+        d.handoff.post(FetchCancelled("r"))
+        eventually(lambda: p.handoff.counters().get("kv_fences_total", 0) == 1)
+    release.set()
+    assert isinstance(d.outcome("r"), FetchFailed)
+    p.wait(PrefillDropped)
+    eventually(lambda: rights(ring) == "---p")
+    assert d.takes(p)
 
 
 def unavailable() -> str:

@@ -118,7 +118,10 @@ class Engine:
         self._engine = module.TransferEngine()
         # Never destroyed, also not at the end of the process.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._engine))
-        failure = self._engine.initialize(host, "P2PHANDSHAKE", self.protocol, _devices())
+        try:
+            failure = self._engine.initialize(host, "P2PHANDSHAKE", self.protocol, _devices())
+        except RuntimeError as error:  # what C++ has thrown
+            failure = error
         if failure:
             raise TransportError(
                 f"Mooncake's transfer engine could not start at {host} (error {failure}); "

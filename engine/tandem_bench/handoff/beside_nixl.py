@@ -17,50 +17,41 @@ from typing import Any, Final
 
 from tandem_bench.errors import CheckFailedError
 from tandem_bench.handoff.pair import Round
-from tandem_engine.handoff.transports.nixl_agent import make_agent
+from tandem_engine.handoff.transports.nixl_agent import Agent
 
 NUM_LANES: Final = 2
 PIECE_BYTES: Final = 1 << 20
 _PATTERN: Final = 0x5A
-_POLL_SECONDS: Final = 20e-6
 
 
 class _Registered:
     """An agent of the library, and memory that is registered with it."""
 
     def __init__(self, name: str, num_bytes: int, value: int) -> None:
-        self.agent: Any = make_agent(f"bench-{name}")
+        self.agent = Agent(f"bench-{name}")
         self._map = mmap.mmap(-1, num_bytes)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         ctypes.memset(self.address, value, num_bytes)
-        memory = self.agent.register_memory([(self.address, num_bytes, 0, "")], "DRAM")
-        self.metadata = self.agent.get_partial_agent_metadata(memory, inc_conn_info=True)
+        self.described = self.agent.describe(self.agent.register(self.address, num_bytes))
 
     def write(self, peer: str, source: int, target: int, num_bytes: int) -> None:
         """Returns when the bytes are in the peer's memory."""
-        agent = self.agent
-        handle = agent.initialize_xfer(
-            "WRITE",
-            agent.get_xfer_descs([(source, num_bytes, 0)], "DRAM"),
-            agent.get_xfer_descs([(target, num_bytes, 0)], "DRAM"),
-            peer,
-        )
-        state = agent.transfer(handle)
-        while state == "PROC":
-            time.sleep(_POLL_SECONDS)
-            state = agent.check_xfer_state(handle)
-        agent.release_xfer_handle(handle)
-        if state != "DONE":
-            raise CheckFailedError(f"NIXL's own write ended as {state}")
+        if not self.agent.write(peer, source, target, num_bytes, _wait):
+            raise CheckFailedError("NIXL's own write was not made")
 
     def is_filled(self) -> bool:
         """Whether all of it is the pattern."""
         return self._map[:] == bytes([_PATTERN]) * len(self._map)
 
 
+def _wait(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
 def _be_target(pipe: "Connection[Any, Any]", num_bytes: int) -> None:
     memory = _Registered("target", num_bytes, 0)
-    pipe.send((memory.metadata, memory.address))
+    pipe.send((memory.described, memory.address))
     pipe.recv()
     pipe.send(memory.is_filled())
 
@@ -88,9 +79,9 @@ def running_nixl(num_bytes: int) -> Iterator[dict[str, Round]]:
     ours, theirs = context.Pipe()
     child = context.Process(target=_be_target, args=(theirs, num_bytes), daemon=True)
     child.start()
-    metadata, target = ours.recv()
+    described, target = ours.recv()
     memory = _Registered("source", num_bytes, _PATTERN)
-    peer = memory.agent.add_remote_agent(metadata).decode()
+    peer = memory.agent.add(described)
     write = partial(_write, memory, peer, target, num_bytes)
     yield {
         "nixl alone, in pieces": partial(write, PIECE_BYTES),

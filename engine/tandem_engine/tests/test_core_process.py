@@ -73,9 +73,14 @@ async def collect(core: CoreProcess, rid: str) -> list[StepItem]:
     return await asyncio.wait_for(search(), patience(SECONDS))
 
 
-async def test_two_processes_hand_a_prompt_over() -> None:
-    decode = await CoreProcess.spawn(make_config("d"))
-    prefill = await CoreProcess.spawn(make_config("p"))
+@pytest.mark.parametrize(("transfer", "profile"), [("Auto", "tiny"), ("Nixl", "tiny?blocks=24")])
+async def test_two_processes_hand_a_prompt_over(
+    monkeypatch: pytest.MonkeyPatch, transfer: str, profile: str
+) -> None:
+    """Pools of one size, and of two."""
+    monkeypatch.setenv("UCX_NET_DEVICES", "lo")
+    decode = await CoreProcess.spawn(make_config("d", profile, "--transfer", transfer))
+    prefill = await CoreProcess.spawn(make_config("p", "tiny", "--transfer", transfer))
     try:
         ready = await first(prefill, CoreReady)
         assert (await first(decode, CoreReady)).compatibility_hash == ready.compatibility_hash

@@ -152,8 +152,8 @@ class Rdma(ApiObject):
     mode: Annotated[
         RdmaMode, refused_unless(*_MODES, because="the operator can't wire pods in other ways")
     ] = RdmaMode.AUTO
-    """How devices get into the pods. Auto shows its choice in status: no devices, until there is a
-    transport that uses them."""
+    """How devices get into the pods. Auto takes what the nodes offer, if workers have a transport
+    that uses it, and shows its choice in status; HostPath it never takes."""
     resource: RdmaResource | None = None
     """Extended resource for DevicePlugin, Multus and Efa; default: rdma/ib per pod."""
     networks: Annotated[

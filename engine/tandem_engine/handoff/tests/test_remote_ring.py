@@ -219,7 +219,7 @@ def test_what_the_library_refuses_is_the_reason(
 ) -> None:
     p, d = make(stack, "p", **OPTIONS), make(stack, "d", **OPTIONS)
     agent = transport_of(d).agent
-    monkeypatch.setattr(agent, "get_partial_agent_metadata", lambda *_, **__: b"garbage")
+    monkeypatch.setattr(agent, "describe", lambda *_: b"garbage")
     d.fetch("r", [p])
     failed = d.outcome("r")
     assert isinstance(failed, FetchFailed)
@@ -256,7 +256,7 @@ def test_an_agent_is_forgotten_with_its_last_session(stack: ExitStack) -> None:
     assert d.takes(p)
     name = transport_of(d).agent.name
     agent = transport_of(p).agent
-    assert agent.check_remote_metadata(name)
+    assert agent.knows(name)
     d.close()
-    eventually(lambda: not agent.check_remote_metadata(name))
+    eventually(lambda: not agent.knows(name))
     assert make(stack, "d", **OPTIONS).takes(p)

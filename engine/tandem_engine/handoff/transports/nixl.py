@@ -27,7 +27,7 @@ import xxhash
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.base import Inbound, Link, Outbound
-from tandem_engine.handoff.transports.nixl_agent import make_agent, version_of
+from tandem_engine.handoff.transports.nixl_agent import Agent
 from tandem_engine.handoff.transports.remote_ring import (
     RemoteRingInbound,
     RemoteRingOutbound,
@@ -38,8 +38,6 @@ from tandem_engine.step import KVStore
 from tandem_wire.handoff import TransportOffer
 
 RDMA_DIRECTORY: Final = Path("/dev/infiniband")
-_FIRST_WAIT: Final = 20e-6
-_LONGEST_WAIT: Final = 1e-3
 
 
 class NixlTransport(RemoteRingTransport):
@@ -54,32 +52,31 @@ class NixlTransport(RemoteRingTransport):
                 f"there is no RDMA device in {RDMA_DIRECTORY}, and without one shm and tcp are "
                 "faster; use --transfer Nixl to take it all the same"
             )
-        self.agent = make_agent(f"tandem-{secrets.token_hex(8)}")
-        self.version = version_of(self.agent)
+        self.agent = Agent(f"tandem-{secrets.token_hex(8)}")
         self._num_sessions: Counter[str] = Counter()
         self._loading = asyncio.Lock()
 
     def register(self, address: int, num_bytes: int) -> object:
         try:
-            return self.agent.register_memory([(address, num_bytes, 0, "")], "DRAM")
-        except Exception as error:
+            return self.agent.register(address, num_bytes)
+        except Exception as error:  # the library's errors have no common base
             raise TransportError(
                 f"nixl can't register {num_bytes} bytes of memory: {error}; "
                 "with RDMA, check the limit of locked memory (ulimit -l)"
             ) from error
 
     def unregister(self, registration: object) -> None:
-        self.agent.deregister_memory(registration)
+        self.agent.unregister(registration)
 
     def offer(self, link: Link) -> Inbound:
         return NixlInbound(self, link)
 
     async def accept(self, offer: TransportOffer, link: Link) -> Outbound:
         shape = RingShape.offered(offer)
-        peer = _Peer.offered(offer, self.version)
+        peer = _Peer.offered(offer, self.agent.version)
         async with self._loading:
             try:
-                await asyncio.to_thread(self.agent.add_remote_agent, peer.metadata)
+                await asyncio.to_thread(self.agent.add, peer.metadata)
             except Exception as error:
                 raise TransportError(f"nixl can't reach the peer's agent: {error}") from error
             self._num_sessions[peer.agent] += 1
@@ -95,7 +92,7 @@ class NixlTransport(RemoteRingTransport):
             self._num_sessions[agent] -= 1
             if not self._num_sessions[agent]:
                 del self._num_sessions[agent]
-                await asyncio.to_thread(self.agent.remove_remote_agent, agent)
+                await asyncio.to_thread(self.agent.remove, agent)
 
     def close(self) -> None:
         del self.agent
@@ -107,12 +104,10 @@ class NixlInbound(RemoteRingInbound):
 
     def __init__(self, transport: NixlTransport, link: Link) -> None:
         super().__init__(transport, link, transport.make_ring)
-        metadata = transport.agent.get_partial_agent_metadata(
-            self._ring.registration, inc_conn_info=True
-        )
+        metadata = transport.agent.describe(self._ring.registration)
         self._details: dict[str, str | int] = {
             "agent": transport.agent.name,
-            "version": transport.version,
+            "version": transport.agent.version,
             "metadata": base64.b64encode(metadata).decode(),
             "digest": xxhash.xxh3_64_hexdigest(metadata),
             "address": self._ring.address,
@@ -162,30 +157,18 @@ class NixlOutbound(RemoteRingOutbound):
         self._is_forgotten = False
 
     def _put(self, source: int, target: int, num_bytes: int) -> None:
-        agent = self._transport.agent
         try:
-            handle = agent.initialize_xfer(
-                "WRITE",
-                agent.get_xfer_descs([(source, num_bytes, 0)], "DRAM"),
-                agent.get_xfer_descs([(self._peer.address + target, num_bytes, 0)], "DRAM"),
+            is_there = self._transport.agent.write(
                 self._peer.agent,
+                source,
+                self._peer.address + target,
+                num_bytes,
+                self._interrupted.wait,
             )
-            try:
-                state = self._wait(handle, agent.transfer(handle))
-            finally:
-                agent.release_xfer_handle(handle)  # gives up what is under way
         except Exception as error:
             raise ConnectionError(f"nixl can't write to the peer: {error}") from error
-        if state != "DONE":
-            raise ConnectionError(f"nixl's write to the peer ended as {state}")
-
-    def _wait(self, handle: object, state: str) -> str:
-        """The state in which a write ends; that of now when the session is over."""
-        seconds = _FIRST_WAIT
-        while state == "PROC" and not self._interrupted.wait(seconds):
-            state = self._transport.agent.check_xfer_state(handle)
-            seconds = min(2 * seconds, _LONGEST_WAIT)
-        return state
+        if not is_there:
+            raise ConnectionError("the session ended in the middle of a write")
 
     async def close(self) -> None:
         await super().close()

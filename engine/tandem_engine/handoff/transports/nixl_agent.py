@@ -1,34 +1,103 @@
-"""The library NIXL: whichever of its wheels is installed, and an agent of it."""
+"""The library NIXL: an agent of it with the backend UCX, from whichever wheel is installed.
+
+Its own Python class is passed over: that one's progress thread polls without a pause, which takes a
+whole core of an idle worker. Ours sleeps until UCX has something to do.
+"""
 
 import importlib
 import importlib.metadata
 import os
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from tandem_engine.handoff.errors import TransportError
 
-
-def make_agent(name: str) -> Any:
-    """An agent of the library, with UCX. Raises TransportError when this process can't have one."""
-    library = _load()
-    config = library.nixl_agent_config(
-        enable_prog_thread=True,
-        backends=["UCX"],
-        sync_mode=library.nixl_thread_sync_t.NIXL_THREAD_SYNC_RW,
-    )
-    try:
-        agent = library.nixl_agent(name, config)
-    except Exception as error:  # the library's errors have no common base
-        raise TransportError(f"can't make an agent of nixl: {error}") from error
-    if "UCX" not in agent.backends:
-        raise TransportError("nixl has no UCX here; install its wheel from PyPI")
-    return agent
+_PROGRESS_MICROSECONDS: Final = 10_000
+"""The progress thread looks this often even if UCX has woken it by no event."""
+_FIRST_WAIT: Final = 20e-6
+_LONGEST_WAIT: Final = 1e-3
 
 
-def version_of(agent: Any) -> str:
-    """The version of the wheel that an agent comes from."""
-    return importlib.metadata.version(type(agent).__module__.partition(".")[0])
+class Agent:
+    """Registers memory, knows agents of other processes, and writes to their memory.
+
+    Every method but the first raises one of the library's errors, which have no common base. Any
+    thread may call any method.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Raises TransportError when this process can't have one."""
+        library = _load()
+        self.name = name
+        self.version = importlib.metadata.version(library.__name__.partition(".")[0])
+        self._library: Any = library.nixlBind
+        config = self._library.nixlAgentConfig()
+        config.useProgThread = True
+        config.pthrDelay = _PROGRESS_MICROSECONDS
+        config.syncMode = self._library.NIXL_THREAD_SYNC_RW
+        try:
+            self._agent: Any = self._library.nixlAgent(name, config)
+            self._agent.createBackend("UCX", {})
+        except Exception as error:
+            raise TransportError(f"can't make an agent of nixl with UCX: {error}") from error
+
+    def register(self, address: int, num_bytes: int) -> object:
+        """Let the library use memory of the host; what `unregister` and `describe` need."""
+        memory = self._library.nixlRegDList(self._library.DRAM_SEG, [(address, num_bytes, 0, "")])
+        self._agent.registerMem(memory, [])
+        return memory
+
+    def unregister(self, registration: object) -> None:
+        """Take memory back."""
+        self._agent.deregisterMem(registration, [])
+
+    def describe(self, registration: object) -> bytes:
+        """What another agent needs to write to this memory."""
+        described: bytes = self._agent.getLocalPartialMD(registration, True, [])
+        return described
+
+    def add(self, described: bytes) -> str:
+        """Take in what another agent has described; its name."""
+        name: bytes = self._agent.loadRemoteMD(described)
+        return name.decode()
+
+    def knows(self, name: str) -> bool:
+        """Whether that agent was added and not removed since."""
+        nothing = self._library.nixlXferDList(self._library.DRAM_SEG)
+        found = self._agent.checkRemoteMD(name, nothing)
+        return bool(found == self._library.NIXL_SUCCESS)
+
+    def remove(self, name: str) -> None:
+        """Forget an agent, and what connects this one with it."""
+        self._agent.invalidateRemoteMD(name)
+
+    def write(
+        self,
+        peer: str,
+        source: int,
+        target: int,
+        num_bytes: int,
+        is_stopped: Callable[[float], bool],
+    ) -> bool:
+        """Write memory from the address `source` here to `target` at `peer`; True: it is there.
+
+        `is_stopped` waits so many seconds, and says whether to give up.
+        """
+        mine, theirs = (
+            self._library.nixlXferDList(self._library.DRAM_SEG, [(address, num_bytes, 0)])
+            for address in (source, target)
+        )
+        handle = self._agent.createXferReq(self._library.NIXL_WRITE, mine, theirs, peer, "", [])
+        try:
+            state = self._agent.postXferReq(handle, "")
+            seconds = _FIRST_WAIT
+            while state == self._library.NIXL_IN_PROG and not is_stopped(seconds):
+                state = self._agent.getXferStatus(handle)
+                seconds = min(2 * seconds, _LONGEST_WAIT)
+        finally:
+            self._agent.releaseXferReq(handle)  # gives up what is under way
+        return bool(state == self._library.NIXL_SUCCESS)
 
 
 def _load() -> ModuleType:

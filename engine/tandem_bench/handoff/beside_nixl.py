@@ -17,10 +17,11 @@ from typing import Any, Final
 
 from tandem_bench.errors import CheckFailedError
 from tandem_bench.handoff.pair import Round
+from tandem_engine.handoff.transports.nixl import NixlInbound
 from tandem_engine.handoff.transports.nixl_agent import Agent
 
 NUM_LANES: Final = 2
-PIECE_BYTES: Final = 1 << 20
+PIECE_BYTES: Final = NixlInbound.least_slot_bytes
 _PATTERN: Final = 0x5A
 
 

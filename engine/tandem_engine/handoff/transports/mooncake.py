@@ -119,6 +119,7 @@ class MooncakeInbound(RemoteRingInbound):
     """D's end: an engine, and a ring that is registered with it."""
 
     least_slot_bytes = transfer_engine.PIECE_BYTES
+    most_slots = 4  # two that are written and two that are emptied; more don't fit a CPU's cache
 
     def __init__(self, transport: MooncakeTransport, link: Link, engine: Engine) -> None:
         """Takes over the engine. Raises TransportError."""

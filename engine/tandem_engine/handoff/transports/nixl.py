@@ -102,6 +102,8 @@ class NixlTransport(RemoteRingTransport):
 class NixlInbound(RemoteRingInbound):
     """D's end: a ring that is registered with the agent."""
 
+    least_slot_bytes = 4 << 20  # 1.4 times as fast over TCP as 1 MiB, no slower over shared memory
+
     def __init__(self, transport: NixlTransport, link: Link) -> None:
         super().__init__(transport, link, transport.make_ring)
         metadata = transport.agent.describe(self._ring.registration)

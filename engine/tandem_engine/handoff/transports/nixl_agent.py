@@ -40,7 +40,9 @@ class Agent:
             self._agent: Any = self._library.nixlAgent(name, config)
             self._agent.createBackend("UCX", {})
         except Exception as error:
-            raise TransportError(f"can't make an agent of nixl with UCX: {error}") from error
+            raise TransportError(
+                f"can't make an agent of nixl with UCX: {error}; check UCX_TLS and UCX_NET_DEVICES"
+            ) from error
 
     def register(self, address: int, num_bytes: int) -> object:
         """Let the library use memory of the host; what `unregister` and `describe` need."""

@@ -163,10 +163,14 @@ class RemoteRingInbound(RingInbound):
 
     least_slot_bytes: ClassVar[int] = 0
     """What the library writes well, if it is more than what suits the store."""
+    most_slots: ClassVar[int] = 0
+    """So many are enough; 0: as many as there is room for."""
 
     def __init__(self, transport: Transport, link: Link, make_ring: MakeMemory) -> None:
         slot_bytes = max(link.kv.write_bytes, self.least_slot_bytes)
         shape = RingShape.of(link, slot_bytes, link.settings.shm_ring_bytes)
+        if self.most_slots:
+            shape = RingShape(shape.slot_bytes, min(shape.num_slots, self.most_slots))
         super().__init__(transport, link, shape)
         self._staging = self._ring = make_ring(shape.num_bytes)
 

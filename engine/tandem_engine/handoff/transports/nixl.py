@@ -17,6 +17,7 @@ Revocation: none that holds everywhere. Over TCP and over shared memory a write 
 import asyncio
 import base64
 import binascii
+import logging
 import secrets
 from collections import Counter
 from pathlib import Path
@@ -36,6 +37,8 @@ from tandem_engine.handoff.transports.remote_ring import (
 from tandem_engine.handoff.transports.ring import RingShape
 from tandem_engine.step import KVStore
 from tandem_wire.handoff import TransportOffer
+
+log = logging.getLogger(__name__)
 
 RDMA_DIRECTORY: Final = Path("/dev/infiniband")
 
@@ -73,26 +76,30 @@ class NixlTransport(RemoteRingTransport):
 
     async def accept(self, offer: TransportOffer, link: Link) -> Outbound:
         shape = RingShape.offered(offer)
-        peer = _Peer.offered(offer, self.agent.version)
+        metadata, address = _read_offer(offer, self.agent.version)
         async with self._loading:
             try:
-                await asyncio.to_thread(self.agent.add, peer.metadata)
+                peer = await asyncio.to_thread(self.agent.add, metadata)
             except Exception as error:
                 raise TransportError(f"nixl can't reach the peer's agent: {error}") from error
-            self._num_sessions[peer.agent] += 1
+            self._num_sessions[peer] += 1
         try:
-            return NixlOutbound(self, link, shape, peer)
+            return NixlOutbound(self, link, shape, peer, address)
         except BaseException:
-            await self.forget(peer.agent)
+            await self.forget(peer)
             raise
 
-    async def forget(self, agent: str) -> None:
+    async def forget(self, peer: str) -> None:
         """A session with that agent has ended."""
         async with self._loading:
-            self._num_sessions[agent] -= 1
-            if not self._num_sessions[agent]:
-                del self._num_sessions[agent]
-                await asyncio.to_thread(self.agent.remove, agent)
+            self._num_sessions[peer] -= 1
+            if self._num_sessions[peer]:
+                return
+            del self._num_sessions[peer]
+            try:
+                await asyncio.to_thread(self.agent.remove, peer)
+            except Exception as error:
+                log.warning("nixl can't forget the agent %s: %s", peer, error)
 
     def close(self) -> None:
         del self.agent
@@ -106,9 +113,12 @@ class NixlInbound(RemoteRingInbound):
 
     def __init__(self, transport: NixlTransport, link: Link) -> None:
         super().__init__(transport, link, transport.make_ring)
-        metadata = transport.agent.describe(self._ring.registration)
+        try:
+            metadata = transport.agent.describe(self._ring.registration)
+        except Exception as error:
+            self._ring.close()
+            raise TransportError(f"nixl can't describe its memory: {error}") from error
         self._details: dict[str, str | int] = {
-            "agent": transport.agent.name,
             "version": transport.agent.version,
             "metadata": base64.b64encode(metadata).decode(),
             "digest": xxhash.xxh3_64_hexdigest(metadata),
@@ -120,50 +130,47 @@ class NixlInbound(RemoteRingInbound):
         return TransportOffer(self.name, self._details | self._shape.details)
 
 
-class _Peer:
-    """D's agent and ring, as its offer names them."""
+def _read_offer(offer: TransportOffer, version: str) -> tuple[bytes, int]:
+    """The metadata of D's agent, and its ring's address.
 
-    def __init__(self, agent: str, metadata: bytes, address: int) -> None:
-        self.agent = agent
-        self.metadata = metadata
-        self.address = address
-
-    @classmethod
-    def offered(cls, offer: TransportOffer, version: str) -> "_Peer":
-        """Raises TransportError: what is not whole must not get into the library, in C++."""
-        details = offer.details
-        theirs = str(details.get("version", ""))
-        if theirs != version:
-            raise TransportError(
-                f"the peer has nixl {theirs or '(it does not say)'}, this worker {version}; "
-                "run both from the same image"
-            )
-        try:
-            metadata = base64.b64decode(str(details.get("metadata", "")), validate=True)
-        except binascii.Error as error:
-            raise TransportError(f"the peer's metadata of nixl is broken: {error}") from error
-        address = details.get("address")
-        is_whole = xxhash.xxh3_64_hexdigest(metadata) == details.get("digest")
-        if not is_whole or not isinstance(address, int):
-            raise TransportError("the peer's metadata of nixl is broken: it is not what it sent")
-        return cls(str(details.get("agent", "")), metadata, address)
+    Raises TransportError: what is not whole must not get into the library, which is C++.
+    """
+    details = offer.details
+    theirs = str(details.get("version", ""))
+    if theirs != version:
+        raise TransportError(
+            f"the peer has nixl {theirs or '(it does not say)'}, this worker {version}; "
+            "run both from the same image"
+        )
+    try:
+        metadata = base64.b64decode(str(details.get("metadata", "")), validate=True)
+    except binascii.Error as error:
+        raise TransportError(f"the peer's metadata of nixl is broken: {error}") from error
+    address = details.get("address")
+    is_whole = xxhash.xxh3_64_hexdigest(metadata) == details.get("digest")
+    if not is_whole or not isinstance(address, int):
+        raise TransportError("the peer's metadata of nixl is broken: it is not what it sent")
+    return metadata, address
 
 
 class NixlOutbound(RemoteRingOutbound):
     """P's end: writes to D's ring by the agent, one for each lane at a time."""
 
-    def __init__(self, transport: NixlTransport, link: Link, shape: RingShape, peer: _Peer) -> None:
+    def __init__(
+        self, transport: NixlTransport, link: Link, shape: RingShape, peer: str, address: int
+    ) -> None:
         super().__init__(transport, link, shape, transport.make_outgoing)
         self._transport = transport
         self._peer = peer
+        self._ring_address = address
         self._is_forgotten = False
 
     def _put(self, source: int, target: int, num_bytes: int) -> None:
         try:
             is_there = self._transport.agent.write(
-                self._peer.agent,
+                self._peer,
                 source,
-                self._peer.address + target,
+                self._ring_address + target,
                 num_bytes,
                 self._interrupted.wait,
             )
@@ -176,4 +183,4 @@ class NixlOutbound(RemoteRingOutbound):
         await super().close()
         if not self._is_forgotten:
             self._is_forgotten = True
-            await self._transport.forget(self._peer.agent)
+            await self._transport.forget(self._peer)

@@ -126,9 +126,25 @@ def test_what_comes_after_the_end_of_a_session_lands_nowhere(
     fresh.close()
 
 
+def num_sealed() -> int:
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return sum(" ---p " in line for line in lines)
+
+
+def test_sealed_addresses_become_few_entries() -> None:
+    engine = Engine(HOST)
+    before, num_open = num_sealed(), len(os.listdir("/proc/self/fd"))
+    for _ in range(200):
+        memory = make_memory(engine, 1 << 20)
+        memory.keep()
+        memory.close()
+    assert num_sealed() < before + 50
+    assert len(os.listdir("/proc/self/fd")) < num_open + 10
+
+
 def test_memory_of_a_clean_end_is_unmapped() -> None:
     memory = make_memory(Engine(HOST))
-    assert rights(memory.address) == "rw-s"
+    assert rights(memory.address) == "rw-p"
     address = memory.address
     memory.close()
     memory.close()

@@ -5,12 +5,13 @@ so that nothing else must be deployed; P dials D's engine, at two ports between 
 
 Staged, like `shm`: D can't take the right to write back while the rest of a write comes in, because
 the engine looks a registration up only when a write begins. What D does to its ring when a session
-ends in doubt (`SealedMemory`) would take its cache from every other peer too.
+ends (`SealedMemory`) would take its cache from every other peer too.
 
 Completion: `_put` returns when D's engine has acknowledged that the bytes are in D's memory.
 Revocation: once D has sealed its ring, the kernel refuses to copy into it, by which D's engine
-closes that connection; over RDMA, the card refuses what comes after the deregistration. P seals
-what an unfinished write reads, in the same way. Proof: `test_mooncake.py`.
+closes that connection. D does so at the end of every session; P does so with what an unfinished
+write still reads. Proof: `test_mooncake.py`. Over RDMA it is the card that refuses what comes after
+the deregistration, which was not tried.
 
 A thread may be left to itself: the one that reaches for D's engine while D is stopped. It keeps its
 engine, and the memory that it reads is sealed; the engine is used again when the thread has ended.
@@ -53,9 +54,17 @@ _libc.mmap.argtypes = [
 class SealedMemory(RegisteredMemory):
     """Registered memory that nothing can touch any more once it is closed.
 
-    Clean, it is unmapped. If a write may be under way, its pages go, and its addresses stay behind
-    without any right: costs nothing but addresses.
+    If a write may be under way, its pages go, and its addresses stay behind without any right: that
+    costs nothing but addresses, of which neighbours become one entry of the system's. Else it is
+    unmapped.
     """
+
+    def _map_new(self, num_bytes: int) -> mmap.mmap:
+        """Without a file: the object would keep it open, with all of its pages."""
+        try:
+            return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise TransportError(f"can't make a ring of {num_bytes} bytes: {error}") from error
 
     def _set_aside(self) -> None:
         self._library.unregister(self.registration)
@@ -137,9 +146,9 @@ class MooncakeInbound(RemoteRingInbound):
         return TransportOffer(self.name, self._details | self._shape.details)
 
     async def close(self) -> None:
-        if self._ended is None:
-            # Never opened: the first bytes of a P that took another transport may be on their way.
-            self._ring.keep()
+        # Also after a clean end: of a write that has failed at P, a part may still be on its way
+        # from this side's own socket into the ring.
+        self._ring.keep()
         await super().close()
         engine, self._engine = self._engine, None
         if engine is not None:

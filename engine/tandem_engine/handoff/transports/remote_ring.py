@@ -59,7 +59,7 @@ class RegisteredMemory(HostStaging):
         kept: "deque[RegisteredMemory] | None" = None,
     ) -> None:
         """`kept`: where `close` puts it if it must stay. Raises TransportError: no room for it."""
-        mapping = _map(num_bytes)
+        mapping = self._map_new(num_bytes)
         super().__init__(kv, mapping, 0)
         self._library = library
         self._kept = kept
@@ -73,6 +73,9 @@ class RegisteredMemory(HostStaging):
         except BaseException:
             self.unmap()
             raise
+
+    def _map_new(self, num_bytes: int) -> mmap.mmap:
+        return _map(num_bytes)
 
     def keep(self) -> None:
         """Have `close` set it aside: a write to it or from it may still be under way."""

@@ -67,6 +67,8 @@ def load() -> Any:
     os.environ.setdefault("GLOG_minloglevel", "2")
     if protocol() == "tcp":
         os.environ["MC_FORCE_TCP"] = "1"  # else it takes every RDMA device that it finds
+    else:
+        os.environ.pop("MC_FORCE_TCP", None)
     try:
         import mooncake.engine
     except ModuleNotFoundError as error:

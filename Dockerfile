@@ -24,7 +24,7 @@ FROM ${BASE} AS requirements
 WORKDIR /requirements
 COPY .ci/requirements.py .ci/install-requirements.sh pyproject.toml ./
 ARG ROUTER_EXTRAS=demo
-ARG ENGINE_EXTRAS=engine,gpu,nixl,demo
+ARG ENGINE_EXTRAS=engine,gpu,nixl,mooncake,demo
 RUN python requirements.py "" < pyproject.toml > base.txt \
     && python requirements.py "${ROUTER_EXTRAS}" < pyproject.toml > router.txt \
     && python requirements.py "${ENGINE_EXTRAS}" < pyproject.toml > engine.txt \
@@ -79,7 +79,9 @@ LABEL org.opencontainers.image.title="tandem-router" \
 # The engine needs no CUDA base image: the container toolkit mounts the driver, and torch brings its
 # own CUDA libraries. Triton compiles what launches a kernel with a C compiler, when it first runs.
 FROM ${ENGINE_BASE} AS engine
-RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev \
+# Mooncake's transfer engine is linked with libibverbs, which finds its cards by the providers.
+RUN apt-get update && apt-get install --yes --no-install-recommends \
+        gcc libc6-dev libibverbs1 ibverbs-providers \
     && rm -rf /var/lib/apt/lists/*
 RUN groupadd --gid 65532 tandem \
     && useradd --uid 65532 --gid 65532 --no-log-init --no-create-home --home-dir /var/cache/tandem \
@@ -91,7 +93,7 @@ ENV PATH=/opt/tandem/bin:$PATH PYTHONUNBUFFERED=1 LANG=C.UTF-8 \
     TORCHINDUCTOR_CACHE_DIR=/var/cache/tandem/inductor CUDA_CACHE_PATH=/var/cache/tandem/cuda
 COPY --from=requirements /requirements/install-requirements.sh /requirements/engine.txt /opt/tandem/requirements/
 COPY constraints.txt constraints-gpu.txt /opt/tandem/requirements/
-ARG ENGINE_EXTRAS=engine,gpu,nixl,demo
+ARG ENGINE_EXTRAS=engine,gpu,nixl,mooncake,demo
 RUN case ",${ENGINE_EXTRAS}," in *,gpu,*) pins=constraints-gpu.txt;; *) pins=constraints.txt;; esac \
     && sh /opt/tandem/requirements/install-requirements.sh engine.txt "$pins"
 COPY --from=wheel /dist /opt/tandem/dist

@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest
 UV := umask 022 && $(BIN)/python .ci/uv.py
 COMPILE := pip compile pyproject.toml --quiet --universal --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links --group install \
-	--extra engine --extra demo --extra dev --extra nixl
+	--extra engine --extra demo --extra dev --extra nixl --extra mooncake
 
 # How many worlds `make model` plays.
 WORLDS ?= 1000
@@ -41,6 +41,7 @@ $(STAMP): pyproject.toml $(PINS)
 	@umask 022 && { $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade >/dev/null; }
 	@umask 022 && $(if $(PINS),sed -n '/^uv==/$(comma)/[^\]$$/p' $(PINS),echo uv) | $(BIN)/python -m pip install --quiet --upgrade --requirement /dev/stdin
 	@$(UV) pip install --python $(BIN)/python $(if $(PINS),--constraint $(PINS) --build-constraint $(PINS),--upgrade) -e '.[$(EXTRAS)]'
+	@$(if $(findstring dev,$(EXTRAS)),sh .ci/system-libraries.sh $(BIN)/python)
 	@touch $(STAMP)
 
 install: $(STAMP) ## install into .venv
@@ -62,9 +63,8 @@ check-generated: $(STAMP)
 	$(GENERATE) --check
 
 pins: $(STAMP) ## constraints*.txt from pyproject.toml; UPGRADE=1 takes the newest of everything
-	$(UV) $(COMPILE) $(if $(UPGRADE),--upgrade) --extra mooncake --python-version $(firstword $(PYTHONS)) --output-file constraints.txt
-	$(UV) $(COMPILE) $(if $(UPGRADE),--upgrade) --extra mooncake --extra gpu --python-version $(firstword $(PYTHONS)) --output-file constraints-gpu.txt
-	@# All but Mooncake, which has no wheel for the newest Python.
+	$(UV) $(COMPILE) $(if $(UPGRADE),--upgrade) --python-version $(firstword $(PYTHONS)) --output-file constraints.txt
+	$(UV) $(COMPILE) $(if $(UPGRADE),--upgrade) --extra gpu --python-version $(firstword $(PYTHONS)) --output-file constraints-gpu.txt
 	@for version in $(PYTHONS); do \
 		$(UV) $(COMPILE) --python-version $$version --constraint constraints.txt >/dev/null && \
 		$(UV) $(COMPILE) --python-version $$version --extra gpu --constraint constraints-gpu.txt >/dev/null || exit 1; \

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -62,6 +62,7 @@ class Fleet:
     folder: Path
     model: str
     worker_flags: tuple[str, ...]
+    flags_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of one worker alone
     url: str = ""
     monitor: str = ""  # the router's port for metrics
     processes: list[Process] = field(default_factory=list)
@@ -97,6 +98,7 @@ class Fleet:
                 *(name, "tandem_engine.main", *ports, "--role", role),
                 # A pause of a loaded machine is not a failure here.
                 *("--local-prefill-tokens", "0", "--lease-seconds", "60", *self.worker_flags),
+                *self.flags_of.get(name, ()),
             )
             for name, role in (("p", "prefill"), ("d", "decode"))
         }
@@ -125,9 +127,11 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def running_fleet(folder: Path, model: str, *worker_flags: str) -> Iterator[Fleet]:
+def running_fleet(
+    folder: Path, model: str, *worker_flags: str, **flags_of: tuple[str, ...]
+) -> Iterator[Fleet]:
     """A fleet for the duration of a block; afterwards every process must exit with code 0."""
-    fleet = Fleet(folder, model, worker_flags)
+    fleet = Fleet(folder, model, worker_flags, flags_of)
     try:
         fleet.start()
         yield fleet

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ NUM_TOKENS = 12
 TIE = 1e-4
 """Logits this close are equal as far as float32 goes: the order of a sum decides between them."""
 
+MOONCAKE = pytest.param(
+    "Mooncake",
+    marks=pytest.mark.skipif(sys.version_info >= (3, 14), reason="mooncake has no wheel"),
+)
 WAVES = (1, 2, 5, 9, 16)  # prompts that are sent at once; 33 in all
 
 
@@ -184,6 +189,29 @@ def test_a_tiny_model_of_each_family(family: str, tmp_path: Path) -> None:
     assert_travelled(again)
     assert_equal(model, again)
     assert all(answer.num_cached > 0 for answer in again if len(answer.prompt) > page)
+
+
+@pytest.mark.parametrize("transport", ["Nixl", MOONCAKE])
+def test_a_tiny_model_over_each_library(transport: str, tmp_path: Path) -> None:
+    """Between pools of unequal size."""
+    page, chunk = TINY["qwen3"]
+    directory = tmp_path / "qwen3"
+    model = save_checkpoint("qwen3", directory)
+    save_tokenizer(directory)
+    flags = ("--page-size", str(page), "--chunk-tokens", str(chunk), "--transfer", transport)
+    batched = ("--max-batched-tokens", str(2 * chunk), "--cache-dir", str(tmp_path))
+    pools = {"p": ("--kv-memory", "64Mi"), "d": ("--kv-memory", "96Mi")}
+    with running_fleet(tmp_path, f"file://{directory}", *flags, *batched, **pools) as fleet:
+        sizes = [fleet.state_of(name)["load"]["num_blocks"] for name in ("p", "d")]
+        assert sizes[0] < sizes[1], sizes
+        answers = asyncio.run(ask_in_waves(fleet, "qwen3", tiny_prompts(page, chunk)))
+        assert_nothing_held(fleet)
+        moved = fleet.state_of("p")["counters"]
+    assert_travelled(answers)
+    assert_equal(model, answers)
+    name = transport.lower()
+    out = moved[f'kv_transfer_bytes_total{{backend="{name}",direction="out"}}']
+    assert out == sum(answer.tandem["kv_bytes"] for answer in answers)
 
 
 # --- the real model ---------------------------------------------------------------------------

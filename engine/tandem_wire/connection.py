@@ -87,6 +87,8 @@ class Connection(asyncio.Protocol, Generic[T]):
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self.last_received = self._loop.time()
         self.peer = ""
+        self.local_host = ""
+        """The address by which the peer is connected to this side."""
 
     # --- asyncio's side ---------------------------------------------------------------------------
 
@@ -97,6 +99,8 @@ class Connection(asyncio.Protocol, Generic[T]):
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         name = transport.get_extra_info("peername")
         self.peer = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name or "")
+        name = transport.get_extra_info("sockname")
+        self.local_host = str(name[0]) if isinstance(name, tuple) else ""
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family != socket.AF_UNIX:
             tune_socket(raw)

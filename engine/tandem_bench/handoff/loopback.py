@@ -16,7 +16,8 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from tandem_bench.handoff.beside import measure_beside
+from tandem_bench.handoff.beside import Library, measure_beside
+from tandem_bench.handoff.beside_mooncake import running_mooncake
 from tandem_bench.handoff.beside_nixl import running_nixl
 from tandem_bench.handoff.pair import Cache, MakeCache, Rate, Side, measure_handoff, transports
 from tandem_bench.options import option
@@ -28,6 +29,8 @@ LAYOUT: Final = KVLayout(
     num_layers=16, num_kv_heads=8, head_dim=128, page_size=64, dtype="bfloat16", itemsize=2
 )
 _PIECE: Final = 4 << 20
+LIBRARIES: Final[dict[str, Library]] = {"nixl": running_nixl, "mooncake": running_mooncake}
+"""What carries a transport, by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +162,8 @@ def run(options: Options) -> None:
         for name, settings in transports(options.shm_dir).items()
     ]
     raw = max(rate.best for rate in rates if rate.name.startswith("raw"))
-    rates += _show_nixl(make, rounds)
+    for name, library in LIBRARIES.items():
+        rates += _show_beside(name, library, make, rounds)
     for rate in rates:
         share = 100 * rate.best / raw
         print(
@@ -168,12 +172,12 @@ def run(options: Options) -> None:
     print(msgspec.json.encode(rates).decode())
 
 
-def _show_nixl(make: MakeCache, rounds: int) -> list[Rate]:
+def _show_beside(transport: str, library: Library, make: MakeCache, rounds: int) -> list[Rate]:
     """Its shares of what its library does alone, or why there are none."""
     try:
-        beside = measure_beside("nixl", running_nixl, make, rounds)
+        beside = measure_beside(transport, library, make, rounds)
     except (TransportError, HandoffUnavailable) as error:
-        print(f"nixl is left out: {error}")
+        print(f"{transport} is left out: {error}")
         return []
     for name, share in beside.shares.items():
         print(f"{name}: {100 * share:.0f} %, the median of {rounds} rounds in turn")

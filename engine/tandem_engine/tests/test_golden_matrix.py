@@ -15,6 +15,7 @@ import pytest
 from tandem_engine.handoff.events import FetchDone, FetchRequest, PrefillArrived, PushChunk
 from tandem_engine.handoff.service import HandoffService, start_handoff
 from tandem_engine.handoff.tests.scripted import FAST, eventually
+from tandem_engine.handoff.tests.transport_list import LIBRARIES
 from tandem_engine.step import Runner
 from tandem_engine.tests.step_driver import GREEDY, Blocks, Request, run_sequences
 from tandem_engine.tests.test_model_equality import NUM_TOKENS, make_prompt
@@ -30,7 +31,7 @@ DIVIDED = [
     ("deepseek_v3", 2),  # latents, which every rank has
     ("gemma3", 2),  # layers with a window
 ]
-TRANSPORTS: list[TransportName] = ["tcp", "shm", "nixl"]
+TRANSPORTS: list[TransportName] = ["tcp", "shm", *LIBRARIES]
 
 
 @dataclass

@@ -53,8 +53,8 @@ class KvTransfer(ApiObject):
             TransferBackend.AUTO, *POD_BACKENDS, because="workers in pods have no other transport"
         ),
     ] = TransferBackend.AUTO
-    """What moves the pages; Auto takes the best backend that both sides support and shows it in
-    status."""
+    """What moves the pages; Auto takes the best backend that both sides support, never Mooncake,
+    and shows it in status."""
     bootstrap_port: Annotated[int, Field(ge=1, le=65535)] = PORT_WORKER_BOOTSTRAP
     """Port at which workers shake hands before KV moves. On nodes' networks each worker has a port
     of its own instead."""

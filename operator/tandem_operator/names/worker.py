@@ -34,8 +34,9 @@ FLAG_CHECKSUM: Final = "checksum"
 FLAG_NO_CHECKSUM: Final = "no-checksum"
 FLAG_ADMIN_TOKEN_FILE: Final = "admin-token-file"
 
-TRANSPORTS: Final = ("CudaIpc", "Shm", "Nixl", "Tcp")
-"""The values of --transfer that workers have code for, besides Auto; best first."""
+TRANSPORTS: Final = ("CudaIpc", "Shm", "Nixl", "Tcp", "Mooncake")
+"""The values of --transfer that workers have code for, besides Auto; best first. Auto never takes
+Mooncake."""
 POD_TRANSPORTS: Final = tuple(name for name in TRANSPORTS if name != "CudaIpc")
 """Those of them that workers in pods can use. A pod that gets its GPU from a device plugin has no
 other GPU's device file, so it can't map that GPU's memory."""

@@ -16,7 +16,9 @@ from tandem_engine.handoff.events import FetchDone, PrefillArrived, PrefillDropp
 from tandem_engine.handoff.tests.children import Pipe, Start
 from tandem_engine.handoff.tests.scripted import Worker, eventually, make
 from tandem_engine.handoff.tests.transport_list import RINGS
+from tandem_engine.handoff.transports.mooncake import MooncakeOutbound
 from tandem_engine.handoff.transports.nixl import NixlOutbound
+from tandem_engine.handoff.transports.remote_ring import RemoteRingOutbound
 from tandem_engine.handoff.transports.ring import HostStaging
 from tandem_wire.messages import PrefillPeer
 
@@ -33,15 +35,19 @@ def die_in_a_write(transport: str, num_put: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         return 0
 
-    put = NixlOutbound._put
+    remote: dict[str, type[RemoteRingOutbound]] = {
+        "nixl": NixlOutbound, "mooncake": MooncakeOutbound
+    }  # fmt: skip
+    if transport in remote:
+        kind = remote[transport]
+        put = kind._put
 
-    def put_a_part(self: NixlOutbound, source: int, target: int, num_bytes: int) -> None:
-        if num_put:
-            put(self, source, target, min(num_put, num_bytes))
-        os.kill(os.getpid(), signal.SIGKILL)
+        def put_a_part(self: RemoteRingOutbound, source: int, target: int, num_bytes: int) -> None:
+            if num_put:
+                put(self, source, target, min(num_put, num_bytes))
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    if transport == "nixl":
-        NixlOutbound._put = put_a_part  # type: ignore[method-assign]
+        kind._put = put_a_part  # type: ignore[method-assign]
     else:
         HostStaging.stage = stage  # type: ignore[method-assign]
 

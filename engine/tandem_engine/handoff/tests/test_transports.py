@@ -34,7 +34,8 @@ from tandem_wire.handoff import TransportName
 def planted_fixture(monkeypatch: pytest.MonkeyPatch) -> Network:
     network = Network()
     monkeypatch.setattr(InMemoryTransport, "network", network, raising=False)
-    monkeypatch.setattr(registry, "BUILT", (InMemoryTransport, *registry.BUILT))
+    others = [kind for kind in registry.BUILT if kind.name != InMemoryTransport.name]
+    monkeypatch.setattr(registry, "BUILT", (InMemoryTransport, *others))
     return network
 
 

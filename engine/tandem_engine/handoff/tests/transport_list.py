@@ -3,9 +3,15 @@
 All of them work on a machine without a GPU; for `cudaIpc` host memory stands in for the GPU's.
 """
 
+import sys
 from typing import Final
 
-RINGS: Final = ("shm", "cudaIpc", "nixl")
+from tandem_wire.handoff import TransportName
+
+HAS_MOONCAKE: Final = sys.version_info < (3, 14)
+"""Whether there is a wheel of its library."""
+LIBRARIES: Final[tuple[TransportName, ...]] = ("nixl", "mooncake") if HAS_MOONCAKE else ("nixl",)
+RINGS: Final[tuple[TransportName, ...]] = ("shm", "cudaIpc", *LIBRARIES)
 """Those whose pages go through a ring of D's."""
 
-TRANSPORTS: Final = ("tcp", *RINGS)
+TRANSPORTS: Final[tuple[TransportName, ...]] = ("tcp", *RINGS)

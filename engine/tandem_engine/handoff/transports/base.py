@@ -87,6 +87,8 @@ class Transport(ABC):
     name: ClassVar[TransportName]
     placement: ClassVar[Placement]
     memory: ClassVar[Memory]
+    is_automatic: ClassVar[bool] = True
+    """Whether `--transfer Auto` may take it."""
 
     def __init__(self, settings: HandoffSettings, kv: KVStore) -> None:
         """TransportError says what this worker lacks to use the transport, and what to do."""

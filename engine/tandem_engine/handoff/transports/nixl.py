@@ -112,7 +112,7 @@ class NixlInbound(RemoteRingInbound):
     least_slot_bytes = 4 << 20  # 1.4 times as fast over TCP as 1 MiB, no slower over shared memory
 
     def __init__(self, transport: NixlTransport, link: Link) -> None:
-        super().__init__(transport, link)
+        super().__init__(transport, link, transport.make_ring)
         try:
             metadata = transport.agent.describe(self._ring.registration)
         except Exception as error:
@@ -159,7 +159,7 @@ class NixlOutbound(RemoteRingOutbound):
     def __init__(
         self, transport: NixlTransport, link: Link, shape: RingShape, peer: str, address: int
     ) -> None:
-        super().__init__(transport, link, shape)
+        super().__init__(transport, link, shape, transport.make_outgoing)
         self._transport = transport
         self._peer = peer
         self._ring_address = address

@@ -8,6 +8,7 @@ from tandem_engine.handoff.errors import HandoffUnavailable, PairingRefused, Tra
 from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.base import Inbound, Link, Outbound, Transport
 from tandem_engine.handoff.transports.cuda_ipc import CudaIpcTransport
+from tandem_engine.handoff.transports.mooncake import MooncakeTransport
 from tandem_engine.handoff.transports.nixl import NixlTransport
 from tandem_engine.handoff.transports.shm import ShmTransport
 from tandem_engine.handoff.transports.tcp import TcpTransport
@@ -21,8 +22,10 @@ BUILT: Final[tuple[type[Transport], ...]] = (
     ShmTransport,
     NixlTransport,
     TcpTransport,
+    MooncakeTransport,
 )
-"""Best first: `--transfer Auto` takes the first one that both sides can do."""
+"""Best first: `--transfer Auto` takes the first one that both sides can do, of those that are
+automatic. mooncake is not: over TCP it is slower than tcp, see docs/benchmarks/."""
 
 
 Reasons = dict[TransportName, str]
@@ -45,7 +48,11 @@ class Transports:
     def __init__(self, settings: HandoffSettings, kv: KVStore) -> None:
         """Raises HandoffUnavailable when `--transfer` names a transport that can't work here."""
         wanted = settings.transport
-        chosen = [transport for transport in BUILT if wanted in ("auto", transport.name)]
+        chosen = [
+            kind
+            for kind in BUILT
+            if wanted == kind.name or (wanted == "auto" and kind.is_automatic)
+        ]
         if not chosen:
             built = ", ".join(TRANSPORT_CHOICES[transport.name] for transport in BUILT)
             raise HandoffUnavailable(

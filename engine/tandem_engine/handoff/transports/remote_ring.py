@@ -5,12 +5,13 @@ offer where it is. P packs a write into memory of its own, has the library write
 sends `PagesWritten` when the library has said that it is in D's memory. From there on it is the
 ring of `shm`: D checks the bytes, takes them into its cache and frees the slot.
 
-The library never sees D's cache. Without an RDMA card a registration can't be revoked: UCX and
-Mooncake then write to an address in D's process, whatever is there by then. So D unmaps a ring only
-when P has said its last word on every epoch of the session (`Inbound.fence` was called for all of
-them). Any other ring is kept mapped, as is memory of P's that an unfinished write may still read.
-No more than `MAX_KEPT` of one size are kept: the oldest one is used again then. A write that comes
-so late spoils a slot of another session; the checksum shows it, and without checksums D refuses.
+The library never sees D's cache. Without an RDMA card a registration can't be revoked: UCX then
+writes to an address in D's process, whatever is there by then. So D unmaps a ring only when P has
+said its last word on every epoch of the session (`Inbound.fence` was called for all of them). Any
+other ring is kept mapped, as is memory of P's that an unfinished write may still read. No more than
+`MAX_KEPT` of one size are kept: the oldest one is used again then. A write that comes so late
+spoils a slot of another session; the checksum shows it, and without checksums D refuses. A
+transport that has a better way brings its own memory (`mooncake`).
 """
 
 import ctypes
@@ -20,7 +21,8 @@ import queue
 import threading
 from abc import abstractmethod
 from collections import deque
-from typing import ClassVar, Final
+from collections.abc import Callable
+from typing import ClassVar, Final, Protocol
 
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.settings import HandoffSettings
@@ -36,27 +38,47 @@ from tandem_engine.step import KVStore
 MAX_KEPT: Final = 4
 
 
+class Library(Protocol):
+    """What holds the registrations."""
+
+    def register(self, address: int, num_bytes: int) -> object:
+        """Let the library use this memory; what `unregister` needs. Raises TransportError."""
+
+    def unregister(self, registration: object) -> None:
+        """Take memory back from the library; it is still mapped."""
+
+
 class RegisteredMemory(HostStaging):
     """Memory of this process that the library may read or write, from `address` on."""
 
-    def __init__(self, transport: "RemoteRingTransport", kv: KVStore, num_bytes: int) -> None:
-        """Raises TransportError when there is no room for it."""
-        mapping = _map(num_bytes)
+    def __init__(
+        self,
+        library: Library,
+        kv: KVStore,
+        num_bytes: int,
+        kept: "deque[RegisteredMemory] | None" = None,
+    ) -> None:
+        """`kept`: where `close` puts it if it must stay. Raises TransportError: no room for it."""
+        mapping = self._map_new(num_bytes)
         super().__init__(kv, mapping, 0)
-        self._transport = transport
+        self._library = library
+        self._kept = kept
         self._is_kept = False
         self._is_closed = False
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
         with memoryview(mapping) as whole:
             self._unpin = kv.pin(whole)
         try:
-            self.registration = transport.register(self.address, num_bytes)
+            self.registration = library.register(self.address, num_bytes)
         except BaseException:
             self.unmap()
             raise
 
+    def _map_new(self, num_bytes: int) -> mmap.mmap:
+        return _map(num_bytes)
+
     def keep(self) -> None:
-        """Have `close` leave it mapped: a write to it or from it may still be under way."""
+        """Have `close` set it aside: a write to it or from it may still be under way."""
         self._is_kept = True
 
     def close(self) -> None:
@@ -64,10 +86,15 @@ class RegisteredMemory(HostStaging):
             return
         self._is_closed = True
         if self._is_kept:
-            self._transport.kept.append(self)
+            self._set_aside()
         else:
-            self._transport.unregister(self.registration)
+            self._library.unregister(self.registration)
             self.unmap()
+
+    def _set_aside(self) -> None:
+        """What `close` does when something of it may still be under way."""
+        assert self._kept is not None
+        self._kept.append(self)
 
     def reopen(self) -> "RegisteredMemory":
         """It after `close`, for another session."""
@@ -78,6 +105,10 @@ class RegisteredMemory(HostStaging):
         """Give the memory back; the library knows of it no more."""
         self._unpin()
         super().close()
+
+
+MakeMemory = Callable[[int], RegisteredMemory]
+"""Gives registered memory of so many bytes. Raises TransportError."""
 
 
 class RemoteRingTransport(Transport):
@@ -115,7 +146,7 @@ class RemoteRingTransport(Transport):
 
     def _make(self, kept: RegisteredMemory | None, num_bytes: int) -> RegisteredMemory:
         if kept is None:
-            return RegisteredMemory(self, self._kv, num_bytes)
+            return RegisteredMemory(self, self._kv, num_bytes, self.kept)
         self.kept.remove(kept)
         return kept.reopen()
 
@@ -131,16 +162,20 @@ class RemoteRingTransport(Transport):
 
 
 class RemoteRingInbound(RingInbound):
-    """D's end: a ring in this process's memory. Subclasses make the offer."""
+    """D's end: a ring in this process's memory, made by `make_ring`. Subclasses make the offer."""
 
     least_slot_bytes: ClassVar[int] = 0
     """What the library writes well, if it is more than what suits the store."""
+    most_slots: ClassVar[int] = 0
+    """So many are enough; 0: as many as there is room for."""
 
-    def __init__(self, transport: RemoteRingTransport, link: Link) -> None:
+    def __init__(self, transport: Transport, link: Link, make_ring: MakeMemory) -> None:
         slot_bytes = max(link.kv.write_bytes, self.least_slot_bytes)
         shape = RingShape.of(link, slot_bytes, link.settings.shm_ring_bytes)
+        if self.most_slots:
+            shape = RingShape(shape.slot_bytes, min(shape.num_slots, self.most_slots))
         super().__init__(transport, link, shape)
-        self._staging = self._ring = transport.make_ring(shape.num_bytes)
+        self._staging = self._ring = make_ring(shape.num_bytes)
 
     async def close(self) -> None:
         if self._landings:
@@ -151,9 +186,11 @@ class RemoteRingInbound(RingInbound):
 class RemoteRingOutbound(RingOutbound):
     """P's end: each lane packs a write here and has the library write it to D's slot."""
 
-    def __init__(self, transport: RemoteRingTransport, link: Link, shape: RingShape) -> None:
+    def __init__(
+        self, transport: Transport, link: Link, shape: RingShape, make_outgoing: MakeMemory
+    ) -> None:
         """Raises TransportError."""
-        self._outgoing = transport.make_outgoing(RegisteredMemory.num_lanes * shape.slot_bytes)
+        self._outgoing = make_outgoing(RegisteredMemory.num_lanes * shape.slot_bytes)
         self._interrupted = threading.Event()
         self._places: queue.SimpleQueue[int] = queue.SimpleQueue()
         for lane in range(RegisteredMemory.num_lanes):

@@ -7,6 +7,11 @@ from typing import Any
 import pytest
 import pytest_timeout
 from deadlines import patience
+from hypothesis import settings
+
+# A busy machine may stop any example for longer than a time that would tell of a fault.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 # Idle OpenMP threads spin by default. On a busy machine that makes small models 10 to 30 times
 # slower (measured with other test processes on the same two cores).

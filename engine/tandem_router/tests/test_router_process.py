@@ -149,7 +149,7 @@ async def test_killed_workers_are_only_pauses(tmp_path: Path) -> None:
             stream = await client.completions.create(
                 model="mock",
                 prompt=f"{seed} {PROMPT}",
-                max_tokens=150,
+                max_tokens=300,
                 seed=seed,
                 stream=True,
                 stream_options={"include_usage": True},

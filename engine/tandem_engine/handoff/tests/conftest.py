@@ -1,5 +1,6 @@
 """Fixtures of the hand-off's tests."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,3 +34,11 @@ def start_fixture() -> Iterator[Start]:
 def over_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     """The options of a worker, for each transport."""
     return {"transport": request.param, "shm_dir": str(tmp_path)}
+
+
+@pytest.fixture(name="quiet")
+def quiet_fixture() -> Iterator[None]:
+    """Without logs: thousands of lost connections are no news in the protocol's model."""
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)

@@ -229,7 +229,7 @@ def test_a_stale_write_is_dropped(
 
 def test_a_stall_is_given_up_and_fenced(stack: ExitStack, over: dict[str, Any]) -> None:
     p1, p2 = make(stack, "p1", **over), make(stack, "p2", **over)
-    d = make(stack, "d", stall_seconds=0.3, **over)
+    d = make(stack, "d", stall_seconds=patience(0.3), **over)
     d.fetch("r", [p1, p2])
     arrived = p1.arrived()
     p1.push(arrived, finish=False)
@@ -331,7 +331,7 @@ def test_a_peer_that_does_not_fence_is_cut_off(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It beats, but never acknowledges: the end of its connection stands in for that."""
-    p1, p2, d = make(stack, "p1"), make(stack, "p2"), make(stack, "d", stall_seconds=0.3)
+    p1, p2, d = make(stack, "p1"), make(stack, "p2"), make(stack, "d", stall_seconds=patience(0.3))
 
     async def never(*_: object) -> None:
         return

@@ -186,7 +186,7 @@ def test_a_request_that_comes_twice_is_computed_once(stack: ExitStack) -> None:
 
 def test_a_session_that_ends_while_a_write_hangs_leaves_no_lease(stack: ExitStack) -> None:
     """P has begun to drop the push, and waits for the lane, when D cuts it off."""
-    p, d = make(stack, "p", faults="pages:stall@#2"), make(stack, "d", stall_seconds=0.3)
+    p, d = make(stack, "p", faults="pages:stall@#2"), make(stack, "d", stall_seconds=patience(0.3))
     d.fetch("r", [p])
     arrived = p.arrived()
     p.push(arrived, finish=False)

@@ -156,7 +156,7 @@ def test_a_peer_that_leaves_during_the_handshake_leaves_nothing_behind(
 ) -> None:
     """P finds its transport only after D has gone: no session, no thread, no mapping stays."""
     options: dict[str, Any] = {"transport": transport, "shm_dir": str(tmp_path)}
-    p, d = make(stack, "p", **options), make(stack, "d", dial_seconds=0.3, **options)
+    p, d = make(stack, "p", **options), make(stack, "d", dial_seconds=patience(0.3), **options)
     accept, ended = Transports.accept, threading.Event()
 
     async def late(self: Transports, offers: Any, link: Link) -> Any:

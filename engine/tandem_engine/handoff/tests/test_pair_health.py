@@ -135,7 +135,7 @@ def test_one_fault_takes_no_one_out(stack: ExitStack, noisy: set[int]) -> None:
 def test_bytes_that_are_committed_and_never_come_count(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    p, d = make(stack, "p", **ALWAYS), make(stack, "d", stall_seconds=0.3, **ALWAYS)
+    p, d = make(stack, "p", **ALWAYS), make(stack, "d", stall_seconds=patience(0.3), **ALWAYS)
     assert d.takes(p)
     with monkeypatch.context() as patched:
         patched.setattr(TcpInbound, "_land", lambda *_: None)

@@ -42,6 +42,7 @@ def be_stopped_prefill(pipe: Pipe) -> None:
     def put(self: NixlOutbound, source: int, target: int, num_bytes: int) -> None:
         PUT(self, source, target, num_bytes // 2)
         os.kill(os.getpid(), signal.SIGSTOP)
+        self._interrupted = threading.Event()  # this thread wakes up before the loop's
         PUT(self, source, target, num_bytes)
         pipe.send("written")
 

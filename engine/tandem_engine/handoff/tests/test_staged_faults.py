@@ -86,7 +86,7 @@ def test_a_peer_that_wakes_after_it_was_cut_off_writes_to_the_ring_alone(
         return
 
     bad, good = make(stack, "bad", **options), make(stack, "good", **options)
-    d = make(stack, "d", stall_seconds=0.5, **options)
+    d = make(stack, "d", stall_seconds=patience(0.5), **options)
     assert d.takes(bad)
     gate = Gate(monkeypatch, bad, "stage")
     fence = PrefillSession._fence

@@ -137,7 +137,7 @@ def test_a_peer_that_does_not_complete_loses_its_right_to_write(
     async def never(*_: object) -> None:
         return
 
-    p, d = make(stack, "p"), make(stack, "d", stall_seconds=0.3)
+    p, d = make(stack, "p"), make(stack, "d", stall_seconds=patience(0.3))
     assert d.takes(p)
     monkeypatch.setattr(PrefillSession, "_fence", never)
     planted.holds = planted.is_stopped = True

@@ -12,6 +12,7 @@ from tandem_engine.server.tests.processes import RouterClient, WorkerProcess, pr
 
 SLOW = "tiny?prefill_per_token=0.003"  # a chunk of 64 tokens takes 0.2 s
 LONG = 600  # tokens: about two seconds on a slow worker
+ENDLESS = 10 * LONG  # for prompts that are not to end before the test has acted
 
 
 @pytest.fixture(name="stack")
@@ -91,15 +92,19 @@ async def test_death_or_freeze_of_the_prefill_worker(stack: AsyncExitStack, blow
     """The next peer, or the decode worker itself, takes over; the client sees a pause."""
     slow, slow_too, spare, d = await start(stack, "slow", "slow-too", "spare", "d")
     client = await connect(stack, d)
-    client.submit("to-spare", prompt(1, LONG), slow.peer, spare.peer)
-    client.submit("to-itself", prompt(2, LONG), slow_too.peer)
+    length = 3 * LONG  # D has room for both
+    client.submit("to-spare", prompt(1, length), slow.peer, spare.peer)
+    client.submit("to-itself", prompt(2, length), slow_too.peer)
     await asyncio.gather(prefilling(slow), prefilling(slow_too))
     await slow.kill_all(blow)
     await slow_too.kill_all(blow)
     tokens = await client.result("to-spare"), await client.result("to-itself")
     assert client.first["to-spare"].prefill_worker == "spare"
     assert client.first["to-itself"].prefill_worker == ""
-    assert tokens == (await reference(client, 1), await reference(client, 2))
+    assert tokens == (
+        await reference(client, 1, length),
+        await reference(client, 2, length),
+    )
     for worker in (spare, d):
         await worker.assert_clean()
     if blow == signal.SIGSTOP:
@@ -115,7 +120,7 @@ async def test_death_or_freeze_of_the_prefill_worker(stack: AsyncExitStack, blow
 async def test_death_of_the_decode_worker_frees_leases_at_once(stack: AsyncExitStack) -> None:
     slow, d = await start(stack, "slow", "d", flags=("--lease-seconds", "3600"))
     client = await connect(stack, d)
-    client.submit("lost", prompt(1, LONG), slow.peer)
+    client.submit("lost", prompt(1, ENDLESS), slow.peer)
     await prefilling(slow)
     await d.kill_all()
     await slow.assert_clean()
@@ -139,12 +144,12 @@ async def test_another_revision_is_refused_at_the_handshake(stack: AsyncExitStac
 async def test_cancel_while_fetching(stack: AsyncExitStack) -> None:
     slow, d = await start(stack, "slow", "d")
     client = await connect(stack, d)
-    client.submit("r", prompt(1, LONG), slow.peer)
+    client.submit("r", prompt(1, ENDLESS), slow.peer)
     await prefilling(slow)
     client.cancel("r")
     for worker in (slow, d):
         await worker.assert_clean()
-    client.submit("leaves", prompt(2, LONG), slow.peer)
+    client.submit("leaves", prompt(2, ENDLESS), slow.peer)
     await prefilling(slow)
     await client.close()
     for worker in (slow, d):
@@ -173,7 +178,8 @@ async def test_an_idle_connection_still_works(stack: AsyncExitStack) -> None:
 async def test_drain_waits_for_leases_then_exits(stack: AsyncExitStack) -> None:
     slow, d = await start(stack, "slow", "d")
     client, to_slow = await connect(stack, d), await connect(stack, slow)
-    client.submit("r", prompt(1, LONG), slow.peer)
+    length = 4 * LONG
+    client.submit("r", prompt(1, length), slow.peer)
     await prefilling(slow)
     slow.kill(signal.SIGTERM)
     await until(lambda: to_slow.state and to_slow.state.draining, "the drain mark")
@@ -183,7 +189,7 @@ async def test_drain_waits_for_leases_then_exits(stack: AsyncExitStack) -> None:
     client.submit("late", prompt(3), slow.peer)
     await client.result("late")
     assert client.first["late"].prefill_worker == "", "a draining worker took a prefill"
-    assert await client.result("r") == await reference(client, 1)
+    assert await client.result("r") == await reference(client, 1, length)
     assert client.first["r"].prefill_worker == "slow", "the drain did not wait for the lease"
     assert await slow.wait_exit() == 0, slow.stderr.decode()
     await d.assert_clean()
@@ -225,7 +231,7 @@ async def test_both_sides_say_what_they_hold(stack: AsyncExitStack) -> None:
     """The dump names the request, the epoch and the other worker, and is empty afterwards."""
     slow, d = await start(stack, "slow", "d")
     client = await connect(stack, d)
-    length = 10 * LONG  # longer than any pause of this test
+    length = ENDLESS
     client.submit("r", prompt(1, length), slow.peer)
     await prefilling(slow)
     on_d, on_p = [(await worker.get_admin("/admin/leases")).json() for worker in (d, slow)]

@@ -134,7 +134,7 @@ def second_fence_not_waiting_for_the_first() -> Any:
 
 def drop_cut_short_by_the_end_of_its_session() -> Any:
     """A push that is being dropped belongs to no one but the drop. (Was in 0.1.)"""
-    drop = PrefillSession._drop
+    drop, end = PrefillSession._drop, PrefillSession._end
 
     async def forget_and_drop(self: PrefillSession, epoch: int) -> None:
         push = self.pushes.pop(epoch, None)
@@ -147,7 +147,12 @@ def drop_cut_short_by_the_end_of_its_session() -> Any:
         self.pushes[epoch] = push
         await drop(self, epoch)
 
-    return _swap(PrefillSession, _drop=forget_and_drop)
+    async def cut_short(self: PrefillSession) -> None:
+        for task in self._chores:
+            task.cancel()
+        await end(self)
+
+    return _swap(PrefillSession, _drop=forget_and_drop, _end=cut_short)
 
 
 PLANTED: Final[tuple[Plant, ...]] = (

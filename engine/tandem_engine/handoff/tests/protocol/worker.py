@@ -85,6 +85,9 @@ class Worker:
             stall_seconds=4.0,
             dial_seconds=2.0,
             blacklist_seconds=1.0,
+            fault_window_seconds=6.0,
+            out_of_use_seconds=1.0,
+            max_out_of_use_seconds=4.0,
             write_bytes=runner.kv.layout.block_bytes,
         )
         self.service = Service(settings, runner.kv, "hash", self.loop)

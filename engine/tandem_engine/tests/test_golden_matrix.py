@@ -31,7 +31,7 @@ DIVIDED = [
     ("deepseek_v3", 2),  # latents, which every rank has
     ("gemma3", 2),  # layers with a window
 ]
-TRANSPORTS: list[TransportName] = ["tcp", "shm", *LIBRARIES]
+OVER_HOST_MEMORY: list[TransportName] = ["tcp", "shm", *LIBRARIES]
 
 
 @dataclass
@@ -62,7 +62,7 @@ def family_fixture(
         yield Family(one, many, prompts, expected)
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("transport", OVER_HOST_MEMORY)
 def test_unequal_ranks_hand_prompts_over(
     family: Family, transport: TransportName, tmp_path: Path
 ) -> None:

@@ -11,11 +11,16 @@ from tandem_engine.doctor.check import Check
 from tandem_wire.handoff import TransportChoice, TransportName, transport_name
 
 _IMPORT_SECONDS: Final = 60.0
-LIBRARIES: Final[dict[TransportName, tuple[str, tuple[str, ...]]]] = {
-    "nixl": ("nixl", ("nixl", "nixl-cu13", "nixl-cu12")),
-    "mooncake": ("mooncake.engine", ("mooncake-transfer-engine",)),
+LIBRARIES: Final[dict[TransportName, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    # The package nixl only takes one of the others, that of torch's CUDA.
+    "nixl": (("nixl", "nixl_cu13", "nixl_cu12"), ("nixl", "nixl-cu13", "nixl-cu12")),
+    "mooncake": (
+        ("mooncake.engine",),
+        ("mooncake-transfer-engine", "mooncake-transfer-engine-non-cuda"),
+    ),
 }
-"""By transport: the module, and the packages that have it."""
+"""By transport: the modules, of which one is enough, and the packages that have them."""
+_MISSING: Final = "there is no module"
 
 Load = Callable[[str], str]
 """Why a module can't be imported; empty if it can."""
@@ -24,7 +29,7 @@ Load = Callable[[str], str]
 def find_module(module: str) -> str:
     """Look for a module without running it."""
     package = module.partition(".")[0]
-    return "" if importlib.util.find_spec(package) else f"there is no module {package}"
+    return "" if importlib.util.find_spec(package) else f"{_MISSING} {package}"
 
 
 def import_module(module: str) -> str:
@@ -52,9 +57,11 @@ def check_libraries(
 ) -> Iterator[Check]:
     """Each library; one that is missing matters if `--transfer` names its transport."""
     version_of = find_version or _version
-    for name, (module, packages) in LIBRARIES.items():
-        why = load(module)
+    for name, (modules, packages) in LIBRARIES.items():
+        why = _try(modules, load)
         version = next(filter(None, map(version_of, packages)), "")
+        if why.startswith(_MISSING):
+            version = ""  # a package of that name, but another one
         if not why:
             yield Check("library", name, "ok", version or "of an unknown version")
         elif version or transport_name(wanted) == name:
@@ -63,6 +70,17 @@ def check_libraries(
             yield Check("library", name, "fail", found, remedy, (name,), (name,))
         else:
             yield Check("library", name, "ok", "not installed: --transfer Auto does without it")
+
+
+def _try(modules: tuple[str, ...], load: Load) -> str:
+    """Empty if one of them loads, else what keeps the first one that is there from it."""
+    reasons: list[str] = []
+    for module in modules:
+        why = load(module)
+        if not why:
+            return ""
+        reasons.append(why)
+    return next((why for why in reasons if not why.startswith(_MISSING)), reasons[0])
 
 
 def _version(package: str) -> str:

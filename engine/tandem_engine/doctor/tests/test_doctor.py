@@ -234,7 +234,7 @@ def test_a_library_that_is_missing_matters_to_who_asks_for_it(tmp_path: Path) ->
     root = make_node(tmp_path, Machine())
 
     def load(module: str) -> str:
-        return "there is no module nixl" if module == "nixl" else ""
+        return f"there is no module {module}" if module.startswith("nixl") else ""
 
     def named(wanted: Any) -> dict[str, Check]:
         return {each.subject: each for each in check(root, load=load, wanted=wanted)}
@@ -257,6 +257,14 @@ def test_a_library_that_breaks_at_its_import_is_named_with_its_version() -> None
     assert nixl.finding == "nixl-cu13 1.1 is installed, but ImportError: libcudart.so.13"
     assert (nixl.verdict, mooncake.verdict) == ("fail", "ok")
     assert "nixl" in ruled_out(broken)
+
+
+def test_one_of_the_packages_of_nixl_is_enough() -> None:
+    def load(module: str) -> str:
+        return "" if module == "nixl_cu13" else f"there is no module {module}"
+
+    found = next(libraries.check_libraries("Nixl", load, lambda package: ""))
+    assert (found.subject, found.verdict) == ("nixl", "ok")
 
 
 def test_a_module_is_tried_in_a_process_of_its_own(

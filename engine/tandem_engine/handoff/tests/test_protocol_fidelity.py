@@ -63,8 +63,9 @@ async def order_of_callbacks() -> list[str]:
     go.set()
     await asyncio.wait(tasks)
     await last.wait()
+    seconds = 0.01
     try:
-        async with asyncio.timeout(0.01):
+        async with asyncio.timeout(seconds):
             await asyncio.Event().wait()
     except TimeoutError:
         seen.append("timeout")

@@ -56,7 +56,8 @@ def test_a_prompt_is_answered_through_both_pools(quickstart: Service, model: str
 def test_kubectl_shows_the_columns(quickstart: Service) -> None:
     header = quickstart.kubectl("get", "tisvc").splitlines()[0].split()
     assert header[1:] == [
-        *("MODEL", "PREFILL", "DECODE", "RATIO", "TTFT", "TBT", "TRANSPORT", "READY", "AGE")
+        *("MODEL", "PREFILL", "DECODE", "RATIO", "TTFT", "TBT"),
+        *("TRANSPORT", "LINK", "READY", "AGE"),
     ]
     assert quickstart.kubectl("get", "tpool").splitlines()[0].startswith("NAME")
     quickstart.kubectl("wait", "--for=condition=Ready", f"tisvc/{quickstart.name}", "--timeout=5s")

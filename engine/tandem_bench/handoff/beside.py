@@ -1,14 +1,80 @@
 """A transport beside the library that carries it, round by round in turn on the same link."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+import ctypes
+import mmap
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from statistics import median
+from typing import Any, Final, TypeAlias
 
+from tandem_bench.errors import CheckFailedError
 from tandem_bench.handoff.pair import MakeCache, Rate, Round, running_handoff
 
 Library = Callable[[int], AbstractContextManager[dict[str, Round]]]
 """Makes the library ready to move so many bytes by itself: its ways, by name."""
+
+
+NUM_LANES: Final = 2
+PATTERN: Final = 0x5A
+
+
+class PatternMemory:
+    """Memory of one process that a library writes from, or to."""
+
+    def __init__(self, num_bytes: int, value: int) -> None:
+        self._map = mmap.mmap(-1, num_bytes)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        ctypes.memset(self.address, value, num_bytes)
+
+    def is_filled(self) -> bool:
+        """Whether all of it is the pattern."""
+        return self._map[:] == bytes([PATTERN]) * len(self._map)
+
+
+Pipe: TypeAlias = "Connection[Any, Any]"
+BeTarget = Callable[[Pipe, int], None]
+"""Runs in a child: sends what a writer needs to know, waits for a word, says if all arrived."""
+
+
+@contextmanager
+def running_target(be_target: BeTarget, num_bytes: int, library: str) -> Iterator[Any]:
+    """The process that is written to; what it says of itself.
+
+    Raises CheckFailedError when the bytes did not arrive.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=be_target, args=(theirs, num_bytes), daemon=True)
+    child.start()
+    yield ours.recv()
+    ours.send(None)
+    if not ours.recv():
+        raise CheckFailedError(f"what {library} wrote by itself did not arrive")
+    child.join()
+
+
+def write_in_pieces(write: Callable[[int, int], None], num_bytes: int, piece_bytes: int) -> float:
+    """Seconds for all pieces, two at a time; `write` takes where one begins, and its size."""
+
+    def write_some(first: int) -> None:
+        for at in range(first, num_bytes, NUM_LANES * piece_bytes):
+            write(at, min(piece_bytes, num_bytes - at))
+
+    lanes = [
+        threading.Thread(target=write_some, args=(number * piece_bytes,))
+        for number in range(NUM_LANES)
+    ]
+    started = time.perf_counter()
+    for lane in lanes:
+        lane.start()
+    for lane in lanes:
+        lane.join()
+    return time.perf_counter() - started
 
 
 @dataclass(frozen=True)

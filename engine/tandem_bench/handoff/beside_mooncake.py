@@ -6,41 +6,39 @@ program that comes with it, 16 times 1 MiB in flight in each of two threads, whi
 six settings on two cores.
 """
 
-import ctypes
-import mmap
-import multiprocessing
 import os
 import re
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
 from tandem_bench.errors import CheckFailedError
+from tandem_bench.handoff.beside import (
+    PATTERN,
+    PatternMemory,
+    Pipe,
+    running_target,
+    write_in_pieces,
+)
 from tandem_bench.handoff.pair import Round
 from tandem_engine.handoff.transports import transfer_engine
 
-NUM_LANES: Final = 2
 _HOST: Final = "127.0.0.1"
-_PATTERN: Final = 0x5A
 _POLL_SECONDS: Final = 200e-6
 
 
-class _Registered:
+class _Registered(PatternMemory):
     """An engine of the library, and memory that is registered with it."""
 
     def __init__(self, num_bytes: int, value: int) -> None:
+        super().__init__(num_bytes, value)
         self.engine: Any = transfer_engine.load().TransferEngine()
         if self.engine.initialize(_HOST, "P2PHANDSHAKE", "tcp", ""):
             raise CheckFailedError("Mooncake's transfer engine does not start")
-        self._map = mmap.mmap(-1, num_bytes)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        ctypes.memset(self.address, value, num_bytes)
         if self.engine.register_memory(self.address, num_bytes):
             raise CheckFailedError(f"Mooncake can't register {num_bytes} bytes")
 
@@ -49,39 +47,12 @@ class _Registered:
         """By which a peer reaches it."""
         return f"{_HOST}:{self.engine.get_rpc_port()}"
 
-    def is_filled(self) -> bool:
-        """Whether all of it is the pattern."""
-        return self._map[:] == bytes([_PATTERN]) * len(self._map)
 
-
-def _be_target(pipe: "Connection[Any, Any]", num_bytes: int) -> None:
+def _be_target(pipe: Pipe, num_bytes: int) -> None:
     memory = _Registered(num_bytes, 0)
     pipe.send((memory.name, memory.address))
     pipe.recv()
     pipe.send(memory.is_filled())
-
-
-def _write_pieces(
-    memory: _Registered, peer: str, target: int, num_bytes: int, piece_bytes: int
-) -> float:
-    engine, source = memory.engine, memory.address
-
-    def write(first: int) -> None:
-        for at in range(first, num_bytes, NUM_LANES * piece_bytes):
-            size = min(piece_bytes, num_bytes - at)
-            number = engine.transfer_submit_write(peer, source + at, target + at, size)
-            while number and not engine.transfer_check_status(number):
-                time.sleep(_POLL_SECONDS)
-
-    lanes = [
-        threading.Thread(target=write, args=(number * piece_bytes,)) for number in range(NUM_LANES)
-    ]
-    started = time.perf_counter()
-    for lane in lanes:
-        lane.start()
-    for lane in lanes:
-        lane.join()
-    return time.perf_counter() - started
 
 
 def _write_whole(memory: _Registered, peer: str, target: int, num_bytes: int) -> float:
@@ -119,22 +90,19 @@ def running_mooncake(num_bytes: int) -> Iterator[dict[str, Round]]:
         CheckFailedError: the bytes did not arrive.
     """
     transfer_engine.load()
-    piece_bytes = transfer_engine.PIECE_BYTES
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    child = context.Process(target=_be_target, args=(theirs, num_bytes), daemon=True)
-    child.start()
-    peer, target = ours.recv()
-    memory = _Registered(num_bytes, _PATTERN)
-    yield {
-        "mooncake alone, in pieces": partial(
-            _write_pieces, memory, peer, target, num_bytes, piece_bytes
-        ),
-        "mooncake alone, whole": partial(_write_whole, memory, peer, target, num_bytes),
-        "mooncake alone, its benchmark": partial(_run_its_benchmark, peer, num_bytes),
-    }
-    _write_pieces(memory, peer, target, num_bytes, piece_bytes)
-    ours.send(None)
-    if not ours.recv():
-        raise CheckFailedError("what Mooncake's transfer engine wrote by itself did not arrive")
-    child.join()
+    with running_target(_be_target, num_bytes, "Mooncake's transfer engine") as (peer, target):
+        memory = _Registered(num_bytes, PATTERN)
+
+        def write(at: int, size: int) -> None:
+            engine = memory.engine
+            number = engine.transfer_submit_write(peer, memory.address + at, target + at, size)
+            while number and not engine.transfer_check_status(number):
+                time.sleep(_POLL_SECONDS)
+
+        pieces = partial(write_in_pieces, write, num_bytes, transfer_engine.PIECE_BYTES)
+        yield {
+            "mooncake alone, in pieces": pieces,
+            "mooncake alone, whole": partial(_write_whole, memory, peer, target, num_bytes),
+            "mooncake alone, its benchmark": partial(_run_its_benchmark, peer, num_bytes),
+        }
+        pieces()  # its benchmark has written over the pattern

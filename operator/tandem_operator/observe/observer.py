@@ -21,7 +21,6 @@ from tandem_operator.facts.observed import (
     Claim,
     Claimable,
     Images,
-    NodeView,
     Observed,
     Ownership,
     PoolView,
@@ -40,10 +39,9 @@ from tandem_operator.names.objects import (
 )
 from tandem_operator.names.worker import RDMA_TRANSPORTS
 from tandem_operator.observe.claims import ClaimReader
+from tandem_operator.observe.fabric import FabricObserver
 from tandem_operator.observe.links import LinkObserver
 from tandem_operator.observe.objects import (
-    read_devices,
-    read_node,
     read_pools,
     read_record,
     read_router,
@@ -64,7 +62,6 @@ from tandem_operator.pair import Pair, Role
 LOG_LINES = 30
 WAITING_LIMIT = timedelta(seconds=15)
 """A pod that waits for its volumes for this time is asked about."""
-FORBIDDEN = 403
 _AUTO = (RdmaMode.AUTO,) if RDMA_TRANSPORTS else ()
 _NODES_MATTER = (*_AUTO, *set(RdmaMode) - {RdmaMode.AUTO, RdmaMode.NONE, RdmaMode.HOST_PATH})
 _CLAIMS_MATTER = (*_AUTO, RdmaMode.DRA)
@@ -95,6 +92,7 @@ class Observer:
         self._admin_key = admin_key
         self._scaling = ScalingObserver(cluster, workers, clock)
         self._links = LinkObserver(workers, clock)
+        self._fabric = FabricObserver(cluster, clock)
 
     def remember(self, observed: Observed, memory: ScalingMemory | None) -> None:
         """Keep what the plan for these facts hands on to the next pass; None: nothing."""
@@ -147,6 +145,8 @@ class Observer:
         )
         workers = await self._with_evidence(namespace, workers, status)
         deleting = read_time(meta.get("deletionTimestamp"))
+        mode = spec.rdma.mode if spec is not None else None
+        changed = status.observed_generation != int(meta.get("generation", 0))
         observed = Observed(
             name=name,
             namespace=namespace,
@@ -166,8 +166,12 @@ class Observer:
             router_troubles=tuple(told for pod in pods if (told := read_router_trouble(pod))),
             children=self._children.of_service(namespace, name),
             recorded=await self._record(namespace, name, router, workers, views),
-            nodes=await self._nodes(spec),
-            claimable=await self._claimable(spec),
+            nodes=await self._fabric.nodes(fresh=changed) if mode in _NODES_MATTER else (),
+            claimable=(
+                await self._fabric.claimable(fresh=changed)
+                if mode in _CLAIMS_MATTER
+                else Claimable()
+            ),
             probe=probe,
             last_error=str(last_error or ""),
             last_reason=last_error.reason if last_error is not None else "",
@@ -276,35 +280,6 @@ class Observer:
             return replace(pod, state=await self._workers.state(pod.ip, pod.ports.http))
 
         return tuple(await asyncio.gather(*(add_state(pod) for pod in pods)))
-
-    async def _nodes(self, spec: InferenceServiceSpec | None) -> tuple[NodeView, ...] | None:
-        if spec is None or spec.rdma.mode not in _NODES_MATTER:
-            return ()
-        try:
-            nodes = await self._cluster.list("Node")
-        except ClusterError as error:
-            if error.status != FORBIDDEN:
-                raise
-            return None
-        return tuple(read_node(node) for node in nodes)
-
-    async def _claimable(self, spec: InferenceServiceSpec | None) -> Claimable | None:
-        if spec is None or spec.rdma.mode not in _CLAIMS_MATTER:
-            return Claimable()
-        try:
-            slices, classes = await asyncio.gather(
-                self._cluster.list("ResourceSlice"), self._cluster.list("DeviceClass")
-            )
-        except MissingError:
-            return Claimable()  # a cluster from before dynamic resource allocation
-        except ClusterError as error:
-            if error.status != FORBIDDEN:
-                raise
-            return None
-        return Claimable(
-            tuple(device for one in slices for device in read_devices(one)),
-            frozenset(one["metadata"]["name"] for one in classes),
-        )
 
 
 def _not_mine(raw: JsonObject, ownership: Ownership) -> Observed:

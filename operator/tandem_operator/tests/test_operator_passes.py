@@ -1,5 +1,6 @@
 """Observe, reconcile and execute together, over the client's methods."""
 
+import time
 from typing import Any
 
 import pytest
@@ -68,8 +69,21 @@ class Bench:
         self.executor = Executor(self.cluster, self.workers, events, self.children)  # type: ignore[arg-type]
         claims = ClaimReader(self.cluster, OPERATOR, everywhere=True)  # type: ignore[arg-type]
         key = AdminKey(self.cluster, "system", "key")  # type: ignore[arg-type]
-        observer = Observer(self.cluster, self.workers, IMAGES, claims, self.children, key)  # type: ignore[arg-type]
+        observer = Observer(
+            self.cluster,  # type: ignore[arg-type]
+            self.workers,  # type: ignore[arg-type]
+            IMAGES,
+            claims,
+            self.children,
+            key,
+            clock=self.clock,
+        )
         self.controller = Controller(self.cluster, observer, self.executor, self.metrics)  # type: ignore[arg-type]
+
+    @staticmethod
+    def clock() -> float:
+        """Looked up at each call, so that a test can make time pass."""
+        return time.monotonic()
 
     def put_service(self, *, claimed: bool = True, **spec: Any) -> None:
         """A new service, which the operator has claimed; otherwise its first pass does that."""

@@ -52,6 +52,8 @@ class Post:
     """A write that the network makes by itself: even while P's process sleeps."""
 
     arrival: Arrival
+    land: Callable[["Post"], None]
+    """The network makes it, or finds that P has lost the right to."""
     payload: bytes = b""
     is_done: bool = False
     failure: Exception | None = None
@@ -142,10 +144,6 @@ class ModelInbound(Inbound):
     def register(self, epoch: int, landing: Landing) -> None:
         super().register(epoch, landing)
         self.serials[epoch] = next(self.fabric.names)
-
-    def land(self, post: Post) -> None:
-        """The network makes a write; only where P writes D's memory itself."""
-        raise NotImplementedError
 
     def landing(self, epoch: int) -> Landing | None:
         """Where the writes of an epoch go now."""

@@ -49,7 +49,7 @@ class OneSidedOutbound(ModelOutbound):
     inbound: OneSidedInbound
 
     def begin(self, lane: Lane, write: PageWrite) -> None:
-        lane.post = Post(self.arrival(write))
+        lane.post = Post(self.arrival(write), self.inbound.land)
         failure = self.fabric.take_failure()
         if self.is_interrupted:
             failure = OSError("the session has ended")

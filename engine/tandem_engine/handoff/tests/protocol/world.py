@@ -130,7 +130,7 @@ class World:
             found.append(network.answer_dial)
         found += [pipe.deliver for pipe in network.pipes() if pipe.can_deliver]
         if "network" not in self.holds:
-            found += [partial(post.arrival.inbound.land, post) for post in fabric.posted]
+            found += [partial(post.land, post) for post in fabric.posted]
         return found
 
     def step(self, choice: int, only: str = "", *, by_turns: bool = False) -> bool:

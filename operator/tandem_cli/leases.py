@@ -11,25 +11,11 @@ from rich.table import Table
 
 from tandem_cli.console import results
 from tandem_cli.errors import CliError
-from tandem_cli.target import find_target, get_items
-from tandem_operator.names.annotations import ANNOTATION_HTTP_PORT
-from tandem_operator.names.labels import LABEL_SERVICE, LABEL_WORKER
-from tandem_operator.names.pods import (
-    ADMIN_TOKEN_ENTRY,
-    ADMIN_TOKEN_FOLDER,
-    ENGINE_CONTAINER,
-    PORT_WORKER_HTTP,
-)
+from tandem_cli.target import find_target
+from tandem_cli.workers import call_admin, find_workers, last_line
 
 PATH: Final = "/admin/leases"
 SECONDS: Final = 10.0
-# In the pod, so that the token stays there. Only what every image has: the standard library.
-ASK: Final = (
-    "import sys, urllib.request as r; "
-    "token = open(sys.argv[2]).read().strip(); "
-    "ask = r.Request(sys.argv[1], headers={'Authorization': 'Bearer ' + token}); "
-    "sys.stdout.write(r.urlopen(ask, timeout=10).read().decode())"
-)
 
 
 def show_leases(
@@ -81,25 +67,20 @@ def ask_service(
 ) -> dict[str, dict[str, Any]]:
     """What every worker of a service holds, by pod; `error` where one couldn't be asked."""
     target = find_target(cluster, kubeconfig)
-    selector = f"{LABEL_SERVICE}={service},{LABEL_WORKER}=true"
-    found: dict[str, dict[str, Any]] = {}
-    for pod in get_items(target, "pods", "-n", namespace, "-l", selector):
-        name = pod["metadata"]["name"]
-        port = pod["metadata"].get("annotations", {}).get(ANNOTATION_HTTP_PORT, PORT_WORKER_HTTP)
-        done = target.kubectl(
-            *("exec", "-n", namespace, name, "-c", ENGINE_CONTAINER, "--", "python3", "-c", ASK),
-            f"http://127.0.0.1:{port}{PATH}",
-            f"{ADMIN_TOKEN_FOLDER}/{ADMIN_TOKEN_ENTRY}",
-            check=False,
-        )
-        failed = done.returncode != 0
-        found[name] = {"error": done.stderr.strip()[-300:]} if failed else json.loads(done.stdout)
-    if not found:
-        raise CliError(
-            f"the service {service} has no workers in the namespace {namespace}",
-            "see `tandem status`",
-        )
+    found = {}
+    for pod in find_workers(target, service, namespace):
+        done = call_admin(target, namespace, pod, PATH)
+        found[pod.name] = read_answer(done.stdout, last_line(done))
     return found
+
+
+def read_answer(text: str, error: str) -> dict[str, Any]:
+    """What /admin/leases answered, or `error` alone."""
+    try:
+        answer: dict[str, Any] = json.loads(text)
+        return answer if "blocks" in answer else {"error": str(answer["error"]["message"])}
+    except (ValueError, KeyError, TypeError):
+        return {"error": error}
 
 
 def describe(name: str, held: Mapping[str, Any]) -> str:

@@ -11,9 +11,8 @@ from rich.table import Table
 from tandem_cli.console import results
 from tandem_cli.errors import CliError
 from tandem_cli.target import find_target
-from tandem_cli.workers import find_workers, last_line, run_inside
+from tandem_cli.workers import call_admin, find_workers, last_line
 from tandem_operator.facts.worker import WorkerPod
-from tandem_operator.names.pods import ADMIN_TOKEN_ENTRY, ADMIN_TOKEN_FOLDER
 from tandem_operator.names.worker import ACTION_PROBE, ROUTE_ADMIN
 from tandem_operator.pair import Role
 
@@ -75,11 +74,9 @@ def choose_pairs(workers: list[WorkerPod], sender: str, receiver: str) -> list[L
 
 def _probe(target: "Cluster", namespace: str, pair: Link, num_blocks: int) -> dict[str, Any]:
     sender, receiver = pair
-    url = f"http://127.0.0.1:{receiver.ports.http}{ROUTE_ADMIN}/{ACTION_PROBE}"
     body = {"host": sender.ip, "port": sender.ports.bootstrap, "num_blocks": num_blocks}
-    command = ("python", "-m", "tandem_cli.admin_call", url)
-    token_file = f"{ADMIN_TOKEN_FOLDER}/{ADMIN_TOKEN_ENTRY}"
-    done = run_inside(target, namespace, receiver.name, *command, token_file, json.dumps(body))
+    path = f"{ROUTE_ADMIN}/{ACTION_PROBE}"
+    done = call_admin(target, namespace, receiver, path, json.dumps(body))
     named = {
         "from": sender.name,
         "fromNode": sender.node,

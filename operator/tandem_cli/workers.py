@@ -7,7 +7,7 @@ from tandem_cli.errors import NotRunning
 from tandem_cli.target import get_items
 from tandem_operator.facts.worker import WorkerPod
 from tandem_operator.names.labels import LABEL_SERVICE
-from tandem_operator.names.pods import ENGINE_CONTAINER
+from tandem_operator.names.pods import ADMIN_TOKEN_ENTRY, ADMIN_TOKEN_FOLDER, ENGINE_CONTAINER
 from tandem_operator.observe.pod import read_pod
 from tandem_operator.pair import Role
 
@@ -36,6 +36,16 @@ def run_inside(
     """Run a command in a worker's engine container."""
     arguments = ("exec", "-n", namespace, pod, "-c", ENGINE_CONTAINER, "--", *command)
     return target.kubectl(*arguments, check=False, timeout=EXEC_SECONDS)
+
+
+def call_admin(
+    target: "Cluster", namespace: str, pod: WorkerPod, path: str, *body: str
+) -> subprocess.CompletedProcess[str]:
+    """Call a worker's /admin from inside its pod, so that the token stays there."""
+    url = f"http://127.0.0.1:{pod.ports.http}{path}"
+    token_file = f"{ADMIN_TOKEN_FOLDER}/{ADMIN_TOKEN_ENTRY}"
+    command = ("python", "-m", "tandem_cli.admin_call", url, token_file, *body)
+    return run_inside(target, namespace, pod.name, *command)
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from typer.testing import CliRunner
 from tandem_cli import leases
 from tandem_cli.errors import CliError
 from tandem_cli.main import app
+from tandem_cli.tests.test_cli_doctor import FakeTarget, done, pod
 
 HELD: dict[str, Any] = {
     "worker_id": "decode-a",
@@ -44,7 +44,8 @@ class Worker(BaseHTTPRequestHandler):
         known = self.path == "/admin/leases"
         self.send_response(200 if allowed and known else 401)
         self.end_headers()
-        self.wfile.write(json.dumps(HELD).encode())
+        refusal = {"error": {"message": "the token is another"}}
+        self.wfile.write(json.dumps(HELD if allowed and known else refusal).encode())
 
     def log_message(self, *_: object) -> None:
         return
@@ -105,35 +106,37 @@ def test_what_can_not_be_asked_says_what_to_give(url: str, token: Path, tmp_path
 
 
 def test_every_worker_of_a_service_from_inside_its_pod(
-    url: str, token: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, token: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command that runs in the pods runs here; one pod can't be reached."""
+    """The command that runs in the pods runs here; one pod can't be reached, one has no token."""
     port = url.rpartition(":")[2]
-    pods: list[dict[str, Any]] = [
-        {"metadata": {"name": "plain"}},
-        {"metadata": {"name": "moved", "annotations": {"tandem.dev/http-port": port}}},
-    ]
-    asked: list[tuple[str, ...]] = []
+    wrong = tmp_path / "wrong"
+    wrong.write_text("guess")
+    asked: list[str] = []
 
-    def kubectl(*words: str, check: bool) -> subprocess.CompletedProcess[str]:
-        asked.append(words)
-        assert not check
-        assert words[:6] == ("exec", "-n", "prod", words[3], "-c", "engine")
-        assert words[6:8] == ("--", "python3")
-        assert words[-1] == "/etc/tandem/admin/token"
-        if words[3] == "plain":
-            assert words[-2] == "http://127.0.0.1:8100/admin/leases"
-            return subprocess.CompletedProcess(words, 1, "", "the container is not running")
-        command = [sys.executable, *words[8:-1], str(token)]
-        return subprocess.run(command, capture_output=True, text=True, check=True)
+    def inside(name: str, command: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+        asked.append(name)
+        assert command[0] == "python"
+        assert command[-2:] == (
+            f"http://127.0.0.1:{port}/admin/leases",
+            "/etc/tandem/admin/token",
+        )
+        if name == "plain":
+            return done("", 1, "the container is not running")
+        file = token if name == "well" else wrong
+        words = [sys.executable, *command[1:-1], str(file)]
+        return subprocess.run(words, capture_output=True, text=True, check=True)
 
-    def items(target: object, kind: str, *words: str) -> list[dict[str, Any]]:
-        return pods if "tandem.dev/service=chat,tandem.dev/worker=true" in words else []
-
-    monkeypatch.setattr(leases, "find_target", lambda *_: SimpleNamespace(kubectl=kubectl))
-    monkeypatch.setattr(leases, "get_items", items)
+    pods = [pod(name, "decode") for name in ("plain", "wrong", "well")]
+    for each in pods:
+        each["metadata"]["annotations"]["tandem.dev/http-port"] = port
+    target = FakeTarget(pods, inside)
+    monkeypatch.setattr(leases, "find_target", lambda *_: target)
     found = json.loads(ask("chat", "-n", "prod", "-o", "json"))
-    assert found == {"plain": {"error": "the container is not running"}, "moved": HELD}
-    assert len(asked) == 2
-    with pytest.raises(CliError, match="the service other has no workers"):
+    assert found.pop("plain") == {"error": "the container is not running"}
+    assert found.pop("wrong") == {"error": "the token is another"}
+    assert found == {"well": HELD}
+    assert asked == ["plain", "well", "wrong"]
+    monkeypatch.setattr(leases, "find_target", lambda *_: FakeTarget([], inside))
+    with pytest.raises(CliError, match="no worker of 'other' runs in namespace 'prod'"):
         ask("other", "-n", "prod")

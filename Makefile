@@ -12,6 +12,7 @@ GENERATE := $(BIN)/python -m tandem_operator.crds --output crds \
 	--chart charts/tandem/templates/crds --docs docs/api.md
 
 PYTEST := $(BIN)/python -m pytest
+UNIT_TESTS := $(PYTEST) -m "not gpu and not cluster" -n 2 --dist loadfile
 # uv asks the index that pip is configured with. Pods run under another user, so they must be able
 # to read all of it.
 UV := umask 022 && $(BIN)/python .ci/uv.py
@@ -32,7 +33,7 @@ IMAGE_TAG ?= $(VERSION)
 IMAGE_ARGS ?=
 REVISION := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 
-.PHONY: up down install check check-generated test test-unit test-newest test-gpu e2e model gen pins images bench clean
+.PHONY: up down install check check-generated test test-unit coverage test-newest test-gpu e2e model gen pins images bench clean
 
 $(STAMP): pyproject.toml $(PINS)
 	@echo "==> installing into $(VENV) (extras: $(EXTRAS))"
@@ -74,7 +75,10 @@ gen: $(STAMP) ## CRDs, the chart's copies of them and docs/api.md from the model
 	$(GENERATE)
 
 test-unit: $(STAMP) ## unit and integration tests
-	$(PYTEST) -m "not gpu and not cluster" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+	$(UNIT_TESTS)
+
+coverage: $(STAMP) ## which lines the unit and integration tests reach; takes half as long again
+	$(UNIT_TESTS) --cov --cov-report=term:skip-covered
 
 test-newest: ## unit and integration tests with the newest of every package, in an environment of their own
 	rm -f .venv-newest/.installed

@@ -50,7 +50,7 @@ panels:
 {{- if eq $type "stat" -}}
 {{- $options = dict "reduceOptions" (dict "calcs" (list "lastNotNull")) "colorMode" "none" "graphMode" "area" "textMode" "auto" -}}
 {{- else if eq $type "state-timeline" -}}
-{{- $holds := dict "0" (dict "text" "False" "color" "blue" "index" 0) "1" (dict "text" "True" "color" "orange" "index" 1) -}}
+{{- $holds := dict "0" (dict "text" "False" "color" "#8e8e8e" "index" 0) "1" (dict "text" "True" "color" "blue" "index" 1) -}}
 {{- $_ := set $defaults "mappings" (list (dict "type" "value" "options" $holds)) -}}
 {{- end -}}
 {{- $panels = append $panels (dict "id" (add1 $index) "type" $type "title" $panel.title "description" (default "" $panel.description) "datasource" $source "gridPos" (dict "x" $x "y" $y "w" $width "h" $height) "fieldConfig" (dict "defaults" $defaults "overrides" list) "options" $options "targets" $targets) -}}

@@ -1,0 +1,136 @@
+"""What the pages say, held against what exists: links, fields, values of the chart, commands."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+from pydantic import BaseModel
+
+from tandem_cli.main import app
+from tandem_operator.api import AutoscalingPolicySpec, InferenceServiceSpec
+from tandem_operator.crds.kinds import KINDS
+from tests.pages import PAGES, ROOT, anchors, blocks, commands, links, prose
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+VALUES = json.loads((ROOT / "charts/tandem/values.schema.json").read_text())
+FILES = (".py", ".md", ".json", ".yaml", ".toml", ".go", ".txt", ".tpl")
+SPECS: dict[str, type[BaseModel]] = {
+    "InferenceService": InferenceServiceSpec,
+    "AutoscalingPolicy": AutoscalingPolicySpec,
+}
+MINIMAL = {"model": {"uri": "hf://org/name"}, "prefill": {}, "decode": {}}
+
+
+PARTS = [kind.marked_schema()["properties"] for kind in KINDS]
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    wrong = []
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            wrong.append(link)
+    assert wrong == []
+
+
+def test_the_index_has_every_page() -> None:
+    listed = {link.partition("#")[0] for link in links(ROOT / "docs/README.md")}
+    pages = {page.name for page in PAGES if page.parent.name == "docs"} - {"README.md"}
+    assert pages <= listed
+
+
+def in_schema(schema: dict[str, Any], names: list[str]) -> bool:
+    """Whether a path is one of the schema; below an open object everything is."""
+    for name in names:
+        schema = schema.get("items", schema)
+        if name not in schema.get("properties", {}):
+            return bool(
+                schema.get("x-kubernetes-preserve-unknown-fields")
+                or isinstance(schema.get("additionalProperties"), dict)
+                or (schema.get("type") == "object" and "properties" not in schema)
+            )
+        schema = schema["properties"][name]
+    return True
+
+
+def is_known(path: str) -> bool | None:
+    """Whether a dotted name is a field or a value of the chart; None if it is neither's form."""
+    names = path.replace("[]", "").replace("[0]", "").split(".")
+    if names[0] == "status":
+        return any(in_schema(part["status"], names[1:]) for part in PARTS)
+    if names[0] == "spec":
+        names = names[1:]
+    schemas = [VALUES, *(part["spec"] for part in PARTS)]
+    roots = [schema for schema in schemas if names[0] in schema["properties"]]
+    return any(in_schema(schema, names) for schema in roots) if roots else None
+
+
+@each_page
+def test_fields_exist(page: Path) -> None:
+    spoken = re.findall(r"`([a-z]\w*(?:\.\w+(?:\[\])?)+)(?::[^`]*)?`", prose(page))
+    assert [path for path in spoken if not path.endswith(FILES) and is_known(path) is False] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "known"),
+    [
+        ("spec.kvTransfer.verify.mode", True),
+        ("slo.classes[].percentile", True),
+        ("router.podTemplate.spec.priorityClassName", True),
+        ("metrics.dashboards.labels.folder", True),
+        ("kvTransfer.verify.nonsense", False),
+        ("rdma.mode.nonsense", False),
+        ("status.nonsense", False),
+        ("metrics.nonsense", False),
+        ("nonsense.mode", None),
+    ],
+)
+def test_a_field_that_does_not_exist_is_found(path: str, known: bool | None) -> None:
+    assert is_known(path) is known
+
+
+def test_manifests_are_well_formed() -> None:
+    checked = 0
+    for block in blocks("yaml"):
+        for document in yaml.safe_load_all(block.text):
+            kind = document.get("kind")
+            if kind in SPECS:
+                SPECS[kind].model_validate(document["spec"])
+            elif kind is None:  # a part of a spec
+                InferenceServiceSpec.model_validate({**MINIMAL, **document})
+            checked += 1
+    assert checked > 10
+
+
+def test_commands_of_tandem_exist() -> None:
+    group: Any = typer.main.get_command(app)
+    asked = {command.split()[1] for _, command in commands() if re.match(r"tandem [a-z]", command)}
+    asked |= {word for page in PAGES for word in re.findall(r"`tandem ([a-z]+)[^`]*`", prose(page))}
+    assert {"doctor", "probe", "logs"} <= asked <= set(group.commands)
+
+
+def test_values_that_commands_set_exist() -> None:
+    texts = [command for _, command in commands()]
+    texts += [prose(page) for page in PAGES]
+    found = [path for text in texts for path in re.findall(r"--set '?([\w.\[\]]+)=", text)]
+    assert len(found) > 10
+    paths = [re.sub(r"\[\d+\]", "", path) for path in found]
+    assert [path for path in paths if not in_schema(VALUES, path.split("."))] == []
+
+
+def test_the_tests_that_the_tutorial_names_exist() -> None:
+    text = (ROOT / "docs/pd-tutorial.md").read_text()
+    steps = re.findall(r"^## .*?(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(steps) == 8
+    for step in steps:
+        (told,) = re.findall(r"^\*Run by\* (.*)", step, flags=re.MULTILINE | re.DOTALL)
+        named = re.findall(r"`((?:e2e|engine)/[\w/]+\.py)(?:::(\w+))?`", told)
+        assert named, step.splitlines()[0]
+        for file, test in named:
+            assert f"def {test or 'test_'}" in (ROOT / file).read_text(), (file, test)

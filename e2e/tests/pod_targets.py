@@ -63,7 +63,7 @@ def _relabel(rule: dict[str, Any], target: Labels) -> bool:
     value = ";".join(target.get(name, "") for name in rule.get("sourceLabels", []))
     action = rule.get("action", "replace")
     if action == "keepequal":
-        return value == target.get(rule["targetLabel"], "")
+        return bool(value == target.get(rule["targetLabel"], ""))
     match = re.fullmatch(str(rule.get("regex", "(.*)")), value)
     if action in ("keep", "drop"):
         return (match is not None) == (action == "keep")

@@ -61,7 +61,7 @@ def _safe(name: str) -> str:
 def _relabel(rule: dict[str, Any], target: Labels) -> bool:
     """Apply one rule; whether the target stays."""
     value = ";".join(target.get(name, "") for name in rule.get("sourceLabels", []))
-    action = rule.get("action", "replace")
+    action = str(rule.get("action", "replace"))
     if action == "keepequal":
         return bool(value == target.get(rule["targetLabel"], ""))
     match = re.fullmatch(str(rule.get("regex", "(.*)")), value)

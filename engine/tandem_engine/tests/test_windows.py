@@ -152,8 +152,8 @@ def served(
     config = make_config(directory, 1, local_prefill_tokens=0, chunk_tokens=32)
     settings = replace(FAST, worker_id=name, transport=transport, shm_dir=str(directory))
     # A machine that stands still for a while must not look like a dead peer.
-    patient = {"heartbeat_seconds": 20.0, "lease_seconds": 60.0, "stall_seconds": 60.0}
-    settings = replace(settings, write_bytes=1 << 16, shm_ring_bytes=1 << 19, **patient)
+    settings = replace(settings, heartbeat_seconds=20.0, lease_seconds=60.0, stall_seconds=60.0)
+    settings = replace(settings, write_bytes=1 << 16, shm_ring_bytes=1 << 19)
     handoff = start_handoff(settings, runner.kv, "same")
     try:
         frames: list[FromCore] = []

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, cast, get_args
 
 import msgspec
@@ -40,10 +40,24 @@ class Pusher:
     def __init__(self, outbound: Outbound, pages: Pages) -> None:
         self._outbound = outbound
         self._pages = pages
-        # Whole blocks when they are small, else layer groups of one block.
-        write_bytes = outbound.write_bytes
-        self._num_blocks = max(1, write_bytes // pages.block_bytes)
-        self._num_layers = min(pages.num_layers, max(1, write_bytes // pages.layer_bytes))
+
+    def _cut(self, num_blocks: int) -> Iterator[tuple[slice, range]]:
+        """Blocks and layers of each write: whole blocks, or some layers of one block.
+
+        Each has a share of what is left: few pages make small writes, so that no lane waits for
+        another one, neither at the start nor at the end (guided self-scheduling, Polychronopoulos
+        and Kuck, 1987).
+        """
+        outbound, pages = self._outbound, self._pages
+        layers, first = range(pages.num_layers), 0
+        while first < num_blocks:
+            share = (num_blocks - first) * pages.block_bytes // (2 * outbound.num_lanes)
+            write_bytes = min(outbound.write_bytes, max(outbound.least_write_bytes, share))
+            step = max(1, write_bytes // pages.block_bytes)
+            height = min(len(layers), max(1, write_bytes // pages.layer_bytes))
+            for lowest in range(0, len(layers), height):
+                yield slice(first, first + step), layers[lowest : lowest + height]
+            first += step
 
     async def push(
         self, epoch: int, source: Sequence[int], target: Sequence[int], count: PageCount
@@ -53,14 +67,9 @@ class Pusher:
         Raises TransportError; the epoch's other writes may still be under way then.
         """
         started = time.perf_counter()  # a loop's clock moves by whole milliseconds
-        step, layers = self._num_blocks, range(self._pages.num_layers)
-        groups = [layers[i : i + self._num_layers] for i in range(0, len(layers), self._num_layers)]
         writes = [
-            self._outbound.write(
-                PageWrite(epoch, self._pages, source[i : i + step], target[i : i + step], group)
-            )
-            for i in range(0, len(source), step)
-            for group in groups
+            self._outbound.write(PageWrite(epoch, self._pages, source[some], target[some], layers))
+            for some, layers in self._cut(len(source))
         ]
         for written in await asyncio.gather(*writes):
             count.num_bytes += written.num_bytes

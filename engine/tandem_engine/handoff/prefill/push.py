@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, cast, get_args
 
 import msgspec
 
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.events import PushChunk, PushFailed
-from tandem_engine.handoff.pages import Pages, PatternPages
+from tandem_engine.handoff.pages import Pages, Part, PatternPages, travelling_parts
 from tandem_engine.handoff.transports.base import Outbound, PageWrite
 from tandem_wire.handoff import (
     ChunkPushed,
@@ -41,40 +41,54 @@ class Pusher:
         self._outbound = outbound
         self._pages = pages
 
-    def _cut(self, num_blocks: int) -> Iterator[tuple[slice, range]]:
-        """Blocks and layers of each write: whole blocks, or some layers of one block.
-
-        Each has a share of what is left: few pages make small writes, so that no lane waits for
-        another one, neither at the start nor at the end (guided self-scheduling, Polychronopoulos
-        and Kuck, 1987).
-        """
-        outbound, pages = self._outbound, self._pages
-        layers, first = range(pages.num_layers), 0
-        while first < num_blocks:
-            share = (num_blocks - first) * pages.block_bytes // (2 * outbound.num_lanes)
-            write_bytes = min(outbound.write_bytes, max(outbound.least_write_bytes, share))
-            step = max(1, write_bytes // pages.block_bytes)
-            height = min(len(layers), max(1, write_bytes // pages.layer_bytes))
-            for lowest in range(0, len(layers), height):
-                yield slice(first, first + step), layers[lowest : lowest + height]
-            first += step
-
     async def push(
-        self, epoch: int, source: Sequence[int], target: Sequence[int], count: PageCount
+        self,
+        epoch: int,
+        source: Sequence[int],
+        target: Sequence[int],
+        parts: Iterable[Part],
+        count: PageCount,
     ) -> None:
-        """Write `source` into D's `target`.
+        """Write `parts`, whose blocks are places in both lists, from `source` into D's `target`.
 
         Raises TransportError; the epoch's other writes may still be under way then.
         """
         started = time.perf_counter()  # a loop's clock moves by whole milliseconds
         writes = [
-            self._outbound.write(PageWrite(epoch, self._pages, source[some], target[some], layers))
-            for some, layers in self._cut(len(source))
+            self._outbound.write(
+                PageWrite(
+                    epoch,
+                    self._pages,
+                    source[places.start : places.stop],
+                    target[places.start : places.stop],
+                    layers,
+                )
+            )
+            for part in parts
+            for places, layers in self._pieces(*part)
         ]
         for written in await asyncio.gather(*writes):
             count.num_bytes += written.num_bytes
             count.checksum = (count.checksum + written.checksum) & _MASK
         count.seconds += time.perf_counter() - started
+
+    def _pieces(self, places: range, layers: range) -> Iterator[Part]:
+        """Cut a part: all its layers of some blocks when they are small, else some of one block.
+
+        Each piece is a share of what is left: few pages make small writes, so that no lane waits
+        for another one, neither at the start nor at the end (guided self-scheduling,
+        Polychronopoulos and Kuck, 1987).
+        """
+        outbound, layer_bytes = self._outbound, self._pages.layer_bytes
+        block_bytes, first = len(layers) * layer_bytes, 0
+        while first < len(places):
+            share = (len(places) - first) * block_bytes // (2 * outbound.num_lanes)
+            write_bytes = min(outbound.write_bytes, max(outbound.least_write_bytes, share))
+            num_blocks = max(1, write_bytes // block_bytes)
+            num_layers = min(len(layers), max(1, write_bytes // layer_bytes))
+            for layer in range(0, len(layers), num_layers):
+                yield places[first : first + num_blocks], layers[layer : layer + num_layers]
+            first += num_blocks
 
 
 class Push:
@@ -85,14 +99,14 @@ class Push:
         key: str,
         request: Prefill,
         pusher: Pusher,
-        page_size: int,
+        layout: KVLayout,
         send: Callable[[msgspec.Struct], None],
     ) -> None:
         self.key = key
         self.request = request
         self.count = PageCount()
         self._pusher = pusher
-        self._page_size = page_size
+        self._layout = layout
         self._send = send
         self._chunks: asyncio.Queue[PushChunk | PushFailed] = asyncio.Queue()
 
@@ -114,14 +128,22 @@ class Push:
             self._send(ChunkPushed(self.request.rid, self.request.epoch, event.end))
 
     async def _push(self, chunk: PushChunk) -> None:
-        first = (chunk.start - self.request.num_skip_tokens) // self._page_size
-        target = self.request.blocks[first : first + len(chunk.blocks)]
+        request, page = self.request, self._layout.page_size
+        first = (chunk.start - request.num_skip_tokens) // page
+        target = request.blocks[first : first + len(chunk.blocks)]
         if first < 0 or len(target) != len(chunk.blocks):
             raise TransportError(
                 f"a chunk of {len(chunk.blocks)} blocks at token {chunk.start} is not part of "
-                f"the {len(self.request.blocks)} blocks that were asked for"
+                f"the {len(request.blocks)} blocks that were asked for"
             )
-        await self._pusher.push(self.request.epoch, chunk.blocks, target, self.count)
+        start = chunk.start // page
+        parts = (
+            (range(blocks.start - start, blocks.stop - start), layers)
+            for blocks, layers in travelling_parts(
+                self._layout, len(request.tokens), start, start + len(target)
+            )
+        )
+        await self._pusher.push(request.epoch, chunk.blocks, target, parts, self.count)
 
     def _commit(self, last: PushChunk) -> None:
         self._send(
@@ -160,7 +182,8 @@ async def push_pattern(
     count = PageCount()
     blocks = range(request.num_blocks)
     pusher = Pusher(outbound, PatternPages(layout))
-    await pusher.push(request.epoch, blocks, blocks, count)
+    everything = [(blocks, range(layout.num_layers))]
+    await pusher.push(request.epoch, blocks, blocks, everything, count)
     send(
         Commit(
             rid="",

@@ -157,7 +157,8 @@ async def test_every_page_is_in_one_write_and_the_writes_grow_smaller(
     sizes = Sizes(2, least, most)
     source = range(100, 100 + num_blocks)
     pusher = Pusher(cast("Outbound", sizes), KVPages(BytesStore(LAYOUT, 1)))
-    await pusher.push(1, source, [block - 50 for block in source], PageCount())
+    parts = [(range(num_blocks), range(LAYOUT.num_layers))]
+    await pusher.push(1, source, [block - 50 for block in source], parts, PageCount())
     moved = sorted(
         (block, layer) for write in sizes.writes for block in write.source_blocks
         for layer in write.layers

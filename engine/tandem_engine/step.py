@@ -162,6 +162,13 @@ class KVStore(ABC):
         """Pack `blocks` into `out`, which has exactly the room; override it to save a copy."""
         out[:] = self.export_blocks(blocks, layers)
 
+    def views(self, blocks: Sequence[int], layers: range) -> list[memoryview] | None:
+        """The packed bytes of `blocks` where they lie, piece by piece, to be read or written there.
+
+        None: they are not in the host's memory, or in pieces so small that packing them is faster.
+        """
+        return None
+
     @abstractmethod
     def import_blocks(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
         """Write packed bytes into `blocks`. Raises ValueError when their length is wrong."""
@@ -177,6 +184,11 @@ class KVStore(ABC):
     def regions(self) -> tuple[MemoryRegion, ...]:
         """The memory of the whole cache, for a transport that registers it; empty: it can't be."""
         return ()
+
+    @property
+    def is_on_host(self) -> bool:
+        """Whether the cache is in this process's own memory, where a processor copies pages."""
+        return any(region.kind == "host" for region in self.regions())
 
     def make_staging(self, num_bytes: int) -> Staging:
         """Make memory that another process can map, on the device that has the cache.

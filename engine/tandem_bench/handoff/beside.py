@@ -1,4 +1,4 @@
-"""A transport beside the library that carries it, round by round in turn on the same link."""
+"""A transport beside what it can't beat, round by round in turn on the same link."""
 
 import ctypes
 import mmap
@@ -16,7 +16,7 @@ from tandem_bench.errors import CheckFailedError
 from tandem_bench.handoff.pair import MakeCache, Rate, Round, running_handoff
 
 Library = Callable[[int], AbstractContextManager[dict[str, Round]]]
-"""Makes the library ready to move so many bytes by itself: its ways, by name."""
+"""Makes a library or another floor ready to move so many bytes by itself: its ways, by name."""
 
 
 NUM_LANES: Final = 2
@@ -79,25 +79,37 @@ def write_in_pieces(write: Callable[[int, int], None], num_bytes: int, piece_byt
 
 @dataclass(frozen=True)
 class Beside:
-    """The rates of all ways, and the hand-off's share of each of the library's: round by round."""
+    """The rates of all ways, and the hand-off's share of each of the floor's: round by round."""
 
     rates: list[Rate]
     shares: dict[str, float]
 
 
-def measure_beside(transport: str, library: Library, make: MakeCache, rounds: int) -> Beside:
-    """The hand-off with checksums and without, and the library's own ways, in turn.
+def measure_beside(
+    settings: dict[str, Any], floor: Library, make: MakeCache, rounds: int, make_small: MakeCache
+) -> Beside:
+    """The hand-off with checksums and without, a small prompt, and the floor's ways, in turn.
+
+    Args:
+        settings: of the hand-off, with its transport.
+        make_small: the cache of a prompt of which the time counts, not the rate.
 
     Raises CheckFailedError when bytes came out changed.
     """
+    transport = settings["transport"]
     with ExitStack() as stack:
         ways: dict[str, Round] = {}
-        num_bytes = 0
-        for name, checksum in ((f"{transport}, checksum", True), (transport, False)):
-            options = {"transport": transport, "checksum": checksum}
-            ways[name], num_bytes = stack.enter_context(running_handoff(name, make, options))
-        alone = stack.enter_context(library(num_bytes))
-        handed = list(ways)
+        sizes: dict[str, int] = {}
+
+        def add(name: str, make: MakeCache, checksum: bool) -> None:
+            options = settings | {"checksum": checksum}
+            ways[name], sizes[name] = stack.enter_context(running_handoff(name, make, options))
+
+        add(f"{transport}, checksum", make, checksum=True)
+        add(transport, make, checksum=False)
+        handed, num_bytes = list(ways), sizes[transport]
+        add(f"{transport}, checksum, small", make_small, checksum=True)
+        alone = stack.enter_context(floor(num_bytes))
         ways |= alone
         for way in ways.values():
             way()  # dials, and faults pages in
@@ -112,4 +124,5 @@ def measure_beside(transport: str, library: Library, make: MakeCache, rounds: in
         for ours in handed
         for theirs in alone
     }
-    return Beside([Rate.of(name, num_bytes, seconds[name]) for name in ways], shares)
+    rates = [Rate.of(name, sizes.get(name, num_bytes), seconds[name]) for name in ways]
+    return Beside(rates, shares)

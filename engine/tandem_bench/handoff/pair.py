@@ -35,13 +35,15 @@ class Rate:
     name: str
     best: float
     median: float
+    milliseconds: float
+    """Of the middle round."""
 
     @classmethod
     def of(cls, name: str, num_bytes: int, seconds: Sequence[float]) -> "Rate":
         """From the seconds of every round."""
         ordered = sorted(seconds)
         median = ordered[len(ordered) // 2]
-        return cls(name, num_bytes / ordered[0] / 1e6, num_bytes / median / 1e6)
+        return cls(name, num_bytes / ordered[0] / 1e6, num_bytes / median / 1e6, 1e3 * median)
 
 
 class Cache(ABC):

@@ -4,7 +4,6 @@ import json
 import sys
 from functools import partial
 
-import numpy as np
 import pytest
 
 from tandem_bench.errors import CheckFailedError, EndpointError
@@ -31,27 +30,40 @@ def test_the_handoff_is_measured_and_checked(
 ) -> None:
     monkeypatch.setenv("UCX_NET_DEVICES", "lo")
     folder = tmp_path_factory.mktemp("shm")
-    loopback.run(loopback.Options(megabytes=16, rounds=1, shm_dir=str(folder)))
+    loopback.run(loopback.Options(megabytes=16, rounds=1, shm_dir=str(folder), only="tcp,nixl"))
     *table, line = capsys.readouterr().out.splitlines()
-    rates = json.loads(line)
-    shares = [row for row in table if " / " in row]
+    found = json.loads(line)
+    shares = [share for beside in found for share in beside["shares"]]
+    rates = [rate for beside in found for rate in beside["rates"]]
     assert len(table) == len(rates) + len(shares)
-    assert "nixl, checksum / nixl alone, whole" in {row.partition(":")[0] for row in shares}
-    if sys.version_info < (3, 14):  # where there is a wheel
-        ways = ("in pieces", "whole", "its benchmark")
-        told = {f"mooncake, checksum / mooncake alone, {way}" for way in ways}
-        assert told < {row.partition(":")[0] for row in shares}
-    assert any(row.startswith("raw socket, 2 stream(s)") for row in table)
     names = {rate["name"] for rate in rates}
-    assert names > {*pair.transports(str(folder)), "nixl", "nixl alone, in pieces"}
-    assert all(rate["best"] >= rate["median"] > 0 for rate in rates)
+    for transport, floor in (
+        ("tcp", "raw socket, 2 streams, all memory"),
+        ("nixl", "nixl alone, in pieces"),
+    ):
+        assert names > {transport, f"{transport}, checksum", f"{transport}, checksum, small", floor}
+        assert {f"{transport} / {floor}", f"{transport}, checksum / {floor}"} < set(shares)
+    assert all(rate["best"] >= rate["median"] > 0 < rate["milliseconds"] for rate in rates)
 
 
-class ChangedCache(loopback.BytesCache):
+@pytest.mark.parametrize(
+    "transport", ["shm", "mooncake"] if sys.version_info < (3, 14) else ["shm"]
+)
+def test_what_a_transport_is_measured_beside_moves_its_bytes(transport: str) -> None:
+    with loopback.FLOORS[transport](16 << 20) as ways:
+        assert all(way() > 0 for way in ways.values())
+    told = {
+        "shm": {"memory copy, 1 process", "memory copy, 2 processes", "checksum, 1 process"},
+        "mooncake": {f"mooncake alone, {way}" for way in ("in pieces", "whole", "its benchmark")},
+    }
+    assert set(ways) == told[transport]
+
+
+class ChangedCache(loopback.HostCache):
     """Expects something else than what is sent."""
 
     def is_right(self) -> bool:
-        return not np.any(self.kv.data)
+        return not self.kv.cache.any()
 
 
 def make_changed(side: pair.Side) -> pair.Cache:

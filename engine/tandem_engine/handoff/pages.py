@@ -31,6 +31,10 @@ class Pages(ABC):
     def export_into(self, blocks: Sequence[int], layers: range, out: memoryview) -> None:
         """Pack some layers of `blocks` into `out`, which has exactly the room."""
 
+    def views(self, blocks: Sequence[int], layers: range) -> list[memoryview] | None:
+        """The packed bytes where they lie, piece by piece; None: use the other methods."""
+        return None
+
     @abstractmethod
     def stage(
         self, blocks: Sequence[int], layers: range, staging: Staging, at: int, seed: int | None
@@ -63,6 +67,9 @@ class KVPages(Pages):
 
     def export_into(self, blocks: Sequence[int], layers: range, out: memoryview) -> None:
         self._kv.export_into(blocks, layers, out)
+
+    def views(self, blocks: Sequence[int], layers: range) -> list[memoryview] | None:
+        return self._kv.views(blocks, layers)
 
     def stage(
         self, blocks: Sequence[int], layers: range, staging: Staging, at: int, seed: int | None

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tandem_engine.runner.host_kv import HostKVStore
+from tandem_engine.runner.host_kv import LEAST_VIEW_BYTES, HostKVStore
 from tandem_wire.handoff import KVLayout
 
 LAYOUT = KVLayout(
@@ -47,6 +47,32 @@ def test_bytes_of_another_length_are_refused() -> None:
     store = make_store()
     with pytest.raises(ValueError, match=r"bytes for pages of"):
         store.import_blocks([0], range(0, 3), memoryview(b"x" * (LAYOUT.block_bytes - 1)))
+
+
+def test_pages_are_seen_where_they_lie_and_neighbours_as_one() -> None:
+    layout = KVLayout(
+        num_layers=2, num_kv_heads=4, head_dim=64, page_size=16, dtype="float32", itemsize=4
+    )
+    store = make_store(layout)
+    assert layout.page_bytes == LEAST_VIEW_BYTES
+    views = store.views([4, 1, 2], range(1, 2))
+    assert views is not None
+    assert [len(view) for view in views] == 2 * [layout.page_bytes, 2 * layout.page_bytes]
+    assert b"".join(views) == bytes(store.export_blocks([4, 1, 2], range(1, 2)))
+    views[0][:] = bytes(layout.page_bytes)
+    assert not store.cache[1, 0, 4].any()
+    assert store.cache[1, 0, 3].any()
+
+
+def test_small_pages_are_packed_unless_they_are_neighbours() -> None:
+    layout = KVLayout(
+        num_layers=1, num_kv_heads=2, head_dim=64, page_size=16, dtype="float32", itemsize=4
+    )
+    store = make_store(layout)
+    assert store.views([4, 1], range(1)) is None
+    views = store.views([4, 5], range(1))
+    assert views is not None
+    assert len(views) == layout.num_planes
 
 
 def test_an_exported_page_does_not_change_later() -> None:

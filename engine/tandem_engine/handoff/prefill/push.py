@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, cast, get_args
 
 import msgspec
@@ -40,8 +40,6 @@ class Pusher:
     def __init__(self, outbound: Outbound, pages: Pages) -> None:
         self._outbound = outbound
         self._pages = pages
-        # In layers of one block.
-        self._write_layers = max(1, outbound.write_bytes // pages.layer_bytes)
 
     async def push(
         self,
@@ -74,13 +72,23 @@ class Pusher:
             count.checksum = (count.checksum + written.checksum) & _MASK
         count.seconds += time.perf_counter() - started
 
-    def _pieces(self, places: range, layers: range) -> Iterable[Part]:
-        """Cut a part: all its layers of some blocks when they are small, else some of one block."""
-        num_layers = min(len(layers), self._write_layers)
-        num_blocks = max(1, self._write_layers // num_layers)
-        for place in range(0, len(places), num_blocks):
+    def _pieces(self, places: range, layers: range) -> Iterator[Part]:
+        """Cut a part: all its layers of some blocks when they are small, else some of one block.
+
+        Each piece is a share of what is left: few pages make small writes, so that no lane waits
+        for another one, neither at the start nor at the end (guided self-scheduling,
+        Polychronopoulos and Kuck, 1987).
+        """
+        outbound, layer_bytes = self._outbound, self._pages.layer_bytes
+        block_bytes, first = len(layers) * layer_bytes, 0
+        while first < len(places):
+            share = (len(places) - first) * block_bytes // (2 * outbound.num_lanes)
+            write_bytes = min(outbound.write_bytes, max(outbound.least_write_bytes, share))
+            num_blocks = max(1, write_bytes // block_bytes)
+            num_layers = min(len(layers), max(1, write_bytes // layer_bytes))
             for layer in range(0, len(layers), num_layers):
-                yield places[place : place + num_blocks], layers[layer : layer + num_layers]
+                yield places[first : first + num_blocks], layers[layer : layer + num_layers]
+            first += num_blocks
 
 
 class Push:

@@ -62,6 +62,8 @@ class BytesStore(KVStore):
         self.layout = layout
         shape = (layout.num_layers, layout.num_planes, num_blocks, layout.page_bytes)
         self.data = np.zeros(shape, np.uint8)
+        self.is_seen_in_place = True
+        """Else as on a GPU: pages are packed."""
 
     def fill(self, values: npt.NDArray[np.uint8]) -> None:
         """Give every block its content."""
@@ -72,6 +74,17 @@ class BytesStore(KVStore):
 
     def export_blocks(self, blocks: Sequence[int], layers: range) -> memoryview:
         return self.data[layers.start : layers.stop, :, list(blocks)].reshape(-1).data
+
+    def views(self, blocks: Sequence[int], layers: range) -> list[memoryview] | None:
+        if not self.is_seen_in_place:
+            return None
+        planes = range(self.layout.num_planes)
+        return [
+            self.data[layer, plane, block].data
+            for layer in layers
+            for plane in planes
+            for block in blocks
+        ]
 
     def import_blocks(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
         shape = (len(layers), self.layout.num_planes, len(blocks), self.layout.page_bytes)

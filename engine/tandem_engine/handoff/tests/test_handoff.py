@@ -162,6 +162,7 @@ def test_a_flipped_byte_is_caught(
 ) -> None:
     options = {"transport": transport, "shm_dir": str(tmp_path)}
     bad, good, d = (make(stack, name, **options) for name in ("bad", "good", "d"))
+    d.kv.is_seen_in_place = False  # see `test_in_place.py`
     land, land_staged = Inbound._land, Inbound._land_staged
 
     def corrupt(self: Inbound, epoch: int, *rest: Any) -> None:
@@ -193,6 +194,7 @@ def test_a_stale_write_is_dropped(
 ) -> None:
     """Bytes of a fenced epoch that are still on their way land nowhere."""
     p, d = make(stack, "p", **over), make(stack, "d", **over)
+    d.kv.is_seen_in_place = False  # see `test_in_place.py`
     release, held = threading.Event(), threading.Event()
 
     def hold(way: str) -> None:
@@ -317,6 +319,7 @@ def test_a_failed_write_reaches_the_decode_side_as_an_error(
         raise RuntimeError("the cache is gone")
 
     monkeypatch.setattr(p.kv, "export_blocks", broken)
+    monkeypatch.setattr(p.kv, "views", broken)
     d.fetch("r", [p])
     p.push(p.arrived())
     failed = d.outcome("r")

@@ -130,6 +130,7 @@ def test_blocks_stay_pinned_until_their_last_read(
         monkeypatch.setattr(KVPages, way, wait)
 
     hold("export")
+    hold("views")
     hold("stage")
     ask(d, p, "r", 10)
     arrived = p.arrived()

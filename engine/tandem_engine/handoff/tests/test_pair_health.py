@@ -12,7 +12,14 @@ from deadlines import patience
 from tandem_engine.frames import PairTrouble
 from tandem_engine.handoff.decode.health import PairHealth
 from tandem_engine.handoff.events import FetchDone, FetchFailed, PrefillArrived
-from tandem_engine.handoff.tests.scripted import DEADLINE, FAST, Worker, eventually, make
+from tandem_engine.handoff.tests.scripted import (
+    DEADLINE,
+    FAST,
+    BytesStore,
+    Worker,
+    eventually,
+    make,
+)
 from tandem_engine.handoff.transports.tcp import TcpInbound
 
 SETTINGS = replace(
@@ -20,6 +27,12 @@ SETTINGS = replace(
 )
 ALWAYS: dict[str, Any] = {"transport": "tcp", "fault_window_seconds": 1e6}
 """However slow the machine is, the faults of a test lie within one window."""
+
+
+@pytest.fixture(autouse=True)
+def through_a_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that writes can be turned and lost between the link and the cache."""
+    monkeypatch.setattr(BytesStore, "views", lambda *_: None)
 
 
 @pytest.fixture(name="noisy")

@@ -216,6 +216,10 @@ class Outbound(ABC):
         self._loop = asyncio.get_running_loop()
         self.write_bytes = min(link.settings.write_bytes or link.kv.write_bytes, MAX_WRITE_BYTES)
         """The size of write to aim for; D's end takes no larger ones."""
+        self.least_write_bytes = self.write_bytes
+        """That of the pages of a small prompt."""
+        self.num_lanes = 1
+        """Writes at a time that fill the link."""
         self._on_lost = link.on_lost
         self._around_lane = link.around_lane
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()

@@ -4,19 +4,21 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from tandem_engine.handoff.pages import Pages, payload_checksum, place_seed
 from tandem_engine.memory import Staging
 
 _MASK = (1 << 64) - 1
+_TELL_SECONDS: Final = 0.5
 
 
 class Landing:
     """The destination blocks of one (request, epoch).
 
-    Transport threads call `write` or `unstage` (staged) or `placed` (one-sided); the loop calls
-    `fence`. The blocks belong to the attempt until `fence` has returned: from then on this side
-    writes no byte of it, however late it comes. Counts are read on the loop.
+    Transport threads call `write`, `unstage` or `pour` (staged) or `placed` (one-sided); the loop
+    calls `fence`. The blocks belong to the attempt until `fence` has returned: from then on this
+    side writes no byte of it, however late it comes. Counts are read on the loop.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Landing:
         self._num_writing = 0
         self._fenced = False
         self._quiet: asyncio.Future[None] = self._loop.create_future()
+        self._told_at = time.monotonic()
         self.num_bytes = 0
         self.checksum = 0
         self.seconds = 0.0  # that threads spent on it, all together
@@ -60,6 +63,38 @@ class Landing:
 
         return self._put(blocks, layers, self._num_bytes_of(blocks, layers), take)
 
+    def views(self, blocks: Sequence[int], layers: range) -> list[memoryview] | None:
+        """Where one write's bytes go, for `pour`; None: use `write`, which says what is wrong."""
+        if self._find_misplacement(blocks, layers):
+            return None
+        return self.pages.views(blocks, layers)
+
+    def pour(self, receive: Callable[[], int]) -> int | None:
+        """Have `receive` put some bytes of a write into its views; None when this attempt is over.
+
+        It must soon return, come what may: `fence` waits for it.
+        """
+        if not self._begin():
+            return None
+        try:
+            return receive()
+        finally:
+            self._pause()
+
+    def progress(self) -> None:
+        """Say that some of a write has come, if it was quiet for a while."""
+        now = time.monotonic()
+        if now > self._told_at + _TELL_SECONDS:
+            self._told_at = now
+            self._loop.call_soon_threadsafe(self._on_progress)
+
+    def poured(self, num_bytes: int, checksum: int) -> bool:
+        """Count one write that `pour` has put into place; False when this attempt is over."""
+        if not self._begin():
+            return False
+        self._end(num_bytes, checksum, 0.0, "")
+        return True
+
     def placed(self, blocks: Sequence[int], layers: range) -> bool:
         """Check and count what the peer has put into place; False when this attempt is over."""
 
@@ -81,8 +116,9 @@ class Landing:
             return False
         error, checksum, started = "", 0, time.perf_counter()
         try:
-            self._check_place(blocks, layers)
-            checksum = take()
+            error = self._find_misplacement(blocks, layers)
+            if not error:
+                checksum = take()
         except ValueError as refused:
             error = str(refused)
         finally:
@@ -96,14 +132,22 @@ class Landing:
             self._num_writing += 1
         return True
 
-    def _check_place(self, blocks: Sequence[int], layers: range) -> None:
+    def _find_misplacement(self, blocks: Sequence[int], layers: range) -> str:
         if not self.blocks.issuperset(blocks):
-            raise ValueError("the peer wrote to blocks that do not belong to this request")
+            return "the peer wrote to blocks that do not belong to this request"
         if layers.start < 0 or layers.stop > self.pages.num_layers:
-            raise ValueError(
+            return (
                 f"the peer wrote to layers from {layers.start} to {layers.stop}, "
                 f"of {self.pages.num_layers}"
             )
+        return ""
+
+    def _pause(self) -> None:
+        with self._lock:
+            self._num_writing -= 1
+            last = self._fenced and self._num_writing == 0
+        if last:
+            self._loop.call_soon_threadsafe(self._wrote, last)
 
     def _end(self, num_bytes: int, checksum: int, seconds: float, error: str) -> None:
         with self._lock:

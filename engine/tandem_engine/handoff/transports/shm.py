@@ -26,6 +26,8 @@ from tandem_engine.step import KVStore
 from tandem_wire.handoff import TransportOffer
 
 _HEAD_BYTES: Final = mmap.PAGESIZE
+_LEAST_SLOT_BYTES: Final = 4 << 20
+"""What the messages of a slot cost, some 0.1 ms, shows little beside these."""
 
 
 class ShmTransport(RingTransport):
@@ -49,6 +51,8 @@ class ShmStaging(HostStaging):
 
     def __init__(self, kv: KVStore, mapping: mmap.mmap) -> None:
         super().__init__(kv, mapping, _HEAD_BYTES)
+        if kv.is_on_host:
+            self.num_lanes = 1  # D's processor copies at the same time; a GPU's copies overlap
         self._unpin: Callable[[], None] | None = None
 
     def pin(self) -> None:
@@ -69,7 +73,8 @@ class ShmInbound(RingInbound):
     def __init__(self, transport: ShmTransport, link: Link) -> None:
         """Make the ring file. Raises TransportError when the directory has no room for it."""
         settings = link.settings
-        shape = RingShape.of(link, link.kv.write_bytes, settings.shm_ring_bytes)
+        slot_bytes = max(link.kv.write_bytes, _LEAST_SLOT_BYTES)
+        shape = RingShape.of(link, slot_bytes, settings.shm_ring_bytes)
         super().__init__(transport, link, shape)
         self._path = Path(settings.shm_dir) / f"tandem-ring-{secrets.token_hex(8)}"
         self._nonce = secrets.token_hex(16)

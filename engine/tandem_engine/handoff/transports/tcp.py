@@ -2,7 +2,13 @@
 
 After its `DataHello` frame a stream carries writes from P to D: a header, D's block numbers, and
 the packed bytes. Both ends use blocking sockets in threads of their own, which don't hold the
-interpreter while they copy; D's thread puts the bytes into the cache straight from its buffer.
+interpreter while they copy.
+
+Where a cache is in the host's memory, in pages that are not small, the kernel reads P's pages and
+writes D's: neither end packs. A checksum is made of what is in the processor's cache, some of the
+write at a time: on P after it was sent, on D after it has come. D looks the epoch up before each
+piece and waits for one no longer than `_PATIENCE`, so a fence waits no longer either; the rest of a
+write that is fenced goes nowhere. Other pages go through a buffer at both ends.
 """
 
 import asyncio
@@ -10,10 +16,14 @@ import contextlib
 import socket
 import struct
 import threading
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Final
 
+import xxhash
+
 from tandem_engine.handoff.errors import TransportError
-from tandem_engine.handoff.pages import payload_checksum
+from tandem_engine.handoff.pages import place_seed
 from tandem_engine.handoff.transports.base import (
     MAX_WRITE_BYTES,
     Inbound,
@@ -23,11 +33,21 @@ from tandem_engine.handoff.transports.base import (
     Transport,
     Written,
 )
+from tandem_engine.handoff.transports.landing import Landing
 from tandem_wire.connection import Connection, pack_checked, tune_socket
 from tandem_wire.handoff import DataHello, HandoffMessage, TransportOffer
 
 _HEADER: Final = struct.Struct("<QIHHQ")  # epoch, blocks, first layer, layers, payload bytes
-_BUFFER_BYTES: Final = 4 << 20
+_MOST_WRITE_BYTES: Final = 16 << 20
+"""Of a long prompt's pages: what a write costs beside its bytes does not show."""
+PIECE_BYTES: Final = 4 << 20
+"""So much is checked and sent, or received and checked, at a time: it stays in a shared cache."""
+_LOCAL_BUFFER_BYTES: Final = 128 << 10
+"""Of a socket between two processes of one host: what waits there stays in a core's own cache."""
+_MOST_VIEWS: Final = 512
+"""That one call to the kernel takes; it allows 1,024."""
+_PATIENCE: Final = struct.pack("@ll", 0, 50_000)
+_NO_HURRY: Final = struct.pack("@ll", 0, 0)
 
 
 class TcpTransport(Transport):
@@ -51,6 +71,9 @@ class TcpOutbound(Outbound):
         super().__init__(transport, link)
         self._checksum = link.settings.checksum
         self._sockets: list[socket.socket] = []
+        self.num_lanes = link.settings.num_streams
+        if not link.settings.write_bytes and link.kv.is_on_host:
+            self.write_bytes = max(self.write_bytes, _MOST_WRITE_BYTES)
 
     def attach(self, connection: Connection[HandoffMessage]) -> None:
         """Start a lane over the connection's socket, as a blocking one."""
@@ -58,19 +81,27 @@ class TcpOutbound(Outbound):
         if self._closed:
             stream.close()
             return
-        _enlarge_buffers(stream)
+        fit_buffers(stream)
         self._sockets.append(stream)
         self.start_lane(lambda write: self._send(stream, write), f"tcp-{stream.fileno()}")
 
     def _send(self, stream: socket.socket, write: PageWrite) -> Written:
-        payload = write.pages.export(write.source_blocks, write.layers)
         blocks, layers = write.target_blocks, write.layers
-        checksum = payload_checksum(blocks, layers, payload) if self._checksum else 0
-        num_bytes = len(payload)
+        views = write.pages.views(write.source_blocks, layers)
+        if views is None:
+            views = [memoryview(write.pages.export(write.source_blocks, layers)).cast("B")]
+        num_bytes = sum(map(len, views))
         head = _HEADER.pack(write.epoch, len(blocks), layers.start, len(layers), num_bytes)
         stream.sendall(head + struct.pack(f"<{len(blocks)}I", *blocks), socket.MSG_MORE)
-        stream.sendall(payload)
-        return Written(num_bytes, checksum)
+        digest = xxhash.xxh3_64(seed=place_seed(blocks, layers)) if self._checksum else None
+        for step in _steps(views):
+            rest = step
+            while rest:
+                rest = _after(rest, stream.sendmsg(rest))
+            if digest is not None:
+                for view in step:
+                    digest.update(view)  # while D receives
+        return Written(num_bytes, digest.intdigest() if digest else 0)
 
     def _interrupt(self) -> None:
         for stream in self._sockets:
@@ -91,6 +122,7 @@ class TcpInbound(Inbound):
         self._address = link.address
         self._session = link.session
         self._num_streams = link.settings.num_streams
+        self._checksum = link.settings.checksum
         self._on_lost = link.on_lost
         self._loop = asyncio.get_running_loop()
         self._sockets: list[socket.socket] = []
@@ -126,7 +158,7 @@ class TcpInbound(Inbound):
         except OSError as error:
             raise TransportError(f"can't open a data stream to {host}:{port}: {error}") from error
         tune_socket(stream)
-        _enlarge_buffers(stream)
+        fit_buffers(stream)
         stream.setblocking(True)
         return stream
 
@@ -144,7 +176,7 @@ class TcpInbound(Inbound):
 
     def _receive_writes(self, stream: socket.socket) -> None:
         head = memoryview(bytearray(_HEADER.size))
-        buffer = memoryview(bytearray(_BUFFER_BYTES))
+        buffer = memoryview(bytearray(PIECE_BYTES))
         while _fill(stream, head):
             epoch, num_blocks, first, num_layers, num_bytes = _HEADER.unpack(head)
             if num_bytes > MAX_WRITE_BYTES or num_blocks * 4 > MAX_WRITE_BYTES:
@@ -153,13 +185,45 @@ class TcpInbound(Inbound):
                     f"but {MAX_WRITE_BYTES} bytes are the most"
                 )
             listed = memoryview(bytearray(4 * num_blocks))
+            if not _fill(stream, listed):
+                raise TransportError("the peer closed in the middle of a write")
+            blocks = struct.unpack(f"<{num_blocks}I", listed)
+            layers = range(first, first + num_layers)
+            landing = self._landings.get(epoch)
+            views = landing.views(blocks, layers) if landing else None
+            if landing and views and sum(map(len, views)) == num_bytes:
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
+                self._pour(stream, landing, views, place_seed(blocks, layers))
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _NO_HURRY)
+                continue
             if num_bytes > len(buffer):
                 buffer = memoryview(bytearray(num_bytes))
             payload = buffer[:num_bytes]
-            if not (_fill(stream, listed) and _fill(stream, payload)):
+            if not _fill(stream, payload):
                 raise TransportError("the peer closed in the middle of a write")
-            blocks = struct.unpack(f"<{num_blocks}I", listed)
-            self._land(epoch, blocks, range(first, first + num_layers), payload)
+            self._land(epoch, blocks, layers, payload)
+
+    def _pour(
+        self, stream: socket.socket, landing: Landing, views: list[memoryview], seed: int
+    ) -> None:
+        """Receive one write where it belongs."""
+        num_bytes = 0
+        digest = xxhash.xxh3_64(seed=seed) if self._checksum else None
+        for step in _steps(views):
+            rest = step
+            while rest:
+                received = landing.pour(partial(_receive_some, stream, rest))
+                if received is None:  # fenced: what is left goes nowhere
+                    rest = [memoryview(bytearray(len(view))) for view in rest]
+                    received = _receive_some(stream, rest)
+                rest = _after(rest, received)
+            num_bytes += sum(map(len, step))
+            if digest is not None:
+                for view in step:
+                    digest.update(view)
+            landing.progress()
+        if not landing.poured(num_bytes, digest.intdigest() if digest else 0):
+            self.num_stale_writes += 1
 
     async def close(self) -> None:
         for stream in self._sockets:
@@ -181,7 +245,46 @@ def _fill(stream: socket.socket, view: memoryview) -> bool:
     return True
 
 
-def _enlarge_buffers(stream: socket.socket) -> None:
-    """Room for a whole write, so that the other side's copy overlaps with this side's."""
+def _steps(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
+    """The same bytes, as many at a time as stay in the processor's cache."""
+    step: list[memoryview] = []
+    room = PIECE_BYTES
+    for view in views:
+        rest = view
+        while rest:
+            step.append(rest[:room])
+            rest = rest[room:]
+            room -= len(step[-1])
+            if not room or len(step) == _MOST_VIEWS:
+                yield step
+                step, room = [], PIECE_BYTES
+    if step:
+        yield step
+
+
+def _after(views: list[memoryview], num_bytes: int) -> list[memoryview]:
+    """What is left of them behind the first bytes."""
+    for number, view in enumerate(views):
+        if num_bytes < len(view):
+            return [view[num_bytes:], *views[number + 1 :]]
+        num_bytes -= len(view)
+    return []
+
+
+def _receive_some(stream: socket.socket, views: list[memoryview]) -> int:
+    """Receive what there is for them within `_PATIENCE`; 0: nothing came. Raises TransportError."""
+    try:
+        received = stream.recvmsg_into(views, 0, socket.MSG_WAITALL)[0]
+    except BlockingIOError:
+        return 0
+    if received == 0:
+        raise TransportError("the peer closed in the middle of a write")
+    return received
+
+
+def fit_buffers(stream: socket.socket) -> None:
+    """Small ones on one host; else the kernel's own, which grow with the link's rate and delay."""
+    if stream.getsockname()[0] != stream.getpeername()[0]:
+        return
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        stream.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
+        stream.setsockopt(socket.SOL_SOCKET, option, _LOCAL_BUFFER_BYTES)

@@ -35,7 +35,7 @@ class PoolView:
 
 @dataclass(frozen=True)
 class RouterView:
-    """The router Deployment and its state.
+    """The router Deployment and its state. `model_id` is "" if an earlier release made it.
 
     `held` says that only the operator has set `wanted`: if the operator leaves the number out of
     what it applies, the API server puts it back to 1.
@@ -49,6 +49,7 @@ class RouterView:
     wanted: int = 1
     held: bool = False
     resource_version: str = ""
+    model_id: str = ""
 
 
 @dataclass(frozen=True)

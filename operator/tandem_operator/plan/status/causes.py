@@ -3,10 +3,9 @@
 from typing import Final
 
 from tandem_operator.api.conditions import Judgement
-from tandem_operator.pair import Role
+from tandem_operator.pair import Pair, Role
 from tandem_operator.plan.status.basis import StatusBasis
 
-UNSCHEDULABLE: Final = "Unschedulable"
 QUOTA_EXCEEDED: Final = "QuotaExceeded"
 _QUOTA_WORDS: Final = "exceeded quota"
 
@@ -36,7 +35,7 @@ def find_worker_cause(
 def count_missing(basis: StatusBasis, role: Role, revision: str) -> int:
     """How many workers of a revision should exist and don't."""
     live = sum(pod.live and pod.revision == revision for pod in basis.observed.pods_of(role))
-    return max(basis.targets.of(role).desired - live, 0)
+    return max(basis.step.wanted.get(revision, Pair(0, 0)).of(role) - live, 0)
 
 
 def find_refusal(basis: StatusBasis) -> Judgement | None:

@@ -17,9 +17,17 @@ Document = dict[str, Any]
 
 def helm(*arguments: str) -> CompletedProcess[str]:
     """The real helm, which `tandem cluster build` has built; a failure is an answer too."""
+    return _commands().helm(*arguments, check=False)
+
+
+def kubectl(*arguments: str) -> CompletedProcess[str]:
+    """The real kubectl, for what it does without a cluster."""
+    return _commands().kubectl(*arguments, check=False)
+
+
+def _commands() -> Commands:
     binary = str(find_binaries().cluster)
-    commands = Commands(Path("/dev/null"), [binary, "kubectl"], [binary, "helm"])
-    return commands.helm(*arguments, check=False)
+    return Commands(Path("/dev/null"), [binary, "kubectl"], [binary, "helm"])
 
 
 def render(

@@ -4,6 +4,8 @@ Aspects: what kubectl shows, explain, logs, exec, port-forward, DNS from another
 client; /generate; the same greedy tokens with and without disaggregation.
 """
 
+import json
+import re
 import socket
 import subprocess
 import sys
@@ -149,6 +151,20 @@ def test_generate(quickstart: Service) -> None:
     reply = httpx.post(f"{quickstart.url}/generate", json=body, timeout=patience(60))
     assert reply.status_code == 200
     assert reply.json()["text"]
+
+
+def test_the_tutorials_requests(quickstart: Service) -> None:
+    """docs/pd-tutorial.md: the same greedy text from SGLang's endpoint and from OpenAI's."""
+    page = (ROOT / "docs/pd-tutorial.md").read_text()
+    texts = []
+    for path, body in re.findall(r"8000(/\S+) -H [^\n]*\\\n +-d '([^']*)'", page):
+        reply = httpx.post(quickstart.url + path, json=json.loads(body), timeout=patience(60))
+        assert reply.status_code == 200, reply.text
+        answer = reply.json()
+        texts.append(answer["choices"][0]["text"] if "choices" in answer else answer["text"])
+    one, other = texts
+    assert one == other
+    assert one.strip()
 
 
 def test_aggregated_and_disaggregated_agree(quickstart: Service, model: str) -> None:

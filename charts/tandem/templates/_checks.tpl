@@ -6,7 +6,9 @@
 {{- end -}}
 {{- include "tandem.checkBudget" . -}}
 {{- include "tandem.checkLabels" (dict "path" "podLabels" "labels" .Values.podLabels) -}}
-{{- include "tandem.checkLabels" (dict "path" "metrics.serviceMonitor.labels" "labels" .Values.metrics.serviceMonitor.labels) -}}
+{{- range $part := list "serviceMonitor" "podMonitor" "prometheusRule" "dashboards" -}}
+{{- include "tandem.checkLabels" (dict "path" (printf "metrics.%s.labels" $part) "labels" (get $.Values.metrics $part).labels) -}}
+{{- end -}}
 {{- include "tandem.checkExtras" . -}}
 {{- end -}}
 

@@ -2,8 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from tandem_operator.api.conditions import ConditionStatus
 from tandem_operator.facts.observed import Claim, Observed
-from tandem_operator.pair import Role
 from tandem_operator.plan import Plan
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -64,6 +64,12 @@ class Metrics:
             labels,
             registry=self.registry,
         )
+        self.condition = Gauge(
+            "tandem_operator_condition",
+            "1 for a condition of a service that is True, 0 for one that is False.",
+            (*labels, "type"),
+            registry=self.registry,
+        )
         self.watch_restarts = Counter(
             "tandem_operator_watch_restarts_total",
             "Watches that were started again.",
@@ -106,6 +112,16 @@ class Metrics:
             self.scaling_decisions.labels(*labels, str(item.pool), str(item.how).lower()).inc()
         transport = (plan.status or {}).get("transport", {})
         self.pairs_out_of_use.labels(*labels).set(len(transport.get("outOfUse", ())))
+        for condition in (plan.status or {}).get("conditions", ()):
+            each = {
+                "namespace": observed.namespace,
+                "service": observed.name,
+                "type": condition["type"],
+            }
+            if condition["status"] == ConditionStatus.UNKNOWN:
+                self.condition.remove_by_labels(each)
+            else:
+                self.condition.labels(**each).set(condition["status"] == ConditionStatus.TRUE)
         wanted = ready = 0
         for pool in (plan.status or {}).get("pools", []):
             role = pool["role"].lower()
@@ -122,9 +138,8 @@ class Metrics:
 
     def forget(self, namespace: str, name: str) -> None:
         """Drop the gauges of a service that is gone."""
-        for gauge in (self.rollout_progress, self.service_served, self.pairs_out_of_use):
+        for gauge in (
+            self.rollout_progress, self.service_served, self.pairs_out_of_use, self.replicas,
+            self.condition,
+        ):  # fmt: skip
             gauge.remove_by_labels({"namespace": namespace, "service": name})
-        for role in Role:
-            self.replicas.remove_by_labels(
-                {"namespace": namespace, "service": name, "role": str(role)}
-            )

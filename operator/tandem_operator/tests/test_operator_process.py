@@ -14,6 +14,7 @@ from tandem_operator.clients.children import Children
 from tandem_operator.clients.cluster import KINDS
 from tandem_operator.config import read_config
 from tandem_operator.main import main
+from tandem_operator.plan import Plan
 from tandem_operator.runtime.health import HealthServer
 from tandem_operator.runtime.metrics import Metrics
 from tandem_operator.runtime.serving import WATCHED
@@ -143,9 +144,22 @@ def test_metrics_follow_a_service_and_forget_it() -> None:
     assert value("tandem_operator_rollout_progress", labels) == 1.0
     created = value("tandem_operator_decisions_total", {**labels, "step": "create"})
     assert created == 3
+    ready = {**labels, "type": "Ready"}
+    assert value("tandem_operator_condition", ready) == 1.0
+    assert value("tandem_operator_condition", {**labels, "type": "Degraded"}) == 0.0
     metrics.forget("default", "qwen")
     assert value("tandem_operator_replicas", decode) is None
     assert value("tandem_operator_rollout_progress", labels) is None
+    assert value("tandem_operator_condition", ready) is None
+
+
+def test_a_condition_that_is_unknown_has_no_value() -> None:
+    metrics, observed = Metrics(), Fleet(make_spec()).observe()
+    labels = {"namespace": "default", "service": "qwen", "type": "TransportVerified"}
+    for status, shown in (("Unknown", None), ("True", 1.0), ("False", 0.0), ("Unknown", None)):
+        condition = {"type": "TransportVerified", "status": status}
+        metrics.record(observed, Plan(status={"conditions": [condition]}))
+        assert metrics.registry.get_sample_value("tandem_operator_condition", labels) == shown
 
 
 def test_kopf_writes_nothing() -> None:

@@ -71,6 +71,8 @@ def build_goal(
     loss = desired.map(lambda n: resolve_int_or_percent(rollout.max_unavailable, n, round_up=False))
     # As for a Deployment: two percentages that come to nothing let one worker go.
     loss = Pair.build(lambda role: loss.of(role) if surge.of(role) else max(loss.of(role), 1))
+    if observed.over_quota:
+        surge = Pair(0, 0)  # there is no place for more: old workers have to go first
     routed = observed.router.revision if observed.router is not None else ""
     stays = routed != target and _has_served(observed, routed)
     return Goal(target, desired, surge, loss, routed if stays else "", spec.rollout.paused)

@@ -206,9 +206,10 @@ class _Moves:
                 if self.counts.get(name).of(role).live and self._may_go(name, role, in_ratio):
                     yield name, role
 
-    def _excess(self, role: Role) -> float:
+    def _excess(self, role: Role) -> int:
+        """The old workers in thousandths of the pool: the pool that is behind goes first."""
         live = sum(self.counts.get(name).of(role).live for name in self.old)
-        return live / max(self.goal.desired.of(role), 1)
+        return 1000 * live // max(self.goal.desired.of(role), 1)
 
     def _size(self, name: str) -> int:
         return sum(each.live for each in self.counts.get(name))

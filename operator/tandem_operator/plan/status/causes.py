@@ -3,11 +3,11 @@
 from typing import Final
 
 from tandem_operator.api.conditions import Judgement
+from tandem_operator.facts.observed import QUOTA_WORDS
 from tandem_operator.pair import Pair, Role
 from tandem_operator.plan.status.basis import StatusBasis
 
 QUOTA_EXCEEDED: Final = "QuotaExceeded"
-_QUOTA_WORDS: Final = "exceeded quota"
 
 
 def find_worker_cause(
@@ -43,7 +43,7 @@ def find_refusal(basis: StatusBasis) -> Judgement | None:
     error = basis.observed.last_error
     if not error:
         return None
-    reason = QUOTA_EXCEEDED if _QUOTA_WORDS in error else basis.observed.last_reason
+    reason = QUOTA_EXCEEDED if QUOTA_WORDS in error else basis.observed.last_reason
     return Judgement(False, reason, error)
 
 
@@ -53,6 +53,6 @@ def find_router_cause(basis: StatusBasis) -> Judgement | None:
         return Judgement(False, trouble.reason, f"{trouble.pod}: {trouble.message}")
     router = basis.observed.router
     if router is not None and router.message:
-        quota = _QUOTA_WORDS in router.message
+        quota = QUOTA_WORDS in router.message
         return Judgement(False, QUOTA_EXCEEDED if quota else "RoutersRefused", router.message)
     return find_refusal(basis) if router is None else None

@@ -1,6 +1,6 @@
 """Every condition of a service, judged from the facts and the decisions of a pass."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from tandem_operator.api.conditions import (
     ConditionStatus,
@@ -124,12 +124,19 @@ def _progressing(basis: StatusBasis) -> Judgement:
     old = condition_of(basis.observed.status.conditions, ConditionType.PROGRESSING)
     if old is not None and old.observed_generation == basis.observed.generation:
         stuck = old.reason == "ProgressDeadlineExceeded"
-        late = old.status is ConditionStatus.TRUE and basis.now - old.last_transition_time > limit
-        if stuck or late:
-            message = f"not finished within {limit}: {busy}{_who_serves(basis)}"
+        late = basis.now - _last_progress(basis, old.last_transition_time) > limit
+        if (stuck or old.status is ConditionStatus.TRUE) and late:
+            message = f"no progress within {limit}: {busy}{_who_serves(basis)}"
             return Judgement(False, "ProgressDeadlineExceeded", message)
     reason = "RollingOut" if step.stage is not Stage.STEADY else "Scaling"
     return Judgement(True, reason, busy)
+
+
+def _last_progress(basis: StatusBasis, began: datetime) -> datetime:
+    """When the last new worker became ready, or the last drain began."""
+    pods = basis.observed.pods
+    ready = [pod.ready_since for pod in pods if pod.ready and pod.revision == basis.target]
+    return max(filter(None, [began, *ready, *(pod.draining_since for pod in pods)]))
 
 
 def _count_revisions(basis: StatusBasis) -> str:

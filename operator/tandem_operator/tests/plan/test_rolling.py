@@ -1,5 +1,7 @@
 """Ten thousand roll-outs: each instant keeps the bounds, and each of them ends."""
 
+from dataclasses import replace
+from datetime import timedelta
 from random import Random
 
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tandem_operator.pair import Pair, Role
+from tandem_operator.plan import reconcile
 from tandem_operator.plan.rollout.counts import Counts, Goal, Workers
 from tandem_operator.plan.rollout.rolling import plan_rolling
 from tandem_operator.tests.facts import Fleet, make_spec
@@ -143,6 +146,33 @@ def test_without_a_node_for_the_surge_an_old_worker_goes_first() -> None:
 
 def test_pools_of_one_are_replaced_in_place() -> None:
     assert step({"old": ready(1, 1)}, goal(Pair(1, 1), 0, 1))["old"] == Pair(0, 0)
+
+
+def test_a_quota_lets_old_workers_go_first() -> None:
+    fields = {"rollout": {"maxSurge": 1, "maxUnavailable": 1}}
+    fleet = Fleet(make_spec(decode={"replicas": 4}, **fields))
+    fleet.settle()
+    spec = make_spec(decode={"replicas": 4}, engine={"image": "engine:2"}, **fields)
+    seen = replace(fleet.observe(), spec=spec, last_error="pods is forbidden: exceeded quota: gpus")
+    plan = reconcile(seen, fleet.now)
+    assert not plan.create
+    assert {mark.name.split("-")[1] for mark in plan.mark} == {"prefill", "decode"}
+
+
+def test_a_long_roll_out_is_not_late_while_it_makes_progress() -> None:
+    fields = {"decode": {"replicas": 4}, "rollout": {"maxSurge": 1, "progressDeadlineSeconds": 60}}
+    fleet = Fleet(make_spec(**fields))
+    fleet.settle()
+    first = fleet.status.revision
+    fleet.edit(make_spec(engine={"image": "engine:2"}, **fields))
+    fleet.step()
+    for name, pod in fleet.pods.items():
+        if pod.revision != first:
+            fleet.pods[name] = replace(pod, ready_since=fleet.now + timedelta(seconds=50))
+    fleet.now += timedelta(seconds=100)
+    fleet.step(start_pods=False)
+    reason = next(c.reason for c in fleet.status.conditions if c.type == "Progressing")
+    assert reason == "RollingOut"
 
 
 def num_new(fleet: Fleet, first: str) -> Pair[int]:

@@ -12,7 +12,7 @@ MAX_STEPS = 10_000
 
 def preview(seen: Counts, goal: Goal) -> list[Counts]:
     """The workers after each step: those that were created are ready, and drains are over."""
-    states = []
+    states: list[Counts] = []
     counts = _settle(seen)
     for _ in range(MAX_STEPS):
         live = plan_rolling(counts, goal).live

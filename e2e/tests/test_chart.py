@@ -7,9 +7,14 @@ from typing import Any
 import pytest
 import yaml
 
+from tandem_operator.facts.observed import PoolView
+from tandem_operator.names.annotations import ANNOTATION_HTTP_PORT
 from tandem_operator.names.labels import LABEL_ROLE, LABEL_SERVICE, ROUTER, common_labels
 from tandem_operator.names.pods import PORT_NAME_HTTP, PORT_NAME_METRICS
-from tandem_operator.pair import Role
+from tandem_operator.pair import Pair, Role
+from tandem_operator.plan.service import reconcile
+from tandem_operator.tests.facts import NOW, make_observed, make_spec
+from tests.pod_targets import scraped
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -80,8 +85,8 @@ def test_the_pod_monitor_selects_routers_and_workers(tandem: Any, namespaces: li
     spec = monitor["spec"]
     wanted = {"matchNames": namespaces} if namespaces else {"any": True}
     assert spec["namespaceSelector"] == wanted
-    ports = [endpoint["port"] for endpoint in spec["podMetricsEndpoints"]]
-    assert ports == [PORT_NAME_METRICS, PORT_NAME_HTTP]
+    ports = [endpoint.get("port") for endpoint in spec["podMetricsEndpoints"]]
+    assert ports == [PORT_NAME_METRICS, PORT_NAME_HTTP, None]
     labels = common_labels("qwen", Role.DECODE)
     assert spec["selector"]["matchLabels"].items() <= labels.items()
     assert [rule["key"] for rule in spec["selector"]["matchExpressions"]] == [LABEL_SERVICE]
@@ -89,6 +94,38 @@ def test_the_pod_monitor_selects_routers_and_workers(tandem: Any, namespaces: li
     label = LABEL_ROLE.replace(".", "_").replace("/", "_")
     assert rule["sourceLabels"] == [f"__meta_kubernetes_pod_label_{label}"]
     assert (rule["regex"], rule["action"]) == (ROUTER, "drop")
+
+
+@pytest.mark.parametrize("ip", ["10.0.0.7", "fd00::7"])
+def test_the_pod_monitor_scrapes_each_worker_and_router_once(tandem: Any, ip: str) -> None:
+    values = ["--set", "metrics.podMonitor.enabled=true"]
+    (monitor,) = [d for d in render(tandem, *values) if d["kind"] == "PodMonitor"]
+    host = f"[{ip}]" if ":" in ip else ip
+    extra = {"containers": [{"name": "engine", "ports": [{"containerPort": 9999}]}]}
+    for shape in ({}, {"hostNetwork": True}, {"hostNetwork": True, **extra}, extra):
+        pool = {"replicas": 1, "podTemplate": {"spec": shape}}
+        spec = make_spec(prefill=pool, decode=pool, router={"podTemplate": {"spec": shape}})
+        pools = Pair.build(lambda role: PoolView(f"qwen-{role}", str(role), 1, 1, 1))
+        plan = reconcile(make_observed(spec, pools=pools), NOW)
+        (deployment,) = [child for child in plan.apply if child["kind"] == "Deployment"]
+        router = deployment["spec"]["template"]
+        numbers = {
+            port["name"]: port["containerPort"]
+            for port in router["spec"]["containers"][0]["ports"]
+            if "name" in port
+        }
+        node = ip if "hostNetwork" in shape else "192.0.2.1"
+        status = {"podIP": ip, "hostIP": node}
+        assert scraped(monitor, annotated({**router, "status": status})) == [
+            f"{host}:{numbers[PORT_NAME_METRICS]}"
+        ]
+        for pod in plan.create:
+            port = pod["metadata"]["annotations"][ANNOTATION_HTTP_PORT]
+            assert scraped(monitor, {**pod, "status": status}) == [f"{host}:{port}"], shape
+
+
+def annotated(pod: dict[str, Any]) -> dict[str, Any]:
+    return {**pod, "metadata": {"annotations": {}, **pod["metadata"]}}
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_every_flag_of_the_worker_table_is_written_somewhere() -> None:
 
 def test_the_worker_serves_what_the_operator_asks_for() -> None:
     asked = {worker.ROUTE_HEALTH, worker.ROUTE_READY, worker.ROUTE_STATE}
-    actions = (worker.ACTION_DRAIN, worker.ACTION_UNDRAIN, worker.ACTION_PROBE)
+    actions = [value for name, value in vars(worker).items() if name.startswith("ACTION_")]
     asked |= {f"{worker.ROUTE_ADMIN}/{action}" for action in actions}
     assert asked <= set(WorkerPath)
     fields = {value for name, value in vars(worker).items() if name.startswith("STATE_")}
@@ -276,6 +276,17 @@ async def test_the_client_drains_and_undrains(fleet: Fleet) -> None:
     assert undrained is not None
     assert not undrained.draining
     assert not refused
+
+
+async def test_the_client_changes_a_role_back(fleet: Fleet) -> None:
+    workers, port = WorkerClient(), port_of(fleet.workers["d"])
+    roles = []
+    for role in ("both", str(Role.DECODE)):
+        assert await workers.admin("127.0.0.1", port, worker.ACTION_ROLE, TOKEN, {"role": role})
+        state = await workers.state("127.0.0.1", port)
+        roles.append(state.role if state is not None else "")
+    await workers.close()
+    assert roles == ["both", str(Role.DECODE)]
 
 
 async def test_the_client_probes(fleet: Fleet) -> None:

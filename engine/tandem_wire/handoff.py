@@ -57,6 +57,16 @@ class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
     itemsize: int
     tensor_parallel: int = 1
     num_planes: int = 2  # K and V, or 1: latents
+    windows: tuple[int, ...] = ()
+    """By layer: the tokens that a query sees, itself included; 0: all. Empty: every layer sees all.
+
+    Of a prompt's first blocks, the layers with a window don't travel.
+    """
+
+    @property
+    def window(self) -> int:
+        """The largest window, by which all layers that have one go; 0: none has."""
+        return max(self.windows, default=0)
 
     @property
     def page_bytes(self) -> int:
@@ -119,8 +129,9 @@ class Prefill(msgspec.Struct, frozen=True, kw_only=True, tag="prefill"):
     """D asks P for the KV of `tokens[num_skip_tokens:]`.
 
     `blocks[i]` is D's block for tokens from num_skip_tokens + i * page_size on; `num_skip_tokens`
-    is a multiple of the page size. `epoch` grows with every attempt of a rid. P keeps its pages for
-    D no longer than `lease_seconds` after the last heartbeat.
+    is a multiple of the page size. Layers with a window travel only of the last blocks. `epoch`
+    grows with every attempt of a rid. P keeps its pages for D no longer than `lease_seconds` after
+    the last heartbeat.
     """
 
     rid: str

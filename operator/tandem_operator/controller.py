@@ -1,17 +1,19 @@
 """One pass over one service: observe, reconcile, execute."""
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import structlog
 
 from tandem_operator.clients.cluster import Cluster
-from tandem_operator.errors import ConflictError, MissingError, OperatorError
+from tandem_operator.errors import ConflictError, MissingError, NamespaceEndsError, OperatorError
 from tandem_operator.execute.executor import Executor
+from tandem_operator.facts.observed import Observed
 from tandem_operator.facts.worker import ProbeResult
 from tandem_operator.names.objects import INFERENCE_SERVICE
 from tandem_operator.observe.observer import Observer
-from tandem_operator.plan import leave_policy, reconcile
+from tandem_operator.plan import Plan, leave_policy, reconcile
 from tandem_operator.runtime.metrics import Metrics
 from tandem_operator.runtime.workqueue import Key
 
@@ -34,6 +36,7 @@ class Controller:
         self._metrics = metrics
         self._probes: dict[Key, ProbeResult] = {}
         self._errors: dict[Key, OperatorError] = {}
+        self._ending: dict[Key, str] = {}  # uids of services whose namespaces are being deleted
 
     async def work(self, key: Key) -> float | None:
         """Do one pass. Returns after how many seconds to repeat it; None: the service is gone."""
@@ -44,12 +47,14 @@ class Controller:
                 namespace, name, self._probes.get(key), self._errors.get(key)
             )
             self._errors.pop(key, None)
+            if self._ending.get(key) == observed.uid:
+                observed = replace(observed, namespace_ends=True)
             planning = time.perf_counter()
             plan = reconcile(observed, datetime.now(UTC))
             self._observer.remember(observed, plan.memory)
             self._metrics.plan_seconds.observe(time.perf_counter() - planning)
             self._metrics.record(observed, plan)
-            probe = await self._executor.execute(plan, observed)
+            probe = await self._execute(plan, observed)
         except MissingError as error:
             if await self._exists(key):
                 raise
@@ -60,6 +65,7 @@ class Controller:
                 await self._executor.write_policy_status(targets, namespace)
             self._observer.forget(namespace, name)
             self._probes.pop(key, None)
+            self._ending.pop(key, None)
             self._metrics.forget(namespace, name)
             return None
         except Exception as error:
@@ -82,6 +88,16 @@ class Controller:
                 delete=len(plan.delete),
             )
         return plan.requeue_after
+
+    async def _execute(self, plan: Plan, observed: Observed) -> ProbeResult | None:
+        try:
+            return await self._executor.execute(plan, observed)
+        except NamespaceEndsError as error:
+            # A namespace that is being deleted never returns; its services go with it.
+            key = (observed.namespace, observed.name)
+            self._ending[key] = observed.uid
+            log.warning("nothing more is made for this service", key=key, because=error.message)
+            return None
 
     async def _exists(self, key: Key) -> bool:
         try:

@@ -7,7 +7,8 @@ OperatorError
 ├── UnreachableError         nothing says where the API server is, or how to log in there
 ├── ClusterError             the API server refused or couldn't be reached; carries the status
 │   ├── MissingError         404
-│   └── ConflictError        409
+│   ├── ConflictError        409
+│   └── NamespaceEndsError   403, because the namespace is being deleted
 └── LeadershipLost           another replica holds the lease
 """
 
@@ -53,6 +54,10 @@ class MissingError(ClusterError):
 
 class ConflictError(ClusterError):
     """The object exists already, or changed since it was read."""
+
+
+class NamespaceEndsError(ClusterError):
+    """Nothing can be made in the namespace any more, because it is being deleted."""
 
 
 class LeadershipLost(OperatorError):

@@ -36,10 +36,11 @@ class BlockLedger:
     is all that happens.
     """
 
-    def __init__(self, num_blocks: int, page_size: int) -> None:
+    def __init__(self, num_blocks: int, page_size: int, window: int = 0) -> None:
         self.num_blocks = num_blocks
         self.page_size = page_size
-        self.index = PrefixIndex(page_size)
+        self.window = window  # of the layers that have one; 0: none has
+        self.index = PrefixIndex(page_size, window)
         self.on_evict: Callable[[int], None] = self.index.remove
         self._refs = [0] * num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
@@ -111,10 +112,19 @@ class BlockLedger:
         self.release(holding)
 
     def match(
-        self, tokens: list[int], hashes: list[int], salt: int, limit: int, *, partial: bool
+        self,
+        tokens: list[int],
+        hashes: list[int],
+        salt: int,
+        limit: int,
+        *,
+        partial: bool,
+        first_whole: int | None = None,
     ) -> PrefixMatch:
         """The longest indexed prefix; its blocks stay evictable until they are shared."""
-        return self.index.match(tokens, hashes, salt, limit, partial=partial)
+        return self.index.match(
+            tokens, hashes, salt, limit, partial=partial, first_whole=first_whole
+        )
 
     def num_free_after(self, match: PrefixMatch) -> int:
         """Blocks left to allocate once the matched ones are shared."""
@@ -122,8 +132,17 @@ class BlockLedger:
         return self.num_available - sum(1 for block in match.blocks if refs[block] == 0)
 
     def register(self, block: int, entry: Entry) -> None:
-        """The content of a held block is final: others may share it, and it outlives its holder."""
+        """The content of a held block is final: others may share it, and it outlives its holder.
+
+        A block with the same tokens that lacks layers makes way for it.
+        """
         assert self._refs[block] > 0, "only a holder knows what a block contains"
+        poorer = self.index.poorer(entry)
+        if poorer is not None:
+            self.index.remove(poorer)
+            if poorer in self._cached:
+                del self._cached[poorer]
+                self._free.append(poorer)
         known = self.index.add(block, entry)
         if known in self._cached:  # its content has just been used, if in another block
             self._cached.move_to_end(known)

@@ -4,18 +4,22 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tandem_engine.window import first_seen
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """What one indexed block holds: `tokens` after the prefix whose hash is `parent`.
 
     A full block has a hash of its own and can be a parent; a partial one (`hash` None) is the tail
-    of a finished sequence and can only be copied from.
+    of a finished sequence and can only be copied from. One that is not `whole` came by a hand-off
+    and lacks the layers with a window.
     """
 
     parent: int
     hash: int | None
     tokens: tuple[int, ...]
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +42,9 @@ class PrefixIndex:
     never a wrong answer.
     """
 
-    def __init__(self, page_size: int) -> None:
+    def __init__(self, page_size: int, window: int = 0) -> None:
         self._page_size = page_size
+        self._window = window
         self._entries: dict[int, Entry] = {}
         self._by_hash: dict[int, int] = {}
         # By parent, in the order of their tokens: who shares most with a tuple stands beside it.
@@ -85,16 +90,35 @@ class PrefixIndex:
             else:
                 self._removed[entry.hash] = None
 
+    def poorer(self, entry: Entry) -> int | None:
+        """The block that has the tokens of a full, whole `entry`, but lacks some of its layers."""
+        known = self._by_hash.get(entry.hash) if entry.whole and entry.hash is not None else None
+        return None if known is None or self._entries[known].whole else known
+
+    def is_whole(self, block: int) -> bool:
+        """Whether `block` is indexed and has all layers."""
+        entry = self._entries.get(block)
+        return entry is not None and entry.whole
+
     def match(
-        self, tokens: Sequence[int], hashes: Sequence[int], salt: int, limit: int, *, partial: bool
+        self,
+        tokens: Sequence[int],
+        hashes: Sequence[int],
+        salt: int,
+        limit: int,
+        *,
+        partial: bool,
+        first_whole: int | None = None,
     ) -> PrefixMatch:
         """The longest indexed prefix of `tokens`, at most `limit` tokens.
 
         `hashes` are the chained hashes of the full blocks of `tokens`. With `partial` the match may
-        end inside a block.
+        end inside a block. The blocks that the layers with a window will see are whole: those from
+        `first_whole` on, or without it those that the first token behind the match sees.
         """
         page, parent = self._page_size, salt
         blocks: list[int] = []
+        num_usable, last_poor = 0, -1
         for number in range(min(len(hashes), limit // page)):
             block = self._by_hash.get(hashes[number])
             if block is None:
@@ -102,7 +126,14 @@ class PrefixIndex:
             if self._entries[block].tokens != tuple(tokens[number * page : (number + 1) * page]):
                 break
             blocks.append(block)
-            parent = hashes[number]
+            if not self._entries[block].whole:
+                last_poor = number
+            seen = first_whole
+            if seen is None:
+                seen = first_seen(len(blocks) * page, self._window, page)
+            if last_poor < seen:
+                num_usable, parent = len(blocks), hashes[number]
+        del blocks[num_usable:]
         start = len(blocks) * page
         if not partial or start >= limit:
             return PrefixMatch(blocks)
@@ -112,7 +143,7 @@ class PrefixIndex:
         best_block, best = -1, 0
         for its_tokens, block in siblings[max(0, at - 1) : at + 1]:
             common = _common_length(its_tokens, wanted)
-            if common > best:
+            if common > best and self._entries[block].whole:
                 best_block, best = block, common
         return PrefixMatch(blocks, best_block, best)
 
@@ -128,11 +159,14 @@ class PrefixIndex:
         return list(self._by_hash)
 
     def _find_tail(self, entry: Entry) -> int | None:
-        """A block that holds the tokens of a partial one, and maybe more."""
+        """A whole block that holds the tokens of a partial one, and maybe more."""
         siblings = self._children.get(entry.parent, [])
-        at = bisect_left(siblings, (entry.tokens, -1))
-        if at < len(siblings) and siblings[at][0][: len(entry.tokens)] == entry.tokens:
-            return siblings[at][1]
+        for at in range(bisect_left(siblings, (entry.tokens, -1)), len(siblings)):
+            tokens, block = siblings[at]
+            if tokens[: len(entry.tokens)] != entry.tokens:
+                break
+            if self._entries[block].whole:
+                return block
         return None
 
     def find_fault(self) -> str:

@@ -110,7 +110,7 @@ class EngineCore:
         self._check_due = 0.0
         self._events_sequence = 0
         self.limits = Limits.build(config, runner)
-        self.ledger = BlockLedger(runner.num_blocks, config.page_size)
+        self.ledger = BlockLedger(runner.num_blocks, config.page_size, runner.kv.layout.window)
         self.scheduler = Scheduler(self.limits, self.ledger, Meter(), runner.shapes)
         self.scheduler.role = config.role
         self._salt_parts = (model_identity(config), config.revision, runner.kv.layout.dtype, "")

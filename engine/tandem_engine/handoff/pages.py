@@ -2,13 +2,14 @@
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import xxhash
 
 from tandem_engine.memory import Staging
 from tandem_engine.step import KVStore
+from tandem_engine.window import first_kept
 from tandem_wire.handoff import KVLayout
 
 MAX_PROBE_BYTES: Final = 1 << 30
@@ -107,6 +108,41 @@ class PatternPages(Pages):
         # As bytes: two memoryviews are compared value by value, which takes ten times as long.
         if bytes(data) != self.export(blocks, layers):
             raise ValueError(f"the probe's pattern changed on its way, from block {blocks[0]} on")
+
+
+Part = tuple[range, range]
+"""Blocks, and the layers of them that travel."""
+
+
+def travelling_parts(layout: KVLayout, num_tokens: int, first: int, end: int) -> Iterator[Part]:
+    """What travels of the blocks [first, end) of a prompt, which count from the prompt's start.
+
+    Layers with a window travel only from the block on that decoding, or computing the same prompt
+    again, needs (`window.first_kept`); all other layers travel of every block.
+    """
+    kept = first_kept(num_tokens, layout.window, layout.page_size)
+    split = min(max(first, kept), end)
+    if first < split:
+        yield from ((range(first, split), run) for run in _runs_without_window(layout))
+    if split < end:
+        yield range(split, end), range(layout.num_layers)
+
+
+def travelling_bytes(layout: KVLayout, num_tokens: int, first: int) -> int:
+    """Bytes that travel of a prompt from its block `first` on."""
+    end = -(-num_tokens // layout.page_size)
+    parts = travelling_parts(layout, num_tokens, first, end)
+    return layout.layer_bytes * sum(len(blocks) * len(layers) for blocks, layers in parts)
+
+
+def _runs_without_window(layout: KVLayout) -> Iterator[range]:
+    """The layers that see all tokens, as ranges of neighbours."""
+    start = 0
+    for layer, window in enumerate((*layout.windows, 1)):
+        if window:
+            if start < layer:
+                yield range(start, layer)
+            start = layer + 1
 
 
 def place_seed(blocks: Sequence[int], layers: range) -> int:

@@ -80,6 +80,7 @@ class LoadContext:
             page_size=self.config.page_size,
             dtype=str(self.dtype).removeprefix("torch."),
             itemsize=self.dtype.itemsize,
+            windows=_windows(spec),
         )
 
     def fit_length(self, num_blocks: int, flag: str) -> int:
@@ -101,6 +102,12 @@ class LoadContext:
                 f"raise {flag} or lower --max-model-len"
             )
         return wanted or min(self.spec.max_position, num_tokens)
+
+
+def _windows(spec: ModelSpec) -> tuple[int, ...]:
+    """By layer; empty if no layer has a window."""
+    windows = tuple(layer.window or 0 for layer in spec.layers)
+    return windows if any(windows) else ()
 
 
 def open_context(

@@ -24,6 +24,7 @@ class MockProfile:
     max_len: int = 32768  # longest sequence in tokens
     vocab: int = 512
     layers: int = 2  # KV layers; 16 bytes of KV per token and layer
+    window: int = 0  # tokens that every second layer sees; 0: all
     speed: float = 1.0  # divides every time
     decode_base: float = 0.0  # a step with at least one decode
     decode_per_sequence: float = 0.0

@@ -90,6 +90,7 @@ class MockRunner(Runner):
             num_blocks=profile.blocks,
             page_size=page_size,
             num_layers=profile.layers,
+            window=profile.window,
         )
         self._kv = self.kv
         self._page_size = page_size

@@ -118,7 +118,9 @@ class Admission:
             fetch = self._transfers.wants_fetch(request, match)
             if not fetch and not may_prefill:
                 return None
-            if match.num_partial and (fetch or self._missing(request, match) > 0):
+            if fetch:
+                match = self._blocks.match_for_fetch(request, match)
+            elif match.num_partial and self._missing(request, match) > 0:
                 match = PrefixMatch(match.blocks)
             if self._missing(request, match) <= 0:
                 return match, fetch
@@ -154,6 +156,8 @@ class Admission:
         if request.num_preemptions:
             return
         request.num_cached_tokens = min(request.num_computed, request.num_prompt_tokens)
+        if request.fetch is not None and request.fetch.asked:
+            return  # counted when it was placed for the fetch that failed
         self._meter.count(metrics.PREFIX_QUERY_TOKENS, len(request.tokens))
         self._meter.count(metrics.PREFIX_HIT_TOKENS, request.num_computed)
         is_routed = request.kind is Kind.ROUTED

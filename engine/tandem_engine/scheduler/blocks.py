@@ -3,15 +3,16 @@
 from tandem_engine.cache.ledger import BlockLedger, Holding
 from tandem_engine.cache.prefix_index import Entry, PrefixMatch
 from tandem_engine.scheduler.request import Request
+from tandem_engine.window import first_kept, first_seen
 from tandem_wire.hashing import block_hash, prefix_hashes
 
 
 class RequestBlocks:
     """Gives blocks to requests and takes them back.
 
-    The only writer of `Request.holding`, `blocks`, `hashes` and `num_registered`. The copies that
-    it plans must run before anything else in the next batch; until `finish_copies` it holds the
-    blocks that they read from.
+    The only writer of `Request.holding`, `blocks`, `hashes`, `num_registered` and `first_whole`.
+    The copies that it plans must run before anything else in the next batch; until `finish_copies`
+    it holds the blocks that they read from.
     """
 
     def __init__(self, ledger: BlockLedger) -> None:
@@ -35,6 +36,39 @@ class RequestBlocks:
         return self._ledger.match(
             request.tokens, request.hashes, request.salt, limit, partial=partial
         )
+
+    def match_for_fetch(self, request: Request, match: PrefixMatch) -> PrefixMatch:
+        """The full blocks that a hand-off may leave out, where computing could go on from `match`.
+
+        They may be more: what the layers with a window need comes by the hand-off, if it reaches
+        far enough back.
+        """
+        ledger = self._ledger
+        if not ledger.window:
+            return PrefixMatch(match.blocks)
+        num_tokens = len(request.tokens)
+        kept = first_kept(num_tokens, ledger.window, self.page_size)
+        return ledger.match(
+            request.tokens,
+            request.hashes,
+            request.salt,
+            num_tokens - 1,
+            partial=False,
+            first_whole=kept,
+        )
+
+    def can_compute(self, request: Request) -> bool:
+        """Whether the blocks before the first uncomputed token have all layers that it sees."""
+        ledger, page = self._ledger, self.page_size
+        seen = first_seen(request.num_computed, ledger.window, page)
+        held = request.blocks[seen : request.num_computed // page]
+        return not ledger.window or all(map(ledger.index.is_whole, held))
+
+    def complete(self, request: Request) -> None:
+        """A hand-off has filled the blocks of a request: index them."""
+        request.num_computed = num_tokens = len(request.tokens)
+        request.first_whole = first_kept(num_tokens, self._ledger.window, self.page_size)
+        self.register(request)
 
     def missing(self, request: Request, match: PrefixMatch, watermark: int) -> int:
         """How many blocks are missing to place `request` and leave `watermark`; 0 or less: none."""
@@ -60,7 +94,7 @@ class RequestBlocks:
         assert fits, "place was called without room"
         if match.num_partial:
             self._copies.append((match.partial_block, holding.blocks[len(match.blocks)]))
-        request.num_registered = len(match.blocks)
+        request.num_registered, request.first_whole = len(match.blocks), 0
         request.num_computed = len(match.blocks) * page + match.num_partial
 
     def grow(self, request: Request) -> bool:
@@ -87,7 +121,8 @@ class RequestBlocks:
             parent = hashes[number - 1] if number else request.salt
             if number == len(hashes):
                 hashes.append(block_hash(parent, tokens))
-            self._ledger.register(blocks[number], Entry(parent, hashes[number], tokens))
+            entry = Entry(parent, hashes[number], tokens, whole=number >= request.first_whole)
+            self._ledger.register(blocks[number], entry)
             request.num_registered = number + 1
 
     def release(self, request: Request) -> None:
@@ -99,10 +134,11 @@ class RequestBlocks:
         page, full = self.page_size, request.num_computed // self.page_size
         if request.num_computed % page and full == request.num_registered:
             parent = request.hashes[full - 1] if full else request.salt
+            assert full >= request.first_whole, "the last block always has every layer"
             tokens = tuple(request.tokens[full * page : request.num_computed])
             self._ledger.register(holding.blocks[full], Entry(parent, None, tokens))
         self._ledger.close(holding)
         request.holding, request.blocks = None, []
         request.decode_item = request.spare_item = None  # they have the old block table
         request.num_computed = 0
-        request.num_registered = 0
+        request.num_registered = request.first_whole = 0

@@ -77,6 +77,7 @@ class Request:
         "end_length",
         "fetch",
         "first_token_sent",
+        "first_whole",
         "hashes",
         "holding",
         "is_late",
@@ -147,6 +148,7 @@ class Request:
         self.blocks: list[int] = []  # the block table
         self.num_computed = 0
         self.num_registered = 0
+        self.first_whole = 0  # earlier blocks came without the layers that have a window
         self.num_cached_tokens = 0
         self.num_preemptions = 0
         self.num_long_gaps = 0  # gaps longer than `tbt_seconds` that were counted

@@ -248,7 +248,12 @@ class Scheduler:
         if request is None:
             return
         if isinstance(event, FetchFailed):
-            self.running.start_prefill(request, now)
+            if self._blocks.can_compute(request):
+                self.running.start_prefill(request, now)
+            else:  # what it was placed on is enough for a fetch only
+                self._blocks.release(request)
+                request.state = State.WAITING
+                self.waiting.add(request)
             return
         self.running.start_decode(request)
         logprobs = event.first_logprobs

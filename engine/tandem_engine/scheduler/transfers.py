@@ -105,7 +105,7 @@ class Transfers:
     def finish_fetch(self, event: FetchDone | FetchFailed, now: float) -> Request | None:
         """Take the blocks back. None: no one is waiting for them, and they have been freed.
 
-        After `FetchDone` the request's KV is complete; after `FetchFailed` it is as it was placed.
+        After `FetchDone` the request can decode; after `FetchFailed` it is as it was placed.
         """
         abandoned = self._abandoned.pop(event.rid, None)
         if abandoned is not None:
@@ -122,8 +122,7 @@ class Transfers:
         if isinstance(event, FetchFailed):
             self._meter.count(metrics.TRANSFER_FAILURES)
             return request
-        request.num_computed = len(request.tokens)
-        self._blocks.register(request)
+        self._blocks.complete(request)
         fetch.worker_id, fetch.num_bytes = event.worker_id, event.num_bytes
         cached = max(request.num_cached_tokens, event.num_cached_tokens)
         request.num_cached_tokens = min(cached, request.num_prompt_tokens)

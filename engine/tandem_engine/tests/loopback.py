@@ -26,6 +26,7 @@ from tandem_engine.handoff.events import (
     PushFailed,
     ToHandoff,
 )
+from tandem_engine.handoff.pages import travelling_parts
 from tandem_engine.step import KVStore
 from tandem_wire.handoff import Prefill
 
@@ -196,10 +197,14 @@ class LoopbackHandoff:
         first = (chunk.start - prefill.num_skip_tokens) // page
         targets = prefill.blocks[first : first + len(chunk.blocks)]
         assert len(targets) == len(chunk.blocks)
-        layers = range(self.kv.layout.num_layers)
-        data = self.kv.export_blocks(chunk.blocks, layers)
-        owner.kv.import_blocks(targets, layers, memoryview(data))
-        fetch.num_bytes += len(data)
+        start = chunk.start // page
+        for places, layers in travelling_parts(
+            self.kv.layout, len(prefill.tokens), start, start + len(targets)
+        ):
+            here, there = places.start - start, places.stop - start
+            data = self.kv.export_blocks(chunk.blocks[here:there], layers)
+            owner.kv.import_blocks(targets[here:there], layers, memoryview(data))
+            fetch.num_bytes += len(data)
         if chunk.last:
             assert chunk.end == len(prefill.tokens)
             del self._prefills[chunk.key]

@@ -134,6 +134,55 @@ def test_stored_again_is_no_event() -> None:
     assert index.take_events() == ([], [5])
 
 
+def fill_poor(ledger: BlockLedger, tokens: list[int], first_whole: int) -> Holding:
+    """As `fill`, but the blocks before `first_whole` lack the layers with a window."""
+    holding = ledger.open()
+    assert ledger.allocate(holding, len(tokens) // PAGE)
+    for number, hash_ in enumerate(prefix_hashes(tokens, PAGE, SALT)):
+        part = tuple(tokens[number * PAGE : (number + 1) * PAGE])
+        parent = prefix_hashes(tokens, PAGE, SALT)[number - 1] if number else SALT
+        ledger.register(holding.blocks[number], Entry(parent, hash_, part, number >= first_whole))
+    return holding
+
+
+def test_a_match_ends_where_the_window_behind_it_is_whole() -> None:
+    ledger = BlockLedger(8, PAGE, window=6)
+    tokens = list(range(20))
+    ledger.close(fill_poor(ledger, tokens, first_whole=2))
+    # What follows block 3 sees 5 tokens back, into block 2; what follows block 2 sees block 1.
+    assert match(ledger, [*tokens, 9]) == (5, 0)
+    assert match(ledger, [*tokens[:18], 9, 9]) == (4, 2)
+    assert match(ledger, [*tokens[:14], 9, 9]) == (0, 0)  # nor is there a copy of a poor block
+    hashes = prefix_hashes(tokens, PAGE, SALT)
+
+    def for_fetch(first_whole: int) -> int:
+        found = ledger.match(tokens, hashes, SALT, 19, partial=False, first_whole=first_whole)
+        return len(found.blocks)
+
+    # A fetch brings the windows of all blocks that it fills.
+    assert [for_fetch(first) for first in range(4)] == [0, 1, 4, 4]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_poor_block_makes_way_for_a_whole_one(held: bool) -> None:
+    ledger = BlockLedger(8, PAGE, window=6)
+    tokens = list(range(8))
+    poor = fill_poor(ledger, tokens, first_whole=2)
+    if not held:
+        ledger.close(poor)
+    ledger.index.take_events()
+    ledger.close(fill(ledger, tokens))
+    assert match(ledger, [*tokens, 9]) == (2, 0)
+    assert ledger.index.take_events() == ([], [])
+    if held:
+        ledger.close(poor)
+    ledger.check()
+    assert ledger.counts() == {"free": 6, "cached": 2, "owned": 0, "leased": 0, "leaked": 0}
+    ledger.close(fill_poor(ledger, tokens, first_whole=2))
+    assert match(ledger, [*tokens, 9]) == (2, 0)
+    ledger.check()
+
+
 def test_double_release_is_noticed() -> None:
     ledger = BlockLedger(4, PAGE)
     holding = ledger.open()

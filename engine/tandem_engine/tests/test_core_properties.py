@@ -54,12 +54,14 @@ def build_tokens(values: dict[str, Any]) -> tuple[list[int], int]:
     return prompt, len(prompt)
 
 
-def run(actions: list[Any], *, blocks: int, network: Network, **runner: Any) -> Fleet:
+def run(
+    actions: list[Any], *, blocks: int, network: Network, window: int = 0, **runner: Any
+) -> Fleet:
     fleet = Fleet(
         *NAMES,
         **runner,
         network=network,
-        model=f"mock://tiny?blocks={blocks}&max_len=300",
+        model=f"mock://tiny?blocks={blocks}&max_len=300&window={window}",
         max_running=6,
         max_waiting=12,
     )
@@ -157,8 +159,8 @@ common = settings(
 
 all_kinds_of_runner = pytest.mark.parametrize(
     "runner",
-    [{}, {"late": True}, {"step_tokens": 4}, {"step_tokens": 4, "late": True}],
-    ids=["prompt", "late", "several", "several-late"],
+    [{}, {"late": True, "window": 20}, {"step_tokens": 4}, {"step_tokens": 4, "late": True}],
+    ids=["prompt", "late-window", "several", "several-late"],
 )
 
 

@@ -21,7 +21,7 @@ from tandem_engine.tests.step_driver import GREEDY, Blocks, Request, run_sequenc
 from tandem_engine.tests.test_model_equality import NUM_TOKENS, make_prompt
 from tandem_engine.tests.test_tensor_parallel import opened
 from tandem_engine.tests.tiny_checkpoints import reference_tokens, save_checkpoint
-from tandem_wire.handoff import TransportName
+from tandem_wire.handoff import KVLayout, TransportName
 from tandem_wire.messages import PrefillPeer
 
 E = TypeVar("E")
@@ -130,9 +130,24 @@ def hand_over(
     for chunk in chunks:
         p.post(chunk)
     done = reported(d, FetchDone)
-    assert done.num_bytes == len(wanted) * decode.kv.layout.block_bytes
+    assert done.num_bytes == expected_bytes(decode.kv.layout, len(prompt))
     target.outputs, target.num_computed = [done.first_token], len(prompt)
     return run_sequences(decode, [target], NUM_TOKENS, chunk=32)[0]
+
+
+def expected_bytes(layout: KVLayout, num_tokens: int) -> int:
+    """Every layer of every block; but of layers with a window, only what holds their last tokens.
+
+    That is what the first query of the last block sees, which is never less than what decoding
+    sees.
+    """
+    page = layout.page_size
+    num_blocks = -(-num_tokens // page)
+    total = 0
+    for window in layout.windows or (0,) * layout.num_layers:
+        oldest = max(0, (num_blocks - 1) * page - window + 1) if window else 0
+        total += num_blocks - oldest // page
+    return total * layout.layer_bytes
 
 
 def reported(handoff: HandoffService, kind: type[E]) -> E:

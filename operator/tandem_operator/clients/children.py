@@ -6,7 +6,7 @@ a late event never hides the operator's own write.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -46,10 +46,14 @@ class _Known:
 
 
 class Children:
-    """The children of all services, by kind, namespace and name."""
+    """The children of all services, by kind, namespace and name.
+
+    `on_gone` is called with each one that is forgotten.
+    """
 
     def __init__(self) -> None:
         self._known: dict[ChildKey, _Known] = {}
+        self.on_gone: Callable[[ChildKey], None] = _ignore
 
     def put(self, kind: str, body: dict[str, Any]) -> bool:
         """Take over a state, unless a newer one is known. Returns whether it has other content."""
@@ -71,11 +75,17 @@ class Children:
         known = self._known.get((kind, namespace, name))
         if known is not None and (version is None or known.version <= version):
             del self._known[(kind, namespace, name)]
+            self.on_gone((kind, namespace, name))
 
     def service_of(self, kind: str, namespace: str, name: str) -> str:
         """The service whose label a child had when it was last seen with one; empty: unknown."""
         known = self._known.get((kind, namespace, name))
         return known.service if known is not None else ""
+
+    def uid(self, kind: str, namespace: str, name: str) -> str:
+        """The uid of a child; empty if there is no such one."""
+        known = self._known.get((kind, namespace, name))
+        return known.view.uid if known is not None else ""
 
     def content(self, kind: str, namespace: str, name: str) -> str:
         """A digest of what others could have changed in a child; empty if there is no such one."""
@@ -109,6 +119,10 @@ class Children:
             listed.add((kind, body["metadata"].get("namespace") or "", body["metadata"]["name"]))
         for key in before.keys() - listed:
             self.drop(*key, version=before[key])
+
+
+def _ignore(child: ChildKey) -> None:
+    """Nobody keeps anything about a child."""
 
 
 def content_of(body: dict[str, Any]) -> str:

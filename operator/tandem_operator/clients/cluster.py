@@ -19,7 +19,13 @@ from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.dynamic import DynamicClient
 from kubernetes.aio.dynamic.resource import Resource
 
-from tandem_operator.errors import ClusterError, ConflictError, MissingError, UnreachableError
+from tandem_operator.errors import (
+    ClusterError,
+    ConflictError,
+    MissingError,
+    NamespaceEndsError,
+    UnreachableError,
+)
 from tandem_operator.names.objects import (
     AUTOSCALING_POLICIES,
     AUTOSCALING_POLICY,
@@ -38,6 +44,8 @@ REQUEST_SECONDS: Final = 30.0
 _STRICT: Final = (("fieldValidation", "Strict"),)
 """For what users have a part in: an unknown field is refused instead of dropped. A status is not
 strict: while older CRDs are installed, it is written without the fields that they lack."""
+_NAMESPACE_ENDS: Final = "NamespaceTerminating"
+"""The cause in a refusal to make something in a namespace that is being deleted."""
 # What the loader raises for files that are missing, or that are no kubeconfig.
 _UNREADABLE: Final = (
     *(kube_config.ConfigException, OSError, yaml.YAMLError),
@@ -277,16 +285,20 @@ def _event_time(event: JsonObject) -> str:
 def _typed(error: ApiException) -> ClusterError:
     status = int(error.status or 0)
     kinds = {404: MissingError, 409: ConflictError}
-    return kinds.get(status, ClusterError)(status, _message(error))
+    told = _status_object(error)
+    causes = (told.get("details") or {}).get("causes") or ()
+    ends = any(cause.get("reason") == _NAMESPACE_ENDS for cause in causes)
+    kind = NamespaceEndsError if ends else kinds.get(status, ClusterError)
+    return kind(status, str(told.get("message") or error.reason))
 
 
-def _message(error: ApiException) -> str:
+def _status_object(error: ApiException) -> JsonObject:
+    """The API server's Status; of an answer that isn't one, an object with the text as message."""
     body = error.body
     if isinstance(body, bytes):
         body = body.decode(errors="replace")
     try:
         parsed = json.loads(body or "")
     except ValueError:
-        return str(body or error.reason)
-    message = parsed.get("message") if isinstance(parsed, dict) else None
-    return str(message or error.reason)
+        return {"message": body}
+    return parsed if isinstance(parsed, dict) else {}

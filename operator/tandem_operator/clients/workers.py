@@ -74,7 +74,7 @@ class WorkerClient:
     async def admin(
         self, ip: str, port: int, action: str, token: str, body: Mapping[str, Any]
     ) -> bool:
-        """Make a worker drain or undrain. Returns whether it did."""
+        """Make a worker drain, undrain or take a role. Returns whether it did."""
         try:
             response = await self._post(ip, port, action, token, body, CALL_SECONDS)
             response.raise_for_status()

@@ -28,14 +28,21 @@ class ChildWriter:
     """Keeps what it last applied, and what the API server made of it.
 
     A child whose manifest and whose state in `children` are still the same costs no request. One
-    that somebody changed is applied again, and a new process applies each child once.
+    that somebody changed is applied again, and a new process applies each child once. What is kept
+    about a child goes with it.
     """
 
     def __init__(self, cluster: Cluster, children: Children) -> None:
         self._cluster = cluster
         self._children = children
         self._applied: dict[ChildKey, tuple[str, str]] = {}
-        self._created: set[ChildKey] = set()
+        self._created: dict[ChildKey, str] = {}
+        """By owner: the name of what was created for it."""
+        children.on_gone = self._forget
+
+    def _forget(self, child: ChildKey) -> None:
+        self._applied.pop(child, None)
+        self._created.pop(child, None)
 
     async def apply(self, child: JsonObject, observed: Observed, manager: str = OPERATOR) -> None:
         """Bring a child into being as it should be.
@@ -66,17 +73,21 @@ class ChildWriter:
     async def create_once(self, child: JsonObject, *, again: bool) -> None:
         """Create a child that the operator may neither read nor change, if it is missing.
 
-        Only a try shows whether it is: the first time in this process, and then if `again`.
+        Only a try shows whether it is: the first time in this process, and then if `again`. It
+        belongs to another child, whose uid is filled in here; without that one nothing is done.
         """
         meta = child["metadata"]
-        key = (child["kind"], meta["namespace"], meta["name"])
-        if key in self._created and not again:
+        (owner,) = meta["ownerReferences"]
+        key = (owner["kind"], meta["namespace"], owner["name"])
+        uid = self._children.uid(*key)
+        if not uid or (self._created.get(key) == meta["name"] and not again):
             return
+        owned = {**child, "metadata": {**meta, "ownerReferences": [{**owner, "uid": uid}]}}
         try:
-            await self._cluster.create(child)
+            await self._cluster.create(owned)
         except ConflictError:
-            log.debug("exists already", kind=key[0], name=key[2])
-        self._created.add(key)
+            log.debug("exists already", kind=child["kind"], name=meta["name"])
+        self._created[key] = meta["name"]
 
     async def remove(self, item: Removal, observed: Observed) -> None:
         """Delete a child that isn't wanted any more, if it is still the same one."""
@@ -85,7 +96,6 @@ class ChildWriter:
         except ConflictError:
             log.info("child to delete was replaced", kind=item.kind, name=item.name)
         self._children.drop(item.kind, observed.namespace, item.name)
-        self._applied.pop((item.kind, observed.namespace, item.name), None)
 
     async def _apply(self, child: JsonObject, manager: str) -> JsonObject:
         try:
@@ -106,6 +116,7 @@ class ChildWriter:
             return found
         if not owners and was_made_for(observed.name, found["metadata"]):
             # Its service was deleted with --cascade=orphan. Applying makes this one its owner.
+            await self._require_living(observed)
             return found
         if any(_is_predecessor(owner, observed) for owner in owners):
             # The service was deleted and created again before its old children were collected.
@@ -116,6 +127,13 @@ class ChildWriter:
             f"{child['kind']} {meta['name']} exists and does not belong to {observed.name}:"
             " remove or rename it"
         )
+
+    async def _require_living(self, observed: Observed) -> None:
+        """Raise MissingError if the service is going: what it owned then would go with it."""
+        name = observed.name
+        meta = (await self._cluster.get(INFERENCE_SERVICE, name, observed.namespace))["metadata"]
+        if meta["uid"] != observed.uid or meta.get("deletionTimestamp"):
+            raise MissingError(404, f"{INFERENCE_SERVICE} {name} is being deleted")
 
 
 def explain(error: ClusterError, sent: JsonObject, observed: Observed) -> OperatorError:

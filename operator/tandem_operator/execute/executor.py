@@ -14,6 +14,7 @@ from tandem_operator.errors import (
     ClusterError,
     ConflictError,
     MissingError,
+    NamespaceEndsError,
     NotOwnedError,
     RefusedFieldError,
 )
@@ -52,7 +53,8 @@ class Executor:
     async def execute(self, plan: Plan, observed: Observed) -> ProbeResult | None:
         """Do everything in the plan. Returns what a probe showed.
 
-        Raises the first error after the status was written, so that the queue repeats the pass.
+        Raises the first error after the status was written, so that the queue repeats the pass; but
+        NamespaceEndsError at once.
         """
         errors: list[Exception] = []
         probe: ProbeResult | None = None
@@ -63,9 +65,11 @@ class Executor:
         if plan.drop_finalizer:
             await self._drop_finalizer(observed)
         await self._children(plan, observed, errors)
+        _raise_if_namespace_ends(errors)
         await self._all((self._adopt(pod, observed) for pod in plan.adopt), errors)
         refused: dict[str, str] = {}
         await self._all((self._create(pod, observed, refused) for pod in plan.create), errors)
+        _raise_if_namespace_ends(errors)
         await self._all((self._mark(mark, observed) for mark in plan.mark), errors)
         for call in plan.engine_calls:
             if call.action == ACTION_PROBE:
@@ -106,6 +110,8 @@ class Executor:
     async def _try(self, step: Awaitable[None], errors: list[Exception]) -> None:
         try:
             await step
+        except NamespaceEndsError as error:
+            errors.append(error)
         except (ClusterError, NotOwnedError, RefusedFieldError) as error:
             log.warning("step failed", error=str(error))
             errors.append(error)
@@ -113,6 +119,11 @@ class Executor:
     async def _adopt(self, pod: Adoption, observed: Observed) -> None:
         body = {"metadata": {"uid": pod.uid, "ownerReferences": [dict(pod.owner)]}}
         try:
+            # An owner that has gone since, or is going, would take the pod with it.
+            pool = await self._cluster.get(WORKER_POOL, pod.owner["name"], observed.namespace)
+            if pool["metadata"]["uid"] != pod.owner["uid"] or _is_going(pool):
+                log.info("pool is going, its workers are adopted by the next one", pod=pod.name)
+                return
             await self._cluster.merge("Pod", pod.name, observed.namespace, body)
         except (MissingError, ConflictError):
             log.info("pod to adopt is gone", pod=pod.name)
@@ -125,6 +136,8 @@ class Executor:
         except ConflictError:
             # The name is ours by its hash; an earlier pass made it and we looked too early.
             log.info("pod exists already", pod=name)
+        except NamespaceEndsError:
+            raise
         except ClusterError as error:
             told = explain(error, pod, observed)
             refused[name] = f"worker {name} was not created: {told}"
@@ -229,6 +242,16 @@ class Executor:
         kept = [item for item in meta.get("finalizers", []) if item != FORMER_FINALIZER]
         body = {"metadata": {"finalizers": kept, "resourceVersion": meta["resourceVersion"]}}
         await self._cluster.merge(INFERENCE_SERVICE, observed.name, observed.namespace, body)
+
+
+def _raise_if_namespace_ends(errors: list[Exception]) -> None:
+    for error in errors:
+        if isinstance(error, NamespaceEndsError):
+            raise error
+
+
+def _is_going(body: JsonObject) -> bool:
+    return bool(body["metadata"].get("deletionTimestamp"))
 
 
 def _with_removals(old: Any, new: Any) -> dict[str, Any]:

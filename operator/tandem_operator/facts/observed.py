@@ -148,6 +148,7 @@ class Observed:
     spec_error: str = ""
     status: InferenceServiceStatus = field(default_factory=InferenceServiceStatus)
     deleting_since: datetime | None = None
+    namespace_ends: bool = False  # nothing can be made in it any more
     has_former_finalizer: bool = False
     resource_version: str = ""
     ownership: Ownership = Ownership(Claim.MINE, "")

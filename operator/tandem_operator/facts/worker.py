@@ -128,6 +128,7 @@ class WorkerPod:
     memlock: str = ""  # what the memlock check printed: "unlimited" or KiB
     state: WorkerState | None = None
     links: Links | None = None  # the last look at them; None: there was none
+    told_role: str = ""  # what it said at the last look; empty: nothing
     manifest: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

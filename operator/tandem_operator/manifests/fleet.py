@@ -82,8 +82,13 @@ def build_pool(
     }
 
 
-def build_admin_secret(observed: Observed, owner: dict[str, Any]) -> dict[str, Any]:
-    """The admin token of the service's workers, which only they mount."""
+def build_admin_secret(observed: Observed) -> dict[str, Any]:
+    """The admin token of the service's workers, which only they mount.
+
+    It belongs to their ServiceAccount, whose uid is filled in when it is created: the operator may
+    not give a Secret another owner later, and `kubectl delete --cascade=orphan` of the service
+    would take one away that is the service itself.
+    """
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -91,7 +96,9 @@ def build_admin_secret(observed: Observed, owner: dict[str, Any]) -> dict[str, A
             "name": observed.admin.secret_name,
             "namespace": observed.namespace,
             "labels": common_labels(observed.name, WORKER),
-            "ownerReferences": [owner],
+            "ownerReferences": [
+                {"apiVersion": "v1", "kind": "ServiceAccount", "name": worker_name(observed.name)}
+            ],
         },
         "type": "Opaque",
         "immutable": True,

@@ -53,6 +53,7 @@ ROUTE_ADMIN: Final = "/admin"
 ACTION_DRAIN: Final = "drain"
 ACTION_UNDRAIN: Final = "undrain"
 ACTION_PROBE: Final = "probe"
+ACTION_ROLE: Final = "role"
 
 STATE_ROLE: Final = "role"
 STATE_DRAINING: Final = "draining"

@@ -253,10 +253,8 @@ class Observer:
     async def _with_links(
         self, uid: str, spec: InferenceServiceSpec | None, pods: tuple[WorkerPod, ...]
     ) -> tuple[WorkerPod, ...]:
-        if spec is None or spec.kv_transfer.verify.mode is VerifyMode.OFF:
-            self._links.forget(uid)
-            return pods
-        return await self._links.add(uid, pods)
+        verifies = spec is not None and spec.kv_transfer.verify.mode is not VerifyMode.OFF
+        return await self._links.add(uid, pods, links=verifies)
 
     async def _with_states(
         self,

@@ -6,7 +6,7 @@ from typing import Any
 from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.api.status import TransportStatus
 from tandem_operator.facts.observed import Claim, Observed
-from tandem_operator.manifests.fleet import build_admin_secret, build_owner
+from tandem_operator.manifests.fleet import build_admin_secret
 from tandem_operator.manifests.host_network import used_ports
 from tandem_operator.manifests.revision import model_id_of, revision_of
 from tandem_operator.manifests.wiring import Wiring
@@ -47,7 +47,7 @@ def reconcile(observed: Observed, now: datetime) -> Plan:
     second = now.replace(microsecond=0)
     if observed.ownership.claim is not Claim.MINE:
         return plan_claim(observed)
-    if observed.deleting_since is not None:
+    if observed.deleting_since is not None or observed.namespace_ends:
         return plan_leaving(observed, plan_policy_status(observed, None, second))
     if observed.spec is None:
         status = build_unreadable_status(observed, second)
@@ -84,7 +84,7 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
         hand_over=children.hand_over,
         apply=children.apply,
         remove=children.remove,
-        create_once=(build_admin_secret(observed, build_owner(observed)),),
+        create_once=(build_admin_secret(observed),),
         create_once_again=bool(new_pods)
         or any(pod.trouble_reason == _NOT_MOUNTED for pod in observed.pods),
         create=new_pods,
@@ -175,7 +175,8 @@ def _orphans(observed: Observed) -> tuple[Adoption, ...]:
     return tuple(
         Adoption(pod.name, pod.uid, build_pool_owner(pool))
         for pod in observed.pods
-        if pod.orphan and (pool := observed.pools.of(pod.role)) is not None
+        # The owner that is about to go would take them with it.
+        if pod.orphan and (pool := observed.pools.of(pod.role)) is not None and not pool.deleting
     )
 
 

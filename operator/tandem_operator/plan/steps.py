@@ -31,7 +31,7 @@ class Adoption:
 class EngineCall:
     """A request to a worker's /admin/*."""
 
-    action: Literal["drain", "undrain", "probe"]
+    action: Literal["drain", "undrain", "probe", "role"]
     pod: str
     ip: str
     port: int

@@ -106,6 +106,7 @@ class Fleet:
     num_pods_made: int = 0
     records: dict[str, Pair[WorkerPod | None]] = field(default_factory=dict)  # by their names
     draining: set[str] = field(default_factory=set)  # workers that were told to
+    told_roles: dict[str, str] = field(default_factory=dict)  # other ones than their pools'
     broken: set[str] = field(default_factory=set)  # revisions whose pods never start
 
     def observe(self) -> Observed:
@@ -114,6 +115,7 @@ class Fleet:
             replace(
                 pod,
                 state=WorkerState(self.busy.get(pod.name, 0), 0, pod.name in self.draining),
+                told_role=self.told_roles.get(pod.name, pod.role),
             )
             if pod.started
             else pod
@@ -206,6 +208,8 @@ class Fleet:
                 )
             elif call.action == "drain":
                 self.draining.add(call.pod)
+            elif call.action == "role":
+                self.told_roles[call.pod] = call.body["role"]
             else:
                 self.draining.discard(call.pod)
         for item in plan.delete:

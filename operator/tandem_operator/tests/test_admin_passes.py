@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tandem_operator.clients.admin_key import AdminKey
+from tandem_operator.clients.children import CHILD_KINDS
 from tandem_operator.controller import Controller
 from tandem_operator.observe.claims import ClaimReader
 from tandem_operator.observe.observer import Observer
@@ -45,7 +46,9 @@ async def test_the_token_is_in_one_secret_that_is_written_before_any_pod(bench: 
     await bench.settle()
     (secret,) = secrets_of(bench)
     assert secret["immutable"] is True
-    assert secret["metadata"]["ownerReferences"][0]["uid"] == "u"
+    account = bench.cluster.objects["ServiceAccount", "default", "qwen-worker"]
+    (owner,) = secret["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["uid"]) == ("ServiceAccount", account["metadata"]["uid"])
     created = [kind for method, kind, _ in bench.cluster.calls if method == "create"]
     assert created.index("Secret") < created.index("Pod")
     mounted = {
@@ -103,6 +106,46 @@ async def test_a_deleted_secret_is_made_again_for_a_pod_that_waits_for_it(
     await bench.controller.work(KEY)
     found = [each["data"] for each in secrets_of(bench)]
     assert found == ([secret["data"]] if reason == "FailedMount" else [])
+
+
+async def test_the_secret_goes_with_a_service_that_was_orphaned_and_adopted(bench: Bench) -> None:
+    """The garbage collector takes what has no living owner; orphaning takes the service out of
+    the owners of its children, not of what belongs to those."""
+    bench.put_service()
+    await bench.settle()
+    del bench.cluster.objects["InferenceService", "default", "qwen"]
+    for body in bench.cluster.objects.values():
+        owners = body["metadata"].get("ownerReferences", [])
+        kept = [owner for owner in owners if owner["uid"] != "u"]
+        if kept != owners:
+            body["metadata"]["ownerReferences"] = kept
+            if body["kind"] in CHILD_KINDS:
+                bench.children.put(body["kind"], bench.cluster.put(body))
+    bench.put_service()
+    bench.service["metadata"]["uid"] = "again"
+    await bench.settle()
+    accounts = {
+        body["metadata"]["uid"]: body["metadata"]["ownerReferences"][0]["uid"]
+        for (kind, _, _), body in bench.cluster.objects.items()
+        if kind == "ServiceAccount"
+    }
+    (secret,) = secrets_of(bench)
+    (owner,) = secret["metadata"]["ownerReferences"]
+    assert accounts[owner["uid"]] == "again"
+
+
+async def test_the_account_made_again_gets_a_secret_of_its_own(bench: Bench) -> None:
+    bench.put_service()
+    await bench.settle()
+    (secret,) = secrets_of(bench)
+    gone = bench.cluster.objects.pop(("ServiceAccount", "default", "qwen-worker"))
+    del bench.cluster.objects["Secret", "default", secret["metadata"]["name"]]  # collected with it
+    version = int(gone["metadata"]["resourceVersion"])
+    bench.children.drop("ServiceAccount", "default", "qwen-worker", version)
+    await bench.controller.work(KEY)
+    (again,) = secrets_of(bench)
+    account = bench.cluster.objects["ServiceAccount", "default", "qwen-worker"]
+    assert again["metadata"]["ownerReferences"][0]["uid"] == account["metadata"]["uid"]
 
 
 async def test_workers_of_a_lost_key_are_drained_without_a_call(bench: Bench) -> None:

@@ -108,6 +108,26 @@ async def test_a_child_deleted_by_hand_comes_back(bench: Bench, seen: bool) -> N
     assert ("Service", "default", "qwen") in bench.cluster.objects
 
 
+async def test_nothing_is_kept_about_children_that_are_gone(bench: Bench) -> None:
+    for _ in range(2):
+        bench.put_service()
+        await bench.settle()
+        writer = bench.executor._writer
+        assert {kind for kind, _, _ in writer._applied} >= {
+            "Service",
+            "ServiceAccount",
+            "Deployment",
+        }
+        assert len(writer._created) == 1
+        # The service is deleted, and the garbage collector takes what it owned.
+        for (kind, name), body in children_of(bench).items():
+            bench.children.drop(kind, "default", name, int(body["metadata"]["resourceVersion"]))
+        bench.cluster.objects.clear()
+        await bench.controller.work(KEY)
+        assert not writer._applied
+        assert not writer._created
+
+
 @pytest.mark.parametrize("status", [403, 404])
 async def test_a_cluster_that_serves_no_claims_is_resynced(
     bench: Bench, status: int, monkeypatch: pytest.MonkeyPatch

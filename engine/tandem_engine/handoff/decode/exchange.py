@@ -6,7 +6,7 @@ from typing import Final
 from tandem_engine.handoff.decode.session import Attempt, DecodeSession
 from tandem_engine.handoff.errors import LinkFault, PeerUnavailable
 from tandem_engine.handoff.events import Counters
-from tandem_engine.handoff.pages import Pages, PatternPages
+from tandem_engine.handoff.pages import Pages, PatternPages, travelling_bytes
 from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.landing import Landing
 from tandem_wire.errors import WireError
@@ -45,8 +45,15 @@ class Exchange:
             commit = await attempt.complete(self._settings.stall_seconds)
         finally:
             await session.end(question.rid, question.epoch)
-        self._verify(commit, landing, len(blocks) * self._layout.block_bytes)
+        self._verify(commit, landing, self._num_bytes(question))
         return commit
+
+    def _num_bytes(self, question: Prefill | Probe) -> int:
+        layout = self._layout
+        if isinstance(question, Probe):
+            return question.num_blocks * layout.block_bytes
+        first = question.num_skip_tokens // layout.page_size
+        return travelling_bytes(layout, len(question.tokens), first)
 
     def _verify(self, commit: Commit, landing: Landing, num_bytes: int) -> None:
         if landing.error:

@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, cast, get_args
 
 import msgspec
 
 from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.events import PushChunk, PushFailed
-from tandem_engine.handoff.pages import Pages, PatternPages
+from tandem_engine.handoff.pages import Pages, Part, PatternPages, travelling_parts
 from tandem_engine.handoff.transports.base import Outbound, PageWrite
 from tandem_wire.handoff import (
     ChunkPushed,
@@ -40,32 +40,47 @@ class Pusher:
     def __init__(self, outbound: Outbound, pages: Pages) -> None:
         self._outbound = outbound
         self._pages = pages
-        # Whole blocks when they are small, else layer groups of one block.
-        write_bytes = outbound.write_bytes
-        self._num_blocks = max(1, write_bytes // pages.block_bytes)
-        self._num_layers = min(pages.num_layers, max(1, write_bytes // pages.layer_bytes))
+        # In layers of one block.
+        self._write_layers = max(1, outbound.write_bytes // pages.layer_bytes)
 
     async def push(
-        self, epoch: int, source: Sequence[int], target: Sequence[int], count: PageCount
+        self,
+        epoch: int,
+        source: Sequence[int],
+        target: Sequence[int],
+        parts: Iterable[Part],
+        count: PageCount,
     ) -> None:
-        """Write `source` into D's `target`.
+        """Write `parts`, whose blocks are places in both lists, from `source` into D's `target`.
 
         Raises TransportError; the epoch's other writes may still be under way then.
         """
         started = time.perf_counter()  # a loop's clock moves by whole milliseconds
-        step, layers = self._num_blocks, range(self._pages.num_layers)
-        groups = [layers[i : i + self._num_layers] for i in range(0, len(layers), self._num_layers)]
         writes = [
             self._outbound.write(
-                PageWrite(epoch, self._pages, source[i : i + step], target[i : i + step], group)
+                PageWrite(
+                    epoch,
+                    self._pages,
+                    source[places.start : places.stop],
+                    target[places.start : places.stop],
+                    layers,
+                )
             )
-            for i in range(0, len(source), step)
-            for group in groups
+            for part in parts
+            for places, layers in self._pieces(*part)
         ]
         for written in await asyncio.gather(*writes):
             count.num_bytes += written.num_bytes
             count.checksum = (count.checksum + written.checksum) & _MASK
         count.seconds += time.perf_counter() - started
+
+    def _pieces(self, places: range, layers: range) -> Iterable[Part]:
+        """Cut a part: all its layers of some blocks when they are small, else some of one block."""
+        num_layers = min(len(layers), self._write_layers)
+        num_blocks = max(1, self._write_layers // num_layers)
+        for place in range(0, len(places), num_blocks):
+            for layer in range(0, len(layers), num_layers):
+                yield places[place : place + num_blocks], layers[layer : layer + num_layers]
 
 
 class Push:
@@ -76,14 +91,14 @@ class Push:
         key: str,
         request: Prefill,
         pusher: Pusher,
-        page_size: int,
+        layout: KVLayout,
         send: Callable[[msgspec.Struct], None],
     ) -> None:
         self.key = key
         self.request = request
         self.count = PageCount()
         self._pusher = pusher
-        self._page_size = page_size
+        self._layout = layout
         self._send = send
         self._chunks: asyncio.Queue[PushChunk | PushFailed] = asyncio.Queue()
 
@@ -105,14 +120,22 @@ class Push:
             self._send(ChunkPushed(self.request.rid, self.request.epoch, event.end))
 
     async def _push(self, chunk: PushChunk) -> None:
-        first = (chunk.start - self.request.num_skip_tokens) // self._page_size
-        target = self.request.blocks[first : first + len(chunk.blocks)]
+        request, page = self.request, self._layout.page_size
+        first = (chunk.start - request.num_skip_tokens) // page
+        target = request.blocks[first : first + len(chunk.blocks)]
         if first < 0 or len(target) != len(chunk.blocks):
             raise TransportError(
                 f"a chunk of {len(chunk.blocks)} blocks at token {chunk.start} is not part of "
-                f"the {len(self.request.blocks)} blocks that were asked for"
+                f"the {len(request.blocks)} blocks that were asked for"
             )
-        await self._pusher.push(self.request.epoch, chunk.blocks, target, self.count)
+        start = chunk.start // page
+        parts = (
+            (range(blocks.start - start, blocks.stop - start), layers)
+            for blocks, layers in travelling_parts(
+                self._layout, len(request.tokens), start, start + len(target)
+            )
+        )
+        await self._pusher.push(request.epoch, chunk.blocks, target, parts, self.count)
 
     def _commit(self, last: PushChunk) -> None:
         self._send(
@@ -151,7 +174,8 @@ async def push_pattern(
     count = PageCount()
     blocks = range(request.num_blocks)
     pusher = Pusher(outbound, PatternPages(layout))
-    await pusher.push(request.epoch, blocks, blocks, count)
+    everything = [(blocks, range(layout.num_layers))]
+    await pusher.push(request.epoch, blocks, blocks, everything, count)
     send(
         Commit(
             rid="",

@@ -128,7 +128,7 @@ class PrefillSession:
             self._link.send(refusal(request, "invalid", message))
             return
         key = f"{self._link.session}/{request.epoch}"
-        push = Push(key, request, self._pusher, layout.page_size, self._link.send)
+        push = Push(key, request, self._pusher, layout, self._link.send)
         self.pushes[request.epoch] = push
         self._tasks[request.epoch] = asyncio.get_running_loop().create_task(self._run_push(push))
         self._report(PrefillArrived(key, request))

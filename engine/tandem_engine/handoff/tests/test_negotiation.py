@@ -3,6 +3,7 @@
 import sys
 import threading
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from tandem_engine.errors import StagingUnavailableError
 from tandem_engine.frames import ProbeRequest, ProbeResult
 from tandem_engine.handoff.errors import HandoffUnavailable
 from tandem_engine.handoff.events import FetchFailed
+from tandem_engine.handoff.service import start_handoff
 from tandem_engine.handoff.tests import scripted
-from tandem_engine.handoff.tests.scripted import SharingStore, Worker, eventually, make
+from tandem_engine.handoff.tests.scripted import FAST, SharingStore, Worker, eventually, make
 from tandem_engine.handoff.tests.transport_list import TRANSPORTS
 from tandem_engine.handoff.transports import nixl
 from tandem_engine.handoff.transports.base import Link
 from tandem_engine.handoff.transports.registry import Transports
 from tandem_engine.memory import Staging
+
+NO_GPU = "this worker's KV cache is not in the memory of one GPU"
 
 
 @pytest.fixture(name="pair")
@@ -51,8 +55,7 @@ def test_a_cache_of_the_host_says_why_it_goes_over_shm(stack: ExitStack, tmp_pat
     p, d = make(stack, "p", shm_dir=str(tmp_path)), make(stack, "d", shm_dir=str(tmp_path))
     transport, passed_over = seen(p, d)
     assert transport == "shm"
-    why = "this worker's KV cache is not in the memory of one GPU"
-    assert passed_over == {"cudaIpc": why}
+    assert passed_over == {"cudaIpc": NO_GPU}
 
 
 def test_a_transport_that_a_check_rules_out_is_passed_over_for_its_reason(
@@ -187,6 +190,11 @@ def test_a_probe_says_what_was_passed_over(
     assert (result.transport, result.error) == ("tcp", "")
     assert list(result.passed_over) == ["cudaIpc", "shm", "nixl"]
     assert "TANDEM_SHM_DIR is not set" in result.passed_over["shm"]
+    # No directory would help here.
+    assert result.passed_over["cudaIpc"] == NO_GPU
+    named = replace(FAST, transport="cudaIpc")
+    with pytest.raises(HandoffUnavailable, match=f"--transfer is CudaIpc, but {NO_GPU}"):
+        start_handoff(named, p.kv, "h")
 
 
 def test_a_named_transport_that_does_not_work_is_not_replaced(

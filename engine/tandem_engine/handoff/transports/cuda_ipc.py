@@ -47,11 +47,12 @@ class CudaIpcTransport(RingTransport):
     memory = "device"
 
     def __init__(self, settings: HandoffSettings, kv: KVStore) -> None:
-        super().__init__(settings, kv)
+        # First: without a GPU's memory no directory helps.
         try:
             kv.make_staging(1).close()
         except StagingUnavailableError as error:
             raise TransportError(str(error)) from error
+        super().__init__(settings, kv)
 
     def offer(self, link: Link) -> Inbound:
         return CudaIpcInbound(self, link)

@@ -12,6 +12,7 @@ from itertools import count
 from tandem_operator.facts.observed import Observed
 from tandem_operator.facts.worker import WorkerPod
 from tandem_operator.names.objects import stable_id, worker_pod_name
+from tandem_operator.names.worker import ACTION_ROLE
 from tandem_operator.pair import Role
 from tandem_operator.plan.rollout.drain import (
     DrainStep,
@@ -113,6 +114,7 @@ def plan_pool(task: PoolTask) -> PoolSteps:
             )
     _continue_drains(task, steps)
     _undo_drains(task, steps)
+    _undo_roles(task, steps)
     return steps
 
 
@@ -211,6 +213,20 @@ def _undo_drains(task: PoolTask, steps: PoolSteps) -> None:
             done = "it is replaced" if step.mark is not None else "the drain is undone"
             said = f"{pod.name} drains, but not by the operator: {done}"
             steps.notes.append(Note("DrainUndone", said, warning=True))
+
+
+def _undo_roles(task: PoolTask, steps: PoolSteps) -> None:
+    """A pool's workers have its role: the other pool would lack what they were sized for."""
+    for pod in task.pods:
+        if not pod.live or pod.told_role in ("", pod.role) or not pod.admin_token:
+            continue
+        body = {"role": str(pod.role)}
+        steps.calls.append(
+            EngineCall(ACTION_ROLE, pod.name, pod.ip, pod.ports.http, pod.admin_token, body)
+        )
+        steps.again(1.0)
+        said = f"{pod.name} had the role {pod.told_role}, but not by the operator: it is undone"
+        steps.notes.append(Note("RoleUndone", said, warning=True))
 
 
 def _free_names(task: PoolTask, revision: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from tandem_operator.clients.cluster import Cluster
-from tandem_operator.errors import ClusterError, ConflictError, MissingError
+from tandem_operator.errors import ClusterError, ConflictError, MissingError, NamespaceEndsError
 
 
 class Api:
@@ -138,6 +138,28 @@ async def test_errors_are_typed(
     with pytest.raises(kind, match="because") as caught:
         await cluster.get("Node", "n")
     assert caught.value.status == status
+
+
+async def test_a_namespace_that_is_being_deleted_is_told_from_other_refusals(
+    api: tuple[Api, Cluster],
+) -> None:
+    """The body is one of a real API server."""
+    server, cluster = api
+    message = (
+        'pods "p" is forbidden: unable to create new content in namespace ns because it is being'
+        " terminated"
+    )
+    cause = {
+        "reason": "NamespaceTerminating",
+        "message": "namespace ns is being terminated",
+        "field": "metadata.namespace",
+    }
+    details = {"name": "p", "kind": "pods", "causes": [cause]}
+    answer = {"kind": "Status", "message": message, "reason": "Forbidden", "details": details}
+    server.answers["/api/v1/namespaces/ns/pods"] = (403, answer)
+    with pytest.raises(NamespaceEndsError, match="being terminated") as caught:
+        await cluster.create({"kind": "Pod", "metadata": {"name": "p", "namespace": "ns"}})
+    assert caught.value.status == 403
 
 
 async def test_plain_text_errors_are_told(api: tuple[Api, Cluster]) -> None:

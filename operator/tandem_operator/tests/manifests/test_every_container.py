@@ -11,7 +11,7 @@ import yaml
 
 from tandem_operator.api import InferenceServiceSpec
 from tandem_operator.manifests.container import ROUTER_DEFAULTS, build_resources
-from tandem_operator.manifests.fleet import build_admin_secret, build_owner
+from tandem_operator.manifests.fleet import build_admin_secret
 from tandem_operator.tests.api.field_effects import manifests
 from tandem_operator.tests.api.field_samples import BASE, SAMPLES, put
 from tandem_operator.tests.facts import ADMIN, make_observed, make_spec
@@ -132,7 +132,7 @@ def test_no_manifest_shows_a_secret() -> None:
 
 def test_the_admin_token_is_only_in_its_secret() -> None:
     observed = make_observed()
-    secret = build_admin_secret(observed, build_owner(observed))
+    secret = build_admin_secret(observed)
     assert base64.b64decode(secret["data"]["token"]).decode() == ADMIN.token
     assert secret["immutable"] is True
     assert ADMIN.token not in json.dumps(secret["metadata"])

@@ -1,4 +1,4 @@
-"""How often decode workers are asked what moves their KV, and what is remembered of it."""
+"""How often workers are asked for their role and what moves KV to them, and what is kept of it."""
 
 from typing import Any
 
@@ -16,12 +16,14 @@ class Answers(WorkerClient):
         super().__init__()
         self.asked: list[str] = []
         self.transport: str | None = "shm"
+        self.role = "decode"
 
     async def state(self, ip: str, port: int, seconds: float = 1.0) -> WorkerState | None:
         self.asked.append(ip)
         if self.transport is None:
             return None
-        return WorkerState(0, 0, draining=False, links=Links({"p": self.transport}))
+        links = Links({"p": self.transport})
+        return WorkerState(0, 0, draining=False, role=self.role, links=links)
 
     def take(self) -> list[str]:
         taken, self.asked = self.asked, []
@@ -60,7 +62,7 @@ async def test_a_look_is_kept_for_a_while_and_renewed() -> None:
     await answers.close()
 
 
-async def test_only_decode_workers_that_are_ready_are_asked() -> None:
+async def test_only_workers_that_are_ready_are_asked() -> None:
     answers = Answers()
     links = LinkObserver(answers, Clock())
     pods = (
@@ -70,7 +72,24 @@ async def test_only_decode_workers_that_are_ready_are_asked() -> None:
     )
     found = await links.add("s", pods)
     assert [pod.links for pod in found] == [None, None, Links({"p": "shm"})]
-    assert len(answers.take()) == 1
+    assert [pod.told_role for pod in found] == ["", "decode", "decode"]
+    assert len(answers.take()) == 2
+    found = await LinkObserver(answers, Clock()).add("s", pods, links=False)
+    assert [pod.links for pod in found] == [None] * 3
+    assert [pod.told_role for pod in found] == ["", "decode", "decode"]
+    await answers.close()
+
+
+async def test_one_with_another_role_is_asked_at_every_look() -> None:
+    answers = Answers()
+    links, pods = LinkObserver(answers, Clock()), workers(2)
+    answers.role = "both"
+    assert {pod.told_role for pod in await links.add("s", pods)} == {"both"}
+    answers.role = "decode"
+    assert {pod.told_role for pod in await links.add("s", pods)} == {"decode"}
+    answers.take()
+    await links.add("s", pods)
+    assert answers.take() == []
     await answers.close()
 
 

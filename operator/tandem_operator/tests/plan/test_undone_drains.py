@@ -1,7 +1,8 @@
-"""A worker that drains without the operator's mark is told to work again, or replaced."""
+"""A drain or a role that isn't the operator's is undone, or the worker is replaced."""
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,33 @@ def test_a_pool_keeps_its_workers_when_one_is_drained_by_hand() -> None:
     assert set(fleet.pods) == names
     assert fleet.draining == set()
     assert fleet.plans[-1].quiet
+
+
+def test_a_role_that_was_changed_by_hand_is_changed_back() -> None:
+    fleet = Fleet(make_spec(kvTransfer={"verify": {"mode": "Off"}}))
+    fleet.settle()
+    (name, *_) = (name for name, pod in fleet.pods.items() if pod.role is Role.DECODE)
+    fleet.told_roles[name] = "prefill"
+    plan = fleet.step()
+    (call,) = plan.engine_calls
+    assert (call.action, call.pod, call.body) == ("role", name, {"role": "decode"})
+    assert call.token
+    assert ("RoleUndone", True) in {(note.reason, note.warning) for note in plan.events}
+    fleet.settle()
+    assert fleet.told_roles == {name: "decode"}
+    assert fleet.plans[-1].quiet
+
+
+@pytest.mark.parametrize("changes", [{"draining_since": NOW}, {"admin_token": ""}])
+def test_a_role_of_one_that_leaves_or_can_not_be_called_is_left_alone(
+    changes: dict[str, Any],
+) -> None:
+    fleet = Fleet(make_spec(kvTransfer={"verify": {"mode": "Off"}}))
+    fleet.settle()
+    (name, *_) = (name for name, pod in fleet.pods.items() if pod.role is Role.DECODE)
+    fleet.told_roles[name] = "both"
+    fleet.pods[name] = replace(fleet.pods[name], **changes)
+    assert "role" not in {call.action for call in fleet.step().engine_calls}
 
 
 def test_what_the_operator_drains_stays_drained() -> None:

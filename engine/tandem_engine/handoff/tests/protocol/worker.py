@@ -54,6 +54,7 @@ class Worker:
         fabric: Fabric,
         transport: TransportName | None,
         send: Callable[["Worker", FromCore], None],
+        shape: str,
     ) -> None:
         self.name = name
         self.boot_id = boot_id
@@ -63,7 +64,7 @@ class Worker:
         self.loop = make_loop(clock, network)
         self.seat = fabric.seats[boot_id] = Seat()
         config = WorkerConfig(
-            model=f"mock://tiny?blocks={NUM_BLOCKS}&max_len={MAX_LEN}&layers=1",
+            model=f"mock://tiny?blocks={NUM_BLOCKS}&max_len={MAX_LEN}&{shape}",
             page_size=PAGE,
             chunk_tokens=2 * PAGE,
             max_batched_tokens=16,

@@ -48,7 +48,7 @@ def deterministic() -> Iterator[None]:
 class World:
     """All that exists. `step` lets one thing happen and checks what must always hold."""
 
-    def __init__(self, transport: TransportName | None = None) -> None:
+    def __init__(self, transport: TransportName | None = None, shape: str = "layers=1") -> None:
         self.clock = Clock()
         self.network = Network()
         self.fabric = Fabric()
@@ -56,6 +56,7 @@ class World:
         ModelTransport.fabric = self.fabric
         self.router = Router()
         self.transport = transport
+        self.shape = shape  # of the mock's KV
         self.num_steps = 0
         self.holds: set[str] = set()
         self._num_boots = 0
@@ -83,6 +84,7 @@ class World:
             self.fabric,
             self.transport,
             self._take_frame,
+            self.shape,
         )
         self._services.append(self.workers[name].service)
         self._loops.append(self.workers[name].loop)

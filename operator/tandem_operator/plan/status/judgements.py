@@ -123,9 +123,10 @@ def _progressing(basis: StatusBasis) -> Judgement:
     limit = timedelta(seconds=basis.spec.rollout.progress_deadline_seconds)
     old = condition_of(basis.observed.status.conditions, ConditionType.PROGRESSING)
     if old is not None and old.observed_generation == basis.observed.generation:
-        stuck = old.reason == "ProgressDeadlineExceeded"
-        late = basis.now - _last_progress(basis, old.last_transition_time) > limit
-        if (stuck or old.status is ConditionStatus.TRUE) and late:
+        last = _last_progress(basis, old.last_transition_time)
+        stuck = old.reason == "ProgressDeadlineExceeded" and last == old.last_transition_time
+        late = old.status is ConditionStatus.TRUE and basis.now - last > limit
+        if stuck or late:
             message = f"no progress within {limit}: {busy}{_who_serves(basis)}"
             return Judgement(False, "ProgressDeadlineExceeded", message)
     reason = "RollingOut" if step.stage is not Stage.STEADY else "Scaling"
@@ -133,7 +134,7 @@ def _progressing(basis: StatusBasis) -> Judgement:
 
 
 def _last_progress(basis: StatusBasis, began: datetime) -> datetime:
-    """When the last new worker became ready, or the last drain began."""
+    """When the last new worker became ready, or the last drain began; `began` if before that."""
     pods = basis.observed.pods
     ready = [pod.ready_since for pod in pods if pod.ready and pod.revision == basis.target]
     return max(filter(None, [began, *ready, *(pod.draining_since for pod in pods)]))

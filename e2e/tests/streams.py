@@ -21,6 +21,7 @@ class Stream:
     longest_gap: float = 0.0
     retries: int = 0
     failovers: int = 0  # workers that this stream has outlived
+    workers: tuple[str, ...] = ()  # that computed its prompt and its first tokens
 
 
 async def run_stream(
@@ -54,7 +55,10 @@ async def run_stream(
 def _take(stream: Stream, event: dict[str, Any]) -> None:
     if "error" in event:
         stream.error = json.dumps(event["error"])
-    stream.failovers = event.get("tandem", {}).get("failovers", stream.failovers)
+    told = event.get("tandem", {})
+    stream.failovers = told.get("failovers", stream.failovers)
+    if "decode_worker" in told:
+        stream.workers = (told["prefill_worker"], told["decode_worker"])
     for choice in event.get("choices", []):
         stream.text += choice.get("text", "")
         stream.tokens += choice.get("token_ids") or []

@@ -30,6 +30,7 @@ from tandem_operator.api.refusal import refusal_of
 from tandem_operator.api.router import RouterPolicy
 from tandem_operator.clients.workers import WorkerClient, read_state
 from tandem_operator.facts.worker import LinkTrouble
+from tandem_operator.manifests.revision import model_id_of
 from tandem_operator.manifests.router import router_args
 from tandem_operator.manifests.storage import build_storage
 from tandem_operator.manifests.wiring import Wiring
@@ -76,7 +77,7 @@ def worker_flags(spec: InferenceServiceSpec, role: Role) -> list[str]:
 
 def router_flags(spec: InferenceServiceSpec) -> list[str]:
     observed = make_observed(spec)
-    return router_args(observed, spec, "r1", build_storage(spec.model).uri)
+    return router_args(observed, spec, build_storage(spec.model).uri)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +190,8 @@ def test_the_router_takes_the_operators_flags(tmp_path: Path) -> None:
     (keys / "one").write_text("secret")
     args[args.index(f"--{router.FLAG_API_KEYS_FILE}") + 1] = str(keys)
     config = parse_config(build_parser().parse_args(args))
-    assert (config.model_name, config.revision, config.port) == ("chat", "r1", 8000)
+    mine = model_id_of(make_spec(**EVERYTHING))
+    assert (config.model_name, config.model_id, config.port) == ("chat", mine, 8000)
     assert config.metrics_port == pods.PORT_ROUTER_METRICS
     assert config.api_keys_file == str(keys)
     assert [entry.name for entry in config.slo_classes] == ["interactive", "batch"]
@@ -223,6 +225,7 @@ def test_the_router_counts_what_the_operator_reads() -> None:
 def test_the_router_finds_workers_by_the_operators_labels() -> None:
     assert discovery.SERVICE_LABEL == labels.LABEL_SERVICE
     assert discovery.REVISION_LABEL == labels.LABEL_REVISION
+    assert discovery.MODEL_ANNOTATION == annotations.ANNOTATION_MODEL
     assert discovery.ROLE_LABEL == labels.LABEL_ROLE
     assert discovery.DRAINING_ANNOTATION == annotations.ANNOTATION_DRAINING
 

@@ -24,6 +24,7 @@ class RouterConfig:
     model_name: str  # the served name, what requests give as `model`
     model: str  # URI of the model, for tokenizer and chat template
     revision: str = ""
+    model_id: str = ""  # with `service`, only pods annotated with tandem.dev/model-id=model_id
     host: str = "0.0.0.0"
     port: int = 8000  # for clients
     metrics_port: int = 0  # for whoever runs the router: /metrics and /state; 0: a free port

@@ -74,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model-name", default="", help="name that requests give (default: the URI's last part)")
     add("--model", required=True, help="model URI, for tokenizer and chat template")
     add("--revision", default="", help="revision; with --service only its workers are used")
+    add("--model-id", default="", help="with --service only workers annotated with this are used")
     add("--host", default="0.0.0.0", help="address to listen on")
     add("--port", type=int, default=8000, help="port for clients; 0 takes a free one")
     add(
@@ -135,6 +136,7 @@ def parse_config(arguments: argparse.Namespace) -> RouterConfig:
         model_name=arguments.model_name or arguments.model.rstrip("/").rsplit("/", 1)[-1],
         model=arguments.model,
         revision=arguments.revision,
+        model_id=arguments.model_id,
         host=arguments.host,
         port=arguments.port,
         metrics_port=arguments.metrics_port,

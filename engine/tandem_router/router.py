@@ -37,7 +37,12 @@ def build_discovery(config: RouterConfig) -> Discovery:
         # Imported here: the Kubernetes client takes a second to load and a static list needs none.
         from tandem_router.discovery.pods import PodDiscovery
 
-        return PodDiscovery(config.service, config.namespace, revision=config.revision)
+        return PodDiscovery(
+            config.service,
+            config.namespace,
+            revision=config.revision,
+            model_id=config.model_id,
+        )
     return StaticDiscovery(config.workers)
 
 

@@ -22,6 +22,8 @@ app.add_typer(cluster_app, name="cluster")
 app.add_typer(bench_app, name="bench")
 debug_app = typer.Typer(no_args_is_help=True, help="What workers hold, from the inside.")
 app.add_typer(debug_app, name="debug")
+rollout_app = typer.Typer(no_args_is_help=True, help="How a new revision replaces the old one.")
+app.add_typer(rollout_app, name="rollout")
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -60,6 +62,7 @@ Kubeconfig = Annotated[
     ),
 ]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Namespace of the service.")]
+ServiceName = Annotated[str, typer.Argument(help="Name of the InferenceService.")]
 Output = Annotated[
     Literal["table", "json"], typer.Option("--output", "-o", help="For people or for programs.")
 ]
@@ -265,6 +268,46 @@ def debug_leases(
     from tandem_cli.leases import show_leases
 
     show_leases(cluster, kubeconfig, service, namespace, url, token_file, output)
+
+
+@rollout_app.command("plan")
+def rollout_plan(
+    service: ServiceName,
+    namespace: Namespace = "default",
+    output: Output = "table",
+    cluster: ClusterName = "tandem",
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """The steps to come, or those of the roll-out that an edit would start."""
+    from tandem_cli.rollout import show_plan
+
+    show_plan(cluster, kubeconfig, service, namespace, output)
+
+
+@rollout_app.command("pause")
+def rollout_pause(
+    service: ServiceName,
+    namespace: Namespace = "default",
+    cluster: ClusterName = "tandem",
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Keep the revisions as they are; workers that die are replaced in their own."""
+    from tandem_cli.rollout import set_paused
+
+    set_paused(cluster, kubeconfig, service, namespace, paused=True)
+
+
+@rollout_app.command("resume")
+def rollout_resume(
+    service: ServiceName,
+    namespace: Namespace = "default",
+    cluster: ClusterName = "tandem",
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Go on where `tandem rollout pause` stopped."""
+    from tandem_cli.rollout import set_paused
+
+    set_paused(cluster, kubeconfig, service, namespace, paused=False)
 
 
 @cluster_app.command("build")

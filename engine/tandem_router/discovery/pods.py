@@ -20,6 +20,7 @@ REVISION_LABEL: Final = "tandem.dev/revision"
 ROLE_LABEL: Final = "tandem.dev/role"
 DRAINING_ANNOTATION: Final = "tandem.dev/draining"
 WIRE_PORT_ANNOTATION: Final = "tandem.dev/wire-port"
+MODEL_ANNOTATION: Final = "tandem.dev/model-id"
 DEFAULT_WIRE_PORT: Final = 8101
 WATCH_SECONDS: Final = 240
 SILENCE_SECONDS: Final = WATCH_SECONDS + 20.0
@@ -113,15 +114,20 @@ class PodDiscovery(Discovery):
         namespace: str = "",
         *,
         revision: str = "",
+        model_id: str = "",
         api: client.CoreV1Api | None = None,
     ) -> None:
-        """`revision`: only workers of that one, whose tokenizer is this router's; "": all of them.
+        """Which pods are workers that this router can use.
+
+        `revision`: only those of that one. `model_id`: only those whose model is this router's, of
+        whatever revision. Empty: all of them.
 
         `api` is for tests; else the pod's service account is used.
         """
         self._selector = f"{SERVICE_LABEL}={service}"
         if revision:
             self._selector += f",{REVISION_LABEL}={revision}"
+        self._model_id = model_id
         self._namespace = namespace or own_namespace()
         self._api = api
         self._pods: dict[str, _Pod] = {}
@@ -211,8 +217,12 @@ class PodDiscovery(Discovery):
             self._pods[pod.metadata.name] = pod
         return pod.metadata.resource_version
 
+    def _has_model(self, pod: _Pod) -> bool:
+        named = (pod.metadata.annotations or {}).get(MODEL_ANNOTATION)
+        return not self._model_id or named == self._model_id
+
     def _publish(self, on_workers: OnWorkers) -> None:
-        workers = (read_pod(pod) for pod in self._pods.values())
+        workers = (read_pod(pod) for pod in self._pods.values() if self._has_model(pod))
         on_workers([worker for worker in workers if worker is not None])
 
 

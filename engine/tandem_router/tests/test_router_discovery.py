@@ -64,6 +64,30 @@ async def test_pods_come_change_and_go() -> None:
         assert seen.api.selectors == {"tandem.dev/service=svc"}
 
 
+async def test_revisions_of_one_model_share_a_router() -> None:
+    api = await FakeApiServer().start()
+    seen = Seen(api)
+    for name, revision, model in (("d0", "old", "m"), ("d1", "new", "m"), ("d2", "new", "other")):
+        entry = pod(name)
+        entry["metadata"]["labels"]["tandem.dev/revision"] = revision
+        entry["metadata"].setdefault("annotations", {})["tandem.dev/model-id"] = model
+        api.put(entry)
+    api.put(pod("d3"))
+    discovery = PodDiscovery("svc", "ns", model_id="m", api=api.api())
+    task = asyncio.create_task(discovery.run(seen.take))
+    try:
+        await until(lambda: api.num_watches == 1)
+        assert set(seen.workers) == {"d0", "d1"}
+        named = pod("d3")
+        named["metadata"].setdefault("annotations", {})["tandem.dev/model-id"] = "m"
+        api.put(named)
+        await until(lambda: set(seen.workers) == {"d0", "d1", "d3"})
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await api.stop()
+
+
 async def test_a_watch_that_ends_is_taken_up_again() -> None:
     async with watching() as seen:
         seen.api.send({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "77"}}})

@@ -6,7 +6,6 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field, StrictInt, WithJsonSchema
 
 from tandem_operator.api.api_object import ApiObject, Rule
-from tandem_operator.api.refusal import refused_unless
 
 INT_OR_PERCENT_PATTERN = r"^(100|[1-9]?[0-9])%$"
 
@@ -43,16 +42,21 @@ def resolve_int_or_percent(value: int | str, total: int, *, round_up: bool) -> i
     return -(-hundredths // 100) if round_up else hundredths // 100
 
 
-_WHOLE = "a new revision starts all of its workers beside the old ones"
-
-
 class Rollout(ApiObject):
-    """How a new revision replaces the old one, in both pools."""
+    """How a new revision replaces the old one, in both pools at once and in their ratio.
 
-    max_surge: Annotated[IntOrPercent, refused_unless(1, because=_WHOLE)] = 1
-    """Workers above the desired number, per pool: a count or a percentage (rounded up)."""
-    max_unavailable: Annotated[IntOrPercent, refused_unless(0, because=_WHOLE)] = 0
-    """Workers below the desired number, per pool: a count or a percentage (rounded down)."""
+    A worker counts as available if it is ready and its revision has a ready worker of the other
+    role, because KV never crosses a revision. A change of the model is different: routers work with
+    one model, so all new workers come up beside the old ones, whatever maxSurge says.
+    """
+
+    max_surge: IntOrPercent = "25%"
+    """Workers above the desired number, per pool: a count or a percentage (rounded up). Those that
+    drain or end count. The default needs free GPUs for a quarter of each pool."""
+    max_unavailable: IntOrPercent = 0
+    """Available workers below the desired number, per pool: a count or a percentage (rounded down).
+    Before the new revision serves, it is used only where maxSurge is 0 or no node is free. The
+    default loses no capacity; set it to 1 or more where no GPUs are free."""
     paused: bool = False
     """Whether the roll-out is paused in its current state."""
     drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = 600

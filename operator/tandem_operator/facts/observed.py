@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from tandem_operator.api import InferenceServiceSpec, InferenceServiceStatus
 from tandem_operator.facts.admin import AdminAccess
@@ -15,6 +15,9 @@ from tandem_operator.facts.child import ChildView
 from tandem_operator.facts.scaling import Scaling
 from tandem_operator.facts.worker import ProbeResult, WorkerPod
 from tandem_operator.pair import Pair, Role
+
+QUOTA_WORDS: Final = "exceeded quota"
+"""What the API server says when it refuses a pod for that."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class PoolView:
 
 @dataclass(frozen=True)
 class RouterView:
-    """The router Deployment and its state.
+    """The router Deployment and its state. `model_id` is "" if an earlier release made it.
 
     `held` says that only the operator has set `wanted`: if the operator leaves the number out of
     what it applies, the API server puts it back to 1.
@@ -49,6 +52,7 @@ class RouterView:
     wanted: int = 1
     held: bool = False
     resource_version: str = ""
+    model_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,11 @@ class Observed:
     scaling: Scaling = field(default_factory=Scaling)
     images: Images = Images("", "")
     admin: AdminAccess = field(default_factory=AdminAccess)
+
+    @property
+    def over_quota(self) -> bool:
+        """Whether a ResourceQuota refused something in the last pass."""
+        return QUOTA_WORDS in self.last_error
 
     def owns(self, kind: str, name: str) -> bool:
         """Whether there is such a child, and it is the service's own."""

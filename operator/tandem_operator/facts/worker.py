@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
+from tandem_operator.names.annotations import ANNOTATION_MODEL
 from tandem_operator.names.labels import LABEL_FAULTS
 from tandem_operator.names.pods import (
     ENGINE_CONTAINER,
@@ -13,6 +14,9 @@ from tandem_operator.names.pods import (
     PORT_WORKER_WIRE,
 )
 from tandem_operator.pair import Role
+
+UNSCHEDULABLE: Final = "Unschedulable"
+"""The scheduler's reason for a pod that has no node."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,17 @@ class WorkerPod:
     def live(self) -> bool:
         """Whether it counts as a worker: it neither ended nor drains nor is being deleted."""
         return not self.deleting and self.failure is None and self.draining_since is None
+
+    @property
+    def model_id(self) -> str:
+        """What routers know of its model; "" if an earlier release made the pod."""
+        notes = self.manifest.get("metadata", {}).get("annotations") or {}
+        return str(notes.get(ANNOTATION_MODEL, ""))
+
+    @property
+    def unplaced(self) -> bool:
+        """Whether the scheduler finds no node for it."""
+        return self.live and self.trouble_reason == UNSCHEDULABLE
 
     @property
     def injects_faults(self) -> bool:

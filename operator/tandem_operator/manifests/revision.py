@@ -29,5 +29,15 @@ def revision_of(spec: InferenceServiceSpec, images: Images) -> str:
     return stable_id(json.dumps(parts, sort_keys=True))
 
 
+def model_id_of(spec: InferenceServiceSpec) -> str:
+    """The id of what routers know of the model: how text becomes tokens, and how long it may be.
+
+    A router works with one model at a time. Revisions that share it share the routers.
+    """
+    known = {"uri", "name", "revision", "format", "max_model_len", "adapters"}
+    parts = spec.model.model_dump(mode="json", by_alias=True, include=known)
+    return stable_id(json.dumps(parts, sort_keys=True))
+
+
 def _pool(pool: Pool) -> dict[str, object]:
     return pool.model_dump(mode="json", by_alias=True, exclude=_POOL_FIELDS_WITHOUT_PODS)

@@ -15,6 +15,7 @@ from tandem_operator.manifests.container import (
 )
 from tandem_operator.manifests.host_network import move_router
 from tandem_operator.manifests.pod_template import merge_template
+from tandem_operator.manifests.revision import model_id_of
 from tandem_operator.manifests.storage import ROUTER_CACHES, build_storage, cache_env
 from tandem_operator.manifests.worker import (
     CLAIM_SECURITY,
@@ -23,6 +24,7 @@ from tandem_operator.manifests.worker import (
     pull_policy,
 )
 from tandem_operator.names import router as flags
+from tandem_operator.names.annotations import ANNOTATION_MODEL
 from tandem_operator.names.labels import (
     LABEL_REVISION,
     LABEL_ROLE,
@@ -46,7 +48,7 @@ API_KEYS_PATH = "/etc/tandem/api-keys"
 def build_router(
     observed: Observed, spec: InferenceServiceSpec, revision: str, owner: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Everything that the routers of one revision need."""
+    """Everything that the routers need. `revision` is the one that serves."""
     labels = common_labels(observed.name, ROUTER)
     name, namespace = router_name(observed.name), observed.namespace
     meta = {"namespace": namespace, "labels": labels, "ownerReferences": [owner]}
@@ -104,15 +106,21 @@ def _service(
 def _deployment(
     observed: Observed, spec: InferenceServiceSpec, revision: str, meta: dict[str, Any]
 ) -> dict[str, Any]:
+    # Only the Deployment has the revision: routers go on while one replaces another.
     labels = {**meta["labels"], LABEL_REVISION: revision}
     template = merge_template(
-        {"metadata": {"labels": labels}, "spec": _pod_spec(observed, spec, revision)},
+        {"metadata": {"labels": meta["labels"]}, "spec": _pod_spec(observed, spec)},
         spec.router.pod_template,
     )
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": {"name": router_name(observed.name), **meta, "labels": labels},
+        "metadata": {
+            "name": router_name(observed.name),
+            **meta,
+            "labels": labels,
+            "annotations": {ANNOTATION_MODEL: model_id_of(spec)},
+        },
         "spec": {
             **_replicas(observed, spec),
             "selector": {"matchLabels": {LABEL_SERVICE: observed.name, LABEL_ROLE: ROUTER}},
@@ -155,7 +163,7 @@ def build_scale_holder(observed: Observed, spec: InferenceServiceSpec) -> dict[s
     }
 
 
-def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> dict[str, Any]:
+def _pod_spec(observed: Observed, spec: InferenceServiceSpec) -> dict[str, Any]:
     storage = build_storage(spec.model, weights=False)
     volumes = [*storage.volumes, *writable_volumes()]
     mounts = [*storage.mounts, *writable_mounts()]
@@ -173,7 +181,7 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
         "name": ROUTER_CONTAINER,
         "image": observed.images.router,
         **pull_policy(observed.images.router_pull_policy),
-        "args": router_args(observed, spec, revision, storage.uri),
+        "args": router_args(observed, spec, storage.uri),
         "ports": [
             {"name": PORT_NAME_HTTP, "containerPort": PORT_ROUTER_HTTP, "protocol": "TCP"},
             {"name": PORT_NAME_METRICS, "containerPort": PORT_ROUTER_METRICS, "protocol": "TCP"},
@@ -214,9 +222,7 @@ def _pod_spec(observed: Observed, spec: InferenceServiceSpec, revision: str) -> 
     return pod
 
 
-def router_args(
-    observed: Observed, spec: InferenceServiceSpec, revision: str, uri: str
-) -> list[str]:
+def router_args(observed: Observed, spec: InferenceServiceSpec, uri: str) -> list[str]:
     """The flags of `tandem-router`."""
     # Routers count what kept its objective; the operator takes percentiles of that.
     classes = [item.to_manifest() for item in spec.slo.classes]
@@ -225,7 +231,7 @@ def router_args(
     values: dict[str, str | int] = {
         flags.FLAG_MODEL_NAME: spec.model.name or observed.name,
         flags.FLAG_MODEL: uri,
-        flags.FLAG_REVISION: revision,
+        flags.FLAG_MODEL_ID: model_id_of(spec),
         flags.FLAG_HOST: "0.0.0.0",
         flags.FLAG_PORT: PORT_ROUTER_HTTP,
         flags.FLAG_METRICS_PORT: PORT_ROUTER_METRICS,

@@ -23,11 +23,13 @@ from tandem_operator.manifests.fault_injection import permit_faults
 from tandem_operator.manifests.host_network import move_worker, port_annotations
 from tandem_operator.manifests.placement import build_affinity
 from tandem_operator.manifests.pod_template import merge_template
+from tandem_operator.manifests.revision import model_id_of
 from tandem_operator.manifests.storage import WORKER_CACHES, ModelStorage, build_storage, cache_env
 from tandem_operator.manifests.wiring import CLAIM, PodWiring, Wiring, build_wiring
 from tandem_operator.names import worker as flags
 from tandem_operator.names.annotations import (
     ANNOTATION_DRAINING,
+    ANNOTATION_MODEL,
     ANNOTATION_MOVING,
     ANNOTATION_RESTARTS,
     ANNOTATION_SERVED,
@@ -110,6 +112,7 @@ def build_worker_pod(
             "annotations": {
                 **port_annotations(WorkerPorts(bootstrap=spec.kv_transfer.bootstrap_port)),
                 ANNOTATION_RESTARTS: str(worker.restarts),
+                ANNOTATION_MODEL: model_id_of(spec),
                 **parts.annotations,
             },
             "ownerReferences": [build_pool_owner(pool)],

@@ -8,7 +8,7 @@ from typing import Final
 
 FLAG_MODEL_NAME: Final = "model-name"
 FLAG_MODEL: Final = "model"
-FLAG_REVISION: Final = "revision"
+FLAG_MODEL_ID: Final = "model-id"
 FLAG_HOST: Final = "host"
 FLAG_PORT: Final = "port"
 FLAG_METRICS_PORT: Final = "metrics-port"

@@ -13,6 +13,7 @@ from tandem_operator.facts.observed import DeviceView, NodeView, PoolView, Route
 from tandem_operator.facts.worker import WorkerPod
 from tandem_operator.names.annotations import (
     ANNOTATION_IGNORED_SCALE,
+    ANNOTATION_MODEL,
     ANNOTATION_SPEC_REPLICAS,
     GKE_NETWORK_STATUS,
 )
@@ -45,6 +46,7 @@ def read_router(deployment: JsonObject) -> RouterView:
     )
     return RouterView(
         revision=meta.get("labels", {}).get(LABEL_REVISION, ""),
+        model_id=(meta.get("annotations") or {}).get(ANNOTATION_MODEL, ""),
         replicas=replicas,
         ready=int(status.get("readyReplicas", 0)),
         rolled_out=rolled_out,

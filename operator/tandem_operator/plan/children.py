@@ -19,6 +19,7 @@ from tandem_operator.names.objects import (
     record_name,
 )
 from tandem_operator.pair import Pair, Role
+from tandem_operator.plan.rollout.revisions import RevisionStep
 from tandem_operator.plan.scale.targets import PoolTarget
 from tandem_operator.plan.steps import Removal
 
@@ -39,22 +40,22 @@ def plan_children(
     spec: InferenceServiceSpec,
     targets: Pair[PoolTarget],
     wiring: Wiring,
-    route: str,
+    step: RevisionStep,
     target: str,
 ) -> ChildSteps:
-    """`route` is the revision that routers should use now, `target` that of the spec."""
+    """`target` is the revision of the spec."""
     owner = build_owner(observed)
     children = [
         *build_fleet(observed, spec, owner),
-        *build_router(observed, spec, target, owner),
+        *build_router(observed, spec, step.route, owner),
         *build_claim_templates(observed, spec, wiring, owner),
     ]
     served = any(pod.served and pod.revision == target for pod in observed.pods)
     if served and all(observed.pools) and not _is_recorded(observed, target):
         children.append(build_record(observed, spec, target, wiring, owner))
-    holder = build_scale_holder(observed, spec) if route == target else None
+    holder = build_scale_holder(observed, spec) if step.follow else None
     kept = children
-    if route != target or holder is not None:
+    if not step.follow or holder is not None:
         # Until the routers change over, their Deployment stays as the old spec made it. And while
         # their number is handed over, what is applied must not lack it yet.
         kept = [child for child in children if child["kind"] != "Deployment"]

@@ -8,7 +8,7 @@ from tandem_operator.api.status import TransportStatus
 from tandem_operator.facts.observed import Claim, Observed
 from tandem_operator.manifests.fleet import build_admin_secret
 from tandem_operator.manifests.host_network import used_ports
-from tandem_operator.manifests.revision import revision_of
+from tandem_operator.manifests.revision import model_id_of, revision_of
 from tandem_operator.manifests.wiring import Wiring
 from tandem_operator.manifests.worker import (
     Blueprint,
@@ -16,27 +16,23 @@ from tandem_operator.manifests.worker import (
     build_worker_like,
     build_worker_pod,
 )
-from tandem_operator.names.objects import (
-    CONTROLLER_REVISION,
-    pool_name,
-    record_name,
-    stable_number,
-)
+from tandem_operator.names.annotations import ANNOTATION_MODEL
+from tandem_operator.names.objects import pool_name, stable_number
 from tandem_operator.pair import Pair, Role
 from tandem_operator.plan.children import plan_children
 from tandem_operator.plan.notes import note_conditions, note_invalid_spec, note_links, note_scaling
 from tandem_operator.plan.ownership import plan_claim, plan_leaving
 from tandem_operator.plan.rollout.failures import keep_evidence
 from tandem_operator.plan.rollout.probe import plan_probe
-from tandem_operator.plan.rollout.stage import RolloutStep, RolloutView, plan_rollout
+from tandem_operator.plan.rollout.revisions import RevisionStep, plan_revisions
 from tandem_operator.plan.rollout.workers import PoolSteps, PoolTask, plan_pool
 from tandem_operator.plan.scale.policy import plan_scaling
-from tandem_operator.plan.scale.targets import PoolTarget, plan_targets
+from tandem_operator.plan.scale.targets import plan_targets
 from tandem_operator.plan.status.basis import StatusBasis
 from tandem_operator.plan.status.policy import plan_policy_status
 from tandem_operator.plan.status.pool import build_pool_status
 from tandem_operator.plan.status.service import build_status, build_unreadable_status
-from tandem_operator.plan.steps import Adoption, Plan
+from tandem_operator.plan.steps import Adoption, Plan, PodMark
 from tandem_operator.plan.support import find_blockers
 from tandem_operator.plan.wiring import choose_wiring
 
@@ -70,16 +66,17 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
     targets = plan_targets(spec, observed, memory.decision)
     wiring = _wiring(observed, spec)
     blockers = find_blockers(spec)
-    step = plan_rollout(_rollout_view(observed, spec, revision, targets))
+    desired = targets.map(lambda pool: pool.desired)
+    step = plan_revisions(observed, spec, revision, desired)
     blocked = bool(blockers) or wiring.blocked
-    steps = _plan_pools(observed, spec, step, targets, revision, blocked=blocked, now=now)
+    steps = _plan_pools(observed, spec, step, revision, blocked=blocked, now=now)
     failures, failure_notes = keep_evidence(observed)
     basis = StatusBasis(
         observed, spec, revision, step, targets, wiring, blockers, failures, memory, now
     )
     status = build_status(basis)
-    probe = plan_probe(observed, spec, step.route, now)
-    children = plan_children(observed, spec, targets, wiring, step.route, revision)
+    probe = plan_probe(observed, spec, step.probed, now)
+    children = plan_children(observed, spec, targets, wiring, step, revision)
     new_pods = _new_pods(observed, spec, steps, revision, wiring)
     return Plan(
         drop_finalizer=observed.has_former_finalizer,
@@ -91,7 +88,10 @@ def _plan_service(observed: Observed, spec: InferenceServiceSpec, moment: dateti
         create_once_again=bool(new_pods)
         or any(pod.trouble_reason == _NOT_MOUNTED for pod in observed.pods),
         create=new_pods,
-        mark=tuple(mark for pool in steps for mark in pool.mark),
+        mark=(
+            *_name_models(observed, spec, revision),
+            *(mark for pool in steps for mark in pool.mark),
+        ),
         engine_calls=(
             *(call for pool in steps for call in pool.calls),
             *([probe] if probe else []),
@@ -131,46 +131,21 @@ def _wiring(observed: Observed, spec: InferenceServiceSpec) -> Wiring:
     )
 
 
-def _rollout_view(
-    observed: Observed, spec: InferenceServiceSpec, target: str, targets: Pair[PoolTarget]
-) -> RolloutView:
-    router = observed.router
-    routed = router.revision if router is not None else ""
-    present = [pod for pod in observed.pods if not pod.deleting and pod.failure is None]
-    ready = Pair.build(
-        lambda role: sum(
-            pod.ready and pod.live and pod.revision == target and pod.role is role
-            for pod in present
-        )
-    )
-    return RolloutView(
-        target=target,
-        routed=routed,
-        routed_served=any(pod.served and pod.revision == routed for pod in observed.pods)
-        or observed.owns(CONTROLLER_REVISION, record_name(observed.name, routed)),
-        routers_changed=router is not None and router.rolled_out,
-        target_ready=all(number >= pool.desired for number, pool in ready.zip(targets)),
-        old_workers=any(pod.revision != target for pod in observed.pods),
-        paused=spec.rollout.paused,
-    )
-
-
 def _plan_pools(
     observed: Observed,
     spec: InferenceServiceSpec,
-    step: RolloutStep,
-    targets: Pair[PoolTarget],
+    step: RevisionStep,
     target: str,
     *,
     blocked: bool,
     now: datetime,
 ) -> Pair[PoolSteps]:
     def plan(role: Role) -> PoolSteps:
-        pool, desired = observed.pools.of(role), targets.of(role).desired
+        pool = observed.pools.of(role)
         if blocked or pool is None or pool.deleting:
             return PoolSteps(requeue_after=30.0 if blocked else 0.5)
         drain_seconds = spec.rollout.drain_seconds
-        return plan_pool(PoolTask(observed, role, desired, step, target, drain_seconds, now))
+        return plan_pool(PoolTask(observed, role, step, target, drain_seconds, now))
 
     return Pair.build(plan)
 
@@ -203,6 +178,16 @@ def _orphans(observed: Observed) -> tuple[Adoption, ...]:
         # The owner that is about to go would take them with it.
         if pod.orphan and (pool := observed.pools.of(pod.role)) is not None and not pool.deleting
     )
+
+
+def _name_models(observed: Observed, spec: InferenceServiceSpec, target: str) -> list[PodMark]:
+    """Tell routers the model of workers that an earlier release made."""
+    named: dict[str, str | None] = {ANNOTATION_MODEL: model_id_of(spec)}
+    return [
+        PodMark(pod.name, pod.uid, named)
+        for pod in observed.pods
+        if pod.revision == target and not pod.model_id and not pod.deleting
+    ]
 
 
 def _requeue(observed: Observed, steps: Pair[PoolSteps], *, probing: bool) -> float:

@@ -20,6 +20,7 @@ from tandem_operator.facts.worker import PodFailure, ProbeResult, WorkerPod, Wor
 from tandem_operator.names.annotations import (
     ANNOTATION_DRAINING,
     ANNOTATION_IGNORED_SCALE,
+    ANNOTATION_MODEL,
     ANNOTATION_MOVING,
     ANNOTATION_SPEC_REPLICAS,
 )
@@ -245,7 +246,14 @@ class Fleet:
         elif child["kind"] == "Deployment":
             number = child["spec"].get("replicas", self.router.wanted if self.router else 1)
             revision = meta["labels"][LABEL_REVISION]
-            self.router = RouterView(revision, number, number, rolled_out=True, wanted=number)
+            self.router = RouterView(
+                revision,
+                number,
+                number,
+                rolled_out=True,
+                wanted=number,
+                model_id=meta["annotations"][ANNOTATION_MODEL],
+            )
 
     def _create(self, body: dict[str, Any]) -> None:
         name = body["metadata"]["name"]

@@ -86,13 +86,13 @@ def undo_drain(pod: WorkerPod, now: datetime, *, move: bool) -> DrainStep:
 
 
 def choose_victim(pods: tuple[WorkerPod, ...]) -> WorkerPod:
-    """The worker whose loss costs least: one that has not started, then by the annotation
-    `tandem.dev/cost`, then by resident work, then the newest."""
+    """The worker whose loss costs least: one that has not started, one that is not ready, then by
+    the annotation `tandem.dev/cost`, then by resident work, then the newest."""
 
-    def cost(pod: WorkerPod) -> tuple[bool, int, int, float]:
+    def cost(pod: WorkerPod) -> tuple[bool, bool, int, int, float]:
         state = pod.state
         resident = state.num_running + state.num_leases if state is not None else 0
-        return (pod.started, pod.cost, resident, -pod.created.timestamp())
+        return (pod.started, pod.ready, pod.cost, resident, -pod.created.timestamp())
 
     return min(pods, key=cost)
 
@@ -104,6 +104,19 @@ def can_move(pod: WorkerPod, pods: tuple[WorkerPod, ...]) -> bool:
         for other in pods
         if other.role is Role.DECODE
     )
+
+
+def is_draining(pod: WorkerPod) -> bool:
+    """Whether it was marked, and is neither gone nor being deleted yet."""
+    return pod.draining_since is not None and not pod.deleting and pod.failure is None
+
+
+def can_return(pod: WorkerPod) -> bool:
+    """Whether a draining worker could take work again.
+
+    One whose streams were asked to move would come back empty: still warmer than a new one.
+    """
+    return is_draining(pod) and pod.ready and pod.state is not None
 
 
 def _undrain(pod: WorkerPod) -> EngineCall:

@@ -1,8 +1,8 @@
-"""Which revisions may have workers now: a pure step function, replace-all.
+"""How a change of the model rolls out: a pure step function, replace-all.
 
 A whole new revision comes up beside the old one; when all of it is ready the routers change over;
-when the routers have changed over, the old workers drain. Revisions never serve each other: a
-router of one revision uses workers of its own revision only. Until the routers change over, the
+when the routers have changed over, the old workers drain. A router works with one model, and uses
+no worker of another one. Until the routers change over, the
 revision that serves keeps its numbers: its workers that fail are replaced by workers like them.
 """
 
@@ -14,6 +14,7 @@ class Stage(StrEnum):
     """The stage of a roll-out."""
 
     STEADY = "Steady"
+    ROLL = "Roll"  # workers of the new revision take the places of old ones
     SURGE = "Surge"  # workers of the new revision come up beside the old ones
     SWITCH = "Switch"  # the routers change over
     RETIRE = "Retire"  # the old workers drain

@@ -17,13 +17,15 @@ from tandem_operator.pair import Role
 from tandem_operator.plan.rollout.drain import (
     DrainStep,
     can_move,
+    can_return,
     cancel_drain,
     choose_victim,
     continue_drain,
+    is_draining,
     start_drain,
     undo_drain,
 )
-from tandem_operator.plan.rollout.stage import RolloutStep
+from tandem_operator.plan.rollout.revisions import RevisionStep
 from tandem_operator.plan.steps import Deletion, EngineCall, Note, PodMark
 
 FIRST_BACKOFF_SECONDS = 2.0
@@ -65,15 +67,11 @@ class PoolSteps:
 
 @dataclass(frozen=True)
 class PoolTask:
-    """One pool, and what is wanted of it: `desired` workers of each revision in `step.grow`.
-
-    `target` is the revision of the spec.
-    """
+    """One pool, and what is wanted of it. `target` is the revision of the spec."""
 
     observed: Observed
     role: Role
-    desired: int
-    step: RolloutStep
+    step: RevisionStep
     target: str
     drain_seconds: int
     now: datetime
@@ -100,13 +98,13 @@ class PoolTask:
 def plan_pool(task: PoolTask) -> PoolSteps:
     """What to do with the pods of one pool now."""
     steps = PoolSteps()
-    grow, keep = task.step.grow, task.step.keep
-    for revision in grow:
-        _meet_desired(task, revision, steps)
+    wanted, keep = task.step.wanted, task.step.keep
+    for revision in wanted:
+        _meet_wanted(task, revision, steps)
     steps.delete.extend(
         Deletion(pod.name, pod.uid)
         for pod in task.failed
-        if pod.revision not in grow and (keep is None or pod.revision not in keep)
+        if pod.revision not in wanted and (keep is None or pod.revision not in keep)
     )
     for pod in task.pods:
         if keep is not None and pod.revision not in keep and pod.live:
@@ -120,13 +118,25 @@ def plan_pool(task: PoolTask) -> PoolSteps:
     return steps
 
 
-def _meet_desired(task: PoolTask, revision: str, steps: PoolSteps) -> None:
+def _meet_wanted(task: PoolTask, revision: str, steps: PoolSteps) -> None:
+    pods = task.of_revision(revision)
+    missing = task.step.wanted[revision].of(task.role) - sum(pod.live for pod in pods)
+    for pod in pods:
+        if missing > 0 and can_return(pod):
+            missing -= 1
+            steps.add(cancel_drain(pod))
+            steps.notes.append(Note("DrainCancelled", f"{pod.name} is needed again"))
+    if missing < 0:
+        _shrink(task, revision, -missing, steps)
+    _create(task, revision, max(missing, 0), steps)
+
+
+def _create(task: PoolTask, revision: str, missing: int, steps: PoolSteps) -> None:
     names, pods = _free_names(task, revision), task.of_revision(revision)
-    missing = task.desired - sum(pod.live for pod in pods)
     like = None
-    if revision != task.target:
+    if missing and revision != task.target:
         # The spec has changed since: the workers of an older revision are made like each other, or
-        # like the record of the revision that the routers use.
+        # like the record of the revision that serves.
         recorded = task.observed.recorded.of(task.role)
         same = recorded is not None and recorded.revision == revision
         like = next(iter(pods), recorded if same else None)
@@ -147,39 +157,39 @@ def _meet_desired(task: PoolTask, revision: str, steps: PoolSteps) -> None:
         steps.delete.append(Deletion(pod.name, pod.uid, replaced_by=new.name))
         said = f"{new.name} replaces {pod.name}, which failed"
         steps.notes.append(Note("Replacing", said, created=new.name))
-    for pod in pods:
-        if missing > 0 and _can_return(pod):
-            missing -= 1
-            steps.add(cancel_drain(pod))
-            steps.notes.append(Note("DrainCancelled", f"{pod.name} is needed again"))
     for _ in range(missing):
         new = NewWorker(next(names), 0, like)
         steps.create.append(new)
         steps.notes.append(Note("Created", f"created worker {new.name}", created=new.name))
-    if missing < 0:
-        _shrink(task, pods, -missing, steps)
 
 
-def _shrink(task: PoolTask, pods: tuple[WorkerPod, ...], surplus: int, steps: PoolSteps) -> None:
+def _shrink(task: PoolTask, revision: str, surplus: int, steps: PoolSteps) -> None:
+    pods = task.of_revision(revision)
     live = [pod for pod in pods if pod.live]
     unstarted = sorted((p for p in live if not p.started), key=lambda p: p.created, reverse=True)
     for pod in unstarted[:surplus]:
         steps.delete.append(Deletion(pod.name, pod.uid))
         steps.notes.append(Note("Deleting", f"{pod.name} is not needed and had not started"))
     surplus -= min(surplus, len(unstarted))
-    # One at a time: the survivors take over its load before the next one goes.
-    if surplus > 0 and not any(_drains(pod) for pod in pods):
-        victim = choose_victim(tuple(pod for pod in live if pod.started))
-        steps.add(start_drain(victim, task.now, move=task.can_move(victim)))
-        steps.notes.append(Note("Draining", f"{victim.name} has the least resident work"))
-    if surplus > 0:
+    if surplus:
         steps.again(1.0)
+    why = f"its revision {revision} is being replaced"
+    if revision == task.target:
+        # One at a time: the survivors take over its load before the next one goes.
+        why = "it has the least resident work"
+        surplus = min(surplus, 0 if any(is_draining(pod) for pod in pods) else 1)
+    started = [pod for pod in live if pod.started]
+    for _ in range(surplus):
+        victim = choose_victim(tuple(started))
+        started.remove(victim)
+        steps.add(start_drain(victim, task.now, move=task.can_move(victim)))
+        steps.notes.append(Note("Draining", f"{victim.name}: {why}"))
 
 
 def _continue_drains(task: PoolTask, steps: PoolSteps) -> None:
     handled = {mark.uid for mark in steps.mark}
     for pod in task.pods:
-        if not _drains(pod) or pod.uid in handled:
+        if not is_draining(pod) or pod.uid in handled:
             continue
         steps.again(1.0)
         step = continue_drain(pod, task.now, task.drain_seconds, move=task.can_move(pod))
@@ -217,15 +227,6 @@ def _undo_roles(task: PoolTask, steps: PoolSteps) -> None:
         steps.again(1.0)
         said = f"{pod.name} had the role {pod.told_role}, but not by the operator: it is undone"
         steps.notes.append(Note("RoleUndone", said, warning=True))
-
-
-def _drains(pod: WorkerPod) -> bool:
-    return pod.draining_since is not None and not pod.deleting and pod.failure is None
-
-
-def _can_return(pod: WorkerPod) -> bool:
-    # A worker whose streams were asked to move would come back empty: still warmer than a new one.
-    return _drains(pod) and pod.ready and pod.state is not None
 
 
 def _free_names(task: PoolTask, revision: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from tandem_operator.facts.scaling import ScalingMemory
 from tandem_operator.facts.worker import WorkerPod
 from tandem_operator.manifests.wiring import Wiring
 from tandem_operator.pair import Pair, Role
-from tandem_operator.plan.rollout.stage import RolloutStep
+from tandem_operator.plan.rollout.revisions import RevisionStep
 from tandem_operator.plan.scale.targets import PoolTarget
 
 
@@ -21,7 +21,7 @@ class StatusBasis:
     observed: Observed
     spec: InferenceServiceSpec
     target: str
-    step: RolloutStep
+    step: RevisionStep
     targets: Pair[PoolTarget]
     wiring: Wiring
     blockers: list[str]
@@ -40,10 +40,14 @@ class StatusBasis:
         """The name under which requests choose the model."""
         return self.spec.model.name or self.observed.name
 
-    def workers(self, role: Role, revision: str) -> list[WorkerPod]:
-        """The ready workers of one role and revision."""
+    def workers(self, role: Role, *revisions: str) -> list[WorkerPod]:
+        """The ready workers of one role and of these revisions."""
         return [
             pod
             for pod in self.observed.pods_of(role)
-            if pod.ready and pod.live and pod.revision == revision
+            if pod.ready and pod.live and pod.revision in revisions
         ]
+
+    def available(self, role: Role) -> list[WorkerPod]:
+        """The ready workers of one role that requests may use, of whatever revision."""
+        return self.workers(role, *self.step.serving)

@@ -3,12 +3,11 @@
 from typing import Final
 
 from tandem_operator.api.conditions import Judgement
-from tandem_operator.pair import Role
+from tandem_operator.facts.observed import QUOTA_WORDS
+from tandem_operator.pair import Pair, Role
 from tandem_operator.plan.status.basis import StatusBasis
 
-UNSCHEDULABLE: Final = "Unschedulable"
 QUOTA_EXCEEDED: Final = "QuotaExceeded"
-_QUOTA_WORDS: Final = "exceeded quota"
 
 
 def find_worker_cause(
@@ -36,7 +35,7 @@ def find_worker_cause(
 def count_missing(basis: StatusBasis, role: Role, revision: str) -> int:
     """How many workers of a revision should exist and don't."""
     live = sum(pod.live and pod.revision == revision for pod in basis.observed.pods_of(role))
-    return max(basis.targets.of(role).desired - live, 0)
+    return max(basis.step.wanted.get(revision, Pair(0, 0)).of(role) - live, 0)
 
 
 def find_refusal(basis: StatusBasis) -> Judgement | None:
@@ -44,7 +43,7 @@ def find_refusal(basis: StatusBasis) -> Judgement | None:
     error = basis.observed.last_error
     if not error:
         return None
-    reason = QUOTA_EXCEEDED if _QUOTA_WORDS in error else basis.observed.last_reason
+    reason = QUOTA_EXCEEDED if QUOTA_WORDS in error else basis.observed.last_reason
     return Judgement(False, reason, error)
 
 
@@ -54,6 +53,6 @@ def find_router_cause(basis: StatusBasis) -> Judgement | None:
         return Judgement(False, trouble.reason, f"{trouble.pod}: {trouble.message}")
     router = basis.observed.router
     if router is not None and router.message:
-        quota = _QUOTA_WORDS in router.message
+        quota = QUOTA_WORDS in router.message
         return Judgement(False, QUOTA_EXCEEDED if quota else "RoutersRefused", router.message)
     return find_refusal(basis) if router is None else None

@@ -1,6 +1,6 @@
 """Every condition of a service, judged from the facts and the decisions of a pass."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from tandem_operator.api.conditions import (
     ConditionStatus,
@@ -12,6 +12,7 @@ from tandem_operator.api.conditions import (
 from tandem_operator.api.inference_service import InferenceServiceSpec
 from tandem_operator.api.kv_transfer import VerifyMode
 from tandem_operator.facts.scaling import PolicyDecision
+from tandem_operator.facts.worker import UNSCHEDULABLE
 from tandem_operator.names.labels import LABEL_FAULTS
 from tandem_operator.pair import Role
 from tandem_operator.plan.rollout.failures import failing_node
@@ -20,7 +21,6 @@ from tandem_operator.plan.scale.policy import SCALING_CONDITIONS
 from tandem_operator.plan.status.basis import StatusBasis
 from tandem_operator.plan.status.causes import (
     QUOTA_EXCEEDED,
-    UNSCHEDULABLE,
     count_missing,
     find_refusal,
     find_router_cause,
@@ -46,7 +46,7 @@ def judge_service(basis: StatusBasis, transport: Judgement) -> dict[ConditionTyp
 
 
 def _pool_ready(basis: StatusBasis, role: Role) -> Judgement:
-    ready = len(basis.workers(role, basis.serving))
+    ready = len(basis.available(role))
     desired = basis.targets.of(role).desired
     said = f"{ready} of {desired} workers are ready"
     if basis.blockers:
@@ -104,10 +104,11 @@ def _model_ready(basis: StatusBasis) -> Judgement:
 def _progressing(basis: StatusBasis) -> Judgement:
     step = basis.step
     if step.stage is Stage.PAUSED:
-        return Judgement(False, "Paused", "rollout.paused is true: set it to false to continue")
+        message = "rollout.paused is true: set it to false to continue"
+        return Judgement(False, "Paused", message + _count_revisions(basis))
     busy = ""
     if step.stage is not Stage.STEADY:
-        busy = f"roll-out to {basis.target}: {step.stage}"
+        busy = f"roll-out to {basis.target}: {step.stage}{_count_revisions(basis)}"
     for role in Role:
         desired = basis.targets.of(role).desired
         ready = len(basis.workers(role, basis.target))
@@ -122,13 +123,38 @@ def _progressing(basis: StatusBasis) -> Judgement:
     limit = timedelta(seconds=basis.spec.rollout.progress_deadline_seconds)
     old = condition_of(basis.observed.status.conditions, ConditionType.PROGRESSING)
     if old is not None and old.observed_generation == basis.observed.generation:
-        stuck = old.reason == "ProgressDeadlineExceeded"
-        late = old.status is ConditionStatus.TRUE and basis.now - old.last_transition_time > limit
+        last = _last_progress(basis, old.last_transition_time)
+        stuck = old.reason == "ProgressDeadlineExceeded" and last == old.last_transition_time
+        late = old.status is ConditionStatus.TRUE and basis.now - last > limit
         if stuck or late:
-            message = f"not finished within {limit}: {busy}{_who_serves(basis)}"
+            message = f"no progress within {limit}: {busy}{_who_serves(basis)}"
             return Judgement(False, "ProgressDeadlineExceeded", message)
     reason = "RollingOut" if step.stage is not Stage.STEADY else "Scaling"
     return Judgement(True, reason, busy)
+
+
+def _last_progress(basis: StatusBasis, began: datetime) -> datetime:
+    """When the last new worker became ready, or the last drain began; `began` if before that."""
+    pods = basis.observed.pods
+    ready = [pod.ready_since for pod in pods if pod.ready and pod.revision == basis.target]
+    return max(filter(None, [began, *ready, *(pod.draining_since for pod in pods)]))
+
+
+def _count_revisions(basis: StatusBasis) -> str:
+    """How many workers of each pool are new, and how many old ones still serve or drain."""
+    if basis.step.stage not in (Stage.ROLL, Stage.PAUSED):
+        return ""
+    parts = []
+    for role in Role:
+        pods = [pod for pod in basis.observed.pods_of(role) if pod.failure is None]
+        old = [pod for pod in pods if pod.revision != basis.target]
+        draining = sum(not pod.live for pod in old)
+        parts.append(
+            f"{role}: {len(basis.workers(role, basis.target))} of"
+            f" {basis.targets.of(role).desired} new ready, {len(old) - draining} old,"
+            f" {draining} old draining"
+        )
+    return f" ({'; '.join(parts)}){basis.step.waits}"
 
 
 def _who_serves(basis: StatusBasis) -> str:

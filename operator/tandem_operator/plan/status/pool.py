@@ -21,7 +21,7 @@ def count_pool(basis: StatusBasis, role: Role) -> PoolStatus:
     return PoolStatus(
         role=role,
         replicas=len(pods),
-        ready=len(basis.workers(role, basis.serving)),
+        ready=len(basis.available(role)),
         updated=sum(pod.revision == basis.target and pod.live for pod in pods),
         draining=sum(pod.draining_since is not None for pod in pods),
         pending=sum(not pod.started for pod in pods),

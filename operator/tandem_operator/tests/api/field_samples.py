@@ -217,6 +217,8 @@ NAMED: dict[str, str] = {
     ),
     "kvTransfer.verify.mode": "plan.test_transport_verified::test_off_makes_no_probe",
     "kvTransfer.verify.minMegabytesPerSecond": "plan.test_transport_verified::test_what_was_seen",
+    "rollout.maxSurge": "plan.test_rolling::test_a_surge_is_what_the_field_says",
+    "rollout.maxUnavailable": "plan.test_rolling::test_what_may_be_missing_is_what_the_field_says",
     "rollout.paused": "plan.test_rollout_steps::test_a_paused_spec_waits_and_goes_on",
     "rollout.progressDeadlineSeconds": (
         "plan.test_rollout_steps::test_a_failing_revision_stops_and_says_so"

@@ -52,7 +52,7 @@ def test_defaults() -> None:
     assert spec.router.service.port == 8000
     assert [c.name for c in spec.slo.classes] == ["interactive", "batch"]
     assert spec.autoscaling is None
-    assert spec.rollout.max_surge == 1
+    assert (spec.rollout.max_surge, spec.rollout.max_unavailable) == ("25%", 0)
     assert spec.rollout.drain_seconds == 600
     assert spec.network_policy.enabled
     assert spec.revision_history_limit == 5

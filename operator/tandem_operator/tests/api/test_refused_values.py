@@ -75,7 +75,6 @@ def test_objects_of_other_releases_are_told_apart() -> None:
     assert find_unused(make_spec()) == []
     assert find_unused(make_spec(kvCache={"hostMemory": "0Gi"})) == []
     spec = make_spec(
-        rollout={"maxSurge": "25%"},
         kvCache={"hostMemory": "1Gi", "disk": {"claimName": "kv"}},
         autoscaling={"inline": {"burst": {"shed": True}}},
     )
@@ -83,7 +82,6 @@ def test_objects_of_other_releases_are_told_apart() -> None:
         "kvCache.hostMemory",
         "kvCache.disk.claimName",
         "autoscaling.inline.burst.shed",
-        "rollout.maxSurge",
     ]
 
 

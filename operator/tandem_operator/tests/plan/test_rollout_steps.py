@@ -1,4 +1,4 @@
-"""Replace-all: surge, switch, retire; never two revisions behind one router."""
+"""Roll-outs of a whole fleet; a change of the model: surge, switch, retire."""
 
 from dataclasses import replace
 from typing import Any
@@ -92,15 +92,30 @@ def test_a_dead_old_revision_is_replaced_without_waiting() -> None:
     assert (step.stage, step.route, step.keep) == (Stage.RETIRE, "new", frozenset({"new"}))
 
 
-def test_a_new_image_rolls_out_beside_the_old_one() -> None:
-    fleet = Fleet(make_spec())
+def test_a_new_image_replaces_the_old_one_within_the_surge() -> None:
+    fleet = Fleet(make_spec(decode={"replicas": 4}, rollout={"maxSurge": 1}))
     fleet.settle()
     first = fleet.status.revision
-    fleet.edit(make_spec(engine={"image": "engine:2"}))
+    fleet.edit(make_spec(decode={"replicas": 4}, rollout={"maxSurge": 1}, engine={"image": "e:2"}))
     fleet.step(start_pods=False)
     assert fleet.router is not None
     assert fleet.router.revision == first
     assert fleet.status.updated_revision not in (None, first)
+    assert Pair.build(lambda role: serving(fleet, str(first), role)) == Pair(1, 4)
+    assert sorted(p.role for p in fleet.pods.values() if p.revision != first) == sorted(Role)
+    fleet.settle()
+    assert {pod.revision for pod in fleet.pods.values()} == {fleet.status.revision}
+    assert fleet.status.revision != first
+
+
+def test_a_new_model_comes_up_beside_the_old_one() -> None:
+    fleet = Fleet(make_spec())
+    fleet.settle()
+    first = fleet.status.revision
+    fleet.edit(make_spec(model={"uri": "mock://fast", "revision": "two"}))
+    fleet.step(start_pods=False)
+    assert fleet.router is not None
+    assert fleet.router.revision == first
     assert sum(pod.revision == first and pod.live for pod in fleet.pods.values()) == 3
     assert sum(pod.revision != first for pod in fleet.pods.values()) == 3
     fleet.settle()

@@ -100,6 +100,8 @@ class Pairing(msgspec.Struct, frozen=True, kw_only=True):
     side: Literal["prefill", "decode"]  # this worker's
     transport: TransportName
     passed_over: dict[TransportName, str] = {}  # reasons, of the better transports
+    memory: Literal["host", "device"] = "host"  # where it stages pages
+    shortfalls: dict[str, str] = {}  # better ways of this transport that can't be used, and why
 
 
 class PairTrouble(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,6 +155,7 @@ class ProbeResult(msgspec.Struct, frozen=True, kw_only=True, tag="probe_result")
     worker_id: str = ""  # of the prefill worker
     transport: str = ""
     passed_over: dict[TransportName, str] = {}
+    shortfalls: dict[str, str] = {}
     num_bytes: int = 0
     seconds: float = 0.0
     latency_seconds: float = 0.0

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from tandem_engine.errors import StagingUnavailableError
+
 MemoryKind = Literal["host", "cuda"]
 
 
@@ -60,3 +62,13 @@ class Staging(ABC):
     @abstractmethod
     def close(self) -> None:
         """Unmap it here; nothing of it is in use. Safe to call twice."""
+
+
+class OwnStaging(Staging):
+    """Staging memory that no other process maps: one writes there, or reads, through a library."""
+
+    region: MemoryRegion
+    """What the library is told of it."""
+
+    def descriptor(self) -> int:
+        raise StagingUnavailableError("memory of one process has no descriptor")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from tandem_engine.errors import StagingUnavailableError
-from tandem_engine.memory import MemoryRegion, Staging
+from tandem_engine.memory import MemoryRegion, OwnStaging, Staging
 from tandem_wire.handoff import KVLayout
 from tandem_wire.messages import SamplingParams, TokenLogprobs
 
@@ -199,6 +199,13 @@ class KVStore(ABC):
 
     def map_staging(self, descriptor: int, num_bytes: int) -> Staging:
         """Map what another process has made; the descriptor stays the caller's.
+
+        Raises StagingUnavailableError.
+        """
+        raise StagingUnavailableError("this worker's KV cache is not in the memory of one GPU")
+
+    def make_own_staging(self, num_bytes: int) -> OwnStaging:
+        """Make memory on the device that has the cache, for a library that reads or writes it.
 
         Raises StagingUnavailableError.
         """

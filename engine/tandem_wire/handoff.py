@@ -160,7 +160,8 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
     `checksum` is the sum modulo 2**64 of the checksums of the attempt's writes, so it doesn't
     depend on the order in which they arrive; 0 when checksums are off. That of a write is
     xxh3_64(payload, seed=xxh3_64(place)), where place is the first layer and D's block numbers as
-    little-endian uint32; cudaIpc has a checksum that a GPU computes, with the same seed.
+    little-endian uint32; cudaIpc, and nixl with rings on GPUs, have a checksum that a GPU computes,
+    with the same seed.
     """
 
     rid: str

@@ -21,6 +21,7 @@ from tandem_bench.handoff.beside import (
 from tandem_bench.handoff.pair import Round
 from tandem_engine.handoff.transports.nixl import NixlInbound
 from tandem_engine.handoff.transports.nixl_agent import Agent
+from tandem_engine.memory import MemoryRegion
 
 PIECE_BYTES: Final = NixlInbound.least_slot_bytes
 
@@ -31,7 +32,8 @@ class _Registered(PatternMemory):
     def __init__(self, name: str, num_bytes: int, value: int) -> None:
         super().__init__(num_bytes, value)
         self.agent = Agent(f"bench-{name}")
-        self.described = self.agent.describe(self.agent.register(self.address, num_bytes))
+        self.region = MemoryRegion("host", self.address, num_bytes)
+        self.described = self.agent.describe(self.agent.register(self.region))
 
 
 def _be_target(pipe: Pipe, num_bytes: int) -> None:
@@ -54,7 +56,10 @@ def running_nixl(num_bytes: int) -> Iterator[dict[str, Round]]:
         peer = memory.agent.add(described)
 
         def write(at: int, size: int) -> None:
-            if not memory.agent.write(peer, memory.address + at, target + at, size, _wait):
+            source, there = (
+                MemoryRegion("host", address + at, size) for address in (memory.address, target)
+            )
+            if not memory.agent.write(peer, source, there, _wait):
                 raise CheckFailedError("NIXL's own write was not made")
 
         yield {

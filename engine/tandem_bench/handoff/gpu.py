@@ -16,8 +16,10 @@ import torch
 
 from tandem_bench.errors import CheckFailedError
 from tandem_bench.gpu.device import require_gpu
+from tandem_bench.handoff.nixl_gpu import time_nixl
 from tandem_bench.handoff.pair import Cache, Rate, Side, measure_handoff, transports
 from tandem_bench.options import option, parse_numbers
+from tandem_engine.handoff.transports.nixl_agent import is_installed as agent_is_installed
 from tandem_engine.runner.device_kv import DeviceKVStore
 from tandem_wire.handoff import KVLayout
 
@@ -25,6 +27,8 @@ LAYOUT: Final = KVLayout(
     num_layers=32, num_kv_heads=8, head_dim=128, page_size=64, dtype="bfloat16", itemsize=2
 )
 SEED: Final = 7
+NUM_SLOTS: Final = 4
+"""Of nixl's ring."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +38,7 @@ class Options:
     devices: str = option("0", "GPUs of P and D, such as 0,1; one number: both share it.")
     megabytes: str = option("1024", "KV of one prompt, in MiB, such as 8,128,1024.")
     rounds: int = option(3, "Measured rounds of each case.", minimum=1)
-    slot_megabytes: str = option("32", "Slots of cudaIpc's ring, in MiB, such as 16,64.")
+    slot_megabytes: str = option("32", "Slots of the rings in GPU memory, in MiB, such as 16,64.")
     masked: bool = option(False, "P's process sees its own GPU only.")
     only: str = option("", "Cases whose name begins so; empty: all, and the store alone.")
     shm_dir: str = option("/dev/shm", "Folder of the shared memory, of the host.")
@@ -133,7 +137,16 @@ def cases(options: Options) -> dict[str, dict[str, Any]]:
         }
         found[f"cudaIpc, slots of {slot} MiB, checksum"] = settings
         found[f"cudaIpc, slots of {slot} MiB"] = settings | {"checksum": False}
+        settings = {
+            "transport": "nixl",
+            "nixl_slot_bytes": slot << 20,
+            "nixl_ring_bytes": NUM_SLOTS * slot << 20,
+        }
+        found[f"nixl, slots of {slot} MiB, checksum"] = settings
+        found[f"nixl, slots of {slot} MiB"] = settings | {"checksum": False}
     found |= transports(options.shm_dir)
+    if not options.only and not agent_is_installed():
+        found = {name: case for name, case in found.items() if case["transport"] != "nixl"}
     return {name: case for name, case in found.items() if name.startswith(options.only)}
 
 
@@ -163,18 +176,19 @@ def time_peer_copy(devices: tuple[int, int], num_bytes: int, rounds: int) -> Rat
     return Rate.of("plain copy", num_bytes, seconds[1:])
 
 
-def show(name: str, rate: Rate, num_bytes: int) -> None:
-    """A line of the result; rates in GB/s, and the time of a median round."""
+def show(name: str, rate: Rate, num_bytes: int, shares: dict[str, float] | None = None) -> None:
+    """A line of the result; rates in GB/s, the time of a median round, its share of others."""
     milliseconds = num_bytes / rate.median / 1e3
+    told = "".join(f", {100 * share:5.1f} % of {of}" for of, share in (shares or {}).items())
     print(
         f"{name:36s} best {rate.best / 1e3:6.1f}, median {rate.median / 1e3:6.1f} GB/s, "
-        f"{milliseconds:8.2f} ms",
+        f"{milliseconds:8.3f} ms{told}",
         flush=True,
     )
 
 
 def run(options: Options) -> None:
-    """The store's own rates; then for every size a plain copy, and every transport."""
+    """The store's own rates; then for every size a plain copy, NIXL alone, and every transport."""
     chosen = parse_numbers(options.devices, "--devices")
     require_gpu()
     devices = chosen[0], chosen[-1]
@@ -184,10 +198,15 @@ def run(options: Options) -> None:
         print(f"KV of {num_blocks * LAYOUT.page_size} tokens, {num_bytes} bytes", flush=True)
         if number == 0 and not options.only:
             time_store(devices[0], num_blocks)
-        show("plain copy", time_peer_copy(devices, num_bytes, 3 * options.rounds), num_bytes)
+        found = cases(options)
+        alone = [time_peer_copy(devices, num_bytes, 3 * options.rounds)]
         torch.cuda.empty_cache()
+        if any(case["transport"] == "nixl" for case in found.values()):
+            alone.append(time_nixl(devices, num_bytes, 3 * options.rounds))
+        for rate in alone:
+            show(rate.name, rate, num_bytes)
         seen = str(devices[0]) if options.masked else ""
         make = partial(make_cache, (0 if options.masked else devices[0], devices[1]), num_blocks)
-        for name, settings in cases(options).items():
+        for name, settings in found.items():
             rate = measure_handoff(name, make, options.rounds, settings, visible_gpus=seen)
-            show(name, rate, num_bytes)
+            show(name, rate, num_bytes, {other.name: rate.median / other.median for other in alone})

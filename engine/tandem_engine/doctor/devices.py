@@ -141,20 +141,23 @@ def _check_distance(item: GpuNics) -> Check:
     )
 
 
+PEER_MEMORY: Final = "peer memory"
+
+
 def check_peer_memory(fabric: Fabric, root: Path) -> Iterator[Check]:
     """Whether RDMA devices can reach the memory of GPUs; only where there are both."""
     has_gpu = any((root / "dev").glob("nvidia[0-9]*"))
     if not has_gpu or not any(nic.open_to_pod for nic in fabric.nics):
         return
     if (root / "sys/module/nvidia_peermem").exists():
-        yield Check("peer memory", "nvidia_peermem", "ok", "the module is loaded")
+        yield Check(PEER_MEMORY, "nvidia_peermem", "ok", "the module is loaded")
         return
     driver = read_text(root / "proc/driver/nvidia/version")
     if _OPEN_DRIVER in driver and _kernel(root) >= (5, 12):
-        yield Check("peer memory", "dma-buf", "ok", "the open driver exports GPU memory")
+        yield Check(PEER_MEMORY, "dma-buf", "ok", "the open driver exports GPU memory")
         return
     yield Check(
-        "peer memory",
+        PEER_MEMORY,
         "nvidia_peermem",
         "warn",
         "no way from RDMA devices to GPU memory: KV goes through the host's memory",

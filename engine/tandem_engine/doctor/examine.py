@@ -75,6 +75,12 @@ def ruled_out(checks: Iterable[Check]) -> dict[TransportName, str]:
     return reasons
 
 
+def no_peer_memory(checks: Iterable[Check]) -> str:
+    """Why RDMA devices can't reach the memory of GPUs here; empty: they can, or there are none."""
+    found = (check for check in checks if check.name == devices.PEER_MEMORY)
+    return next((check.sentence for check in found if check.verdict != "ok"), "")
+
+
 def report(checks: Iterable[Check]) -> dict[str, Any]:
     """The document of `tandem doctor -o json`."""
     found = [check.as_json() for check in checks]

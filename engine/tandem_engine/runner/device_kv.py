@@ -4,6 +4,7 @@ import logging
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from tandem_engine.device import download, upload
 from tandem_engine.errors import StagingUnavailableError
-from tandem_engine.memory import MemoryRegion, Staging
+from tandem_engine.memory import MemoryRegion, OwnStaging, Staging
 from tandem_engine.step import KVStore
 from tandem_kernels.checksum import checksum_parts
 from tandem_kernels.transfer import pack, unpack
@@ -27,6 +28,7 @@ _WORD_BYTES: Final = 8
 
 if TYPE_CHECKING:
     from tandem_engine.runner.shared_memory import SharedMemory
+    from tandem_kernels.checked_transfer.kernel import CheckedMover
 
 log = logging.getLogger(__name__)
 
@@ -108,11 +110,15 @@ class DeviceKVStore(KVStore):
     ) -> None:
         """Put packed bytes into `blocks`, after the steps that may still write to them."""
         numbers = self._numbers(blocks)
+        self.await_steps(blocks, stream)
+        pages = packed.view(self.cache.dtype).view(self._packed_shape(blocks, layers))
+        unpack(pages, self.cache, numbers, layers)
+
+    def await_steps(self, blocks: Sequence[int], stream: torch.cuda.Stream) -> None:
+        """Have `stream` wait for the steps that may still write to `blocks`."""
         uses = [self._last_use.get(block, self._steps) for block in blocks]
         for event in {id(use): use for use in uses}.values():
             stream.wait_event(event)
-        pages = packed.view(self.cache.dtype).view(self._packed_shape(blocks, layers))
-        unpack(pages, self.cache, numbers, layers)
 
     def _packed_shape(self, blocks: Sequence[int], layers: range) -> tuple[int, ...]:
         return (len(layers), self.layout.num_planes, len(blocks), *self.cache.shape[3:])
@@ -132,6 +138,29 @@ class DeviceKVStore(KVStore):
 
     def map_staging(self, descriptor: int, num_bytes: int) -> Staging:
         return DeviceStaging(self, _shared_memory().open(self._device, num_bytes, descriptor))
+
+    @cached_property
+    def mover(self) -> "CheckedMover":
+        """Packs and unpacks pages for staging of this process's own; first used before any step."""
+        from tandem_kernels.checked_transfer.kernel import CheckedMover
+
+        mover = CheckedMover(self.cache)
+        with torch.cuda.device(self._device), torch.inference_mode():
+            mover.prepare()  # else the first request that moves would wait for it
+            torch.cuda.synchronize()
+        return mover
+
+    def make_own_staging(self, num_bytes: int) -> OwnStaging:
+        if self.layout.page_bytes % _WORD_BYTES:
+            raise StagingUnavailableError(
+                f"a page has {self.layout.page_bytes} bytes, no multiple of {_WORD_BYTES}, "
+                "so it has no checksum on a GPU"
+            )
+        try:
+            from tandem_engine.runner.own_staging import DeviceOwnStaging
+        except ImportError as error:
+            raise _needs_bindings(error) from error
+        return DeviceOwnStaging(self, self._device, num_bytes)
 
     def pin(self, buffer: memoryview) -> Callable[[], None]:
         """Lock memory, so that the device reads and writes it without a copy in between.
@@ -279,7 +308,11 @@ def _shared_memory() -> "type[SharedMemory]":
     try:
         from tandem_engine.runner.shared_memory import SharedMemory
     except ImportError as error:
-        raise StagingUnavailableError(
-            f"{error}; pip install cuda-bindings, of the CUDA version that torch has"
-        ) from error
+        raise _needs_bindings(error) from error
     return SharedMemory
+
+
+def _needs_bindings(error: ImportError) -> StagingUnavailableError:
+    return StagingUnavailableError(
+        f"{error}; pip install cuda-bindings, of the CUDA version that torch has"
+    )

@@ -96,7 +96,7 @@ class SharedMemory:
 
     def view(self) -> torch.Tensor:
         """Its bytes as a tensor, in the process that made it."""
-        return torch.as_tensor(_Bytes(self.pointer, self.size))
+        return bytes_at(self.pointer, self.size)
 
     def write(self, at: int, source: torch.Tensor, stream: torch.cuda.Stream) -> None:
         """Copy a contiguous tensor of our GPU to byte `at`, in `stream`.
@@ -124,6 +124,11 @@ class SharedMemory:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+
+
+def bytes_at(pointer: int, size: int) -> torch.Tensor:
+    """Memory of the current GPU as a tensor."""
+    return torch.as_tensor(_Bytes(pointer, size))
 
 
 class _Bytes:

@@ -130,11 +130,13 @@ class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, result: ProbeResult) -> "ProbeAnswer":
         """The answer that tells of `result`."""
+        better: dict[str, str] = {str(name): why for name, why in result.passed_over.items()}
+        better |= result.shortfalls
         return cls(
             ok=not result.error,
             peer=result.worker_id,
             transport=result.transport,
-            passed_over={str(name): why for name, why in result.passed_over.items()},
+            passed_over=better,
             num_bytes=result.num_bytes,
             seconds=result.seconds,
             megabytes_per_second=result.num_bytes / result.seconds / 1e6 if result.seconds else 0.0,
@@ -143,7 +145,7 @@ class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True):
             land_seconds=result.land_seconds,
             slow=[
                 f"{name} would be better than {result.transport}, but {why}"
-                for name, why in result.passed_over.items()
+                for name, why in better.items()
             ],
             error=result.error,
         )

@@ -21,7 +21,7 @@ from tandem_engine.handoff.tests.test_staged_faults import (
     test_staging_is_not_the_cache,
     test_what_comes_for_a_fenced_epoch_is_dropped_and_its_slot_freed,
 )
-from tandem_engine.memory import Staging
+from tandem_engine.memory import MemoryRegion, OwnStaging, Staging
 from tandem_engine.runner.device_kv import DeviceKVStore
 from tandem_wire.handoff import KVLayout
 
@@ -66,8 +66,14 @@ class DeviceBytes(BytesStore):
     def import_blocks(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
         self.store.import_blocks(blocks, layers, data)
 
+    def regions(self) -> tuple[MemoryRegion, ...]:
+        return self.store.regions()
+
     def make_staging(self, num_bytes: int) -> Staging:
         return self.store.make_staging(num_bytes)
+
+    def make_own_staging(self, num_bytes: int) -> OwnStaging:
+        return self.store.make_own_staging(num_bytes)
 
     def map_staging(self, descriptor: int, num_bytes: int) -> Staging:
         return self.store.map_staging(descriptor, num_bytes)
@@ -79,6 +85,6 @@ def on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scripted, "BytesStore", DeviceBytes)
 
 
-@pytest.fixture(name="options")
-def options_fixture(tmp_path: Path) -> dict[str, Any]:
-    return {"transport": "cudaIpc", "shm_dir": str(tmp_path)}
+@pytest.fixture(name="options", params=["cudaIpc", "nixl"])
+def options_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    return {"transport": request.param, "shm_dir": str(tmp_path)}

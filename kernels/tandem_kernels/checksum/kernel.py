@@ -18,6 +18,15 @@ def shift_right(x, BITS: tl.constexpr):
     return (x.to(tl.uint64, bitcast=True) >> BITS).to(tl.int64, bitcast=True)
 
 
+@triton.jit
+def mixed(word, at, seed):
+    """The term of the word at place `at`."""
+    x = word ^ ((at + 1) * _STEP + seed)
+    x = (x ^ shift_right(x, 30)) * _FIRST
+    x = (x ^ shift_right(x, 27)) * _SECOND
+    return x ^ shift_right(x, 31)
+
+
 @triton.jit(do_not_specialize=["num_words", "num_rounds", "seed"])
 def checksum_kernel(words, parts, num_words, num_rounds, seed, BLOCK: tl.constexpr):
     """Program p takes the blocks p, p + programs, and so on: `num_rounds` of them."""
@@ -28,10 +37,7 @@ def checksum_kernel(words, parts, num_words, num_rounds, seed, BLOCK: tl.constex
         at = (turn * programs + program) * BLOCK + tl.arange(0, BLOCK)
         inside = at < num_words
         word = tl.load(words + at, mask=inside, other=0)
-        x = word ^ ((at + 1) * _STEP + seed)
-        x = (x ^ shift_right(x, 30)) * _FIRST
-        x = (x ^ shift_right(x, 27)) * _SECOND
-        total += tl.where(inside, x ^ shift_right(x, 31), 0)
+        total += tl.where(inside, mixed(word, at, seed), 0)
     tl.store(parts + program, tl.sum(total, axis=0))
 
 

@@ -112,6 +112,8 @@ class Dialler:
             side="decode",
             transport=name,
             passed_over=better_ones(why | reply.passed_over, name),
+            memory=chosen.memory,
+            shortfalls=chosen.shortfalls,
         )
         return DecodeSession(link, chosen, pairing, on_ended)
 

@@ -135,11 +135,12 @@ class Peer:
             self._health = PairHealth(self._settings)  # another worker has the address now
         self._pairing = pairing
         log.info(
-            "paired with %s at %s over %s; passed over: %s",
+            "paired with %s at %s over %s in %s memory; passed over: %s",
             pairing.worker_id,
             self.name,
             pairing.transport,
-            pairing.passed_over or "nothing",
+            pairing.memory,
+            list(pairing.passed_over.items()) + list(pairing.shortfalls.items()) or "nothing",
         )
         return self.session
 

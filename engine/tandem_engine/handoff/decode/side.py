@@ -223,6 +223,7 @@ class DecodeSide:
                 worker_id=session.worker_id,
                 transport=session.inbound.name,
                 passed_over=session.pairing.passed_over,
+                shortfalls=session.pairing.shortfalls,
             )
             result = await self._measure(session, request.num_blocks, result)
         except AttemptFailed as failure:

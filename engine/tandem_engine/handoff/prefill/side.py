@@ -135,6 +135,8 @@ class PrefillSide:
             side="prefill",
             transport=offer.name,
             passed_over=passed_over,
+            memory=outbound.memory,
+            shortfalls=outbound.shortfalls,
         )
         session = PrefillSession(
             link, outbound, pairing, self._report, self._counters, lambda: self.draining

@@ -51,6 +51,7 @@ FAST = HandoffSettings(
     write_bytes=2 * LAYOUT.block_bytes,
     shm_ring_bytes=8 * LAYOUT.block_bytes,
     device_ring_bytes=8 * LAYOUT.block_bytes,
+    nixl_ring_bytes=8 * LAYOUT.block_bytes,
 )
 DEADLINE = 20.0
 

@@ -86,13 +86,15 @@ class Transport(ABC):
 
     name: ClassVar[TransportName]
     placement: ClassVar[Placement]
-    memory: ClassVar[Memory]
+    memory: Memory
     is_automatic: ClassVar[bool] = True
     """Whether `--transfer Auto` may take it."""
 
     def __init__(self, settings: HandoffSettings, kv: KVStore) -> None:
         """TransportError says what this worker lacks to use the transport, and what to do."""
         self._kv = kv
+        self.shortfalls: dict[str, str] = {}
+        """Better ways of this transport that this worker can't use, each with the reason."""
 
     @abstractmethod
     def offer(self, link: Link) -> "Inbound":
@@ -115,6 +117,8 @@ class Inbound(ABC):
 
     def __init__(self, transport: Transport) -> None:
         self.name = transport.name
+        self.memory = transport.memory
+        self.shortfalls = transport.shortfalls
         self.num_stale_writes = 0
         self._landings: dict[int, Landing] = {}
 
@@ -213,6 +217,8 @@ class Outbound(ABC):
 
     def __init__(self, transport: Transport, link: Link) -> None:
         self.name = transport.name
+        self.memory = transport.memory
+        self.shortfalls = transport.shortfalls
         self._loop = asyncio.get_running_loop()
         self.write_bytes = min(link.settings.write_bytes or link.kv.write_bytes, MAX_WRITE_BYTES)
         """The size of write to aim for; D's end takes no larger ones."""

@@ -2,7 +2,11 @@
 
 UCX takes RDMA where both have a device for it, else memory that two processes of one host share,
 else TCP; its `UCX_*` environment variables decide among those. The ring and its rules are those of
-`remote_ring`. Both rings are in the host's memory: a GPU's pages are staged through it.
+`remote_ring`. A cache on one GPU has rings on that GPU, and P packs there too: no byte of KV goes
+through the host, where UCX has a way from GPU to GPU. It has one between processes of one PID
+namespace (CUDA IPC), and between hosts whose cards reach the GPUs (GPUDirect). Where it has none
+it copies through the host, slowly and without a word: NIXL_RING_MEMORY=host is better then. D
+offers a ring in the host's memory if it can't make one on the GPU, and says why.
 
 One agent for each process, with a thread that makes progress for both sides: without it a write
 over TCP would wait until D calls NIXL. It registers the rings of all sessions. D's offer carries
@@ -20,6 +24,8 @@ import binascii
 import logging
 import secrets
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -30,17 +36,22 @@ from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.base import Inbound, Link, Outbound
 from tandem_engine.handoff.transports.nixl_agent import Agent
 from tandem_engine.handoff.transports.remote_ring import (
+    RegisteredDeviceMemory,
     RemoteRingInbound,
     RemoteRingOutbound,
     RemoteRingTransport,
 )
 from tandem_engine.handoff.transports.ring import RingShape
+from tandem_engine.memory import MemoryKind, MemoryRegion
 from tandem_engine.step import KVStore
 from tandem_wire.handoff import TransportOffer
 
 log = logging.getLogger(__name__)
 
 RDMA_DIRECTORY: Final = Path("/dev/infiniband")
+IN_GPU_MEMORY: Final = "nixl in GPU memory"
+"""What a pairing passes over, with the reason, when a GPU's pages go through the host."""
+_TRIAL_BYTES: Final = 64 << 10  # a page of the system, so that no other memory is in it
 
 
 class NixlTransport(RemoteRingTransport):
@@ -58,25 +69,62 @@ class NixlTransport(RemoteRingTransport):
         self.agent = Agent(f"tandem-{secrets.token_hex(8)}")
         self._num_sessions: Counter[str] = Counter()
         self._loading = asyncio.Lock()
+        self.no_gpu = self._try_gpu(settings, kv)
+        """Why the rings of this worker are in the host's memory; empty: they are on its GPU."""
+        if not self.no_gpu:
+            self.memory = "device"
+        elif any(region.kind == "cuda" for region in kv.regions()):
+            log.warning("nixl goes through the host's memory: %s", self.no_gpu)
+            self.shortfalls = {IN_GPU_MEMORY: self.no_gpu}
 
-    def register(self, address: int, num_bytes: int) -> object:
+    def _try_gpu(self, settings: HandoffSettings, kv: KVStore) -> str:
+        """See whether UCX takes memory of the cache's GPU; why not."""
+        if settings.nixl_memory == "host":
+            return "NIXL_RING_MEMORY is host"
+        if settings.no_peer_memory:
+            return settings.no_peer_memory
         try:
-            return self.agent.register(address, num_bytes)
+            trial = RegisteredDeviceMemory(self, kv, _TRIAL_BYTES, self.kept, self.unused)
+        except TransportError as error:
+            return str(error)
+        self.unregister(trial.registration)
+        trial.unmap()
+        return ""
+
+    def register(self, region: MemoryRegion) -> object:
+        try:
+            return self.agent.register(region)
         except Exception as error:  # the library's errors have no common base
+            remedy = "with RDMA, check the limit of locked memory (ulimit -l)"
+            if region.kind == "cuda":
+                remedy = "see this worker's log: UCX may be without CUDA (UCX_TLS, its modules)"
             raise TransportError(
-                f"nixl can't register {num_bytes} bytes of memory: {error}; "
-                "with RDMA, check the limit of locked memory (ulimit -l)"
+                f"nixl can't register {region.num_bytes} bytes of {region.kind} memory: {error}; "
+                f"{remedy}"
             ) from error
 
     def unregister(self, registration: object) -> None:
         self.agent.unregister(registration)
 
     def offer(self, link: Link) -> Inbound:
-        return NixlInbound(self, link)
+        if self.memory == "host":
+            return NixlInbound(self, link, "host")
+        try:
+            return NixlInbound(self, link, "cuda")
+        except TransportError as error:
+            log.warning("nixl goes through the host's memory: %s", error)
+            inbound = NixlInbound(self, link, "host")
+            inbound.shortfalls = {IN_GPU_MEMORY: str(error)}
+            return inbound
 
     async def accept(self, offer: TransportOffer, link: Link) -> Outbound:
         shape = RingShape.offered(offer)
-        metadata, address = _read_offer(offer, self.agent.version)
+        metadata, ring = _read_offer(offer, self.agent.version, shape)
+        if ring.kind == "cuda" and self.memory == "host":
+            raise TransportError(
+                f"the peer's ring is in a GPU's memory, and this worker's can't be: {self.no_gpu}; "
+                "set NIXL_RING_MEMORY=host for the peer"
+            )
         async with self._loading:
             try:
                 peer = await asyncio.to_thread(self.agent.add, metadata)
@@ -84,7 +132,7 @@ class NixlTransport(RemoteRingTransport):
                 raise TransportError(f"nixl can't reach the peer's agent: {error}") from error
             self._num_sessions[peer] += 1
         try:
-            return NixlOutbound(self, link, shape, peer, address)
+            return NixlOutbound(self, link, shape, peer, ring)
         except BaseException:
             await self.forget(peer)
             raise
@@ -111,8 +159,14 @@ class NixlInbound(RemoteRingInbound):
 
     least_slot_bytes = 4 << 20  # 1.4 times as fast over TCP as 1 MiB, no slower over shared memory
 
-    def __init__(self, transport: NixlTransport, link: Link) -> None:
-        super().__init__(transport, link, transport.make_ring)
+    def __init__(self, transport: NixlTransport, link: Link, kind: MemoryKind) -> None:
+        """Raises TransportError when there is no room for the ring."""
+        shape = None
+        if kind == "cuda":
+            settings = link.settings
+            shape = RingShape.of(link, settings.nixl_slot_bytes, settings.nixl_ring_bytes)
+        super().__init__(transport, link, partial(transport.make_ring, kind=kind), shape)
+        self.memory = "device" if kind == "cuda" else "host"
         try:
             metadata = transport.agent.describe(self._ring.registration)
         except Exception as error:
@@ -123,6 +177,8 @@ class NixlInbound(RemoteRingInbound):
             "metadata": base64.b64encode(metadata).decode(),
             "digest": xxhash.xxh3_64_hexdigest(metadata),
             "address": self._ring.address,
+            "memory": kind,
+            "device": self._ring.region.device,
         }
 
     @property
@@ -130,8 +186,10 @@ class NixlInbound(RemoteRingInbound):
         return TransportOffer(self.name, self._details | self._shape.details)
 
 
-def _read_offer(offer: TransportOffer, version: str) -> tuple[bytes, int]:
-    """The metadata of D's agent, and its ring's address.
+def _read_offer(
+    offer: TransportOffer, version: str, shape: RingShape
+) -> tuple[bytes, MemoryRegion]:
+    """The metadata of D's agent, and where its ring is in D's process.
 
     Raises TransportError: what is not whole must not get into the library, which is C++.
     """
@@ -146,32 +204,34 @@ def _read_offer(offer: TransportOffer, version: str) -> tuple[bytes, int]:
         metadata = base64.b64decode(str(details.get("metadata", "")), validate=True)
     except binascii.Error as error:
         raise TransportError(f"the peer's metadata of nixl is broken: {error}") from error
-    address = details.get("address")
+    address, device = details.get("address"), details.get("device")
     is_whole = xxhash.xxh3_64_hexdigest(metadata) == details.get("digest")
-    if not is_whole or not isinstance(address, int):
+    if not is_whole or not isinstance(address, int) or not isinstance(device, int):
         raise TransportError("the peer's metadata of nixl is broken: it is not what it sent")
-    return metadata, address
+    kind: MemoryKind = "cuda" if details.get("memory") == "cuda" else "host"
+    return metadata, MemoryRegion(kind, address, shape.num_bytes, device)
 
 
 class NixlOutbound(RemoteRingOutbound):
     """P's end: writes to D's ring by the agent, one for each lane at a time."""
 
     def __init__(
-        self, transport: NixlTransport, link: Link, shape: RingShape, peer: str, address: int
+        self, transport: NixlTransport, link: Link, shape: RingShape, peer: str, ring: MemoryRegion
     ) -> None:
-        super().__init__(transport, link, shape, transport.make_outgoing)
+        """`ring`: D's. Raises TransportError when there is no room for what is packed here."""
+        super().__init__(transport, link, shape, partial(transport.make_outgoing, kind=ring.kind))
+        self.memory = "device" if ring.kind == "cuda" else "host"
         self._transport = transport
         self._peer = peer
-        self._ring_address = address
+        self._ring = ring
         self._is_forgotten = False
 
     def _put(self, source: int, target: int, num_bytes: int) -> None:
         try:
             is_there = self._transport.agent.write(
                 self._peer,
-                source,
-                self._ring_address + target,
-                num_bytes,
+                replace(self._outgoing.region, address=source, num_bytes=num_bytes),
+                replace(self._ring, address=self._ring.address + target, num_bytes=num_bytes),
                 self._interrupted.wait,
             )
         except Exception as error:

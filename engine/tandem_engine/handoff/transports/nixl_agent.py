@@ -7,16 +7,21 @@ whole core of an idle worker. Ours sleeps until UCX has something to do.
 import importlib
 import importlib.metadata
 import os
+import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
 
 from tandem_engine.handoff.errors import TransportError
+from tandem_engine.memory import MemoryRegion
 
 _PROGRESS_MICROSECONDS: Final = 10_000
 """The progress thread looks this often even if UCX has woken it by no event."""
 _FIRST_WAIT: Final = 20e-6
 _LONGEST_WAIT: Final = 1e-3
+_SPIN_SECONDS: Final = 1e-3
+"""A write from GPU to GPU of one host is over by then: a pause, of at least 80 microseconds, would
+add much to it."""
 
 
 class Agent:
@@ -44,11 +49,16 @@ class Agent:
                 f"can't make an agent of nixl with UCX: {error}; check UCX_TLS and UCX_NET_DEVICES"
             ) from error
 
-    def register(self, address: int, num_bytes: int) -> object:
-        """Let the library use memory of the host; what `unregister` and `describe` need."""
-        memory = self._library.nixlRegDList(self._library.DRAM_SEG, [(address, num_bytes, 0, "")])
+    def register(self, region: MemoryRegion) -> object:
+        """Let the library use this memory; what `unregister` and `describe` need."""
+        place = (region.address, region.num_bytes, region.device, "")
+        memory = self._library.nixlRegDList(self._segment(region), [place])
         self._agent.registerMem(memory, [])
         return memory
+
+    def _segment(self, region: MemoryRegion) -> Any:
+        library = self._library
+        return library.VRAM_SEG if region.kind == "cuda" else library.DRAM_SEG
 
     def unregister(self, registration: object) -> None:
         """Take memory back."""
@@ -77,22 +87,25 @@ class Agent:
     def write(
         self,
         peer: str,
-        source: int,
-        target: int,
-        num_bytes: int,
+        source: MemoryRegion,
+        target: MemoryRegion,
         is_stopped: Callable[[float], bool],
     ) -> bool:
-        """Write memory from the address `source` here to `target` at `peer`; True: it is there.
+        """Write memory from here to as many bytes at `peer`; True: they are there.
 
         `is_stopped` waits so many seconds, and says whether to give up.
         """
         mine, theirs = (
-            self._library.nixlXferDList(self._library.DRAM_SEG, [(address, num_bytes, 0)])
-            for address in (source, target)
+            self._library.nixlXferDList(
+                self._segment(region), [(region.address, region.num_bytes, region.device)]
+            )
+            for region in (source, target)
         )
         handle = self._agent.createXferReq(self._library.NIXL_WRITE, mine, theirs, peer, "", [])
         try:
             state = self._agent.postXferReq(handle, "")
+            if source.kind == "cuda":
+                state = self._spin(handle, state)
             seconds = _FIRST_WAIT
             while state == self._library.NIXL_IN_PROG and not is_stopped(seconds):
                 state = self._agent.getXferStatus(handle)
@@ -100,6 +113,22 @@ class Agent:
         finally:
             self._agent.releaseXferReq(handle)  # gives up what is under way
         return bool(state == self._library.NIXL_SUCCESS)
+
+    def _spin(self, handle: object, state: object) -> object:
+        """Look without a pause, other threads' turns in between, for a short while."""
+        end = time.perf_counter() + _SPIN_SECONDS
+        while state == self._library.NIXL_IN_PROG and time.perf_counter() < end:
+            state = self._agent.getXferStatus(handle)
+        return state
+
+
+def is_installed() -> bool:
+    """Whether this process can load the library."""
+    try:
+        _load()
+    except TransportError:
+        return False
+    return True
 
 
 def _load() -> ModuleType:

@@ -25,6 +25,7 @@ import threading
 from typing import Any, Final
 
 from tandem_engine.handoff.errors import TransportError
+from tandem_engine.memory import MemoryRegion
 
 NEEDED: Final = (0, 3, 13)
 """The first version that acknowledges a write over TCP when all of it is in place."""
@@ -143,15 +144,16 @@ class Engine:
         """Note whom it knows by that name."""
         self._peers[peer] = identity
 
-    def register(self, address: int, num_bytes: int) -> int:
+    def register(self, region: MemoryRegion) -> int:
         """Let peers read and write this memory. Raises TransportError."""
-        failure = self._engine.register_memory(address, num_bytes)
+        failure = self._engine.register_memory(region.address, region.num_bytes)
         if failure:
             raise TransportError(
-                f"Mooncake's transfer engine can't register {num_bytes} bytes (error {failure}); "
+                f"Mooncake's transfer engine can't register {region.num_bytes} bytes "
+                f"(error {failure}); "
                 "see this worker's log, and the limit of locked memory if it uses RDMA"
             )
-        return address
+        return region.address
 
     def unregister(self, registration: object) -> None:
         """Refuse writes that begin from now on."""

@@ -6,6 +6,7 @@ TandemEngineError
 ├── CorruptKVError               pages don't hold the KV of their tokens (mock runner)
 ├── RankDiedError                a rank of a tensor-parallel worker is gone; the worker ends
 ├── StagingUnavailableError      a KV store has no memory that another process can map
+├── GateShutError                this process may not write to another one's cache any more
 └── CoreDiedError                the core process ended unasked
 """
 
@@ -32,6 +33,10 @@ class RankDiedError(TandemEngineError):
 
 class StagingUnavailableError(TandemEngineError):
     """A KV store can't share memory with another process; the message says why."""
+
+
+class GateShutError(TandemEngineError):
+    """A writer was not admitted to another process's cache: it has lost the right to write."""
 
 
 class CoreDiedError(TandemEngineError):

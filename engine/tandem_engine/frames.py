@@ -175,6 +175,11 @@ class HeldRequest(msgspec.Struct, frozen=True, kw_only=True):
     leased: bool  # the hand-off reads or writes some of the blocks: they are pinned
 
 
+FetchState = Literal["filling", "fencing", "quarantined"]
+"""Fencing: given up; waits until nothing can land. Quarantined: the prefill worker is cut off, but
+something of it on a GPU may still write; waits until that is out, or its process has ended."""
+
+
 class HeldFetch(msgspec.Struct, frozen=True, kw_only=True):
     """D's side: an epoch that a prefill worker may write to."""
 
@@ -184,7 +189,7 @@ class HeldFetch(msgspec.Struct, frozen=True, kw_only=True):
     transport: TransportName
     blocks: list[int]
     num_bytes: int  # that have landed
-    state: Literal["filling", "fencing"]  # fencing: given up; waits until nothing can land
+    state: FetchState
     idle_seconds: float  # since the last progress
 
 

@@ -2,12 +2,12 @@
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from tandem_engine.errors import StagingUnavailableError
-from tandem_engine.memory import MemoryRegion, OwnStaging, Staging
+from tandem_engine.memory import MemoryRegion, OpenCache, OwnStaging, PeerCache, Staging
 from tandem_wire.handoff import KVLayout
 from tandem_wire.messages import SamplingParams, TokenLogprobs
 
@@ -210,6 +210,24 @@ class KVStore(ABC):
         Raises StagingUnavailableError.
         """
         raise StagingUnavailableError("this worker's KV cache is not in the memory of one GPU")
+
+    def open_cache(self) -> OpenCache:
+        """Make the cache one that other processes write to. Raises StagingUnavailableError."""
+        raise StagingUnavailableError("this worker's KV cache is not in the memory of one GPU")
+
+    def map_cache(self, descriptors: Sequence[int], details: Mapping[str, str | int]) -> PeerCache:
+        """Map what another process has opened; the descriptors stay the caller's.
+
+        Args:
+            details: what the other side's `OpenCache.details` says.
+
+        Raises StagingUnavailableError.
+        """
+        raise StagingUnavailableError("this worker's KV cache is not in the memory of one GPU")
+
+    def is_settled(self, blocks: Collection[int]) -> bool:
+        """Whether no step that was launched before `reserve` can still write to `blocks`."""
+        return True
 
     def pin(self, buffer: memoryview) -> Callable[[], None]:
         """Learn of memory through which many pages will go; call the result before it goes away."""

@@ -8,8 +8,8 @@ Then, per request: D sends `Prefill`; P pushes pages through the transport, repo
 `Fenced` once no write of that epoch can land any more. Both sides send `Beat` at an interval;
 silence for three intervals means that the peer is gone, which frees every lease of that connection.
 
-A transport may have messages of its own on the control connection (`PagesWritten`, `SlotFreed`) and
-data connections to the same port, whose first frame is `DataHello`.
+A transport may have messages of its own on the control connection (`PagesWritten`, `SlotFreed`,
+`PagesReady`) and data connections to the same port, whose first frame is `DataHello`.
 """
 
 from typing import Final, Literal
@@ -18,8 +18,9 @@ import msgspec
 
 from tandem_wire.messages import PROTOCOL, SamplingParams, TokenLogprobs
 
-TransportName = Literal["shm", "tcp", "cudaIpc", "nixl", "mooncake"]
-"""A transport as messages, metrics and status write it."""
+TransportName = Literal["shm", "tcp", "cudaIpc", "cudaIpcRing", "nixl", "mooncake"]
+"""A transport as messages, metrics and status write it. `cudaIpcRing` is never chosen by name: it
+stands in for `cudaIpc` where P can't write D's cache itself."""
 
 TransportChoice = Literal["Auto", "Shm", "Tcp", "CudaIpc", "Nixl", "Mooncake"]
 """A transport as `--transfer` and the API write it; `Auto`: the best that both sides can do."""
@@ -29,10 +30,12 @@ TRANSPORT_CHOICES: Final[dict[TransportName | Literal["auto"], TransportChoice]]
     "shm": "Shm",
     "tcp": "Tcp",
     "cudaIpc": "CudaIpc",
+    "cudaIpcRing": "CudaIpc",
     "nixl": "Nixl",
     "mooncake": "Mooncake",
 }
-"""Both spellings of every transport. Which of them are built, the hand-off's registry says."""
+"""Both spellings of every transport (cudaIpcRing is a part of CudaIpc). Which of them are built,
+the hand-off's registry says."""
 
 
 def transport_name(choice: TransportChoice) -> TransportName | Literal["auto"]:
@@ -160,8 +163,8 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
     `checksum` is the sum modulo 2**64 of the checksums of the attempt's writes, so it doesn't
     depend on the order in which they arrive; 0 when checksums are off. That of a write is
     xxh3_64(payload, seed=xxh3_64(place)), where place is the first layer and D's block numbers as
-    little-endian uint32; cudaIpc, and nixl with rings on GPUs, have a checksum that a GPU computes,
-    with the same seed.
+    little-endian uint32; cudaIpc, cudaIpcRing, and nixl with rings on GPUs, have a checksum that a
+    GPU computes, with the same seed.
     """
 
     rid: str
@@ -216,6 +219,12 @@ class PagesWritten(msgspec.Struct, frozen=True, tag="pages"):
     num_layers: int
 
 
+class PagesReady(msgspec.Struct, frozen=True, tag="ready"):
+    """D to P, one-sided: no step of D's can still write to the epoch's blocks, so P may."""
+
+    epoch: int
+
+
 class SlotFreed(msgspec.Struct, frozen=True, tag="slot"):
     """D to P: a slot's bytes were taken or dropped as stale; P may fill it again."""
 
@@ -266,6 +275,7 @@ HandoffMessage = (
     | Fenced
     | PagesWritten
     | SlotFreed
+    | PagesReady
     | Probe
     | Beat
 )

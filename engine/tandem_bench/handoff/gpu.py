@@ -38,7 +38,7 @@ class Options:
     devices: str = option("0", "GPUs of P and D, such as 0,1; one number: both share it.")
     megabytes: str = option("1024", "KV of one prompt, in MiB, such as 8,128,1024.")
     rounds: int = option(3, "Measured rounds of each case.", minimum=1)
-    slot_megabytes: str = option("32", "Slots of the rings in GPU memory, in MiB, such as 16,64.")
+    slot_megabytes: str = option("64", "Slots of the rings in GPU memory, in MiB, such as 16,64.")
     masked: bool = option(False, "P's process sees its own GPU only.")
     only: str = option("", "Cases whose name begins so; empty: all, and the store alone.")
     shm_dir: str = option("/dev/shm", "Folder of the shared memory, of the host.")
@@ -50,7 +50,9 @@ class DeviceCache(Cache):
     def __init__(self, side: Side, device: int, num_blocks: int) -> None:
         place = torch.device("cuda", device)
         torch.cuda.set_device(place)
-        self.kv: DeviceKVStore = DeviceKVStore(LAYOUT, 2 * num_blocks, torch.bfloat16, place)
+        self.kv: DeviceKVStore = DeviceKVStore(
+            LAYOUT, 2 * num_blocks, torch.bfloat16, place, shared=True
+        )
         self.sent, self.blocks = (chosen_blocks(num_blocks, seed) for seed in (1, 2))
         if side == "prefill":
             self.blocks = self.sent
@@ -128,15 +130,16 @@ def time_pieces(
 
 def cases(options: Options) -> dict[str, dict[str, Any]]:
     """Settings of the hand-off by the name of the case: GPU to GPU first."""
-    found: dict[str, dict[str, Any]] = {}
+    direct: dict[str, Any] = {"transport": "cudaIpc", "shm_dir": options.shm_dir}
+    found = {"cudaIpc, checksum": direct, "cudaIpc": direct | {"checksum": False}}
     for slot in parse_numbers(options.slot_megabytes, "--slot-megabytes"):
         settings: dict[str, Any] = {
-            "transport": "cudaIpc",
+            "transport": "cudaIpcRing",
             "shm_dir": options.shm_dir,
             "device_slot_bytes": slot << 20,
         }
-        found[f"cudaIpc, slots of {slot} MiB, checksum"] = settings
-        found[f"cudaIpc, slots of {slot} MiB"] = settings | {"checksum": False}
+        found[f"cudaIpcRing, slots of {slot} MiB, checksum"] = settings
+        found[f"cudaIpcRing, slots of {slot} MiB"] = settings | {"checksum": False}
         settings = {
             "transport": "nixl",
             "nixl_slot_bytes": slot << 20,

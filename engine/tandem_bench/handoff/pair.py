@@ -114,9 +114,17 @@ def _prefill_side(
 
 
 def _fetch(
-    handoff: HandoffService, wake: threading.Event, rid: str, port: int, cache: Cache
+    handoff: HandoffService,
+    wake: threading.Event,
+    rid: str,
+    port: int,
+    cache: Cache,
+    transport: str,
 ) -> float:
-    """Seconds until the worker at `port` has filled the blocks. Raises RuntimeError."""
+    """Seconds until the worker at `port` has filled the blocks.
+
+    Raises RuntimeError when it has not, CheckFailedError when it was over another transport.
+    """
     tokens = tuple(range(len(cache.blocks) * cache.kv.layout.page_size))
     started = time.perf_counter()
     handoff.post(
@@ -137,7 +145,13 @@ def _fetch(
             if isinstance(event, FetchFailed):
                 raise RuntimeError(event.message)
             if isinstance(event, FetchDone):
-                return time.perf_counter() - started
+                seconds = time.perf_counter() - started
+                if event.transport != transport:
+                    raise CheckFailedError(
+                        f"KV went over {event.transport}, not over {transport}, which this pair "
+                        "can't use: see the log"
+                    )
+                return seconds
 
 
 Round = Callable[[], float]
@@ -171,7 +185,7 @@ def running_handoff(
 
     def fetch() -> float:
         cache.clear()
-        seconds = _fetch(handoff, wake, f"r{next(numbers)}", port, cache)
+        seconds = _fetch(handoff, wake, f"r{next(numbers)}", port, cache, options["transport"])
         if not cache.is_right():
             raise CheckFailedError(f"{name}: the KV came out changed")
         return seconds

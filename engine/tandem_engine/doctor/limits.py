@@ -125,8 +125,8 @@ def _check_ring_folder(folder: str, root: Path, space_of: Measure) -> Check:
             "fail",
             "TANDEM_SHM_DIR is not a folder that this process may write",
             "mount a folder of the node there, writable for the container's user",
-            ("cudaIpc", "shm"),
-            ("cudaIpc", "shm"),
+            ("cudaIpc", "cudaIpcRing", "shm"),
+            ("cudaIpc", "cudaIpcRing", "shm"),
         )
     space = space_of(path)
     if space.free < _RING_BYTES:

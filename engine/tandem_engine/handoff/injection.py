@@ -11,7 +11,7 @@ import random
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -22,7 +22,7 @@ from tandem_engine.faults import Clause, Fault, FaultPlan, Step
 from tandem_engine.handoff.events import Counters
 from tandem_engine.handoff.pages import Pages, payload_checksum
 from tandem_engine.handoff.transports.base import Lane, PageWrite, Written
-from tandem_engine.memory import Staging
+from tandem_engine.memory import Gate, OpenCache, PeerCache, Staging
 from tandem_wire.connection import Connection
 from tandem_wire.endpoint import Make
 from tandem_wire.handoff import (
@@ -34,6 +34,7 @@ from tandem_wire.handoff import (
     HandoffMessage,
     Handshake,
     HandshakeReply,
+    PagesReady,
     PagesWritten,
     Prefill,
     PrefillFailed,
@@ -47,6 +48,7 @@ STEPS: Final[dict[type[msgspec.Struct], Step]] = {
     Handshake: "handshake",
     HandshakeReply: "handshake",
     Prefill: "prefill",
+    PagesReady: "slots",
     PagesWritten: "slots",
     SlotFreed: "slots",
     ChunkPushed: "chunk",
@@ -230,6 +232,7 @@ class SpoiltPages(Pages):
         self.num_layers = pages.num_layers
         self.layer_bytes = pages.layer_bytes
         self.block_bytes = pages.block_bytes
+        self.are_of_a_cache = pages.are_of_a_cache
         self.was_staged = False
         self._pages = pages
         self._truncates = truncates
@@ -264,6 +267,28 @@ class SpoiltPages(Pages):
         self, blocks: Sequence[int], layers: range, staging: Staging, at: int, seed: int | None
     ) -> int:
         return self._pages.unstage(blocks, layers, staging, at, seed)
+
+    def push(
+        self,
+        cache: PeerCache,
+        gate: Gate,
+        source: Sequence[int],
+        target: Sequence[int],
+        layers: range,
+        seed: int | None,
+    ) -> int:
+        """What the peer has is spoilt or what it is told of it: either way they don't agree."""
+        self.was_staged = True
+        checksum = self._pages.push(cache, gate, source, target, layers, seed)
+        return checksum if seed is None else checksum ^ 1
+
+    def check(
+        self, cache: OpenCache, blocks: Sequence[int], layers: range, seed: int | None
+    ) -> int:
+        return self._pages.check(cache, blocks, layers, seed)
+
+    def are_settled(self, blocks: Collection[int]) -> bool:
+        return self._pages.are_settled(blocks)
 
     def take(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
         self._pages.take(blocks, layers, data)

@@ -2,12 +2,12 @@
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 import xxhash
 
-from tandem_engine.memory import Staging
+from tandem_engine.memory import Gate, OpenCache, PeerCache, Staging
 from tandem_engine.step import KVStore
 from tandem_engine.window import first_kept
 from tandem_wire.handoff import KVLayout
@@ -17,6 +17,9 @@ MAX_PROBE_BYTES: Final = 1 << 30
 
 class Pages(ABC):
     """Blocks by number. Called from the transports' threads; the caller owns the blocks."""
+
+    are_of_a_cache: bool = True
+    """Not a probe's."""
 
     def __init__(self, layout: KVLayout) -> None:
         self.num_layers = layout.num_layers
@@ -51,6 +54,34 @@ class Pages(ABC):
         """
 
     @abstractmethod
+    def push(
+        self,
+        cache: PeerCache,
+        gate: Gate,
+        source: Sequence[int],
+        target: Sequence[int],
+        layers: range,
+        seed: int | None,
+    ) -> int:
+        """Write some layers of `source` into a peer's cache; their checksum.
+
+        Raises GateShutError.
+        """
+
+    @abstractmethod
+    def check(
+        self, cache: OpenCache, blocks: Sequence[int], layers: range, seed: int | None
+    ) -> int:
+        """The checksum of what a peer has written into our cache, for `blocks`.
+
+        Raises ValueError when it is not what it should be.
+        """
+
+    @abstractmethod
+    def are_settled(self, blocks: Collection[int]) -> bool:
+        """Whether no step of this worker can still write to `blocks`."""
+
+    @abstractmethod
     def take(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
         """Put packed bytes into `blocks`. Raises ValueError when they don't fit."""
 
@@ -81,12 +112,33 @@ class KVPages(Pages):
     ) -> int:
         return staging.unstage(blocks, layers, at, seed)
 
+    def push(
+        self,
+        cache: PeerCache,
+        gate: Gate,
+        source: Sequence[int],
+        target: Sequence[int],
+        layers: range,
+        seed: int | None,
+    ) -> int:
+        return cache.push(source, target, layers, gate, seed)
+
+    def check(
+        self, cache: OpenCache, blocks: Sequence[int], layers: range, seed: int | None
+    ) -> int:
+        return 0 if seed is None else cache.check(blocks, layers, seed)
+
+    def are_settled(self, blocks: Collection[int]) -> bool:
+        return self._kv.is_settled(blocks)
+
     def take(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
         self._kv.import_blocks(blocks, layers, data)
 
 
 class PatternPages(Pages):
     """A probe's pages: bytes that follow from block and layer. None is stored."""
+
+    are_of_a_cache = False
 
     def _page(self, layer: int, block: int) -> bytes:
         word = struct.pack("<QQ", xxhash.xxh3_64_intdigest(b"probe", block), layer)
@@ -110,6 +162,28 @@ class PatternPages(Pages):
         data, checksum = staging.get(num_bytes, at, seed)
         self.take(blocks, layers, memoryview(data))
         return checksum
+
+    def push(
+        self,
+        cache: PeerCache,
+        gate: Gate,
+        source: Sequence[int],
+        target: Sequence[int],
+        layers: range,
+        seed: int | None,
+    ) -> int:
+        return cache.put(self.export(source, layers), gate, seed)
+
+    def check(
+        self, cache: OpenCache, blocks: Sequence[int], layers: range, seed: int | None
+    ) -> int:
+        num_bytes = len(blocks) * len(layers) * self.layer_bytes
+        data, checksum = cache.read_scratch(num_bytes, seed)
+        self.take(blocks, layers, memoryview(data))
+        return checksum
+
+    def are_settled(self, blocks: Collection[int]) -> bool:
+        return True
 
     def take(self, blocks: Sequence[int], layers: range, data: memoryview) -> None:
         # As bytes: two memoryviews are compared value by value, which takes ten times as long.

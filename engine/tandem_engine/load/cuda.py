@@ -40,7 +40,9 @@ def load_cuda(context: LoadContext) -> CudaRunner:
     )
 
     def make(num_blocks: int, options: CudaOptions) -> CudaRunner:
-        kv = DeviceKVStore(layout, num_blocks, context.dtype, context.device)
+        kv = DeviceKVStore(
+            layout, num_blocks, context.dtype, context.device, shared=_is_shared(config)
+        )
         return CudaRunner(context.spec, parameters, kv, options, context.collective)
 
     probe = make(1, options)
@@ -61,6 +63,12 @@ def load_cuda(context: LoadContext) -> CudaRunner:
     runner = make(num_blocks, replace(options, max_model_len=longest, graphs=config.cuda_graphs))
     _capture_graphs(runner, context)
     return runner
+
+
+def _is_shared(config: WorkerConfig) -> bool:
+    """Whether a worker of this host may write its pages into our cache."""
+    wanted = config.transfer in ("Auto", "CudaIpc")
+    return wanted and bool(config.shm_dir) and config.tensor_parallel == 1
 
 
 def _count_prompt_rows(context: LoadContext, parameters: dict[str, torch.Tensor]) -> int:

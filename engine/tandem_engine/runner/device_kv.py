@@ -2,9 +2,10 @@
 
 import logging
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from tandem_engine.device import download, upload
 from tandem_engine.errors import StagingUnavailableError
-from tandem_engine.memory import MemoryRegion, OwnStaging, Staging
+from tandem_engine.memory import MemoryRegion, OpenCache, OwnStaging, PeerCache, Staging
 from tandem_engine.step import KVStore
 from tandem_kernels.checksum import checksum_parts
 from tandem_kernels.transfer import pack, unpack
@@ -47,15 +48,30 @@ class DeviceKVStore(KVStore):
     write_bytes = 8 << 20  # so large that a copy to the host takes longer than its launch
 
     def __init__(
-        self, layout: KVLayout, num_blocks: int, dtype: torch.dtype, device: torch.device
+        self,
+        layout: KVLayout,
+        num_blocks: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        shared: bool = False,
     ) -> None:
+        """With `shared`, other processes can map the cache, if the machine has what that takes."""
         self.layout = layout
-        self.cache = torch.zeros(
-            (layout.num_layers, layout.num_planes, num_blocks, layout.num_kv_heads,
-             layout.page_size, layout.head_dim),
-            dtype=dtype,
-            device=device,
-        )  # fmt: skip
+        shape = (layout.num_layers, layout.num_planes, num_blocks, layout.num_kv_heads,
+                 layout.page_size, layout.head_dim)  # fmt: skip
+        self._memory: SharedMemory | None = None
+        self._why_not = "its cache was made for other transports (see --transfer)"
+        if shared:
+            self._share(prod(shape) * dtype.itemsize, device)
+        self.cache = (
+            torch.zeros(shape, dtype=dtype, device=device)
+            if self._memory is None
+            else self._memory.view(gives_up=True)[: prod(shape) * dtype.itemsize]
+            .zero_()
+            .view(dtype)
+            .view(shape)
+        )
         self._device = device
         self._exporting: queue.SimpleQueue[torch.cuda.Stream] = queue.SimpleQueue()
         self._importing: queue.SimpleQueue[torch.cuda.Stream] = queue.SimpleQueue()
@@ -68,6 +84,14 @@ class DeviceKVStore(KVStore):
         # see the cache before it is zero.
         torch.cuda.synchronize(device)
         self.import_blocks([0], range(1), self.export_blocks([0], range(1)))
+
+    def _share(self, num_bytes: int, device: torch.device) -> None:
+        """Make the memory of a cache that other processes can map, or note why there is none."""
+        try:
+            self._memory = _shared_memory().make(device, num_bytes)
+        except StagingUnavailableError as error:
+            self._why_not = str(error)
+            log.warning("this worker's KV cache can't be shared with other processes: %s", error)
 
     def steps_until(self, event: torch.cuda.Event) -> None:
         """Learn of the event after the last step that was launched."""
@@ -138,6 +162,23 @@ class DeviceKVStore(KVStore):
 
     def map_staging(self, descriptor: int, num_bytes: int) -> Staging:
         return DeviceStaging(self, _shared_memory().open(self._device, num_bytes, descriptor))
+
+    def open_cache(self) -> OpenCache:
+        if self._memory is None:
+            raise StagingUnavailableError(self._why_not)
+        from tandem_engine.runner.open_cache import DeviceOpenCache
+
+        return DeviceOpenCache(self.cache, self._memory)
+
+    def map_cache(self, descriptors: Sequence[int], details: Mapping[str, str | int]) -> PeerCache:
+        _shared_memory()
+        from tandem_engine.runner.open_cache import DevicePeerCache
+
+        return DevicePeerCache(self.cache, descriptors, details)
+
+    def is_settled(self, blocks: Collection[int]) -> bool:
+        uses = [self._last_use.get(block, self._steps) for block in blocks]
+        return all(use.query() for use in {id(use): use for use in uses}.values())
 
     @cached_property
     def mover(self) -> "CheckedMover":

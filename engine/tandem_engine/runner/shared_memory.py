@@ -6,6 +6,7 @@ need a common PID namespace.
 """
 
 import os
+import weakref
 from typing import Any, Final
 
 import torch
@@ -94,9 +95,19 @@ class SharedMemory:
         access.flags = driver.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
         done(driver.cuMemSetAccess(self.pointer, size, [access], 1), "cuMemSetAccess")
 
-    def view(self) -> torch.Tensor:
-        """Its bytes as a tensor, in the process that made it."""
-        return bytes_at(self.pointer, self.size)
+    def view(self, *, gives_up: bool = False) -> torch.Tensor:
+        """Its bytes as a tensor, in the process that made it.
+
+        With `gives_up`, the memory is unmapped when no tensor of it is left, and not before.
+        """
+        found = _Bytes(self.pointer, self.size)
+        if gives_up:
+            weakref.finalize(found, self._close_when_idle).atexit = False
+        return torch.as_tensor(found)
+
+    def _close_when_idle(self) -> None:
+        torch.cuda.synchronize(self._device)
+        self.close()
 
     def write(self, at: int, source: torch.Tensor, stream: torch.cuda.Stream) -> None:
         """Copy a contiguous tensor of our GPU to byte `at`, in `stream`.

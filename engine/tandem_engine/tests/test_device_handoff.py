@@ -1,6 +1,6 @@
 """The hand-off's own tests with two caches in a GPU's memory. Runs with `-m gpu`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tandem_engine.handoff.tests.test_staged_faults import (
     test_staging_is_not_the_cache,
     test_what_comes_for_a_fenced_epoch_is_dropped_and_its_slot_freed,
 )
-from tandem_engine.memory import MemoryRegion, OwnStaging, Staging
+from tandem_engine.memory import MemoryRegion, OpenCache, OwnStaging, PeerCache, Staging
 from tandem_engine.runner.device_kv import DeviceKVStore
 from tandem_wire.handoff import KVLayout
 
@@ -48,7 +48,7 @@ class DeviceBytes(BytesStore):
         self.layout = layout
         device = torch.device("cuda", DeviceBytes.num_made % torch.cuda.device_count())
         DeviceBytes.num_made += 1
-        self.store = DeviceKVStore(layout, num_blocks, torch.uint8, device)
+        self.store = DeviceKVStore(layout, num_blocks, torch.uint8, device, shared=True)
 
     @property
     def data(self) -> npt.NDArray[np.uint8]:  # type: ignore[override]
@@ -78,6 +78,12 @@ class DeviceBytes(BytesStore):
     def map_staging(self, descriptor: int, num_bytes: int) -> Staging:
         return self.store.map_staging(descriptor, num_bytes)
 
+    def open_cache(self) -> OpenCache:
+        return self.store.open_cache()
+
+    def map_cache(self, descriptors: Sequence[int], details: Mapping[str, str | int]) -> PeerCache:
+        return self.store.map_cache(descriptors, details)
+
 
 @pytest.fixture(autouse=True)
 def on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +91,6 @@ def on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scripted, "BytesStore", DeviceBytes)
 
 
-@pytest.fixture(name="options", params=["cudaIpc", "nixl"])
+@pytest.fixture(name="options", params=["cudaIpcRing", "nixl"])
 def options_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     return {"transport": request.param, "shm_dir": str(tmp_path)}

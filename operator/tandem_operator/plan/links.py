@@ -16,7 +16,9 @@ from tandem_operator.pair import Pair, Role
 
 Nodes = tuple[str, str]
 """Where a prefill worker and where a decode worker runs."""
-_BACKENDS: Final = {backend.value.lower(): backend for backend in TransferBackend}
+_BACKENDS: Final = {backend.value.lower(): backend for backend in TransferBackend} | {
+    "cudaipcring": TransferBackend.CUDA_IPC  # what stands in for it, where it can't do its best
+}
 
 
 def backend_named(transport: str) -> TransferBackend | None:

@@ -290,7 +290,7 @@ def test_a_worker_is_told_of_what_matters_to_its_transport(tmp_path: Path) -> No
     assert [each.name for each in troubles(checks, "Nixl")] == ["memlock"]
     assert [each.name for each in troubles(checks, "Shm")] == ["shared memory"]
     assert not troubles(checks, "Tcp")
-    assert set(ruled_out(checks)) == {"nixl", "mooncake", "cudaIpc", "shm"}
+    assert set(ruled_out(checks)) == {"nixl", "mooncake", "cudaIpc", "cudaIpcRing", "shm"}
     document = report(checks)
     assert document["ok"] is False
     (memlock,) = [each for each in document["checks"] if each["name"] == "memlock"]

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from tandem_engine.frames import HeldFetch, Pairing
+from tandem_engine.frames import FetchState, HeldFetch, Pairing
 from tandem_engine.handoff.errors import AttemptFailed, LinkFault
 from tandem_engine.handoff.transports.base import Inbound, Link
 from tandem_engine.handoff.transports.landing import Landing
@@ -120,11 +120,16 @@ class DecodeSession:
                 transport=self.inbound.name,
                 blocks=sorted(attempt.landing.blocks) if attempt.landing else [],
                 num_bytes=attempt.landing.num_bytes if attempt.landing else 0,
-                state="fencing" if attempt.is_ending else "filling",
+                state=self._state(attempt),
                 idle_seconds=now - attempt.progress_at,
             )
             for epoch, attempt in self.attempts.items()
         ]
+
+    def _state(self, attempt: Attempt) -> FetchState:
+        if self.inbound.in_quarantine:
+            return "quarantined"
+        return "fencing" if attempt.is_ending else "filling"
 
     def begin(self, rid: str, epoch: int, landing: Landing, attempt: Attempt) -> None:
         """Expect pages and messages of `epoch`."""

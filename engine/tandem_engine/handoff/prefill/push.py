@@ -81,9 +81,12 @@ class Pusher:
         """
         outbound, layer_bytes = self._outbound, self._pages.layer_bytes
         block_bytes, first = len(layers) * layer_bytes, 0
+        most = outbound.write_bytes
+        if not self._pages.are_of_a_cache:
+            most = min(most, outbound.probe_bytes)
         while first < len(places):
             share = (len(places) - first) * block_bytes // (2 * outbound.num_lanes)
-            write_bytes = min(outbound.write_bytes, max(outbound.least_write_bytes, share))
+            write_bytes = min(most, max(outbound.least_write_bytes, share))
             num_blocks = max(1, write_bytes // block_bytes)
             num_layers = min(len(layers), max(1, write_bytes // layer_bytes))
             for layer in range(0, len(layers), num_layers):

@@ -80,6 +80,8 @@ class PrefillSession:
         self._newest_epoch = request.epoch
         if isinstance(request, Prefill):
             self._prefill(request)
+            if request.epoch not in self.pushes:  # it was refused
+                self.outbound.forget(request.epoch)
         else:
             self._probe(request)
 
@@ -156,6 +158,7 @@ class PrefillSession:
         self.pushes.pop(epoch, None)
         self._tasks.pop(epoch, None)
         self._expired.discard(epoch)
+        self.outbound.forget(epoch)
 
     async def _drop(self, epoch: int) -> None:
         """End a push whose result no one wants; return when its blocks are no longer read.
@@ -199,6 +202,8 @@ class PrefillSession:
         except asyncio.CancelledError:
             # Fenced: D gets a `Fenced` frame instead.
             return
+        finally:
+            self.outbound.forget(request.epoch)
 
     def expire(self, now: float) -> None:
         """Drop the pushes whose lease has run out; called at every tick, work or no work.

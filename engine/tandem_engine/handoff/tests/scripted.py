@@ -4,7 +4,7 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -24,8 +24,9 @@ from tandem_engine.handoff.events import (
 )
 from tandem_engine.handoff.service import HandoffService, start_handoff
 from tandem_engine.handoff.settings import HandoffSettings
+from tandem_engine.handoff.tests.host_cache import HostOpenCache, HostPeerCache, SharedFile
 from tandem_engine.handoff.transports.ring import HostStaging
-from tandem_engine.memory import MemoryRegion, Staging
+from tandem_engine.memory import MemoryRegion, OpenCache, PeerCache, Staging
 from tandem_engine.step import KVStore
 from tandem_wire.handoff import KVLayout, Prefill
 from tandem_wire.messages import PrefillPeer, SamplingParams
@@ -113,7 +114,18 @@ class MemfdStaging(HostStaging):
 
 
 class SharingStore(BytesStore):
-    """Stages pages as a store of a GPU does."""
+    """Stages pages as a store of a GPU does, and opens its cache to other processes."""
+
+    def __init__(self, layout: KVLayout, num_blocks: int) -> None:
+        super().__init__(layout, num_blocks)
+        self._file = SharedFile("cache", self.data.nbytes)
+        self.data = np.frombuffer(self._file.map, np.uint8).reshape(self.data.shape)
+
+    def open_cache(self) -> OpenCache:
+        return HostOpenCache(self, self._file)
+
+    def map_cache(self, descriptors: Sequence[int], details: Mapping[str, str | int]) -> PeerCache:
+        return HostPeerCache(self, descriptors, details)
 
     def make_staging(self, num_bytes: int) -> Staging:
         descriptor = os.memfd_create("ring")
@@ -139,7 +151,7 @@ class Worker:
     """One side: a store with random bytes, the service, and what it reported."""
 
     def __init__(self, name: str, hash_: str = "h", layout: KVLayout = LAYOUT, **changes: Any):
-        shares = changes.get("transport") == "cudaIpc"
+        shares = changes.get("transport") in ("cudaIpc", "cudaIpcRing")
         self.kv = (SharingStore if shares else BytesStore)(layout, 64)
         random = np.random.default_rng(abs(hash(name)) % 2**32)
         self.kv.fill(random.integers(0, 256, self.kv.data.shape, np.uint8))

@@ -2,7 +2,7 @@
 
 import mmap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ def test_a_flipped_byte_is_caught(
     options = {"transport": transport, "shm_dir": str(tmp_path)}
     bad, good, d = (make(stack, name, **options) for name in ("bad", "good", "d"))
     d.kv.is_seen_in_place = False  # see `test_in_place.py`
-    land, land_staged = Inbound._land, Inbound._land_staged
+    land, land_staged, check = Inbound._land, Inbound._land_staged, Inbound._check
 
     def corrupt(self: Inbound, epoch: int, *rest: Any) -> None:
         rest[-1][3] ^= epoch == 1
@@ -175,6 +175,11 @@ def test_a_flipped_byte_is_caught(
             payload[3] ^= epoch == 1
         land_staged(self, epoch, *rest)
 
+    def corrupt_in_place(self: Inbound, epoch: int, blocks: Sequence[int], *rest: Any) -> None:
+        d.kv.data[0, 0, blocks[0], 3] ^= epoch == 1
+        check(self, epoch, blocks, *rest)
+
+    monkeypatch.setattr(Inbound, "_check", corrupt_in_place)
     monkeypatch.setattr(Inbound, "_land", corrupt)
     monkeypatch.setattr(Inbound, "_land_staged", corrupt_staged)
     d.fetch("r", [bad, good], 40)
@@ -210,6 +215,7 @@ def test_a_stale_write_is_dropped(
 
     hold("_land")
     hold("_land_staged")
+    hold("_check")
     before = d.kv.data.copy()
     d.fetch("r", [p])
     arrived = p.arrived()

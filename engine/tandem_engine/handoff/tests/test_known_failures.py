@@ -132,6 +132,7 @@ def test_blocks_stay_pinned_until_their_last_read(
     hold("export")
     hold("views")
     hold("stage")
+    hold("push")
     ask(d, p, "r", 10)
     arrived = p.arrived()
     p.push(arrived, finish=False)

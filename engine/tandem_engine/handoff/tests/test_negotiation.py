@@ -16,12 +16,13 @@ from tandem_engine.handoff.errors import HandoffUnavailable
 from tandem_engine.handoff.events import FetchFailed
 from tandem_engine.handoff.service import start_handoff
 from tandem_engine.handoff.tests import scripted
+from tandem_engine.handoff.tests.host_cache import HostOpenCache, HostPeerCache
 from tandem_engine.handoff.tests.scripted import FAST, SharingStore, Worker, eventually, make
 from tandem_engine.handoff.tests.transport_list import TRANSPORTS
 from tandem_engine.handoff.transports import nixl
 from tandem_engine.handoff.transports.base import Link
 from tandem_engine.handoff.transports.registry import Transports
-from tandem_engine.memory import Staging
+from tandem_engine.memory import Gate, Staging
 
 NO_GPU = "this worker's KV cache is not in the memory of one GPU"
 
@@ -55,7 +56,7 @@ def test_a_cache_of_the_host_says_why_it_goes_over_shm(stack: ExitStack, tmp_pat
     p, d = make(stack, "p", shm_dir=str(tmp_path)), make(stack, "d", shm_dir=str(tmp_path))
     transport, passed_over = seen(p, d)
     assert transport == "shm"
-    assert passed_over == {"cudaIpc": NO_GPU}
+    assert passed_over == {"cudaIpc": NO_GPU, "cudaIpcRing": NO_GPU}
 
 
 def test_a_transport_that_a_check_rules_out_is_passed_over_for_its_reason(
@@ -82,12 +83,20 @@ def test_a_transport_that_loses_a_page_is_not_used(
         return 4711
 
     monkeypatch.setattr(scripted.MemfdStaging, "put", lose)
+    put_direct = HostPeerCache.put
+
+    def lose_too(self: HostPeerCache, data: bytes, gate: Gate, seed: int | None) -> int:
+        put_direct(self, bytes(len(data)), gate, None)
+        return 4711
+
+    monkeypatch.setattr(HostPeerCache, "put", lose_too)
     p, d = pair
     transport, passed_over = seen(p, d)
     assert transport == "shm"
-    assert list(passed_over) == ["cudaIpc"]
-    assert "the first page did not come" in passed_over["cudaIpc"]
-    assert "pattern changed on its way" in passed_over["cudaIpc"]
+    assert list(passed_over) == ["cudaIpc", "cudaIpcRing"]
+    for why in passed_over.values():
+        assert "the first page did not come" in why
+        assert "pattern changed on its way" in why
 
 
 def test_a_page_that_never_comes_is_not_waited_for(
@@ -102,6 +111,7 @@ def test_a_page_that_never_comes_is_not_waited_for(
         return 0
 
     monkeypatch.setattr(scripted.MemfdStaging, "put", hang)
+    monkeypatch.setattr(HostPeerCache, "put", hang)
     options: dict[str, Any] = {"shm_dir": str(tmp_path), "stall_seconds": 0.5}
     p, d = make(stack, "p", **options), make(stack, "d", dial_seconds=1.5, **options)
     try:
@@ -123,13 +133,18 @@ def test_what_can_not_be_mapped_or_made_is_the_reason(
         raise StagingUnavailableError("CUDA_ERROR_INVALID_DEVICE (101)")
 
     if side == "p":
+        monkeypatch.setattr(p.kv, "map_cache", refuse)
         monkeypatch.setattr(p.kv, "map_staging", refuse)
     else:
+        monkeypatch.setattr(HostOpenCache, "descriptors", refuse)
         monkeypatch.setattr(d.kv, "make_staging", refuse)
     transport, passed_over = seen(p, d)
     assert transport == "shm"
-    told = "can't map the peer's memory" if side == "p" else "the peer can't make its ring"
-    assert passed_over["cudaIpc"] == f"{told}: CUDA_ERROR_INVALID_DEVICE (101)"
+    shares = "the peer can't share its memory"
+    told = ("can't map the peer's cache", "can't map the peer's memory")
+    for name, reason in zip(("cudaIpc", "cudaIpcRing"), told, strict=True):
+        what = reason if side == "p" else shares
+        assert passed_over[name] == f"{what}: CUDA_ERROR_INVALID_DEVICE (101)"
 
 
 def test_every_better_transport_has_its_reason(
@@ -146,7 +161,7 @@ def test_every_better_transport_has_its_reason(
     )
     transport, passed_over = seen(p, d)
     assert transport == "tcp"
-    assert list(passed_over) == ["cudaIpc", "shm", "nixl"]
+    assert list(passed_over) == ["cudaIpc", "cudaIpcRing", "shm", "nixl"]
     assert "can't reach the peer's socket" in passed_over["cudaIpc"]
     assert "can't map the peer's ring" in passed_over["shm"]
     assert "there is no RDMA device in" in passed_over["nixl"]
@@ -188,7 +203,7 @@ def test_a_probe_says_what_was_passed_over(
     d.handoff.post(ProbeRequest(number=1, host="127.0.0.1", port=port, num_blocks=2))
     result = d.wait(ProbeResult)
     assert (result.transport, result.error) == ("tcp", "")
-    assert list(result.passed_over) == ["cudaIpc", "shm", "nixl"]
+    assert list(result.passed_over) == ["cudaIpc", "cudaIpcRing", "shm", "nixl"]
     assert "TANDEM_SHM_DIR is not set" in result.passed_over["shm"]
     # No directory would help here.
     assert result.passed_over["cudaIpc"] == NO_GPU
@@ -203,6 +218,7 @@ def test_a_named_transport_that_does_not_work_is_not_replaced(
     options: dict[str, Any] = {"transport": "cudaIpc", "shm_dir": str(tmp_path)}
     p, d = make(stack, "p", **options), make(stack, "d", **options)
     monkeypatch.setattr(scripted.MemfdStaging, "get", lambda *_: (b"", 0))
+    monkeypatch.setattr(HostPeerCache, "put", lambda *_: 0)
     d.fetch("r", [p])
     failed = d.outcome("r")
     assert isinstance(failed, FetchFailed)
@@ -217,7 +233,7 @@ def test_auto_takes_nixl_where_there_is_an_rdma_device(
     monkeypatch.setattr(nixl, "RDMA_DIRECTORY", tmp_path)
     p, d = make(stack, "p"), make(stack, "d")
     transport, passed_over = seen(p, d)
-    assert (transport, list(passed_over)) == ("nixl", ["cudaIpc", "shm"])
+    assert (transport, list(passed_over)) == ("nixl", ["cudaIpc", "cudaIpcRing", "shm"])
 
 
 def test_without_the_package_auto_goes_on_and_nixl_says_how_to_get_it(

@@ -266,7 +266,7 @@ def test_a_ring_is_unmapped_by_both_when_they_part(
     p, d = make(stack, "p", **options), make(stack, "d", **options)
     assert d.takes(p)
     # Mappings and descriptors of both sides, of one process here; mooncake's memory has no name.
-    expected = {"cudaIpc": 6, "mooncake": 0}.get(options["transport"], 4)
+    expected = {"cudaIpcRing": 6, "mooncake": 0}.get(options["transport"], 4)
     assert num_rings() == before + expected
     d.close()
     eventually(lambda: num_rings() == before)

@@ -19,7 +19,7 @@ Who owns what:
   P has acknowledged the fence, has said its last word on the epoch, or is cut off; in the last case
   `Inbound.close` comes first and must revoke, however long P sleeps. A plain memory mapping can't
   be revoked: a P that was stopped in a copy finishes the copy when it wakes. A transport by mapped
-  memory is therefore staged.
+  memory is therefore staged, or has every writer pass a gate of D's (`cuda_ipc`).
 - A probe's pages (`PatternPages`) are part of no cache. A one-sided transport gives them room of
   its own between `Inbound.register` and `Inbound.fence`.
 - `close` ends the session's threads and may be called in any state.
@@ -40,7 +40,7 @@ from tandem_engine.handoff.errors import TransportError
 from tandem_engine.handoff.pages import Pages
 from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.landing import Landing
-from tandem_engine.memory import Staging
+from tandem_engine.memory import OpenCache, Staging
 from tandem_engine.step import KVStore
 from tandem_wire.connection import Connection
 from tandem_wire.errors import WireError
@@ -120,6 +120,8 @@ class Inbound(ABC):
         self.memory = transport.memory
         self.shortfalls = transport.shortfalls
         self.num_stale_writes = 0
+        self.in_quarantine = False
+        """`close` waits for a writer that may still write, although P is cut off."""
         self._landings: dict[int, Landing] = {}
 
     @property
@@ -163,6 +165,12 @@ class Inbound(ABC):
         """One-sided: check and count one write that is complete in D's memory."""
         landing = self._landings.get(epoch)
         if landing is None or not landing.placed(blocks, layers):
+            self.num_stale_writes += 1
+
+    def _check(self, epoch: int, blocks: Sequence[int], layers: range, cache: OpenCache) -> None:
+        """One-sided: check on D's device and count one write that is complete in D's memory."""
+        landing = self._landings.get(epoch)
+        if landing is None or not landing.check(blocks, layers, cache):
             self.num_stale_writes += 1
 
     @abstractmethod
@@ -222,6 +230,8 @@ class Outbound(ABC):
         self._loop = asyncio.get_running_loop()
         self.write_bytes = min(link.settings.write_bytes or link.kv.write_bytes, MAX_WRITE_BYTES)
         """The size of write to aim for; D's end takes no larger ones."""
+        self.probe_bytes = MAX_WRITE_BYTES
+        """The same for a probe's pages, if that is less."""
         self.least_write_bytes = self.write_bytes
         """That of the pages of a small prompt."""
         self.num_lanes = 1
@@ -281,6 +291,10 @@ class Outbound(ABC):
             await asyncio.wait(under_way)
         for job in jobs:
             self._forget(job)
+
+    def forget(self, epoch: int) -> None:
+        """The epoch is over: no write of it comes any more."""
+        return None
 
     def start_lane(self, send: Lane, name: str) -> None:
         """Start a thread that makes writes, one at a time, by `send`."""

@@ -1,200 +1,295 @@
-"""The cudaIpc transport: a staging ring in D's GPU memory, which P's GPU writes over NVLink.
+"""The cudaIpc transport: P's GPU writes D's cache itself, one launch for all pages of a chunk.
 
-The memory travels as a file descriptor, from D to P over a Unix socket in a directory that both
-see: that works between processes that see one GPU each and through every namespace, which CUDA's
-own IPC handles don't. D listens at a name that only its offer tells. P connects, shows the nonce of
-the offer, and gets the descriptor. Only then does D make the ring, so an offer to a worker of
-another host costs no GPU memory. The name is removed as soon as P has answered the handshake.
+P maps D's cache, and the gates beside it, by descriptors that it gets at D's door (`door`). A
+kernel (`tandem_kernels.page_push`) writes the pages and sums them in one pass, then D's GPU sums
+what it has and compares. No byte passes through the host.
 
-Whether a GPU can map the memory of another one is found out by mapping it; P then says no to this
-transport and takes the next one.
+D's pages are safe by *revocation*, although no mapping can be revoked. Each session has a gate: one
+word in D's memory that holds a generation and counts who is inside. P's programs enter it before
+their first write and leave it after their last one; one that comes after D has shut it writes
+nothing, whenever its launch was made. So when `close` has shut the gate and then seen no one
+inside, no byte of this session can land any more, however long P was stopped and whenever it wakes
+(docs/adr/0019). Someone may stay inside: a P that was killed in a copy. `close` then waits until
+the system says that P's process has ended, which takes its work off the GPU; until then the pages
+are in quarantine, and the ledger says so.
+
+Steps that were launched before D gave the pages away may still write to them for their former
+sequence. D tells P when they are over (`PagesReady`), and P's writes of the epoch wait for it.
+
+A probe's pages go through a scratch room beside the gates, one write at a time.
 """
 
 import asyncio
-import contextlib
-import json
-import logging
 import os
-import secrets
+import queue
+import select
 import socket
-from collections.abc import Iterator
-from pathlib import Path
+import struct
+import threading
 from typing import Final
 
-from tandem_engine.errors import StagingUnavailableError
+from tandem_engine.errors import GateShutError, StagingUnavailableError
 from tandem_engine.handoff.errors import TransportError
+from tandem_engine.handoff.pages import place_seed
 from tandem_engine.handoff.settings import HandoffSettings
-from tandem_engine.handoff.transports.base import Inbound, Link, Outbound
-from tandem_engine.handoff.transports.ring import (
-    RingInbound,
-    RingOutbound,
-    RingShape,
-    RingTransport,
+from tandem_engine.handoff.transports.base import (
+    MAX_WRITE_BYTES,
+    Inbound,
+    Link,
+    Outbound,
+    PageWrite,
+    Transport,
+    Written,
 )
+from tandem_engine.handoff.transports.door import Door, visit
+from tandem_engine.handoff.transports.landing import Landing
+from tandem_engine.memory import Gate, OpenCache, PeerCache
 from tandem_engine.step import KVStore
-from tandem_wire.handoff import TransportOffer
+from tandem_wire.handoff import HandoffMessage, PagesReady, PagesWritten, SlotFreed, TransportOffer
 
-_MAX_ANSWER_BYTES: Final = 4096
-_NONCE_BYTES: Final = 32
+_IN_CACHE: Final = -1
+_SCRATCH: Final = 0
+"""The slot of a write: none, or the scratch room."""
+_PEER_PROCESS: Final = 77
+"""SO_PEERPIDFD of Linux 6.5: a descriptor that says when the peer's process has ended."""
+_LOOK_SECONDS: Final = 0.001
+_LOOK_FOR_END_SECONDS: Final = 0.05
+_REST_SECONDS: Final = 1.0
+"""From when a writer has left that was inside when its gate was shut; see the ADR's last part."""
 
-log = logging.getLogger(__name__)
 
-
-class CudaIpcTransport(RingTransport):
-    """From GPU to GPU of one host."""
+class CudaIpcTransport(Transport):
+    """From one GPU's cache into another's, or into another part of the same GPU's memory."""
 
     name = "cudaIpc"
+    placement = "one-sided"
     memory = "device"
 
     def __init__(self, settings: HandoffSettings, kv: KVStore) -> None:
-        # First: without a GPU's memory no directory helps.
+        super().__init__(settings, kv)
         try:
-            kv.make_staging(1).close()
+            self.cache: OpenCache = kv.open_cache()
         except StagingUnavailableError as error:
             raise TransportError(str(error)) from error
-        super().__init__(settings, kv)
+        # Last: without a GPU's memory no directory helps.
+        if not settings.shm_dir:
+            self.cache.close()
+            raise TransportError(
+                "TANDEM_SHM_DIR is not set; set it to a directory that the workers of a node share"
+            )
 
     def offer(self, link: Link) -> Inbound:
         return CudaIpcInbound(self, link)
 
     async def accept(self, offer: TransportOffer, link: Link) -> Outbound:
-        shape = RingShape.offered(offer)
-        # Before D gives up on the handshake, so that another transport can still be taken.
-        seconds = link.settings.dial_seconds / 3
+        gate, generation = offer.details.get("gate"), offer.details.get("generation")
+        if not (isinstance(gate, int) and isinstance(generation, int)):
+            raise TransportError("the peer's offer names no gate")
+        descriptors = await visit(link.settings, offer)
         try:
-            async with asyncio.timeout(seconds):
-                descriptor = await _take_descriptor(link.settings.shm_dir, offer)
-        except TimeoutError:
-            raise TransportError(f"the peer gave no memory within {seconds:.1f} s") from None
-        except OSError as error:
-            raise TransportError(
-                f"can't reach the peer's socket in {link.settings.shm_dir}: {error}; "
-                "give both workers the same TANDEM_SHM_DIR"
-            ) from error
-        try:
-            ring = self._kv.map_staging(descriptor, shape.num_bytes)
+            cache = self._kv.map_cache(descriptors, offer.details)
         except StagingUnavailableError as error:
-            raise TransportError(f"can't map the peer's memory: {error}") from error
+            raise TransportError(f"can't map the peer's cache: {error}") from error
         finally:
-            os.close(descriptor)
-        return RingOutbound(self, link, shape, ring)
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return CudaIpcOutbound(self, link, cache, Gate(gate, generation))
+
+    def close(self) -> None:
+        self.cache.close()
 
 
-class CudaIpcInbound(RingInbound):
-    """D's end: a listening socket until P has answered, the ring from P's visit on."""
+class CudaIpcInbound(Inbound):
+    """D's end: a gate of its own, and a thread that checks what P says it has written."""
 
     def __init__(self, transport: CudaIpcTransport, link: Link) -> None:
-        """Raises TransportError when the directory takes no socket."""
-        settings = link.settings
-        shape = RingShape.of(link, settings.device_slot_bytes, settings.device_ring_bytes)
-        super().__init__(transport, link, shape)
-        self._directory = settings.shm_dir
-        self._file = f"tandem-gpu-{secrets.token_hex(8)}"
-        self._nonce = secrets.token_hex(_NONCE_BYTES // 2)
-        self._door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._door.setblocking(False)
+        """Raises TransportError when there is no gate left, or no room for a door."""
+        super().__init__(transport)
+        self._loop = asyncio.get_running_loop()
+        self._link = link
+        self._cache = transport.cache
         try:
-            with _reachable(self._directory, self._file) as path:
-                self._door.bind(path)
-                os.chmod(path, 0o600)
-                self._door.listen(1)
-        except OSError as error:
-            self._shut()
-            raise TransportError(
-                f"can't make a socket in {self._directory}: {error}; "
-                "set TANDEM_SHM_DIR to a directory that this worker may write"
-            ) from error
-        self._visits = self._loop.create_task(self._receive_visits())
+            self._gate = self._cache.open_gate()
+        except StagingUnavailableError as error:
+            raise TransportError(str(error)) from error
+        self._writer = -1  # a descriptor that says when P's process has ended
+        self._queue: queue.SimpleQueue[PagesWritten | None] = queue.SimpleQueue()
+        self._ended: asyncio.Future[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        try:
+            self._door = Door(link.settings, self._give)
+        except TransportError:
+            self._cache.give_back(self._gate)
+            raise
 
     @property
     def offer(self) -> TransportOffer:
-        details: dict[str, str | int] = {"file": self._file, "nonce": self._nonce}
-        return TransportOffer(self.name, details | self._shape.details)
+        gate = {"gate": self._gate.number, "generation": self._gate.generation}
+        return TransportOffer(self.name, {**self._door.details, **self._cache.details, **gate})
 
-    async def _receive_visits(self) -> None:
-        """Until P has come with the nonce."""
-        while self._staging is None:
-            visitor, _ = await self._loop.sock_accept(self._door)
-            with visitor:
-                visitor.setblocking(False)
-                try:
-                    async with asyncio.timeout(self._link.settings.dial_seconds / 3):
-                        await self._serve(visitor)
-                except (OSError, TimeoutError) as error:
-                    log.warning("a visitor of the ring's socket was lost: %s", error)
-
-    async def _serve(self, visitor: socket.socket) -> None:
-        shown = b""
-        while len(shown) < _NONCE_BYTES:
-            part = await self._loop.sock_recv(visitor, _NONCE_BYTES - len(shown))
-            if not part:
-                return
-            shown += part
-        if not secrets.compare_digest(shown, self._nonce.encode()):
-            return
+    def _give(self, visitor: socket.socket) -> tuple[int, ...]:
         try:
-            self._staging = self._link.kv.make_staging(self._shape.num_bytes)
-        except StagingUnavailableError as error:
-            await self._loop.sock_sendall(visitor, json.dumps({"error": str(error)}).encode())
-            return
-        socket.send_fds(visitor, [b"{}"], [self._staging.descriptor()])
-
-    def _shut(self) -> None:
-        self._door.close()
-        with contextlib.suppress(OSError):
-            (Path(self._directory) / self._file).unlink()
+            room = visitor.getsockopt(socket.SOL_SOCKET, _PEER_PROCESS, struct.calcsize("i"))
+        except OSError as error:
+            raise StagingUnavailableError(
+                f"the system doesn't tell when a peer's process has ended (SO_PEERPIDFD: {error}); "
+                "Linux 6.5 does"
+            ) from error
+        self._writer = struct.unpack("i", room)[0]
+        return self._cache.descriptors()
 
     async def open(self) -> None:
-        await self._end_visits()
-        if self._staging is None:
-            raise TransportError("the peer chose cudaIpc, but never came for the ring")
-        await super().open()
+        await self._door.close()
+        if self._writer < 0:
+            raise TransportError("the peer chose cudaIpc, but never came for the cache")
+        self._ended = self._loop.create_future()
+        threading.Thread(
+            target=self._run, args=(self._ended,), name=f"kv-in-{self.name}", daemon=True
+        ).start()
 
-    async def _end_visits(self) -> None:
-        self._visits.cancel()
-        await asyncio.wait([self._visits])
-        self._shut()
+    def register(self, epoch: int, landing: Landing) -> None:
+        super().register(epoch, landing)
+        self._tell_when_ready(epoch, landing)
+
+    def _tell_when_ready(self, epoch: int, landing: Landing) -> None:
+        if self._landings.get(epoch) is not landing:
+            return
+        if landing.is_settled():
+            self._link.send(PagesReady(epoch))
+        else:
+            self._loop.call_later(_LOOK_SECONDS, self._tell_when_ready, epoch, landing)
+
+    def handle(self, message: HandoffMessage) -> None:
+        """P has written some pages."""
+        if isinstance(message, PagesWritten):
+            self._queue.put(message)
+
+    def _run(self, ended: asyncio.Future[None]) -> None:
+        while (message := self._queue.get()) is not None:
+            layers = range(message.first_layer, message.first_layer + message.num_layers)
+            try:
+                self._check(message.epoch, message.blocks, layers, self._cache)
+            except Exception as error:
+                self._loop.call_soon_threadsafe(self._link.on_lost, error)
+            if message.slot == _SCRATCH:
+                self._loop.call_soon_threadsafe(self._link.send, SlotFreed(_SCRATCH))
+        self._loop.call_soon_threadsafe(ended.set_result, None)
 
     async def close(self) -> None:
-        await self._end_visits()
+        if self._closing is None:
+            self._closing = self._loop.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        await self._door.close()
+        self._queue.put(None)
+        if self._ended is not None:
+            await self._ended
+        self._cache.shut(self._gate)
+        if await self._wait_for_writers():
+            self._cache.give_back(self._gate)
+        if self._writer >= 0:
+            os.close(self._writer)
+
+    async def _wait_for_writers(self) -> bool:
+        """Until nothing of this session can land. False: its gate still counts a dead writer."""
+        pause = _LOOK_SECONDS
+        while self._cache.num_inside(self._gate):
+            self.in_quarantine = True
+            if _has_ended(self._writer):
+                return not self._cache.num_inside(self._gate)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LOOK_FOR_END_SECONDS)
+        if self.in_quarantine:
+            await asyncio.sleep(_REST_SECONDS)
+        return True
+
+
+class CudaIpcOutbound(Outbound):
+    """P's end: lanes that launch and wait for their launch."""
+
+    def __init__(
+        self, transport: CudaIpcTransport, link: Link, cache: PeerCache, gate: Gate
+    ) -> None:
+        super().__init__(transport, link)
+        self.write_bytes = min(link.settings.write_bytes or cache.write_bytes, MAX_WRITE_BYTES)
+        self.least_write_bytes = self.write_bytes  # what goes in one launch is never cut
+        self.num_lanes = cache.num_lanes
+        self.probe_bytes = min(self.write_bytes, transport.cache.scratch_bytes)
+        self._link = link
+        self._checksum = link.settings.checksum
+        self._cache = cache
+        self._gate = gate
+        self._ready: dict[int, asyncio.Future[None]] = {}
+        self._scratch: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._scratch.put(True)
+        for lane in range(cache.num_lanes):
+            self.start_lane(self._send, f"{self.name}-{lane}")
+
+    def handle(self, message: HandoffMessage) -> None:
+        """An epoch's pages may be written, or the scratch room is free again."""
+        match message:
+            case PagesReady(epoch):
+                ready = self._readiness(epoch)
+                if not ready.done():
+                    ready.set_result(None)
+            case SlotFreed():
+                self._scratch.put(True)
+
+    def _readiness(self, epoch: int) -> "asyncio.Future[None]":
+        return self._ready.setdefault(epoch, self._loop.create_future())
+
+    async def write(self, write: PageWrite) -> Written:
+        await asyncio.shield(self._readiness(write.epoch))
+        return await super().write(write)
+
+    async def fence(self, epoch: int) -> None:
+        self._readiness(epoch).cancel()
+        await super().fence(epoch)
+
+    def forget(self, epoch: int) -> None:
+        self._ready.pop(epoch, None)
+
+    def _send(self, write: PageWrite) -> Written:
+        if write.pages.are_of_a_cache:
+            return self._push(write, _IN_CACHE)
+        if not self._scratch.get():
+            self._scratch.put(False)  # whatever comes next must not wait either
+            raise TransportError("the session has ended")
+        try:
+            return self._push(write, _SCRATCH)
+        except BaseException:
+            self._scratch.put(True)
+            raise
+
+    def _push(self, write: PageWrite, slot: int) -> Written:
+        blocks, layers = write.target_blocks, write.layers
+        seed = place_seed(blocks, layers) if self._checksum else None
+        try:
+            checksum = write.pages.push(
+                self._cache, self._gate, write.source_blocks, blocks, layers, seed
+            )
+        except GateShutError as error:
+            raise ConnectionResetError(str(error)) from error
+        message = PagesWritten(
+            write.epoch, slot, list(blocks), write.num_bytes, layers.start, len(layers)
+        )
+        self._loop.call_soon_threadsafe(self._link.send, message)
+        return Written(write.num_bytes, checksum)
+
+    def _interrupt(self) -> None:
+        for ready in self._ready.values():
+            ready.cancel()
+        for _ in range(self._cache.num_lanes):
+            self._scratch.put(False)
+
+    async def close(self) -> None:
         await super().close()
+        self._cache.close()
 
 
-@contextlib.contextmanager
-def _reachable(directory: str, name: str) -> Iterator[str]:
-    """A path to a socket in `directory` that is short enough for the system, however deep it is."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{descriptor}/{name}"
-    finally:
-        os.close(descriptor)
-
-
-async def _take_descriptor(directory: str, offer: TransportOffer) -> int:
-    """The descriptor of D's ring, ours to close. Raises OSError, TransportError."""
-    name, nonce = str(offer.details.get("file", "")), str(offer.details.get("nonce", ""))
-    if not nonce or not name or name != Path(name).name:
-        raise TransportError("the peer's offer names no socket")
-    loop = asyncio.get_running_loop()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
-        door.setblocking(False)
-        with _reachable(directory, name) as path:
-            await loop.sock_connect(door, path)
-        await loop.sock_sendall(door, nonce.encode())
-        await _wait_readable(door)
-        answer, descriptors, _, _ = socket.recv_fds(door, _MAX_ANSWER_BYTES, 1)
-    if descriptors:
-        return descriptors[0]
-    if not answer:
-        raise TransportError("the peer closed its socket without giving its memory")
-    raise TransportError(f"the peer can't make its ring: {json.loads(answer)['error']}")
-
-
-async def _wait_readable(door: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(door.fileno(), readable.set)
-    try:
-        await readable.wait()
-    finally:
-        loop.remove_reader(door.fileno())
+def _has_ended(process: int) -> bool:
+    """Whether a process has ended, with all of its files: what it had on the GPU went with them."""
+    poller = select.poll()
+    poller.register(process, select.POLLIN)
+    return bool(poller.poll(0))

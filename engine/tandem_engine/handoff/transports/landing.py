@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from tandem_engine.handoff.pages import Pages, payload_checksum, place_seed
-from tandem_engine.memory import Staging
+from tandem_engine.memory import OpenCache, Staging
 
 _MASK = (1 << 64) - 1
 _TELL_SECONDS: Final = 0.5
@@ -16,9 +16,9 @@ _TELL_SECONDS: Final = 0.5
 class Landing:
     """The destination blocks of one (request, epoch).
 
-    Transport threads call `write`, `unstage` or `pour` (staged) or `placed` (one-sided); the loop
-    calls `fence`. The blocks belong to the attempt until `fence` has returned: from then on this
-    side writes no byte of it, however late it comes. Counts are read on the loop.
+    Transport threads call `write`, `unstage` or `pour` (staged), `placed` or `check` (one-sided);
+    the loop calls `fence`. The blocks belong to the attempt until `fence` has returned: from then
+    on this side writes no byte of it, however late it comes. Counts are read on the loop.
     """
 
     def __init__(
@@ -104,6 +104,19 @@ class Landing:
             return payload_checksum(blocks, layers, self.pages.export(blocks, layers))
 
         return self._put(blocks, layers, self._num_bytes_of(blocks, layers), check)
+
+    def check(self, blocks: Sequence[int], layers: range, cache: OpenCache) -> bool:
+        """Check and count what the peer has put into `cache`; False when this attempt is over."""
+
+        def take() -> int:
+            seed = place_seed(blocks, layers) if self._with_checksum else None
+            return self.pages.check(cache, blocks, layers, seed)
+
+        return self._put(blocks, layers, self._num_bytes_of(blocks, layers), take)
+
+    def is_settled(self) -> bool:
+        """Whether no step of this worker can still write to the blocks."""
+        return self.pages.are_settled(self.blocks)
 
     def _num_bytes_of(self, blocks: Sequence[int], layers: range) -> int:
         return len(blocks) * len(layers) * self.pages.layer_bytes

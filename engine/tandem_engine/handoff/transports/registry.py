@@ -2,12 +2,13 @@
 
 import itertools
 import logging
-from typing import Final
+from typing import Final, Literal
 
 from tandem_engine.handoff.errors import HandoffUnavailable, PairingRefused, TransportError
 from tandem_engine.handoff.settings import HandoffSettings
 from tandem_engine.handoff.transports.base import Inbound, Link, Outbound, Transport
 from tandem_engine.handoff.transports.cuda_ipc import CudaIpcTransport
+from tandem_engine.handoff.transports.cuda_ipc_ring import CudaIpcRingTransport
 from tandem_engine.handoff.transports.mooncake import MooncakeTransport
 from tandem_engine.handoff.transports.nixl import NixlTransport
 from tandem_engine.handoff.transports.shm import ShmTransport
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 BUILT: Final[tuple[type[Transport], ...]] = (
     CudaIpcTransport,
+    CudaIpcRingTransport,
     ShmTransport,
     NixlTransport,
     TcpTransport,
@@ -30,6 +32,11 @@ automatic. mooncake is not: over TCP it is slower than tcp, see docs/benchmarks/
 
 Reasons = dict[TransportName, str]
 """Why a transport is not used, by its name."""
+
+
+def _is_wanted(name: TransportName, wanted: TransportName | Literal["auto"]) -> bool:
+    """Whether it was named, or stands in for the one that was named."""
+    return name == wanted or (name, wanted) == ("cudaIpcRing", "cudaIpc")
 
 
 def _list(why: Reasons) -> str:
@@ -51,10 +58,10 @@ class Transports:
         chosen = [
             kind
             for kind in BUILT
-            if wanted == kind.name or (wanted == "auto" and kind.is_automatic)
+            if _is_wanted(kind.name, wanted) or (wanted == "auto" and kind.is_automatic)
         ]
         if not chosen:
-            built = ", ".join(TRANSPORT_CHOICES[transport.name] for transport in BUILT)
+            built = ", ".join(dict.fromkeys(TRANSPORT_CHOICES[kind.name] for kind in BUILT))
             raise HandoffUnavailable(
                 f"--transfer is {TRANSPORT_CHOICES.get(wanted, wanted)}, "
                 f"which is not built in; use one of Auto, {built}"
@@ -68,10 +75,9 @@ class Transports:
                 self._usable[kind.name] = kind(settings, kv)
             except TransportError as error:
                 self._missing[kind.name] = str(error)
-        if wanted != "auto" and self._missing:
-            raise HandoffUnavailable(
-                f"--transfer is {TRANSPORT_CHOICES[wanted]}, but {self._missing[wanted]}"
-            )
+        if not self._usable:
+            why = "; ".join(dict.fromkeys(self._missing.values()))
+            raise HandoffUnavailable(f"--transfer is {TRANSPORT_CHOICES[wanted]}, but {why}")
 
     def __str__(self) -> str:
         return ", ".join(

@@ -40,6 +40,12 @@ def free_ports(count: int) -> list[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
+def last_line(log: Path) -> str:
+    """What a process wrote last. Its log goes with the fleet's folder."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return lines[-1][:300] if lines else "(nothing)"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSetting:
     """What all workers of a fleet have in common."""
@@ -198,17 +204,19 @@ class Fleet:
         end = loop.time() + START_SECONDS
         async with httpx.AsyncClient(timeout=5.0) as client:
             waiting = {worker.url: worker.log for worker in self.workers}
-            waiting[self.url] = self.setting.folder / "router.log"
+            waiting[self.url] = router_log = self.setting.folder / "router.log"
             while waiting:
                 for url in list(waiting):
                     with contextlib.suppress(httpx.HTTPError):
                         if (await client.get(f"{url}/ready")).status_code == 200:
                             del waiting[url]
+                if self._router is not None and self._router.returncode is not None:
+                    raise EngineError(f"the router can't start: {last_line(router_log)}")
                 if loop.time() > end:
+                    logs = "; ".join(f"{log.stem}: {last_line(log)}" for log in waiting.values())
                     raise EngineError(
                         f"{len(waiting)} of the fleet's processes are not ready after "
-                        f"{START_SECONDS:g} s",
-                        f"see {', '.join(str(log) for log in waiting.values())}",
+                        f"{START_SECONDS:g} s; the last lines of their logs: {logs}"
                     )
                 await asyncio.sleep(0.1)
 

@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 
+from tandem_bench.errors import EngineError
 from tandem_bench.soak.answers import MockBook
 from tandem_bench.soak.command import Options, every_fault, soak
 from tandem_engine.faults import Fault, Step, parse_faults
@@ -51,3 +52,9 @@ def test_a_short_soak(tmp_path: Path, transfer: str) -> None:
     assert report.seen.num_answered == options.requests
     assert report.seen.num_right + report.seen.refused.total() == options.requests
     assert sum(report.faults.values()) > 0
+
+
+def test_a_fleet_that_cannot_start_says_why_at_once(tmp_path: Path) -> None:
+    options = Options(model=f"file://{tmp_path}", prefill=1, decode=1)
+    with pytest.raises(EngineError, match="the router can't start: tandem-router: "):
+        asyncio.run(soak(options, tmp_path))

@@ -87,7 +87,8 @@ test-newest: ## unit and integration tests with the newest of every package, in 
 test: test-unit ## unit, integration and end-to-end tests
 	@# Cold, the Go build takes minutes: it must not count against a test's time limit.
 	$(BIN)/tandem cluster build
-	$(PYTEST) -m cluster --reruns 1 --durations=15
+	@# Two clusters: most of a test's time is waiting for what a cluster does by the clock.
+	$(PYTEST) -m cluster -n 2 --dist loadfile --reruns 1 --durations=15
 
 test-gpu: $(STAMP) ## tests that need an NVIDIA GPU; install with EXTRAS=engine,gpu,demo,dev
 	$(PYTEST) -m gpu kernels engine

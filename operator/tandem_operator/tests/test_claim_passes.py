@@ -58,7 +58,7 @@ async def test_templates_come_before_pods_and_go_after_them(bench: Bench) -> Non
     assert templates(bench) == made
     for key in old:
         del bench.cluster.objects[key]
-    await bench.controller.work(KEY)
+    await bench.settle(2)  # the first brings the last new worker
     assert not templates(bench)
 
 

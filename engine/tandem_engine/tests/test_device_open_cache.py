@@ -179,7 +179,6 @@ def test_nothing_lands_after_a_writers_process_has_ended() -> None:
     target.cache.fill_(7)
     torch.cuda.synchronize()
     ours.shut(gate)
-    end = time.monotonic() + 1
-    while time.monotonic() < end:
+    for _ in range(300):
         assert bool((target.cache == 7).all())
     ours.close()

@@ -19,6 +19,7 @@ class Workers:
     returnable: int = 0  # of `draining`: could take work again
     unplaced: int = 0  # of `pending`: the scheduler finds no node for them
     failed: int = 0
+    youngest: int = 0  # of `ready`: when the last one was made, in seconds
 
     @property
     def live(self) -> int:

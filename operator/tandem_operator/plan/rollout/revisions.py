@@ -94,15 +94,16 @@ def _count_revision(observed: Observed, revision: str, model_id: str) -> Pair[Wo
 
 def _count(pods: list[WorkerPod], model_id: str) -> Workers:
     live = [pod for pod in pods if pod.live]
-    ready = sum(pod.ready and pod.model_id in (model_id, "") for pod in live)
+    ready = [pod for pod in live if pod.ready and pod.model_id in (model_id, "")]
     held = [pod for pod in pods if not pod.live and (pod.failure is None or pod.deleting)]
     return Workers(
-        ready=ready,
-        pending=len(live) - ready,
+        ready=len(ready),
+        pending=len(live) - len(ready),
         draining=len(held),
         returnable=sum(can_return(pod) for pod in held),
         unplaced=sum(pod.unplaced for pod in live),
         failed=sum(pod.failure is not None and not pod.deleting for pod in pods),
+        youngest=max((int(pod.created.timestamp()) for pod in ready), default=0),
     )
 
 

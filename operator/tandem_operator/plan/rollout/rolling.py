@@ -198,13 +198,19 @@ class _Moves:
     def _drainable(self, in_ratio: bool) -> Iterator[tuple[str, Role]]:
         """The workers that may go, the best choice first."""
         roles = sorted(Role, key=self._excess, reverse=True)
-        old = sorted(self.old, key=lambda name: (name == self.goal.fallback, self._size(name)))
+        merged = self._merged()
+        old = sorted(self.old, key=self._can_start if merged else self._is_kept_up)
         for role in roles:
             if not self._useful(role, in_ratio):
                 continue
             for name in old:
+                if name == merged and self.counts.get(name).of(role).pending:
+                    continue  # it is made to let one of another revision go
                 if self.counts.get(name).of(role).live and self._may_go(name, role, in_ratio):
                     yield name, role
+
+    def _is_kept_up(self, name: str) -> tuple[bool, int]:
+        return name == self.goal.fallback, self._size(name)
 
     def _excess(self, role: Role) -> int:
         """The old workers in thousandths of the pool: the pool that is behind goes first."""
@@ -290,10 +296,11 @@ class _Moves:
         """Free the last places of three revisions, of which none has a worker to spare.
 
         With one prefill worker each, neither of two old revisions can give up its own for the
-        target. The decode workers then move to one of the two, until the other has none to serve.
+        target. The decode workers then move to one of the two, until the other has none to serve:
+        to the one whose workers started last, since those of the other one may fail by now.
         """
-        old = [name for name in self.old if is_paired(self.counts.get(name), self.needed)]
-        if self.proven or len(old) < 2:
+        kept = self._merged()
+        if not kept:
             return
         useless = [role for role in Role if self.counts.get(self.goal.target).of(role).live]
         if useless:
@@ -301,16 +308,37 @@ class _Moves:
                 live = self.counts.get(self.goal.target).of(role).live
                 self.counts = self.counts.drained(self.goal.target, role, live)
             return
-        kept = max(old, key=lambda name: (name == self.goal.fallback, self._size(name), name))
+        old = self._serving_old()
         for role in Role:
             if self.room(role) and self._missing(kept, role):
                 self._add(kept, role, 1)
                 return
+        if any(each.pending > each.unplaced for name in old for each in self.seen.get(name)):
+            return
         for role in Role:
             for name in old:
                 if name != kept and self._may_go(name, role, in_ratio=False):
                     self.counts = self.counts.drained(name, role)
                     return
+
+    def _serving_old(self) -> list[str]:
+        return [name for name in self.old if is_paired(self.seen.get(name), self.needed)]
+
+    def _merged(self) -> str:
+        """Into which of several old revisions the others go before the target comes; "" if none."""
+        old = self._serving_old()
+        return max(old, key=self._can_start) if not self.proven and len(old) > 1 else ""
+
+    def _can_start(self, name: str) -> tuple[bool, int, bool, int, str]:
+        """What speaks for it that more workers of a revision would become ready, the best first."""
+        pair = self.seen.get(name)
+        return (
+            not any(each.failed for each in pair),
+            max(each.youngest for each in pair),
+            name == self.goal.fallback,
+            self._size(name),
+            name,
+        )
 
 
 def _paused(seen: Counts, goal: Goal) -> Counts:

@@ -19,6 +19,7 @@ class Worker:
     role: Role
     state: str = PENDING
     placed: bool = False
+    created: int = 0
 
 
 @dataclass
@@ -104,7 +105,7 @@ class World:
             change -= 1
         # The replacements of failed workers wait until their back-off is over.
         for _ in range(change - sum(w.state == FAILED for w in mine)):
-            self.workers.append(Worker(name, role))
+            self.workers.append(Worker(name, role, created=self.now))
 
     def _place(self) -> None:
         placed = sum(worker.placed and worker.state != FAILED for worker in self.workers)
@@ -152,12 +153,16 @@ class World:
         """Some passes, with the next event after each of them."""
         for _ in range(passes):
             self.act()
+            if not self.random.randrange(4):
+                self.act()  # a pass may come at any time
             self.wait()
 
     def finish(self, limit: int = 2000) -> None:
         """Pass after pass until nothing changes any more; the roll-out must be at its end then."""
         for _ in range(limit):
             changed = self.act()
+            if not self.random.randrange(4):
+                changed |= self.act()
             if not self.wait() and not changed:
                 assert self.is_done, f"it is stuck: {self.count()} for {self.goal}"
                 return
@@ -184,4 +189,5 @@ def _count(workers: list[Worker]) -> Workers:
         returnable=sum(worker.placed for worker in draining),
         unplaced=sum(not worker.placed for worker in pending),
         failed=states.count(FAILED),
+        youngest=max((worker.created for worker in workers if worker.state == READY), default=0),
     )

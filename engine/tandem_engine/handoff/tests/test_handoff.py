@@ -21,7 +21,6 @@ from tandem_engine.handoff.events import (
     PushDone,
     PushFailed,
 )
-from tandem_engine.handoff.prefill.session import PrefillSession
 from tandem_engine.handoff.prefill.side import PrefillSide
 from tandem_engine.handoff.tests.scripted import (
     LATENTS,
@@ -30,6 +29,7 @@ from tandem_engine.handoff.tests.scripted import (
     eventually,
     make,
 )
+from tandem_engine.handoff.tests.sleeping import leave_fences_unanswered
 from tandem_engine.handoff.tests.transport_list import TRANSPORTS
 from tandem_engine.handoff.transports.base import Inbound
 from tandem_engine.step import KVStore
@@ -341,11 +341,7 @@ def test_a_peer_that_does_not_fence_is_cut_off(
 ) -> None:
     """It beats, but never acknowledges: the end of its connection stands in for that."""
     p1, p2, d = make(stack, "p1"), make(stack, "p2"), make(stack, "d", stall_seconds=patience(0.3))
-
-    async def never(*_: object) -> None:
-        return
-
-    monkeypatch.setattr(PrefillSession, "_fence", never)
+    leave_fences_unanswered(monkeypatch)
     d.fetch("r", [p1, p2])
     p1.push(p1.arrived(), finish=False)
     p2.push(p2.arrived())

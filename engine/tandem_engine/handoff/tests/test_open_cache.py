@@ -17,12 +17,12 @@ from deadlines import patience
 
 from tandem_engine.errors import GateShutError
 from tandem_engine.frames import LeaseQuery, LeaseReport
-from tandem_engine.handoff.events import FetchDone, FetchFailed, PrefillDropped
+from tandem_engine.handoff.events import FetchDone
 from tandem_engine.handoff.pages import KVPages
-from tandem_engine.handoff.prefill.session import PrefillSession
 from tandem_engine.handoff.tests.children import Pipe, Start
 from tandem_engine.handoff.tests.host_cache import HostOpenCache, HostPeerCache
 from tandem_engine.handoff.tests.scripted import Worker, eventually, make
+from tandem_engine.handoff.tests.sleeping import leave_fences_unanswered, wake_after_cut_off
 from tandem_engine.handoff.transports import cuda_ipc
 from tandem_wire.messages import PrefillPeer
 
@@ -55,35 +55,14 @@ class Pause:
         monkeypatch.setattr(kind, way, wait)
 
 
-async def _never(*_: object) -> None:
-    """In place of a fence's answer: P sleeps."""
-
-
 def test_a_writer_that_wakes_after_it_was_cut_off_is_not_let_in(
     stack: ExitStack, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """P is frozen before its launch; D gives the pages to another request; P wakes and launches."""
-    bad, good = make(stack, "bad", **options), make(stack, "good", **options)
-    d = make(stack, "d", stall_seconds=patience(0.5), **options)
-    assert d.takes(bad)
-    pause = Pause(monkeypatch, bad, inside=False)
-    fence = PrefillSession._fence
-    monkeypatch.setattr(PrefillSession, "_fence", _never)
-    before = d.kv.data.copy()
-    d.fetch("r", [bad])
-    bad.push(bad.arrived(), finish=False)
-    assert pause.held.wait(patience(20))
-    assert isinstance(d.outcome("r"), FetchFailed)
-    monkeypatch.setattr(PrefillSession, "_fence", fence)
-    d.fetch("again", [good], 40)
-    arrived = good.arrived()
-    source = good.push(arrived)
-    assert isinstance(d.outcome("again"), FetchDone)
-    before[:, :, arrived.request.blocks] = good.kv.data[:, :, source]
-    pause.release.set()
-    bad.wait(PrefillDropped)
+    pause = wake_after_cut_off(
+        stack, monkeypatch, options, lambda bad: Pause(monkeypatch, bad, inside=False)
+    )
     assert pause.refused.is_set()
-    assert np.array_equal(d.kv.data, before)
 
 
 def held_states(d: Worker) -> list[str]:
@@ -99,7 +78,7 @@ def test_the_pages_of_a_writer_that_is_inside_stay_in_quarantine(
     d = make(stack, "d", stall_seconds=patience(0.5), **options)
     assert d.takes(bad)
     pause = Pause(monkeypatch, bad, inside=True)
-    monkeypatch.setattr(PrefillSession, "_fence", _never)
+    leave_fences_unanswered(monkeypatch)
     d.fetch("r", [bad, good])
     bad.push(bad.arrived(), finish=False)
     assert pause.held.wait(patience(20))

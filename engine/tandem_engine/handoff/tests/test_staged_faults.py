@@ -14,8 +14,8 @@ from deadlines import patience
 
 from tandem_engine.handoff.events import FetchCancelled, FetchDone, FetchFailed, PrefillDropped
 from tandem_engine.handoff.pages import KVPages
-from tandem_engine.handoff.prefill.session import PrefillSession
 from tandem_engine.handoff.tests.scripted import LAYOUT, Worker, eventually, make
+from tandem_engine.handoff.tests.sleeping import wake_after_cut_off
 from tandem_engine.handoff.tests.transport_list import RINGS
 from tandem_engine.handoff.transports.base import Link, Outbound
 from tandem_engine.handoff.transports.remote_ring import RemoteRingOutbound
@@ -81,31 +81,7 @@ def test_a_peer_that_wakes_after_it_was_cut_off_writes_to_the_ring_alone(
     stack: ExitStack, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It sleeps in a copy, doesn't answer the fence, and finishes when its pages are another's."""
-
-    async def never(*_: object) -> None:
-        return
-
-    bad, good = make(stack, "bad", **options), make(stack, "good", **options)
-    d = make(stack, "d", stall_seconds=patience(0.5), **options)
-    assert d.takes(bad)
-    gate = Gate(monkeypatch, bad, "stage")
-    fence = PrefillSession._fence
-    monkeypatch.setattr(PrefillSession, "_fence", never)
-    before = d.kv.data.copy()
-    d.fetch("r", [bad])
-    bad.push(bad.arrived(), finish=False)
-    assert gate.held.wait(patience(20))
-    assert isinstance(d.outcome("r"), FetchFailed)
-    monkeypatch.setattr(PrefillSession, "_fence", fence)
-    d.fetch("again", [good], 40)
-    arrived = good.arrived()
-    source = good.push(arrived)
-    assert isinstance(d.outcome("again"), FetchDone)
-    before[:, :, arrived.request.blocks] = good.kv.data[:, :, source]
-    gate.release.set()
-    bad.wait(PrefillDropped)
-    eventually(lambda: not bad.handoff.num_leases())
-    assert np.array_equal(d.kv.data, before)
+    wake_after_cut_off(stack, monkeypatch, options, lambda bad: Gate(monkeypatch, bad, "stage"))
 
 
 def test_a_cancelled_request_waits_for_the_copy_that_is_under_way(

@@ -18,9 +18,9 @@ from tandem_engine.handoff.events import (
     PrefillDropped,
     PushFailed,
 )
-from tandem_engine.handoff.prefill.session import PrefillSession
 from tandem_engine.handoff.tests.in_memory import InMemoryTransport, Network
 from tandem_engine.handoff.tests.scripted import FAST, LAYOUT, BytesStore, eventually, make
+from tandem_engine.handoff.tests.sleeping import leave_fences_unanswered
 from tandem_engine.handoff.transports import registry
 from tandem_engine.handoff.transports.cuda_ipc import CudaIpcTransport
 from tandem_engine.handoff.transports.registry import Transports
@@ -133,13 +133,9 @@ def test_a_peer_that_does_not_complete_loses_its_right_to_write(
     stack: ExitStack, planted: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is cut off, and what it writes when it wakes up lands nowhere."""
-
-    async def never(*_: object) -> None:
-        return
-
     p, d = make(stack, "p"), make(stack, "d", stall_seconds=patience(0.3))
     assert d.takes(p)
-    monkeypatch.setattr(PrefillSession, "_fence", never)
+    leave_fences_unanswered(monkeypatch)
     planted.holds = planted.is_stopped = True
     before = d.kv.data.copy()
     d.fetch("r", [p])
